@@ -1,0 +1,37 @@
+"""Handwritten digits from scratch: a first run on any machine.
+
+jaxcls train configs/digits.py
+"""
+
+from jaxcls.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(name="efficientnetv2_b0", dropout=0.2, drop_path=0.1),
+        data=DataConfig(
+            source="digits",
+            batch_size=64,
+            image_size=32,
+            canvas_size=8,
+            crop_fraction=32 / 36,
+        ),
+        augment=AugmentConfig(flip=False),  # a mirrored digit is another sign
+        optimizer=OptimizerConfig(
+            name="sgd",
+            learning_rate=0.1,
+            options={"momentum": 0.9, "nesterov": True},
+            weight_decay=5e-4,
+            ema_decay=0.99,
+        ),
+        checkpoint=CheckpointConfig(every_steps=220),
+        num_epochs=40,
+        eval_every_steps=110,
+    )

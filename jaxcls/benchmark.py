@@ -1,0 +1,172 @@
+"""How fast the parts of a training run: data, augmentation, step, and all together."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.augment.pipeline import make_augment
+from jaxcls.config import Config
+from jaxcls.data.sources import Source, open_source
+from jaxcls.parallel import make_mesh
+from jaxcls.training.assemble import Training, assemble
+from jaxcls.training.loop import device_batches
+from jaxcls.training.losses import soft_labels
+
+SYNTHETIC_CLASSES = 1000
+SYNTHETIC_EXAMPLES = 1_281_167  # as many as ImageNet's training split
+COPY_BYTES = 1 << 28
+
+Report = dict[str, Any]
+
+
+def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) -> Report:
+    """Measures each part for at least `seconds`; rates come from the median step.
+
+    Args:
+      config: the training to measure.
+      synthetic: leave the data out and use 1,000 classes; the data's figures are then None.
+      seconds: for each part.
+
+    Returns:
+      Images a second of data, augment, step and end_to_end; trace and compile seconds; FLOPs and
+      bytes an image as the compiler counts them on one device; and the share of the device's
+      measured memory bandwidth that those bytes amount to.
+
+    Raises:
+      UserError: the config does not fit the devices or the data.
+    """
+    source = None if synthetic else open_source(config.data, config.data.train_split)
+    training = assemble(
+        config,
+        num_classes=source.num_classes if source else SYNTHETIC_CLASSES,
+        num_examples=len(source) if source else SYNTHETIC_EXAMPLES,
+        mesh=make_mesh(),
+    )
+    compiled = training.compile_step()
+    batch = synthetic_batch(training)
+    rates = _rates(training, compiled.program, batch, source, seconds)
+    cost = compiled.program.cost_analysis()
+    per_device = config.data.batch_size / training.mesh.size
+    traffic = cost["bytes accessed"] / per_device
+    step_bytes = rates["step_images_per_second"] * traffic / training.mesh.size
+    return {
+        **rates,
+        "trace_seconds": compiled.trace_seconds,
+        "compile_seconds": compiled.compile_seconds,
+        "flops_per_image": cost["flops"] / per_device,
+        "bytes_per_image": traffic,
+        "memory_bandwidth_share": step_bytes / copy_bandwidth(seconds / 5),
+        "num_devices": training.mesh.size,
+        "device_kind": training.mesh.devices.flat[0].device_kind,
+    }
+
+
+def _rates(
+    training: Training, program: Callable, batch: Any, source: Source | None, seconds: float
+) -> Report:
+    batch_size = training.config.data.batch_size
+    state = training.init()
+
+    def train_step(batch: Any) -> jax.Array:
+        nonlocal state
+        state, metrics = program(state, batch)
+        return metrics["loss"]
+
+    augment = _augment_only(training)
+    seconds_a_step = {
+        "augment": _median_seconds(lambda: augment(batch), seconds),
+        "step": _median_seconds(lambda: train_step(batch), seconds),
+    }
+    if source is not None:
+        with device_batches(training, source, start=0) as batches:
+            seconds_a_step["data"] = _median_seconds(lambda: next(batches), seconds, mean=True)
+        with device_batches(training, source, start=0) as batches:
+            seconds_a_step["end_to_end"] = _median_seconds(
+                lambda: train_step(next(batches)), seconds, mean=True
+            )
+    return {
+        f"{part}_images_per_second": batch_size / seconds_a_step[part]
+        if part in seconds_a_step
+        else None
+        for part in ("data", "augment", "step", "end_to_end")
+    }
+
+
+def synthetic_batch(training: Training) -> Any:
+    """Random pixels that fill their canvases, and random labels, on the training's devices."""
+    generator = np.random.default_rng(0)
+    data = training.config.data
+    limits = {"images": 256, "labels": training.model.num_classes}
+
+    def make(name: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        if name == "sizes":
+            values = np.full(shape.shape, data.canvas_size, shape.dtype)
+        else:
+            values = generator.integers(limits[name], size=shape.shape, dtype=shape.dtype)
+        return jax.device_put(values, shape.sharding)
+
+    return {name: make(name, shape) for name, shape in training.abstract_batch().items()}
+
+
+def _augment_only(training: Training) -> Callable[[Any], Any]:
+    config = training.config
+    augment = make_augment(
+        config.augment,
+        image_size=config.data.image_size,
+        crop_fraction=config.data.crop_fraction,
+    )
+
+    @jax.jit
+    def run(batch: Any) -> Any:
+        labels = soft_labels(batch["labels"], training.model.num_classes)
+        positions = jnp.arange(config.data.batch_size, dtype=jnp.int32)
+        return augment(jax.random.key(0), batch["images"], batch["sizes"], labels, positions)
+
+    return run
+
+
+def _median_seconds(run: Callable[[], Any], seconds: float, *, mean: bool = False) -> float:
+    """Seconds a call, after two calls of warm-up; the mean where calls differ by buffering."""
+    for _ in range(2):
+        jax.block_until_ready(run())
+    times = []
+    while sum(times) < seconds or len(times) < 3:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        times.append(time.perf_counter() - start)
+    return statistics.fmean(times) if mean else statistics.median(times)
+
+
+def copy_bandwidth(seconds: float = 1.0) -> float:
+    """Bytes a second that one device reads and writes when it adds one to a large array."""
+    array = jnp.zeros(COPY_BYTES // 4, jnp.float32)
+    add = jax.jit(lambda x: x + 1)
+    return 2 * COPY_BYTES / _median_seconds(lambda: add(array), seconds)
+
+
+def describe(report: Report) -> str:
+    """The report as lines for a person."""
+
+    def rate(part: str) -> str:
+        value = report[f"{part}_images_per_second"]
+        return "not measured (synthetic)" if value is None else f"{value:,.1f} img/s"
+
+    return "\n".join(
+        [
+            f"on {report['num_devices']} x {report['device_kind']}",
+            f"data         {rate('data')}",
+            f"augment      {rate('augment')}",
+            f"step         {rate('step')} (augmentation included)",
+            f"end to end   {rate('end_to_end')}",
+            f"compiling    {report['compile_seconds']:.1f} s after "
+            f"{report['trace_seconds']:.1f} s of tracing",
+            f"an image     {report['flops_per_image'] / 1e9:.3f} GFLOP, "
+            f"{report['bytes_per_image'] / 1e6:.1f} MB, which is "
+            f"{report['memory_bandwidth_share']:.0%} of the measured memory bandwidth",
+        ]
+    )

@@ -1,0 +1,297 @@
+"""The `jaxcls` command. Imports what a command needs only when it runs, so that help is quick."""
+
+import csv
+import dataclasses
+import glob
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from jaxcls.config import Config, decode, encode, load_config
+from jaxcls.decoding import nearest
+from jaxcls.errors import UserError
+
+type Guesses = list[list[tuple[str, float]]]  # for each image, class names with probabilities
+
+IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
+EXIT_USER_ERROR = 2
+EXIT_STOPPED = 75  # after a save; the same command goes on (EX_TEMPFAIL)
+
+USAGE = """\
+usage: jaxcls COMMAND ...
+
+  jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or go on with a run
+  jaxcls evaluate RUN [--step latest|best|N] [--split NAME]     loss and accuracy of a checkpoint
+  jaxcls predict RUN IMAGE ... [--top 5] [--format table]       classes of image files
+  jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
+  jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
+
+CONFIG is a Python file that defines get_config(); RUN is the directory that training wrote.
+`jaxcls COMMAND --help` explains every option and every field of the config with its default.
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Trains the network that CONFIG describes, or goes on where the run stopped."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    workdir: Path
+    """Directory of the run; made if it is not there."""
+    allow_changes: bool = False
+    """Go on with a run although fields that decide its result have changed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowSchedule:
+    """Draws the learning rate over the training."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Picture file: png, svg or pdf."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """Measures the data pipeline, the augmentation and the step, apart and together."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    synthetic: bool = False
+    """Leave the data out: random images of 1,000 classes."""
+    seconds: float = 5.0
+    """Least time that each part is measured for."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluates a checkpoint of a run; needs nothing but the run's directory and the data."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Directory that training wrote."""
+    step: str = "latest"
+    """latest, best (by top-1 during training) or a step's number."""
+    split: str | None = None
+    """Split to evaluate, in TFDS syntax (None: data.eval_split of the run)."""
+    data_dir: str | None = None
+    """Folder of the prepared data sets (None: as the run had it)."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predict:
+    """Predicts the classes of image files."""
+
+    model: Annotated[Path, tyro.conf.Positional]
+    """Directory of a run."""
+    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """Image files, folders of images, or patterns such as 'photos/*.jpg'."""
+    step: str = "latest"
+    """latest, best (by top-1 during training) or a step's number."""
+    top: int = 5
+    """Classes to show for each image."""
+    format: Literal["table", "json", "csv"] = "table"
+    """How to print them."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        return _dispatch(arguments)
+    except UserError as error:
+        print(f"jaxcls: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(USAGE, end="")
+        return 0 if arguments else EXIT_USER_ERROR
+    if arguments[0] == "--version":
+        from jaxcls import __version__
+
+        print(__version__)
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}\n\n{USAGE}")
+    return COMMANDS[name](rest)
+
+
+def _train(arguments: list[str]) -> int:
+    path, config, rest = _take_config(arguments, "jaxcls train CONFIG")
+    default = Train(config=config, workdir=Path("runs") / path.stem)
+    options = tyro.cli(Train, prog="jaxcls train CONFIG", args=rest, default=default)
+    from jaxcls.training.loop import train
+
+    outcome = train(_checked(options.config), options.workdir, allow_changes=options.allow_changes)
+    if outcome.stopped_by:
+        print(
+            f"stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.num_steps}, "
+            f"which is saved; the same command goes on from there",
+            file=sys.stderr,
+        )
+        return EXIT_STOPPED
+    print(f"the run lies in {options.workdir}; evaluate it with:")
+    print(f"  jaxcls evaluate {options.workdir}")
+    return 0
+
+
+def _show(arguments: list[str]) -> int:
+    if not arguments or arguments[0] != "schedule":
+        raise UserError("usage: jaxcls show schedule CONFIG -o FILE.png")
+    prog = "jaxcls show schedule CONFIG"
+    _, config, rest = _take_config(arguments[1:], prog)
+    default = ShowSchedule(config=config, output=tyro.MISSING)
+    options = tyro.cli(ShowSchedule, prog=prog, args=rest, default=default)
+    from jaxcls.data.sources import open_source
+    from jaxcls.plots import plot_schedule, save_figure
+    from jaxcls.training.schedules import make_plan
+
+    config = _checked(options.config)
+    source = open_source(config.data, config.data.train_split)
+    save_figure(plot_schedule(make_plan(config, len(source))), options.output)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> int:
+    options = tyro.cli(Evaluate, prog="jaxcls evaluate", args=arguments)
+    step = _step(options.step)
+    from jaxcls.classifier import ImageClassifier
+    from jaxcls.rundir import save_evaluation
+
+    classifier = ImageClassifier.from_run(options.run, step=step)
+    metrics = classifier.evaluate(split=options.split, data_dir=options.data_dir)
+    save_evaluation(options.run, metrics)
+    print(
+        f"step {metrics['step']}: top1 {metrics['top1']:.2%}, top5 {metrics['top5']:.2%}, "
+        f"loss {metrics['loss']:.4f}, {metrics['num_examples']} examples"
+    )
+    if options.json:
+        print(json.dumps(metrics))
+    return 0
+
+
+def _predict(arguments: list[str]) -> int:
+    options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
+    step, paths = _step(options.step), _image_paths(options.images)
+    if options.top < 1:
+        raise UserError(f"--top: must be at least 1, got {options.top}")
+    from jaxcls.classifier import ImageClassifier
+
+    classifier = ImageClassifier.from_run(options.model, step=step)
+    guesses = classifier.decode(classifier.predict(paths), top=options.top)
+    PRINTERS[options.format](paths, guesses)
+    return 0
+
+
+def _benchmark(arguments: list[str]) -> int:
+    prog = "jaxcls benchmark CONFIG"
+    _, config, rest = _take_config(arguments, prog)
+    options = tyro.cli(Benchmark, prog=prog, args=rest, default=Benchmark(config=config))
+    config = _checked(options.config)
+    from jaxcls.benchmark import benchmark, describe
+
+    report = benchmark(config, synthetic=options.synthetic, seconds=options.seconds)
+    print(describe(report))
+    if options.json:
+        print(json.dumps(report))
+    return 0
+
+
+def _image_paths(patterns: Sequence[str]) -> list[str]:
+    """Files, the image files in folders, and what patterns match, in a stable order.
+
+    Raises:
+      UserError: one of them matches nothing.
+    """
+    paths: list[str] = []
+    for pattern in patterns:
+        if os.path.isdir(pattern):
+            files = sorted(Path(pattern).rglob("*"))
+            found = [str(file) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+        elif os.path.exists(pattern):
+            found = [pattern]
+        else:
+            found = sorted(glob.glob(pattern, recursive=True))
+        if not found:
+            raise UserError(f"image {pattern!r}: no such file, folder of images or pattern")
+        paths += found
+    return paths
+
+
+def _print_table(paths: list[str], guesses: Guesses) -> None:
+    width = max(len("image"), *map(len, paths))
+    names = max(len("class"), *(len(name) for best in guesses for name, _ in best))
+    print(f"{'image':{width}}  {'class':{names}}  probability")
+    for path, best in zip(paths, guesses, strict=True):
+        for rank, (name, probability) in enumerate(best):
+            print(f"{'' if rank else path:{width}}  {name:{names}}  {probability:10.2%}")
+
+
+def _print_json(paths: list[str], guesses: Guesses) -> None:
+    entries = [
+        {"image": path, "classes": [{"name": n, "probability": p} for n, p in best]}
+        for path, best in zip(paths, guesses, strict=True)
+    ]
+    print(json.dumps(entries))
+
+
+def _print_csv(paths: list[str], guesses: Guesses) -> None:
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["image", "rank", "class", "probability"])
+    for path, best in zip(paths, guesses, strict=True):
+        for rank, (name, probability) in enumerate(best, start=1):
+            writer.writerow([path, rank, name, f"{probability:.6f}"])
+
+
+PRINTERS: dict[str, Callable[[list[str], Guesses], None]] = {
+    "table": _print_table,
+    "json": _print_json,
+    "csv": _print_csv,
+}
+
+
+def _step(text: str) -> int | Literal["latest", "best"]:
+    if text == "latest" or text == "best":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")
+
+
+def _take_config(arguments: list[str], prog: str) -> tuple[Path, Config, list[str]]:
+    """The config file that the first argument names, and the rest."""
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
+        raise UserError(
+            f"usage: {prog} …: give the config file first, for example configs/digits.py"
+        )
+    if arguments[0].startswith("-"):
+        return Path("CONFIG"), Config(), arguments
+    path = Path(arguments[0])
+    return path, load_config(path), arguments[1:]
+
+
+def _checked(config: Config) -> Config:
+    """The config after overrides, through the same gate as one from a file."""
+    return decode(encode(config))
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "predict": _predict,
+    "show": _show,
+    "benchmark": _benchmark,
+}

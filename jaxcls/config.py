@@ -1,0 +1,292 @@
+"""The schema of an experiment, and the ways in and out of it.
+
+A config file is Python: it defines `get_config() -> Config`. The command line may override any
+field. `decode` is the only gate: whatever way a config came (a file, a flag, a saved run), it is
+checked there, and an error names the field.
+"""
+
+import dataclasses
+import re
+import runpy
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from jaxcls.decoding import (
+    ConfigError,
+    Range,
+    decode_fields,
+    flatten,
+    kind_of,
+    leaves,
+    metadata,
+    nearest,
+)
+
+SCHEMA_VERSION = 1
+
+
+OPERATIONAL = "operational"  # marks a field that may change when a run is resumed
+
+Count = Annotated[int, Range(1)]
+Index = Annotated[int, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+NonNegative = Annotated[float, Range(0)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The network."""
+
+    name: str = "efficientnetv2_b0"
+    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl}"""
+    dropout: Share = 0.2
+    """Share of the pooled features dropped before the classifier."""
+    drop_path: Share = 0.2
+    """Drop rate of the last residual branch; rises linearly from 0 over all blocks."""
+    batch_norm: Literal["global"] | Count = "global"
+    """Batch statistics over the whole batch, or over groups of this many consecutive examples."""
+    batch_norm_momentum: Share = 0.9
+    """Share of the old moving statistics that each step keeps."""
+    remat: bool = False
+    """Recompute each block in the backward pass: less memory, about a third more compute."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where examples come from and how they are batched."""
+
+    source: str = "digits"
+    """digits | tfds:NAME[:VERSION]"""
+    data_dir: Annotated[str | None, OPERATIONAL] = None
+    """Folder of the prepared data sets (None: the usual place of TFDS)."""
+    train_split: str = "train"
+    """TFDS split syntax, for example train[:90%]."""
+    eval_split: str = "test"
+    """Split that is evaluated during training and by `jaxcls evaluate`."""
+    batch_size: Count = 64
+    """Examples a step, over all devices."""
+    image_size: Count = 224
+    """Height and width that the network sees, in pixels."""
+    canvas_size: Count = 256
+    """Height and width of the canvas that holds a raw training image; larger ones shrink to it."""
+    crop_fraction: Annotated[float, Range(0.01, 1)] = 0.875
+    """Share of the resized image's height and width that a crop keeps."""
+    last_batch: Literal["drop", "straddle"] = "drop"
+    """An epoch's last short batch: left out, or filled from the next epoch."""
+    num_workers: Annotated[Index, OPERATIONAL] = 0
+    """Processes that decode images; 0 decodes in threads of this process."""
+    num_threads: Annotated[Count, OPERATIONAL] = 4
+    """Threads that read and decode, in this process or in each worker."""
+    prefetch: Annotated[Count, OPERATIONAL] = 2
+    """Batches made and sent to the devices ahead of the step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Random changes to the training images, made on the device."""
+
+    crop: bool = True
+    """Cut a random window instead of the centre one (its size follows data.crop_fraction)."""
+    flip: bool = True
+    """Mirror each image left to right with probability 0.5. Not for digits or text."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """What is minimised."""
+
+    name: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy over the classes, or binary cross-entropy a class."""
+    label_smoothing: Share = 0.1
+    """Probability mass spread evenly over all classes."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """How gradients become updates."""
+
+    name: str = "sgd"
+    """Any optax optimizer: sgd, rmsprop, adamw, lamb, lion, ..."""
+    learning_rate: NonNegative = 0.1
+    """The schedule's highest learning rate."""
+    options: dict[str, float | bool] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True."""
+    weight_decay: NonNegative = 0.0
+    """On kernels only, never on biases or norms. The optimizer's own decay where it has one (adamw,
+    lamb, lion), else added to the gradient (sgd, rmsprop)."""
+    clip_norm: Annotated[float | None, Range(0)] = None
+    """Gradients are scaled down to this global norm."""
+    micro_batches: Count = 1
+    """Gradient accumulation: parts that a batch is cut into, one after another."""
+    ema_decay: Share = 0.0
+    """Moving average of parameters and statistics, used by evaluation; 0 turns it off."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """The learning rate over time. All schedules warm up linearly and end after the last step."""
+
+    name: Literal["warmup_hold_cosine", "cosine", "constant", "exponential"] = "warmup_hold_cosine"
+    """Shape after the warmup."""
+    start_learning_rate: NonNegative = 0.0
+    """Learning rate at step 0, where the warmup begins."""
+    warmup: Share = 0.1
+    """Share of all steps that the warmup takes."""
+    hold: Share = 0.45
+    """warmup_hold_cosine: share of all steps at the highest learning rate."""
+    decay_rate: Share = 0.97
+    """exponential: factor of each stair."""
+    decay_epochs: Annotated[float, Range(1e-6)] = 2.4
+    """exponential: length of a stair, in epochs."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of a run, and when."""
+
+    every_steps: Annotated[Count | None, OPERATIONAL] = None
+    """Steps between checkpoints (None: one an epoch). The last step is always saved."""
+    keep_latest: Annotated[Count, OPERATIONAL] = 2
+    """Newest checkpoints that are kept."""
+    keep_best: Annotated[Index, OPERATIONAL] = 1
+    """Checkpoints with the best top-1 that are kept as well."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """One experiment."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    loss: LossConfig = dataclasses.field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Type of the network's arithmetic; parameters stay float32. float64 is for checks and needs
+    JAX_ENABLE_X64=1; then parameters are float64 too."""
+    seed: Index = 0
+    """Decides the initial parameters, the order of the data and every random draw."""
+    num_epochs: Annotated[float | None, Range(1e-6)] = None
+    """Length of the training in epochs; give this or num_steps."""
+    num_steps: Count | None = None
+    """Length of the training in steps."""
+    eval_every_steps: Annotated[Count | None, OPERATIONAL] = None
+    """Steps between evaluations (None: one an epoch). The last step is always evaluated."""
+    log_every_steps: Annotated[Count, OPERATIONAL] = 20
+    """Steps between lines in metrics.csv and TensorBoard."""
+
+
+def load_config(path: str | Path) -> Config:
+    """Runs a config file's `get_config()` and checks what it returns.
+
+    Raises:
+      ConfigError: the file is missing, raises, or returns something that is not a valid Config.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} does not exist{_nearby_files(path)}")
+    try:
+        namespace = runpy.run_path(str(path))
+        if "get_config" not in namespace:
+            raise ConfigError(f"{path}: define get_config() -> jaxcls.config.Config")
+        config = namespace["get_config"]()
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever user code may raise becomes one message
+        raise ConfigError(_explain(error, path)) from error
+    if not isinstance(config, Config):
+        raise ConfigError(f"{path}: get_config() must return a Config, got {kind_of(config)}")
+    return decode(encode(config))
+
+
+def encode(config: Config) -> dict[str, Any]:
+    """The config as JSON-ready dicts, with the schema's version."""
+    return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(config)}
+
+
+def decode(values: Mapping[str, Any]) -> Config:
+    """Builds a Config from what `encode` gave, strictly.
+
+    Fields that are absent take their defaults, so that older runs stay readable.
+
+    Raises:
+      ConfigError: an unknown field (with the nearest valid name), a wrong type, a value out of
+        range, or fields that contradict each other.
+    """
+    values = dict(values)
+    version = values.pop("schema_version", SCHEMA_VERSION)
+    if not isinstance(version, int) or version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"schema_version: this config has {version!r}, this jaxcls reads up to "
+            f"{SCHEMA_VERSION}; use a newer jaxcls"
+        )
+    config = decode_fields(Config, values, prefix="")
+    _check_rules(config)
+    return config
+
+
+def operational_fields() -> frozenset[str]:
+    """Dotted names of the fields that may differ between a run and its continuation."""
+    return frozenset(
+        name for name, hint in leaves(Config, prefix="") if OPERATIONAL in metadata(hint)
+    )
+
+
+def changed_fields(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """Fields that decide the result and differ: dotted name -> (old value, new value)."""
+    operational = operational_fields()
+    before, after = (flatten(dataclasses.asdict(config)) for config in (old, new))
+    return {
+        name: (before.get(name), after.get(name))
+        for name in sorted(before.keys() | after.keys())
+        if name not in operational and before.get(name) != after.get(name)
+    }
+
+
+def _check_rules(config: Config) -> None:
+    """Rules that hold between fields; those that need the devices are checked by training."""
+    if (config.num_epochs is None) == (config.num_steps is None):
+        raise ConfigError(
+            "num_epochs, num_steps: give exactly one of the two "
+            "(on the command line, None turns the other one off: --num-epochs None)"
+        )
+    schedule = config.schedule
+    if schedule.name == "warmup_hold_cosine" and schedule.warmup + schedule.hold > 1:
+        raise ConfigError(
+            f"schedule.warmup, schedule.hold: shares of the same steps, so together at most 1, "
+            f"got {schedule.warmup} + {schedule.hold}"
+        )
+    batch_size, micro_batches = config.data.batch_size, config.optimizer.micro_batches
+    if batch_size % micro_batches:
+        raise ConfigError(
+            f"optimizer.micro_batches: {micro_batches} does not divide data.batch_size {batch_size}"
+        )
+    group = config.model.batch_norm
+    if group != "global" and (batch_size // micro_batches) % group:
+        raise ConfigError(
+            f"model.batch_norm: groups of {group} do not divide the {batch_size // micro_batches} "
+            f"examples of a micro-batch (data.batch_size / optimizer.micro_batches)"
+        )
+
+
+def _nearby_files(path: Path) -> str:
+    siblings = [str(file) for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
+    return nearest(str(path), siblings)
+
+
+def _explain(error: Exception, path: Path) -> str:
+    """One line for an exception out of a config file: where it happened, and what to mend."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
+    line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+    where = f"{path}:{line}" if line else str(path)
+    unknown = re.match(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    if unknown and unknown[1] in globals():
+        known = [field.name for field in dataclasses.fields(globals()[unknown[1]])]
+        return f"{where}: {unknown[1]} has no field {unknown[2]!r}{nearest(unknown[2], known)}"
+    return f"{where}: {type(error).__name__}: {error}"

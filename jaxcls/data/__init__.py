@@ -1,0 +1,1 @@
+"""Bytes on disk to global uint8 batches on the devices."""

@@ -1,0 +1,134 @@
+"""Strict decoding of plain values into frozen dataclasses.
+
+Knows nothing of jaxcls' own fields: the type hints of the schema say what is allowed, and an error
+names the field by its dotted path.
+"""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from jaxcls.errors import UserError
+
+
+class ConfigError(UserError):
+    """A config that cannot be used; the message names the field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Closed bounds of a numeric field."""
+
+    low: float
+    high: float = float("inf")
+
+    def __str__(self) -> str:
+        if self.high == float("inf"):
+            return f"at least {self.low}"
+        return f"between {self.low} and {self.high}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{prefix.rstrip('.')}: expected a group of fields, got {kind_of(values)}"
+        )
+    hints = typing.get_type_hints(schema, include_extras=True)
+    for name in values:
+        if name not in hints:
+            known = [prefix + field for field in hints]
+            raise ConfigError(f"unknown field {prefix}{name}{nearest(prefix + str(name), known)}")
+    decoded = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            section = typing.cast(type, hints[name])
+            decoded[name] = decode_fields(section, value, prefix=f"{prefix}{name}.")
+        else:
+            decoded[name] = _decode_value(hints[name], value, field=prefix + name)
+    return schema(**decoded)
+
+
+def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
+    """Checks one value against its type; integers become floats where a float is asked for."""
+    bounds = next((extra for extra in metadata(hint) if isinstance(extra, Range)), None)
+    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    origin = typing.get_origin(base)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_union(base, value, bounds, field=field)
+    if origin is Literal:
+        choices = typing.get_args(base)
+        if value not in choices:
+            listed = ", ".join(str(choice) for choice in choices)
+            close = nearest(str(value), map(str, choices))
+            raise ConfigError(f"{field}: {value!r} is not one of {listed}{close}")
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{field}: expected names with values, got {kind_of(value)}")
+        item_hint = typing.get_args(base)[1]
+        return {
+            str(key): _decode_value(item_hint, item, field=f"{field}.{key}")
+            for key, item in value.items()
+        }
+    return _decode_scalar(base, value, bounds, field=field)
+
+
+def _decode_union(hint: Any, value: Any, bounds: Range | None, *, field: str) -> Any:
+    options = typing.get_args(hint)
+    if value is None and type(None) in options:
+        return None
+    errors = []
+    for option in options:
+        if option is not type(None):
+            bounded = Annotated[option, bounds] if bounds else option
+            try:
+                return _decode_value(bounded, value, field=field)
+            except ConfigError as error:
+                errors.append(str(error).removeprefix(f"{field}: "))
+    raise ConfigError(f"{field}: {'; or '.join(errors)}")
+
+
+def _decode_scalar(kind: type, value: Any, bounds: Range | None, *, field: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
+    if bounds and not bounds.low <= typing.cast(float, value) <= bounds.high:
+        raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
+    return value
+
+
+def leaves(schema: type, *, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in typing.get_type_hints(schema, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(typing.cast(type, hint), prefix=f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def kind_of(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+def metadata(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()

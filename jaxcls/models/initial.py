@@ -1,0 +1,55 @@
+"""The initial values of a model's variables, from their names and shapes.
+
+Kernels are drawn as in the reference code (EfficientNet, https://arxiv.org/abs/1905.11946):
+convolutions from a truncated normal of variance 2 / fan-out, the classifier from a uniform of
+variance 1 / (3 fan-out). Fan-out counts the outputs of one input channel: height * width * out, and
+height * width alone for a depthwise kernel.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# The standard deviation of a unit normal cut off at two of its standard deviations.
+_TRUNCATED_STD = 0.87962566103423978
+
+
+def initial_params(key: Array, shapes: Any) -> Any:
+    """Values for a tree of parameters, of the shapes and dtypes in `shapes`.
+
+    All convolution kernels are cut from one draw, because a draw a kernel takes 13 s to compile on
+    a CPU and this one 2.
+
+    Args:
+      key: random key.
+      shapes: nested dicts of `jax.ShapeDtypeStruct`; leaves are named kernel, scale or bias.
+    """
+    conv_key, dense_key = jax.random.split(key)
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
+    sizes = [leaf.size if leaf.ndim == 4 else 0 for _, leaf in leaves]
+    normals = jax.random.truncated_normal(conv_key, -2, 2, (sum(sizes),)) / _TRUNCATED_STD
+    values, start = [], 0
+    for (path, leaf), size in zip(leaves, sizes, strict=True):
+        name = path[-1].key
+        if leaf.ndim == 4:
+            height, width, inputs, outputs = leaf.shape
+            fan_out = height * width * (1 if inputs == 1 else outputs)
+            value = normals[start : start + size].reshape(leaf.shape) * math.sqrt(2 / fan_out)
+        elif name == "kernel":
+            limit = 1 / math.sqrt(leaf.shape[-1])
+            value = jax.random.uniform(dense_key, leaf.shape, minval=-limit, maxval=limit)
+        else:
+            value = jnp.full(leaf.shape, 1.0 if name == "scale" else 0.0)
+        values.append(value.astype(leaf.dtype))
+        start += size
+    return jax.tree.unflatten(structure, values)
+
+
+def initial_batch_stats(shapes: Any) -> Any:
+    """Means of 0 and variances of 1, of the shapes and dtypes in `shapes`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var"), leaf.dtype), shapes
+    )

@@ -1,0 +1,44 @@
+"""Pictures of a run, as Matplotlib figures."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from jaxcls.errors import UserError
+from jaxcls.training.schedules import Plan
+
+
+def plot_schedule(plan: Plan) -> Figure:
+    """The learning rate over all steps, with the epochs above."""
+    steps = np.unique(np.linspace(0, plan.num_steps, 1001).round())
+    rates = jax.vmap(plan.learning_rate)(jnp.asarray(steps, jnp.float32))
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(steps, np.asarray(rates))
+    axes.set_xlabel("step")
+    axes.set_ylabel("learning rate")
+    axes.set_xlim(0, plan.num_steps)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    epoch = plan.steps_per_epoch
+    epochs = axes.secondary_xaxis(
+        "top",
+        functions=(lambda step: np.divide(step, epoch), lambda count: np.multiply(count, epoch)),
+    )
+    epochs.set_xlabel("epoch")
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Writes a figure in the format that the file's name asks for.
+
+    Raises:
+      UserError: the format is unknown or the file cannot be written.
+    """
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot write picture {str(path)!r}: {error}") from error

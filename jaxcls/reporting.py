@@ -1,0 +1,140 @@
+"""What a person sees of a run: a progress bar, lines, metrics.csv and TensorBoard."""
+
+import csv
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TextIO
+
+import rich.progress
+from rich.console import Console
+from tensorboardX import SummaryWriter
+
+COLUMNS: tuple[str, ...] = (
+    "step",
+    "epoch",
+    "seconds",
+    "learning_rate",
+    "loss",
+    "top1",
+    "top5",
+    "grad_norm",
+    "images_per_second",
+    "data_wait_share",
+    "eval_loss",
+    "eval_top1",
+    "eval_top5",
+)
+
+
+class Reporter:
+    """Shows progress and writes it down. One process of a job has one."""
+
+    def __init__(
+        self,
+        run: Path,
+        *,
+        num_steps: int,
+        steps_per_epoch: float,
+        start_step: int,
+        stream: TextIO | None = None,
+    ):
+        self._num_steps = num_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._writer = SummaryWriter(str(run), purge_step=start_step + 1)
+        self._csv = _open_csv(run / "metrics.csv", start_step)
+        self._rows = csv.DictWriter(self._csv, COLUMNS)
+        self._started = time.perf_counter()
+        self._last: Mapping[str, float] = {}
+        self._progress = rich.progress.Progress(
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.completed}/{task.total}"),
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("eta"),
+            rich.progress.TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=start_step)
+        self._progress.start()
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar."""
+        self._console.print(text, markup=False)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes the training metrics of the steps up to and including `step`."""
+        self._last = metrics
+        self._write(step, metrics, prefix="train/")
+        self._progress.update(self._task, completed=step, description=_describe(metrics))
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes an evaluation after `step` and prints a line of where training is."""
+        named = {f"eval_{name}": metrics[name] for name in ("loss", "top1", "top5")}
+        self._write(step, named, prefix="eval/")
+        where = f"epoch {step / self._steps_per_epoch:6.1f}  step {step}/{self._num_steps}"
+        self.say(
+            f"{where}  {_describe(self._last)}  test loss {metrics['loss']:.4f} "
+            f"top1 {metrics['top1']:.2%}  eta {self._eta(step)}"
+        )
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+        self._csv.close()
+        self._writer.close()
+
+    def _eta(self, step: int) -> str:
+        rate = self._last.get("steps_per_second", 0)
+        if not rate:
+            return "?"
+        minutes, seconds = divmod(round((self._num_steps - step) / rate), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def _write(self, step: int, metrics: Mapping[str, float], *, prefix: str) -> None:
+        kept = {name: value for name, value in metrics.items() if name in COLUMNS}
+        self._rows.writerow(
+            {
+                "step": step,
+                "epoch": f"{step / self._steps_per_epoch:.4f}",
+                "seconds": f"{time.perf_counter() - self._started:.3f}",
+                **{name: f"{value:.6g}" for name, value in kept.items()},
+            }
+        )
+        self._csv.flush()
+        for name, value in kept.items():
+            self._writer.add_scalar(prefix + name.removeprefix("eval_"), value, step)
+
+
+def read_metrics(path: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv; a last line cut short by a crash is left out."""
+    with path.open(newline="") as file:
+        return [row for row in csv.DictReader(file) if None not in row.values()]
+
+
+def _open_csv(path: Path, start_step: int) -> TextIO:
+    """Opens metrics.csv to append, without rows of steps that a resumed run takes again."""
+    rows = read_metrics(path) if path.exists() else []
+    file = path.open("w", newline="")
+    writer = csv.DictWriter(file, COLUMNS)
+    writer.writeheader()
+    writer.writerows(_known(row) for row in rows if int(row["step"]) <= start_step)
+    file.flush()
+    return file
+
+
+def _known(row: Mapping[str, str]) -> dict[str, str]:
+    return {name: row.get(name, "") for name in COLUMNS}
+
+
+def _describe(metrics: Mapping[str, float]) -> str:
+    if not metrics:
+        return ""
+    return (
+        f"loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}  "
+        f"{metrics['images_per_second']:.0f} img/s"
+    )

@@ -1,0 +1,135 @@
+"""A run's directory: what describes the run, and whether it may go on.
+
+config.json    the whole config, class names and versions
+checkpoints/   one folder a step
+metrics.csv    one line a log interval
+eval.json      the last `jaxcls evaluate`
+events.*       TensorBoard
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jaxcls
+from jaxcls.config import Config, changed_fields, decode, encode
+from jaxcls.errors import UserError
+
+logger = logging.getLogger("jaxcls")
+
+PACKAGES = ("jax", "flax", "optax", "dm-pix", "orbax-checkpoint", "tensorflow-datasets", "grain")
+
+
+class RunError(UserError):
+    """A run directory that cannot be used; the message names it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What one needs to know to use a run's parameters.
+
+    Attributes:
+      config: the training's.
+      class_names: in the order of the logits.
+    """
+
+    config: Config
+    class_names: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        versions = {name: importlib.metadata.version(name) for name in PACKAGES}
+        return {
+            "config": encode(self.config),
+            "class_names": list(self.class_names),
+            "versions": {
+                "jaxcls": jaxcls.__version__,
+                "python": platform.python_version(),
+                **versions,
+            },
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> "RunInfo":
+        return cls(config=decode(values["config"]), class_names=tuple(values["class_names"]))
+
+
+def checkpoint_dir(run: Path) -> Path:
+    return run / "checkpoints"
+
+
+def require_run(run: Path) -> Path:
+    """Checks that a run directory is there to be read.
+
+    Raises:
+      RunError: it is missing, or not a run.
+    """
+    if not run.is_dir():
+        raise RunError(f"run {str(run)!r} does not exist; train it with: jaxcls train CONFIG")
+    if not checkpoint_dir(run).is_dir():
+        raise RunError(f"run {str(run)!r} has no checkpoint; train it with: jaxcls train CONFIG")
+    return run
+
+
+def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
+    """Makes the directory, or checks that the run in it is the same one.
+
+    Returns:
+      The fields that differ from the run's earlier start, as sentences; empty for a new run.
+
+    Raises:
+      RunError: the directory cannot be written, or fields that decide the result have changed and
+        `allow_changes` is not set.
+    """
+    record = run / "config.json"
+    changes: list[str] = []
+    if record.is_file():
+        old = _read(record)
+        changes = [
+            f"{field}: {before!r} -> {after!r}"
+            for field, (before, after) in changed_fields(old.config, info.config).items()
+        ]
+        if old.class_names != info.class_names:
+            changes.append("class names of the data")
+        if changes and not allow_changes:
+            raise RunError(
+                f"run {str(run)!r} was started with another config; changed:\n  "
+                + "\n  ".join(changes)
+                + "\nuse another --workdir, or --allow-changes to go on with the new values"
+            )
+    try:
+        checkpoint_dir(run).mkdir(parents=True, exist_ok=True)
+        write_json(record, info.to_json())
+    except OSError as error:
+        raise RunError(
+            f"run directory {str(run)!r} cannot be written ({error.strerror}); "
+            f"use another --workdir"
+        ) from error
+    return changes
+
+
+def save_evaluation(run: Path, metrics: Mapping[str, float]) -> None:
+    """Writes eval.json; a run that cannot be written can still be evaluated."""
+    try:
+        write_json(run / "eval.json", metrics)
+    except OSError as error:
+        logger.warning("eval.json was not written in %s: %s", run, error.strerror)
+
+
+def write_json(path: Path, values: Any) -> None:
+    """Writes the whole file or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _read(record: Path) -> RunInfo:
+    try:
+        return RunInfo.from_json(json.loads(record.read_text()))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RunError(f"{record} is damaged ({error}); use another --workdir") from error

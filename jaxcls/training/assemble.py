@@ -1,0 +1,128 @@
+"""Puts the parts of a training together: what training, benchmarks and compile reports share."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxcls.config import Config
+from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.registry import create_model
+from jaxcls.parallel import check_divisible, replicated, split_by_example
+from jaxcls.training.optimizers import make_optimizer
+from jaxcls.training.schedules import Plan, make_plan
+from jaxcls.training.state import TrainState, init_state
+from jaxcls.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """A config made concrete for a number of examples, classes and devices.
+
+    Attributes:
+      config: what all this follows from.
+      mesh: the devices.
+      model: the network.
+      plan: length and learning rate.
+      step: the jitted `(state, batch) -> (state, metrics)`; donates the state (`make_train_step`).
+      init: makes the first state, on the mesh.
+    """
+
+    config: Config
+    mesh: Mesh
+    model: EfficientNet
+    plan: Plan
+    step: Any
+    init: Callable[[], TrainState]
+
+    def abstract_state(self) -> Any:
+        """Shapes, dtypes and shardings of the state, without making it."""
+        sharding = replicated(self.mesh)
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self.init),
+        )
+
+    def abstract_batch(self) -> Any:
+        """Shapes, dtypes and shardings of the arrays that the step takes beside the state."""
+        data, sharding = self.config.data, split_by_example(self.mesh)
+        canvases = (data.batch_size, data.canvas_size, data.canvas_size, 3)
+        return {
+            "images": jax.ShapeDtypeStruct(canvases, jnp.uint8, sharding=sharding),
+            "sizes": jax.ShapeDtypeStruct((data.batch_size, 2), jnp.int32, sharding=sharding),
+            "labels": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32, sharding=sharding),
+        }
+
+    def compile_step(self) -> "CompiledStep":
+        """Traces and compiles the step for the mesh."""
+        start = time.perf_counter()
+        lowered = self.step.lower(self.abstract_state(), self.abstract_batch())
+        middle = time.perf_counter()
+        compiled = lowered.compile()
+        end = time.perf_counter()
+        return CompiledStep(
+            program=compiled, trace_seconds=middle - start, compile_seconds=end - middle
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledStep:
+    """The compiled step, and what compiling it took.
+
+    Attributes:
+      program: call it as (state, batch) with the arrays of `abstract_batch`; it donates the state.
+      trace_seconds: from Python to the compiler's input.
+      compile_seconds: from there to machine code.
+    """
+
+    program: Any
+    trace_seconds: float
+    compile_seconds: float
+
+
+def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
+    """The network that the config describes."""
+    model = config.model
+    return create_model(
+        model.name,
+        num_classes=num_classes,
+        dropout=model.dropout,
+        drop_path=model.drop_path,
+        batch_norm=model.batch_norm,
+        batch_norm_momentum=model.batch_norm_momentum,
+        compute_dtype=config.compute_dtype,
+        remat=model.remat,
+    )
+
+
+def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh) -> Training:
+    """Makes everything that a training of `num_examples` examples in `num_classes` needs.
+
+    Raises:
+      ConfigError: a field that does not fit the devices or the data, or an unknown name.
+    """
+    check_divisible(config, mesh.size)
+    model = model_from_config(config, num_classes=num_classes)
+    plan = make_plan(config, num_examples)
+    optimizer = make_optimizer(config.optimizer, plan.learning_rate)
+    init = functools.partial(
+        init_state,
+        model,
+        optimizer,
+        seed=config.seed,
+        image_size=config.data.image_size,
+        use_ema=config.optimizer.ema_decay > 0,
+    )
+    return Training(
+        config=config,
+        mesh=mesh,
+        model=model,
+        plan=plan,
+        step=make_train_step(config, model, optimizer, plan.learning_rate, mesh=mesh),
+        init=jax.jit(init, out_shardings=replicated(mesh)),
+    )

@@ -1,0 +1,225 @@
+"""The training loop: from a config and a directory to a run."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from jaxcls.checkpoint import Checkpoints
+from jaxcls.config import Config
+from jaxcls.data.pipeline import process_rows, to_device, train_batches
+from jaxcls.data.sources import Source, open_source
+from jaxcls.evaluation import evaluate, make_eval_step
+from jaxcls.parallel import make_mesh, split_by_example
+from jaxcls.reporting import Reporter
+from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run
+from jaxcls.training.assemble import Training, assemble
+from jaxcls.training.meter import Meter
+from jaxcls.training.state import TrainState
+from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
+from jaxcls.training.stopping import StopSignals
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a call of `train` ended.
+
+    Attributes:
+      step: the last step taken, which is saved.
+      num_steps: length of the whole training.
+      metrics: the last evaluation's, empty if there was none.
+      stopped_by: the signal that ended it early, or None.
+    """
+
+    step: int
+    num_steps: int
+    metrics: Mapping[str, float]
+    stopped_by: str | None
+
+
+def train(
+    config: Config,
+    workdir: str | Path,
+    *,
+    mesh: Mesh | None = None,
+    allow_changes: bool = False,
+) -> Outcome:
+    """Trains, or goes on where the run in `workdir` stopped.
+
+    On the same devices a resumed run equals an uninterrupted one, bit for bit on CPU: the order of
+    the data and every draw follow from the seed and the step alone.
+
+    Args:
+      config: the experiment.
+      workdir: the run's directory; made if it is not there.
+      mesh: the devices, by default all.
+      allow_changes: go on with a run although fields that decide its result have changed.
+
+    Raises:
+      UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
+    """
+    workdir = Path(workdir)
+    source = open_source(config.data, config.data.train_split)
+    eval_source = open_source(config.data, config.data.eval_split)
+    training = assemble(
+        config,
+        num_classes=source.num_classes,
+        num_examples=len(source),
+        mesh=mesh or make_mesh(),
+    )
+    info = RunInfo(config=config, class_names=source.class_names)
+    changes = prepare_run(workdir, info, allow_changes=allow_changes)
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        checkpoints = stack.enter_context(open_checkpoints(workdir, config))
+        state, start = _restore_or_init(training, checkpoints)
+        reporter = stack.enter_context(
+            Reporter(
+                workdir,
+                num_steps=training.plan.num_steps,
+                steps_per_epoch=training.plan.steps_per_epoch,
+                start_step=start,
+            )
+        )
+        reporter.say(_introduction(training, source, start))
+        for change in changes:
+            reporter.say(f"changed since the run began: {change}")
+        if start >= training.plan.num_steps:
+            return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
+        run = Run(training, source, eval_source, info, checkpoints, reporter, stop)
+        return run.advance(state, start)
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a training run works with, beside its state."""
+
+    training: Training
+    source: Source
+    eval_source: Source
+    info: RunInfo
+    checkpoints: Checkpoints
+    reporter: Reporter
+    stop: StopSignals
+
+    def advance(self, state: TrainState, start: int) -> Outcome:
+        """Takes the steps after `start`, up to the last one or a signal."""
+        calendar = Calendar.of(self.training)
+        eval_step = self._make_eval_step()
+        metrics: dict[str, float] = {}
+        step = start
+        with device_batches(self.training, self.source, start=start) as batches:
+            program = self._compile()
+            meter = Meter(self.info.config.data.batch_size)
+            for step in range(start + 1, calendar.num_steps + 1):
+                with meter.waiting():
+                    batch = next(batches)
+                state, step_metrics = program(state, batch)
+                meter.add(step, step_metrics)
+                ending = step == calendar.num_steps or self.stop.received is not None
+                if ending or step == start + 1 or calendar.reads(step):
+                    self.reporter.log(step, meter.read())
+                if calendar.evaluates(step):
+                    metrics = eval_step(state)
+                    self.reporter.evaluated(step, metrics)
+                if ending or calendar.saves(step):
+                    score = metrics["top1"] if calendar.evaluates(step) else None
+                    self.checkpoints.save(step, state, metadata=self.info.to_json(), metric=score)
+                if ending:
+                    break
+                if calendar.evaluates(step) or calendar.saves(step):
+                    meter.restart()
+        self.checkpoints.wait()
+        stopped_by = self.stop.received if step < calendar.num_steps else None
+        return Outcome(step, calendar.num_steps, metrics, stopped_by)
+
+    def _make_eval_step(self) -> Callable[[TrainState], dict[str, float]]:
+        config, mesh = self.info.config, self.training.mesh
+        eval_step = make_eval_step(self.training.model, loss=config.loss.name, mesh=mesh)
+        return lambda state: evaluate(
+            eval_step, state.eval_variables, self.eval_source, config.data, mesh=mesh
+        )
+
+    def _compile(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        compiled = self.training.compile_step()
+        self.reporter.say(
+            f"compiled the training step: {compiled.trace_seconds:.1f} s tracing, "
+            f"{compiled.compile_seconds:.1f} s compiling"
+        )
+        return compiled.program
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Calendar:
+    """Which steps are followed by what. Steps count from 1; the last one has everything."""
+
+    num_steps: int
+    log_every: int
+    eval_every: int
+    save_every: int
+
+    @classmethod
+    def of(cls, training: Training) -> "Calendar":
+        config = training.config
+        epoch = max(1, round(training.plan.steps_per_epoch))
+        return cls(
+            num_steps=training.plan.num_steps,
+            log_every=config.log_every_steps,
+            eval_every=config.eval_every_steps or epoch,
+            save_every=config.checkpoint.every_steps or epoch,
+        )
+
+    def evaluates(self, step: int) -> bool:
+        return step % self.eval_every == 0 or step == self.num_steps
+
+    def saves(self, step: int) -> bool:
+        return step % self.save_every == 0 or step == self.num_steps
+
+    def reads(self, step: int) -> bool:
+        """Whether the metrics are fetched; always before a save, which must not keep a NaN."""
+        return step % self.log_every == 0 or self.evaluates(step) or self.saves(step)
+
+
+def open_checkpoints(workdir: Path, config: Config) -> Checkpoints:
+    """The checkpoints of a run."""
+    return Checkpoints(
+        checkpoint_dir(workdir),
+        keep_latest=config.checkpoint.keep_latest,
+        keep_best=config.checkpoint.keep_best,
+    )
+
+
+def _restore_or_init(training: Training, checkpoints: Checkpoints) -> tuple[TrainState, int]:
+    """The newest good state and its step, or the first state and 0."""
+    if not checkpoints.steps():
+        return training.init(), 0
+    restored = checkpoints.restore(training.abstract_state())
+    return restored.state, restored.step
+
+
+@contextlib.contextmanager
+def device_batches(training: Training, source: Source, *, start: int) -> Iterator[Iterator[Batch]]:
+    """Training batches from step `start` on, made ahead on the devices."""
+    data = training.config.data
+    sharding = split_by_example(training.mesh)
+    host_batches = train_batches(
+        source,
+        data,
+        seed=training.config.seed,
+        rows=process_rows(sharding, data.batch_size),
+        start=start,
+    )
+    with contextlib.closing(to_device(host_batches, sharding, depth=data.prefetch)) as batches:
+        yield ({name: batch[name] for name in BATCH_FIELDS} for batch in batches)
+
+
+def _introduction(training: Training, source: Source, start: int) -> str:
+    config, data, devices = training.config, training.config.data, training.mesh.devices
+    return (
+        f"{'resuming after step ' + str(start) if start else 'training'}: {config.model.name} on "
+        f"{source.name} ({len(source)} images, {source.num_classes} classes), "
+        f"{training.plan.num_steps} steps of {data.batch_size} at {data.image_size} px, "
+        f"{config.compute_dtype}, {devices.size} x {devices.flat[0].device_kind}"
+    )

@@ -1,0 +1,78 @@
+"""Turns what the devices report of each step into numbers for a person."""
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+from jax import Array
+
+from jaxcls.errors import UserError
+
+MUST_BE_FINITE = ("loss", "grad_norm")
+
+
+class DivergedError(UserError):
+    """The loss or the gradients are no longer finite; the message names the step."""
+
+
+class Meter:
+    """Gathers metrics on the devices; `read` fetches them all at once and gives the average.
+
+    The host runs ahead of the devices between two reads.
+    """
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._pending: dict[int, Mapping[str, Array]] = {}
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts the clock anew, after something else than training took time."""
+        self._since = time.perf_counter()
+        self._waited = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time inside as waiting for data."""
+        before = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - before
+
+    def add(self, step: int, metrics: Mapping[str, Array]) -> None:
+        """Notes one step's metrics without waiting for them."""
+        self._pending[step] = metrics
+
+    def read(self) -> dict[str, float]:
+        """Averages all steps since the last read; waits until the devices have taken them.
+
+        Returns:
+          The metrics, and images_per_second, steps_per_second and data_wait_share since then.
+
+        Raises:
+          DivergedError: a step's loss or gradient norm is not finite.
+        """
+        steps = jax.device_get(self._pending)
+        for step, metrics in steps.items():
+            for name in MUST_BE_FINITE:
+                if not math.isfinite(metrics[name]):
+                    raise DivergedError(
+                        f"{name} is {metrics[name]} at step {step}; nothing was saved after it. "
+                        f"Try a lower optimizer.learning_rate, a longer schedule.warmup or "
+                        f"optimizer.clip_norm"
+                    )
+        seconds = time.perf_counter() - self._since
+        count = len(steps)
+        means = {
+            name: sum(float(metrics[name]) for metrics in steps.values()) / count
+            for name in next(iter(steps.values()))
+        }
+        rates = {
+            "images_per_second": count * self._batch_size / seconds,
+            "steps_per_second": count / seconds,
+            "data_wait_share": self._waited / seconds,
+        }
+        self._pending = {}
+        self.restart()
+        return means | rates

@@ -1,0 +1,84 @@
+"""Learning-rate schedules."""
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import optax
+
+from jaxcls.config import Config, ScheduleConfig
+from jaxcls.data.pipeline import steps_per_epoch
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How long a training is, and its learning rate.
+
+    Attributes:
+      steps_per_epoch: may be fractional.
+      num_steps: length of the whole training.
+      learning_rate: from step, counted from 0, to learning rate.
+    """
+
+    steps_per_epoch: float
+    num_steps: int
+    learning_rate: optax.Schedule
+
+
+def make_plan(config: Config, num_examples: int) -> Plan:
+    """The plan of a training on `num_examples` examples."""
+    epoch = steps_per_epoch(num_examples, config.data)
+    num_steps = config.num_steps or max(1, round((config.num_epochs or 0) * epoch))
+    schedule = make_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        num_steps=num_steps,
+        steps_per_epoch=epoch,
+    )
+    return Plan(steps_per_epoch=epoch, num_steps=num_steps, learning_rate=schedule)
+
+
+def make_schedule(
+    schedule: ScheduleConfig, *, learning_rate: float, num_steps: int, steps_per_epoch: float
+) -> optax.Schedule:
+    """Makes the function from step to learning rate.
+
+    The warmup rises linearly from `start_learning_rate` at step 0 and lasts
+    `int(warmup * num_steps)` steps. At `num_steps` and after, the rate is 0.
+
+    - warmup_hold_cosine: stays at the peak for `int(hold * num_steps)` steps, then half a cosine
+      that reaches 0 at `num_steps` (the KerasCV classification guide, which however ignores its
+      start rate).
+    - cosine: the same without the hold.
+    - constant: stays at the peak.
+    - exponential: times `decay_rate` every `decay_epochs`, in stairs counted from step 0 (the
+      EfficientNetV2 reference code).
+
+    Args:
+      schedule: the shape.
+      learning_rate: the peak.
+      num_steps: length of the training.
+      steps_per_epoch: converts epochs, may be fractional.
+    """
+    warmup_steps = int(schedule.warmup * num_steps)
+    hold_steps = int(schedule.hold * num_steps) if schedule.name == "warmup_hold_cosine" else 0
+    decay_start = warmup_steps + hold_steps
+    stair = schedule.decay_epochs * steps_per_epoch
+
+    def shape(step):
+        """Share of the peak after the warmup."""
+        if schedule.name == "constant":
+            return jnp.ones_like(step)
+        if schedule.name == "exponential":
+            return schedule.decay_rate ** jnp.floor(step / stair)
+        progress = jnp.clip((step - decay_start) / max(num_steps - decay_start, 1), 0, 1)
+        return 0.5 * (1 + jnp.cos(math.pi * progress))
+
+    def learning_rate_at(step):
+        step = jnp.asarray(step, jnp.float32)
+        start = schedule.start_learning_rate
+        warming = start + (learning_rate - start) * step / max(warmup_steps, 1)
+        rate = jnp.where(step < warmup_steps, warming, learning_rate * shape(step))
+        return jnp.where(step < num_steps, rate, 0.0)
+
+    return learning_rate_at

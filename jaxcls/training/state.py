@@ -1,0 +1,85 @@
+"""Everything that training changes, as one pytree of arrays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax import struct
+from jax import Array
+
+PyTree = Any
+Variables = dict[str, PyTree]
+
+
+@struct.dataclass(kw_only=True)
+class TrainState:
+    """The state between two steps.
+
+    Random draws need no state: they follow from the config's seed and `step`.
+
+    Attributes:
+      step: int32 scalar, how many steps were taken.
+      params: the network's parameters.
+      batch_stats: moving statistics of the batch norms.
+      opt_state: the optimizer's.
+      ema: moving averages {"params", "batch_stats"}, or None if the config has none.
+    """
+
+    step: Array
+    params: PyTree
+    batch_stats: PyTree
+    opt_state: PyTree
+    ema: Variables | None
+
+    @property
+    def eval_variables(self) -> Variables:
+        """What evaluation and prediction use: the moving averages where there are any."""
+        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def init_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    image_size: int,
+    use_ema: bool,
+) -> TrainState:
+    """The state before the first step; a pure function of its arguments, made to be jitted."""
+    images = jnp.zeros((1, image_size, image_size, 3))
+    variables = model.init(jax.random.key(seed), images)
+    averaged = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=variables["params"],
+        batch_stats=variables["batch_stats"],
+        opt_state=optimizer.init(variables["params"]),
+        ema=averaged if use_ema else None,
+    )
+
+
+def eval_variables_template(model: nn.Module, *, image_size: int, use_ema: bool) -> PyTree:
+    """Shapes and dtypes of the part of a `TrainState` that `eval_variables` needs.
+
+    Its paths are those of the whole state, so that a checkpoint can be read in part.
+    """
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    kept = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    return {"ema": kept} if use_ema else kept
+
+
+def update_ema(averages: Variables, latest: Variables, *, step: Array, decay: float) -> Variables:
+    """Moves the averages towards the latest values.
+
+    The decay warms up as (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage, so
+    that the random first values are soon forgotten.
+    """
+    decay_now = jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(
+        lambda average, value: average + (1 - decay_now).astype(value.dtype) * (value - average),
+        averages,
+        latest,
+    )

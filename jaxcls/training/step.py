@@ -1,0 +1,157 @@
+"""One training step as one compiled function over the mesh."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxcls.augment.pipeline import make_augment
+from jaxcls.config import Config
+from jaxcls.models.efficientnet import EfficientNet, ModelSpec
+from jaxcls.parallel import DATA_AXIS, replicated, split_by_example
+from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
+from jaxcls.training.metrics import count_hits
+from jaxcls.training.state import TrainState, update_ema
+
+PyTree = Any
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+BATCH_FIELDS = ("images", "sizes", "labels")
+
+
+def make_train_step(
+    config: Config,
+    model: EfficientNet,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    mesh: Mesh,
+) -> Any:
+    """Makes the jitted step `(state, batch) -> (state, metrics)`; it donates the state.
+
+    The batch is {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2], "labels":
+    int32 [batch]}, split over the mesh by example. Metrics are float32 scalars: loss, top1, top5
+    (shares of the batch), grad_norm, learning_rate; top-k counts against the labels' largest class.
+
+    Every draw follows from the config's seed, the step and the example's place in the batch. With
+    grouped batch norm, micro-batches give the same step as the whole batch.
+    """
+    augment = make_augment(
+        config.augment,
+        image_size=config.data.image_size,
+        crop_fraction=config.data.crop_fraction,
+    )
+    losses = LOSSES[config.loss.name]
+    root = jax.random.key(config.seed)
+
+    def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, key: Array):
+        augment_key, dropout_key = jax.random.split(key)
+        labels = soft_labels(batch["labels"], model.num_classes)
+        images, labels = augment(
+            augment_key, batch["images"], batch["sizes"], labels, batch["positions"]
+        )
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalize(images, model.spec),
+            train=True,
+            positions=batch["positions"],
+            rngs={"dropout": dropout_key},
+            mutable=["batch_stats"],
+        )
+        assert isinstance(logits, Array)
+        loss = jnp.sum(losses(logits, smooth_labels(labels, config.loss.label_smoothing)))
+        sums = {"loss": loss, **count_hits(logits, jnp.argmax(labels, axis=-1))}
+        return loss, (updated["batch_stats"], sums)
+
+    gradients = jax.grad(sum_loss, has_aux=True)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(root, state.step)
+        batch_size = batch["labels"].shape[0]
+        batch = {**batch, "positions": jnp.arange(batch_size, dtype=jnp.int32)}
+        compute = functools.partial(gradients, state.params, state.batch_stats, key=key)
+        if config.optimizer.micro_batches == 1:
+            grads, (batch_stats, sums) = compute(batch)
+        else:
+            grads, (batch_stats, sums) = accumulate(
+                compute, split_rows(batch, config.optimizer.micro_batches, mesh)
+            )
+        grads, sums = jax.tree.map(lambda total: total / batch_size, (grads, sums))
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            latest = {"params": params, "batch_stats": batch_stats}
+            ema = update_ema(ema, latest, step=state.step, decay=config.optimizer.ema_decay)
+        metrics = {
+            "loss": sums["loss"],
+            "top1": sums["top1"],
+            "top5": sums["top5"],
+            "grad_norm": optax.tree.norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step)),
+        }
+        state = TrainState(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            ema=ema,
+        )
+        return state, metrics
+
+    everywhere = replicated(mesh)
+    return jax.jit(
+        step,
+        in_shardings=(everywhere, dict.fromkeys(BATCH_FIELDS, split_by_example(mesh))),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
+def normalize(images: Array, spec: ModelSpec) -> Array:
+    """Brings images in [0, 1] to the range that the model's weights expect."""
+    mean, std = jnp.array(spec.mean, images.dtype), jnp.array(spec.std, images.dtype)
+    return (images - mean) / std
+
+
+def split_rows(batch: Batch, micro_batches: int, mesh: Mesh) -> Batch:
+    """Cuts [batch, …] into [micro_batches, batch / micro_batches, …] without moving an image.
+
+    Each device cuts its own rows: consecutive micro-batches of the global batch would have to be
+    gathered from other devices.
+    """
+    devices = mesh.shape[DATA_AXIS]
+    cut = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+
+    def split(array: Array) -> Array:
+        rest = array.shape[1:]
+        parts = array.reshape(devices, micro_batches, -1, *rest).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(parts.reshape(micro_batches, -1, *rest), cut)
+
+    return jax.tree.map(split, batch)
+
+
+def accumulate(compute: Callable, micro_batches: Batch) -> tuple[PyTree, tuple[PyTree, Metrics]]:
+    """Runs `compute` on one micro-batch after another.
+
+    Returns:
+      Gradients and metrics summed; batch statistics averaged. All start from the same old moving
+      statistics and an update is linear in the batch's, so the average is the whole batch's.
+    """
+    count = micro_batches["labels"].shape[0]
+    first = jax.tree.map(lambda parts: parts[0], micro_batches)
+    zeros = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(compute, first)
+    )
+
+    def add(total: PyTree, micro_batch: Batch) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, compute(micro_batch)), None
+
+    (grads, (batch_stats, sums)), _ = jax.lax.scan(add, zeros, micro_batches)
+    return grads, (jax.tree.map(lambda total: total / count, batch_stats), sums)

@@ -1,0 +1,73 @@
+"""Shared by all tests: eight CPU devices, a cache folder of their own, and a network of seconds."""
+
+import os
+
+# Before jax is imported anywhere: jax reads these once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxcls.config import (
+    AugmentConfig,
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+)
+from jaxcls.models import registry
+from jaxcls.models.efficientnet import ModelSpec, StageSpec
+
+TINY = ModelSpec(
+    name="tiny",
+    stem_filters=8,
+    stages=(
+        StageSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0),
+        StageSpec(fused=True, repeats=2, filters=16, expansion=2, stride=2, se_ratio=0.0),
+        StageSpec(fused=False, repeats=2, filters=24, expansion=2, stride=2, se_ratio=0.25),
+    ),
+    head_filters=32,
+    image_size=32,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Prepared data goes to a temporary folder, once for all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("cache")
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def tiny_model() -> Iterator[None]:
+    """A network with every kind of block that compiles in seconds, by the name "tiny"."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(registry._SPECS, TINY.name, TINY)
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Config:
+    """Digits at 16 pixels with the tiny network: a step takes milliseconds."""
+    return Config(
+        model=ModelConfig(name="tiny", dropout=0.2, drop_path=0.2),
+        data=DataConfig(
+            source="digits", batch_size=32, image_size=16, canvas_size=8, crop_fraction=16 / 18
+        ),
+        augment=AugmentConfig(flip=False),
+        optimizer=OptimizerConfig(
+            learning_rate=0.05, options={"momentum": 0.9}, weight_decay=1e-4, ema_decay=0.9
+        ),
+        checkpoint=CheckpointConfig(every_steps=4),
+        num_steps=12,
+        eval_every_steps=4,
+        log_every_steps=2,
+    )

@@ -1,0 +1,208 @@
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxcls.config import Config
+from jaxcls.parallel import make_mesh, split_by_example
+from jaxcls.training.assemble import Training, assemble
+
+NUM_CLASSES = 10
+
+
+def devices_mesh(count: int) -> Mesh:
+    return make_mesh(jax.devices()[:count])
+
+
+def make_training(config: Config, *, devices: int) -> Training:
+    return assemble(config, num_classes=NUM_CLASSES, num_examples=1000, mesh=devices_mesh(devices))
+
+
+def random_batch(training: Training, step: int) -> dict[str, Array]:
+    """The same examples at a step for any mesh."""
+    generator = np.random.default_rng(step)
+    data = training.config.data
+    shape = (data.batch_size, data.canvas_size, data.canvas_size, 3)
+    sizes = generator.integers(data.canvas_size // 2, data.canvas_size + 1, (data.batch_size, 2))
+    batch = {
+        "images": generator.integers(256, size=shape, dtype=np.uint8),
+        "sizes": sizes.astype(np.int32),
+        "labels": generator.integers(NUM_CLASSES, size=data.batch_size, dtype=np.int32),
+    }
+    return jax.device_put(batch, split_by_example(training.mesh))
+
+
+def take_steps(training: Training, state: Any, steps: range) -> tuple[Any, list[dict[str, Array]]]:
+    metrics = []
+    for step in steps:
+        state, step_metrics = training.step(state, random_batch(training, step))
+        metrics.append(step_metrics)
+    return state, jax.device_get(metrics)
+
+
+def move(training: Training, state: Any) -> Any:
+    """A copy of a state on another mesh; a step donates what it is given."""
+    return jax.device_put(
+        jax.device_get(state), jax.tree.map(lambda x: x.sharding, training.abstract_state())
+    )
+
+
+def distance(tree: Any, other: Any) -> float:
+    """Norm of the difference relative to the norm of the second."""
+    flat, flat_other = (
+        np.concatenate([np.ravel(np.asarray(x, np.float64)) for x in jax.tree.leaves(t)])
+        for t in (tree, other)
+    )
+    return float(np.linalg.norm(flat - flat_other) / np.linalg.norm(flat_other))
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    part = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: part})
+
+
+@pytest.fixture(
+    scope="module", params=["tiny", pytest.param("efficientnetv2_b0", marks=pytest.mark.slow)]
+)
+def float32_pair(request: pytest.FixtureRequest, tiny_config: Config) -> tuple[Training, Training]:
+    config = changed(tiny_config, "model", name=request.param)
+    config = changed(config, "augment", flip=True)
+    return make_training(config, devices=1), make_training(config, devices=8)
+
+
+@pytest.mark.parametrize("start", [0, 10])
+def test_one_step_on_eight_devices_equals_one_device(
+    float32_pair: tuple[Training, Training], start: int
+) -> None:
+    """From identical states. (Float32 curves part by rounding alone, whatever the code.)"""
+    single, sharded = float32_pair
+    before, _ = take_steps(single, single.init(), range(start))
+    before = jax.device_get(before)
+    one, [metrics_one] = take_steps(single, move(single, before), range(start, start + 1))
+    eight, [metrics_eight] = take_steps(sharded, move(sharded, before), range(start, start + 1))
+
+    np.testing.assert_allclose(metrics_eight["loss"], metrics_one["loss"], rtol=1e-5)
+    assert metrics_eight["top1"] == metrics_one["top1"]
+
+    def update(after: Any) -> Any:
+        return jax.tree.map(np.subtract, jax.device_get(after.params), before.params)
+
+    if start:  # at step 0 the warmup's learning rate is 0
+        assert distance(update(eight), update(one)) < 1e-3
+    moments = [jax.device_get(state.opt_state) for state in (eight, one)]
+    assert distance(*moments) < 1e-3
+    statistics = [jax.device_get(state.batch_stats) for state in (eight, one)]
+    assert distance(*statistics) < 1e-5
+
+
+def test_twenty_float64_steps_on_eight_devices_equal_one_device(tiny_config: Config) -> None:
+    with jax.enable_x64(True):
+        config = dataclasses.replace(tiny_config, compute_dtype="float64", num_steps=20)
+        states = {}
+        for devices in (1, 8):
+            training = make_training(config, devices=devices)
+            state, _ = take_steps(training, training.init(), range(20))
+            states[devices] = jax.device_get(state)
+    assert states[1].params["stem_conv"]["kernel"].dtype == np.float64
+    assert distance(states[8].params, states[1].params) < 1e-8
+    assert distance(states[8].batch_stats, states[1].batch_stats) < 1e-8
+    assert distance(states[8].ema, states[1].ema) < 1e-8
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_micro_batches_equal_the_whole_batch_with_grouped_batch_norm(
+    tiny_config: Config, devices: int
+) -> None:
+    config = changed(tiny_config, "model", batch_norm=4)
+    whole = make_training(config, devices=devices)
+    cut = make_training(changed(config, "optimizer", micro_batches=4), devices=devices)
+    start, _ = take_steps(whole, whole.init(), range(2))
+    start = jax.device_get(start)
+    expected, [expected_metrics] = take_steps(whole, move(whole, start), range(2, 3))
+    actual, [actual_metrics] = take_steps(cut, move(cut, start), range(2, 3))
+    np.testing.assert_allclose(actual_metrics["loss"], expected_metrics["loss"], rtol=1e-6)
+    assert distance(actual.opt_state, expected.opt_state) < 1e-4
+    assert distance(actual.batch_stats, expected.batch_stats) < 1e-6
+
+
+def test_a_step_follows_from_seed_and_step_alone(tiny_config: Config) -> None:
+    training = make_training(tiny_config, devices=1)
+    first, metrics = take_steps(training, training.init(), range(3))
+    second, metrics_again = take_steps(training, training.init(), range(3))
+    assert distance(first, second) == 0
+    assert metrics == metrics_again
+    other = make_training(dataclasses.replace(tiny_config, seed=1), devices=1)
+    assert distance(other.init().params, training.init().params) > 0.1
+
+
+def test_the_learning_rate_is_the_schedules(tiny_config: Config) -> None:
+    training = make_training(tiny_config, devices=1)
+    _, metrics = take_steps(training, training.init(), range(3))
+    expected = [float(training.plan.learning_rate(step)) for step in range(3)]
+    assert [float(m["learning_rate"]) for m in metrics] == pytest.approx(expected)
+
+
+def test_grouped_batch_norm_needs_one_kind_of_collective_and_gathers_no_image(
+    tiny_config: Config,
+) -> None:
+    config = changed(tiny_config, "model", batch_norm=4)
+    config = changed(config, "optimizer", micro_batches=1)
+    training = make_training(config, devices=8)
+    text = training.compile_step().program.as_text()
+    assert "all-reduce" in text
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert kind not in text
+
+
+def test_micro_batches_move_no_image(tiny_config: Config) -> None:
+    config = changed(changed(tiny_config, "model", batch_norm=2), "optimizer", micro_batches=2)
+    text = make_training(config, devices=8).compile_step().program.as_text()
+    for kind in ("all-gather", "all-to-all", "collective-permute"):
+        assert kind not in text
+
+
+def test_ema_warms_up_and_follows_the_parameters(tiny_config: Config) -> None:
+    training = make_training(tiny_config, devices=1)
+    before = jax.device_get(training.init())
+    after, _ = take_steps(training, move(training, before), range(1))
+    decay = min(0.9, 1 / 10)
+    expected = jax.tree.map(
+        lambda old, new: decay * old + (1 - decay) * new, before.ema["params"], after.params
+    )
+    assert distance(after.ema["params"], expected) < 1e-6
+    without = make_training(changed(tiny_config, "optimizer", ema_decay=0.0), devices=1)
+    state = without.init()
+    assert state.ema is None
+    assert state.eval_variables["params"] is state.params
+
+
+@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+def test_a_network_learns_one_batch_by_heart(tiny_config: Config, name: str) -> None:
+    config = changed(tiny_config, "loss", name=name, label_smoothing=0.0)
+    config = changed(config, "model", dropout=0.0, drop_path=0.0)
+    config = changed(config, "schedule", name="constant", warmup=0.0)
+    config = changed(config, "augment", crop=False)
+    config = dataclasses.replace(config, num_steps=60)
+    training = make_training(config, devices=1)
+    state, batch = training.init(), random_batch(training, 0)
+    losses = []
+    for _ in range(60):
+        state, metrics = training.step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.2 * losses[0]
+    assert float(metrics["top1"]) == 1.0
+
+
+def test_bfloat16_keeps_parameters_and_loss_in_float32(tiny_config: Config) -> None:
+    training = make_training(dataclasses.replace(tiny_config, compute_dtype="bfloat16"), devices=1)
+    reference = make_training(tiny_config, devices=1)
+    state, [metrics] = take_steps(training, training.init(), range(1))
+    _, [expected] = take_steps(reference, reference.init(), range(1))
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+    assert metrics["loss"].dtype == np.float32
+    np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=0.02)

@@ -184,11 +184,21 @@ class Checkpoints:
             self._name_half_written()
         return whole
 
+    def any_saved(self) -> bool:
+        """Whether a step was ever saved here, be it readable or not."""
+        return bool(self.steps() or self._read_index())
+
     def metadata(self, step: int | Literal["latest", "best"] = "latest") -> dict[str, Any]:
         """The metadata stored with a step; reads no arrays. Falls back and raises as `restore`."""
         return self._first_good(step, lambda number: self._read_record(number)["metadata"])
 
-    def restore(self, template: Any, step: int | Literal["latest", "best"] = "latest") -> Restored:
+    def restore(
+        self,
+        template: Any,
+        step: int | Literal["latest", "best"] = "latest",
+        *,
+        subset: bool = False,
+    ) -> Restored:
         """Reads a step, checks every digest, and falls back to another step where it may.
 
         Args:
@@ -196,6 +206,7 @@ class Checkpoints:
             arrays go; without one, to the first device.
           step: "latest": the newest good one; "best": the good one with the highest metric; a
             number: exactly that one. What is passed over is named in a warning.
+          subset: the template names only some of the saved arrays; the others are not read.
 
         Raises:
           CheckpointError: there is no such step, none is good, or it holds other arrays than the
@@ -206,14 +217,17 @@ class Checkpoints:
 
         def read(number: int) -> Restored:
             record = self._read_together(number)
-            mismatches = name_mismatches(record["arrays"], targets)
+            saved = record["arrays"]
+            if subset:
+                saved = {name: saved[name] for name in saved if name in targets}
+            mismatches = name_mismatches(saved, targets)
             if mismatches:  # another model, not damage
                 raise CheckpointError(
                     f"checkpoint {self._folder(number)} holds other arrays than are wanted "
                     f"({mismatches}); use the configuration that it was saved with"
                 )
             arrays = self._load(number, targets)
-            damaged = name_damaged(record["arrays"], fingerprint(arrays))
+            damaged = name_damaged(saved, fingerprint(arrays))
             if damaged:  # the same digests, hence the same answer, in every process
                 raise self._damaged(number, f"damaged arrays: {damaged}")
             state = jax.tree.unflatten(jax.tree.structure(template), list(arrays.values()))

@@ -168,7 +168,7 @@ class Config:
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the network's arithmetic; parameters stay float32. float64 is for checks and needs
     JAX_ENABLE_X64=1; then parameters are float64 too."""
-    seed: Index = 0
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Decides the initial parameters, the order of the data and every random draw."""
     num_epochs: Annotated[float | None, Range(1e-6)] = None
     """Length of the training in epochs; give this or num_steps."""
@@ -194,13 +194,13 @@ def load_config(path: str | Path) -> Config:
         if "get_config" not in namespace:
             raise ConfigError(f"{path}: define get_config() -> jaxcls.config.Config")
         config = namespace["get_config"]()
+        if not isinstance(config, Config):
+            raise ConfigError(f"{path}: get_config() must return a Config, got {kind_of(config)}")
+        return decode(encode(config))
     except ConfigError:
         raise
     except Exception as error:  # whatever user code may raise becomes one message
         raise ConfigError(_explain(error, path)) from error
-    if not isinstance(config, Config):
-        raise ConfigError(f"{path}: get_config() must return a Config, got {kind_of(config)}")
-    return decode(encode(config))
 
 
 def encode(config: Config) -> dict[str, Any]:
@@ -217,11 +217,17 @@ def decode(values: Mapping[str, Any]) -> Config:
       ConfigError: an unknown field (with the nearest valid name), a wrong type, a value out of
         range, or fields that contradict each other.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"config: expected a group of fields, got {kind_of(values)}")
     values = dict(values)
     version = values.pop("schema_version", SCHEMA_VERSION)
-    if not isinstance(version, int) or version > SCHEMA_VERSION:
+    if type(version) is not int or version < 1:
         raise ConfigError(
-            f"schema_version: this config has {version!r}, this jaxcls reads up to "
+            f"schema_version: expected a whole number from 1 up, got {kind_of(version)}"
+        )
+    if version > SCHEMA_VERSION:
+        raise ConfigError(
+            f"schema_version: this config has {version}, this jaxcls reads up to "
             f"{SCHEMA_VERSION}; use a newer jaxcls"
         )
     config = decode_fields(Config, values, prefix="")
@@ -286,7 +292,8 @@ def _explain(error: Exception, path: Path) -> str:
     unknown = re.match(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
-    if unknown and unknown[1] in globals():
-        known = [field.name for field in dataclasses.fields(globals()[unknown[1]])]
+    schema = globals().get(unknown[1]) if unknown else None
+    if unknown and dataclasses.is_dataclass(schema):
+        known = [field.name for field in dataclasses.fields(schema)]
         return f"{where}: {unknown[1]} has no field {unknown[2]!r}{nearest(unknown[2], known)}"
     return f"{where}: {type(error).__name__}: {error}"

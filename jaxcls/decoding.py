@@ -4,8 +4,10 @@ Knows nothing of jaxcls' own fields: the type hints of the schema say what is al
 names the field by its dotted path.
 """
 
+import contextlib
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -99,10 +101,13 @@ def _decode_union(hint: Any, value: Any, bounds: Range | None, *, field: str) ->
 
 def _decode_scalar(kind: type, value: Any, bounds: Range | None, *, field: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        with contextlib.suppress(OverflowError):
+            value = float(value)
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
         raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{field}: must be finite, got {value!r}")
     if bounds and not bounds.low <= typing.cast(float, value) <= bounds.high:
         raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
     return value

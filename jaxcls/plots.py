@@ -39,6 +39,6 @@ def save_figure(figure: Figure, path: Path) -> None:
       UserError: the format is unknown or the file cannot be written.
     """
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path, dpi=150, format=path.suffix.removeprefix("."))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot write picture {str(path)!r}: {error}") from error

@@ -19,6 +19,7 @@ from typing import Any
 
 import jaxcls
 from jaxcls.config import Config, changed_fields, decode, encode
+from jaxcls.decoding import ConfigError
 from jaxcls.errors import UserError
 
 logger = logging.getLogger("jaxcls")
@@ -131,5 +132,7 @@ def write_json(path: Path, values: Any) -> None:
 def _read(record: Path) -> RunInfo:
     try:
         return RunInfo.from_json(json.loads(record.read_text()))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except ConfigError as error:
+        raise RunError(f"{record}: {error}; use another --workdir") from error
+    except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged ({error}); use another --workdir") from error

@@ -2,13 +2,17 @@
 
 import os
 
-# Before jax is imported anywhere: jax reads these once.
+# Before jax is imported anywhere: jax reads these once. Without LLVM's optimizer, programs compile
+# in half the time; tests that start a process of their own leave it on.
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["XLA_FLAGS"] = (
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+)
 
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
 from jaxcls.config import (
@@ -21,6 +25,8 @@ from jaxcls.config import (
 )
 from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.parallel import make_mesh
+from jaxcls.training.loop import Outcome, train
 
 TINY = ModelSpec(
     name="tiny",
@@ -44,6 +50,12 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("cache")
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(cache_home: Path) -> None:
+    """A program that several tests use is compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_home / "compiled"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,3 +83,10 @@ def tiny_config() -> Config:
         eval_every_steps=4,
         log_every_steps=2,
     )
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
+    """A finished run of `tiny_config` on one device. Copy it before changing it."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return folder, train(tiny_config, folder, mesh=make_mesh(jax.devices()[:1]))

@@ -193,7 +193,7 @@ def open_checkpoints(workdir: Path, config: Config) -> Checkpoints:
 
 def _restore_or_init(training: Training, checkpoints: Checkpoints) -> tuple[TrainState, int]:
     """The newest good state and its step, or the first state and 0."""
-    if not checkpoints.steps():
+    if not checkpoints.any_saved():
         return training.init(), 0
     restored = checkpoints.restore(training.abstract_state())
     return restored.state, restored.step

@@ -22,8 +22,8 @@ def count_hits(logits: Array, labels: Array, mask: Array | None = None) -> dict[
     mask = jnp.ones(labels.shape, bool) if mask is None else mask
     classes = jnp.arange(logits.shape[-1])
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
-    behind = (logits < own) | ((logits == own) & (classes >= labels[:, None]))
-    rank = jnp.sum(~behind, axis=-1)  # how many classes come before the label
+    tied_before = (logits == own) & (classes < labels[:, None])
+    rank = jnp.sum((logits > own) | tied_before | jnp.isnan(own), axis=-1)  # classes before it
     return {
         "top1": jnp.sum((rank < 1) & mask, dtype=jnp.float32),
         "top5": jnp.sum((rank < 5) & mask, dtype=jnp.float32),

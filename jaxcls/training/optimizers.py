@@ -1,6 +1,8 @@
 """Optimizers by name, with decay that spares biases and norms."""
 
+import functools
 import inspect
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +12,10 @@ import optax
 from jaxcls.config import OptimizerConfig
 from jaxcls.decoding import ConfigError, nearest
 
-# These need more at each update than gradients and parameters.
-UNSUITED = ("lbfgs", "noisy_sgd")
+# The first two need more at each update than gradients and parameters; the others take no schedule.
+UNSUITED = ("lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3")
+OWN_FIELDS = ("learning_rate", "weight_decay")  # given as optimizer.*, never as an option
+MASKS = ("mask", "weight_decay_mask")
 
 
 def make_optimizer(
@@ -24,22 +28,27 @@ def make_optimizer(
     """
     factory = _factory(optimizer.name)
     parameters = inspect.signature(factory).parameters
+    known = [name for name in parameters if name not in OWN_FIELDS + MASKS]
     for option in optimizer.options:
-        if option not in parameters or option == "learning_rate":
+        if option in OWN_FIELDS:
+            raise ConfigError(f"optimizer.options: set {option!r} as optimizer.{option}")
+        if option not in known:
             raise ConfigError(
-                f"optimizer.options: {optimizer.name} takes no {option!r}"
-                f"{nearest(option, parameters)}"
+                f"optimizer.options: {optimizer.name} takes no {option!r}{nearest(option, known)}"
             )
     arguments: dict[str, Any] = dict(optimizer.options)
     before = []
     if optimizer.clip_norm is not None:
         before.append(optax.clip_by_global_norm(optimizer.clip_norm))
-    mask = next((name for name in ("mask", "weight_decay_mask") if name in parameters), None)
+    mask = next((name for name in MASKS if name in parameters), None)
     if mask and "weight_decay" in parameters:
         arguments |= {"weight_decay": optimizer.weight_decay, mask: kernels_only}
     elif optimizer.weight_decay:
         before.append(optax.add_decayed_weights(optimizer.weight_decay, mask=kernels_only))
-    return optax.chain(*before, factory(learning_rate=schedule, **arguments))
+    try:
+        return optax.chain(*before, factory(learning_rate=schedule, **arguments))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer.options: {optimizer.name} refuses them: {error}") from error
 
 
 def kernels_only(params: Any) -> Any:
@@ -47,12 +56,18 @@ def kernels_only(params: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
+def optimizer_names() -> list[str]:
+    """Every optax optimizer that `make_optimizer` can make."""
+    excluded = ("_", "scale_by_")
+    names = (name for name in dir(optax) if not name.startswith(excluded) and name not in UNSUITED)
+    return [name for name in names if _takes_learning_rate(getattr(optax, name))]
+
+
 def _factory(name: str) -> Callable[..., optax.GradientTransformation]:
-    names = (name for name in dir(optax) if not name.startswith("_") and name not in UNSUITED)
-    known = [name for name in names if _takes_learning_rate(getattr(optax, name))]
+    known = optimizer_names()
     if name not in known:
         raise ConfigError(
-            f"optimizer.name: optax has no optimizer {name!r}{nearest(name, known)}; "
+            f"optimizer.name: no optimizer {name!r} in optax{nearest(name, known)}; "
             f"known: {', '.join(known)}"
         )
     return getattr(optax, name)
@@ -60,6 +75,6 @@ def _factory(name: str) -> Callable[..., optax.GradientTransformation]:
 
 def _takes_learning_rate(value: Any) -> bool:
     """Whether it is one of optax's optimizers, which start from (learning_rate, …)."""
-    if not inspect.isfunction(value) or value.__name__.startswith("scale_by"):
+    if not isinstance(value, types.FunctionType | functools.partial):
         return False
     return next(iter(inspect.signature(value).parameters), None) == "learning_rate"

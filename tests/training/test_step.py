@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import Array
-from jax.sharding import Mesh
 
 from jaxcls.config import Config
 from jaxcls.parallel import make_mesh, split_by_example
@@ -15,12 +14,16 @@ from jaxcls.training.assemble import Training, assemble
 NUM_CLASSES = 10
 
 
-def devices_mesh(count: int) -> Mesh:
-    return make_mesh(jax.devices()[:count])
+_trainings: dict[tuple[str, int, bool], Training] = {}
 
 
 def make_training(config: Config, *, devices: int) -> Training:
-    return assemble(config, num_classes=NUM_CLASSES, num_examples=1000, mesh=devices_mesh(devices))
+    """Made once for each config, so that its step is compiled once."""
+    key = repr(config), devices, jax.config.read("jax_enable_x64")
+    if key not in _trainings:
+        mesh = make_mesh(jax.devices()[:devices])
+        _trainings[key] = assemble(config, num_classes=NUM_CLASSES, num_examples=1000, mesh=mesh)
+    return _trainings[key]
 
 
 def random_batch(training: Training, step: int) -> dict[str, Array]:
@@ -71,7 +74,6 @@ def changed(config: Config, section: str, **values: Any) -> Config:
 )
 def float32_pair(request: pytest.FixtureRequest, tiny_config: Config) -> tuple[Training, Training]:
     config = changed(tiny_config, "model", name=request.param)
-    config = changed(config, "augment", flip=True)
     return make_training(config, devices=1), make_training(config, devices=8)
 
 
@@ -150,9 +152,7 @@ def test_the_learning_rate_is_the_schedules(tiny_config: Config) -> None:
 def test_grouped_batch_norm_needs_one_kind_of_collective_and_gathers_no_image(
     tiny_config: Config,
 ) -> None:
-    config = changed(tiny_config, "model", batch_norm=4)
-    config = changed(config, "optimizer", micro_batches=1)
-    training = make_training(config, devices=8)
+    training = make_training(changed(tiny_config, "model", batch_norm=4), devices=8)
     text = training.compile_step().program.as_text()
     assert "all-reduce" in text
     for kind in ("all-gather", "all-to-all", "collective-permute"):

@@ -1,0 +1,55 @@
+"""The block tables have the published parameter counts."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxcls.models.registry import create_model, model_names, model_spec
+
+# Parameters with 1000 classes, and parameters and moving statistics without the classifier (as
+# Keras counts them). Source: keras.applications; XL: its block table and the paper's 208 M.
+COUNTS = {
+    "efficientnetv2_b0": (7_139_704, 5_919_312),
+    "efficientnetv2_b1": (8_141_052, 6_931_124),
+    "efficientnetv2_b2": (10_096_086, 8_769_374),
+    "efficientnetv2_b3": (14_358_406, 12_930_622),
+    "efficientnetv2_s": (21_458_488, 20_331_360),
+    "efficientnetv2_m": (54_139_356, 53_150_388),
+    "efficientnetv2_l": (118_515_272, 117_746_848),
+    "efficientnetv2_xl": (208_119_808, 207_615_832),
+}
+
+
+def _size(tree) -> int:
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_parameter_counts(name):
+    model = create_model(name, num_classes=1000)
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), images)
+    total, headless = COUNTS[name]
+    assert _size(shapes["params"]) == total
+    assert _size(shapes) - _size(shapes["params"]["classifier"]) == headless
+
+
+def test_every_model_is_counted():
+    assert {name for name in model_names() if name.startswith("efficientnet")} == set(COUNTS)
+
+
+def test_unknown_name_names_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"model\.name: .*'efficientnetv2_b9'; did you mean 'effic"
+    ):
+        model_spec("efficientnetv2_b9")
+
+
+def test_input_conventions():
+    assert model_spec("efficientnetv2_b0").mean == (0.485, 0.456, 0.406)
+    small = model_spec("efficientnetv2_s")
+    pixel = 200
+    ours = (pixel / 255 - small.mean[0]) / small.std[0]
+    assert ours == pytest.approx((pixel - 128) / 128)

@@ -1,0 +1,168 @@
+import dataclasses
+import logging
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcls.checkpoint import CheckpointError, Checkpoints
+from jaxcls.config import Config, OptimizerConfig, ScheduleConfig
+from jaxcls.parallel import make_mesh
+from jaxcls.reporting import Reporter, read_metrics
+from jaxcls.rundir import RunError, checkpoint_dir
+from jaxcls.training.assemble import assemble
+from jaxcls.training.loop import Outcome, train
+from jaxcls.training.meter import DivergedError
+
+
+def one_device() -> Any:
+    return make_mesh(jax.devices()[:1])
+
+
+def final_state(run: Path, config: Config, step: int) -> Any:
+    training = assemble(config, num_classes=10, num_examples=1442, mesh=one_device())
+    with Checkpoints(checkpoint_dir(run)) as checkpoints:
+        return jax.device_get(checkpoints.restore(training.abstract_state(), step).state)
+
+
+def assert_same_bits(state: Any, other: Any) -> None:
+    jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, number: signal.Signals) -> None:
+    """Sends this process a signal when the run logs the step."""
+    log = Reporter.log
+
+    def log_and_signal(self: Reporter, at: int, metrics: Any) -> None:
+        log(self, at, metrics)
+        if at == step:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(Reporter, "log", log_and_signal)
+
+
+def test_a_run_leaves_what_its_docstring_says(
+    tiny_run: tuple[Path, Outcome], tiny_config: Config
+) -> None:
+    folder, outcome = tiny_run
+    assert (outcome.step, outcome.num_steps, outcome.stopped_by) == (12, 12, None)
+    assert outcome.metrics["num_examples"] == 355
+    assert (folder / "config.json").is_file()
+    assert list(folder.glob("events.*"))
+    rows = read_metrics(folder / "metrics.csv")
+    assert [row["step"] for row in rows] == [*("1", "2", "4", "4", "6", "8", "8", "10", "12", "12")]
+    assert [row["step"] for row in rows if row["eval_top1"]] == ["4", "8", "12"]
+    with Checkpoints(checkpoint_dir(folder)) as checkpoints:
+        assert set(checkpoints.steps()) >= {8, 12}
+        metadata = checkpoints.metadata()
+    assert metadata["config"]["model"]["name"] == tiny_config.model.name
+    assert metadata["class_names"] == [str(digit) for digit in range(10)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_resumes_bit_for_bit(
+    tiny_run: tuple[Path, Outcome],
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 6, number)
+        stopped = train(tiny_config, tmp_path, mesh=one_device())
+    # The signal comes while step 6 is logged; step 7 is the one that sees it.
+    assert (stopped.step, stopped.stopped_by) == (7, number.name)
+    resumed = train(tiny_config, tmp_path, mesh=one_device())
+    assert (resumed.step, resumed.stopped_by) == (12, None)
+    assert resumed.metrics == tiny_run[1].metrics
+    assert_same_bits(
+        final_state(tmp_path, tiny_config, 12), final_state(tiny_run[0], tiny_config, 12)
+    )
+    rows = [row for row in read_metrics(tmp_path / "metrics.csv") if row["eval_top1"]]
+    assert [row["step"] for row in rows] == ["4", "8", "12"]
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
+    tiny_run: tuple[Path, Outcome],
+    tiny_config: Config,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    shutil.copytree(tiny_run[0], tmp_path / "run")
+    (tmp_path / "run/checkpoints/12/_CHECKPOINT_METADATA").write_bytes(b"{}")
+    with caplog.at_level(logging.WARNING, "jaxcls"):
+        outcome = train(tiny_config, tmp_path / "run", mesh=one_device())
+    assert "checkpoints/12" in caplog.text
+    assert outcome.step == 12
+    assert_same_bits(
+        final_state(tmp_path / "run", tiny_config, 12), final_state(tiny_run[0], tiny_config, 12)
+    )
+
+
+def test_a_run_goes_on_with_other_devices(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, signal.SIGTERM)
+        stopped = train(tiny_config, tmp_path, mesh=make_mesh(jax.devices()[:8]))
+    saved = final_state(tmp_path, tiny_config, stopped.step)
+    eight = assemble(
+        tiny_config, num_classes=10, num_examples=1442, mesh=make_mesh(jax.devices()[:8])
+    )
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        again = checkpoints.restore(eight.abstract_state()).state
+    assert len(jax.tree.leaves(again.params)[0].sharding.device_set) == 8
+    assert_same_bits(jax.device_get(again), saved)
+    assert train(tiny_config, tmp_path, mesh=one_device()).step == 12
+
+
+def test_a_finished_run_is_left_alone(tiny_run: tuple[Path, Outcome], tiny_config: Config) -> None:
+    before = sorted((tiny_run[0] / "checkpoints").iterdir())
+    outcome = train(tiny_config, tiny_run[0], mesh=one_device())
+    assert (outcome.step, outcome.stopped_by) == (12, None)
+    assert sorted((tiny_run[0] / "checkpoints").iterdir()) == before
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_silently_start_again(
+    tiny_run: tuple[Path, Outcome], tiny_config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run[0], tmp_path / "run")
+    for folder in (tmp_path / "run/checkpoints").glob("[0-9]*"):
+        shutil.rmtree(folder)
+    with pytest.raises(CheckpointError, match="no good checkpoint"):
+        train(tiny_config, tmp_path / "run", mesh=one_device())
+
+
+def test_a_changed_config_is_refused_unless_told(
+    tiny_run: tuple[Path, Outcome], tiny_config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run[0], tmp_path / "run")
+    changed = dataclasses.replace(
+        tiny_config,
+        num_steps=14,
+        data=dataclasses.replace(tiny_config.data, num_threads=2),
+    )
+    with pytest.raises(RunError, match=r"num_steps: 12 -> 14") as error:
+        train(changed, tmp_path / "run", mesh=one_device())
+    assert "num_threads" not in str(error.value)  # operational
+    assert train(changed, tmp_path / "run", mesh=one_device(), allow_changes=True).step == 14
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(
+        tiny_config,
+        optimizer=OptimizerConfig(name="sgd", learning_rate=1e30),
+        schedule=ScheduleConfig(name="constant", warmup=0.0),
+        checkpoint=dataclasses.replace(tiny_config.checkpoint, every_steps=1),
+    )
+    with pytest.raises(DivergedError, match=r"(loss|grad_norm) is (nan|inf) at step \d+"):
+        train(config, tmp_path, mesh=one_device())
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        steps = checkpoints.steps()
+    assert 12 not in steps

@@ -74,7 +74,7 @@ class Benchmark:
 class Evaluate:
     """Evaluates a checkpoint of a run; needs nothing but the run's directory and the data."""
 
-    run: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory that training wrote."""
     step: str = "latest"
     """latest, best (by top-1 during training) or a step's number."""
@@ -90,9 +90,9 @@ class Evaluate:
 class Predict:
     """Predicts the classes of image files."""
 
-    model: Annotated[Path, tyro.conf.Positional]
+    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of a run."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional]
+    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Image files, folders of images, or patterns such as 'photos/*.jpg'."""
     step: str = "latest"
     """latest, best (by top-1 during training) or a step's number."""
@@ -148,8 +148,14 @@ def _train(arguments: list[str]) -> int:
 
 
 def _show(arguments: list[str]) -> int:
-    if not arguments or arguments[0] != "schedule":
-        raise UserError("usage: jaxcls show schedule CONFIG -o FILE.png")
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(USAGE, end="")
+        return 0
+    if arguments[:1] != ["schedule"]:
+        found = f", got {arguments[0]!r}" if arguments else ""
+        raise UserError(
+            f"show: expected schedule{found}; usage: jaxcls show schedule CONFIG -o FILE.png"
+        )
     prog = "jaxcls show schedule CONFIG"
     _, config, rest = _take_config(arguments[1:], prog)
     default = ShowSchedule(config=config, output=tyro.MISSING)
@@ -185,9 +191,9 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _predict(arguments: list[str]) -> int:
     options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
-    step, paths = _step(options.step), _image_paths(options.images)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
+    step, paths = _step(options.step), _image_paths(options.images)
     from jaxcls.classifier import ImageClassifier
 
     classifier = ImageClassifier.from_run(options.model, step=step)
@@ -214,21 +220,27 @@ def _image_paths(patterns: Sequence[str]) -> list[str]:
     """Files, the image files in folders, and what patterns match, in a stable order.
 
     Raises:
-      UserError: one of them matches nothing.
+      UserError: there are none, or one of them matches nothing.
     """
+    if not patterns:
+        raise UserError("give image files, folders or patterns after the run")
     paths: list[str] = []
     for pattern in patterns:
         if os.path.isdir(pattern):
             files = sorted(Path(pattern).rglob("*"))
-            found = [str(file) for file in files if file.suffix.lower() in IMAGE_SUFFIXES]
+            found = [str(file) for file in files if _is_image_file(file)]
         elif os.path.exists(pattern):
             found = [pattern]
         else:
-            found = sorted(glob.glob(pattern, recursive=True))
+            found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
         if not found:
             raise UserError(f"image {pattern!r}: no such file, folder of images or pattern")
         paths += found
     return paths
+
+
+def _is_image_file(path: Path) -> bool:
+    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _print_table(paths: list[str], guesses: Guesses) -> None:

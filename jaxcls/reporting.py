@@ -42,10 +42,12 @@ class Reporter:
     ):
         self._num_steps = num_steps
         self._steps_per_epoch = steps_per_epoch
-        self._console = Console(file=stream or sys.stderr, highlight=False, soft_wrap=True)
+        self._console = Console(
+            file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True
+        )
         self._writer = SummaryWriter(str(run), purge_step=start_step + 1)
         self._csv = _open_csv(run / "metrics.csv", start_step)
-        self._rows = csv.DictWriter(self._csv, COLUMNS)
+        self._rows = _rows(self._csv)
         self._started = time.perf_counter()
         self._last: Mapping[str, float] = {}
         self._progress = rich.progress.Progress(
@@ -113,18 +115,24 @@ class Reporter:
 def read_metrics(path: Path) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv; a last line cut short by a crash is left out."""
     with path.open(newline="") as file:
-        return [row for row in csv.DictReader(file) if None not in row.values()]
+        whole = (line for line in file if line.endswith("\n"))
+        return [row for row in csv.DictReader(whole) if None not in row.values()]
 
 
 def _open_csv(path: Path, start_step: int) -> TextIO:
     """Opens metrics.csv to append, without rows of steps that a resumed run takes again."""
     rows = read_metrics(path) if path.exists() else []
-    file = path.open("w", newline="")
-    writer = csv.DictWriter(file, COLUMNS)
-    writer.writeheader()
-    writer.writerows(_known(row) for row in rows if int(row["step"]) <= start_step)
-    file.flush()
-    return file
+    temporary = path.with_name(f".{path.name}")
+    with temporary.open("w", newline="") as file:
+        writer = _rows(file)
+        writer.writeheader()
+        writer.writerows(_known(row) for row in rows if int(row["step"]) <= start_step)
+    temporary.replace(path)
+    return path.open("a", newline="")
+
+
+def _rows(file: TextIO) -> "csv.DictWriter[str]":
+    return csv.DictWriter(file, COLUMNS, lineterminator="\n")
 
 
 def _known(row: Mapping[str, str]) -> dict[str, str]:

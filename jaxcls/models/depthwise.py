@@ -33,15 +33,14 @@ def depthwise_conv(x: Array, kernel: Array, *, stride: int) -> Array:
 
 # The gradient chooses by platform too. (Differentiating through `platform_dependent` would keep
 # the residuals of both forms.)
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _by_platform(x: Array, kernel: Array, stride: int) -> Array:
+def _choose(x: Array, kernel: Array, stride: int) -> Array:
     return lax.platform_dependent(
         x, kernel, cpu=partial(shifted, stride=stride), default=partial(grouped, stride=stride)
     )
 
 
 def _forward(x: Array, kernel: Array, stride: int) -> tuple[Array, tuple[Array, Array]]:
-    return _by_platform(x, kernel, stride), (x, kernel)
+    return _choose(x, kernel, stride), (x, kernel)
 
 
 def _backward(stride: int, residuals: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
@@ -55,6 +54,7 @@ def _backward(stride: int, residuals: tuple[Array, Array], grad: Array) -> tuple
     )
 
 
+_by_platform = jax.custom_vjp(_choose, nondiff_argnums=(2,))
 _by_platform.defvjp(_forward, _backward)
 
 

@@ -119,17 +119,18 @@ class Block(nn.Module):
         stage, inputs, features = self.stage, x, x.shape[-1]
         expanded = features * stage.expansion
         # A fused block's 3x3 convolution is its expansion, or its projection where it expands not.
-        fused = {"kernel_size": 3, "stride": self.stride} if stage.fused else {}
+        single = stage.fused and stage.expansion == 1
+        size, stride = (3, self.stride) if stage.fused else (1, 1)
         if stage.expansion != 1:
-            x = layers.Conv(expanded, name="expand_conv", **fused)(x)
+            x = layers.Conv(expanded, size, stride, name="expand_conv")(x)
             x = self.norm("expand_bn")(x, train=train)
         if not stage.fused:
             x = layers.DepthwiseConv(self.stride, name="depthwise_conv")(x)
             x = self.norm("depthwise_bn")(x, train=train)
         if stage.se_ratio:
             x = layers.SqueezeExcite(max(1, int(features * stage.se_ratio)), name="se")(x)
-        single = stage.fused and stage.expansion == 1
-        x = layers.Conv(stage.filters, name="project_conv", **(fused if single else {}))(x)
+        size, stride = (3, self.stride) if single else (1, 1)
+        x = layers.Conv(stage.filters, size, stride, name="project_conv")(x)
         activation = layers.silu if single else layers.identity
         x = self.norm("project_bn", activation)(x, train=train)
         if self.stride == 1 and features == stage.filters:

@@ -4,7 +4,6 @@ Images are [batch, height, width, channels] and kernels [height, width, in, out]
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import jax
@@ -49,8 +48,7 @@ def _statistics_dtype(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def normalize(
+def _normalize(
     x: Array, scale: Array, bias: Array, group_size: int, epsilon: float, activation: Activation
 ) -> tuple[Array, Array, Array]:
     """Normalises each group of consecutive examples by its own statistics.
@@ -98,6 +96,7 @@ def _normalize_backward(group_size, epsilon, activation, residuals, cotangents):
     return grad_x.astype(x.dtype).reshape(x.shape), grad_scale, grad_bias
 
 
+normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5))
 normalize.defvjp(_normalize_forward, _normalize_backward)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -15,7 +16,7 @@ from jaxcls.evaluation import evaluate, make_eval_step
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.reporting import Reporter
 from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run
-from jaxcls.training.assemble import Training, assemble
+from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.meter import Meter
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
@@ -74,6 +75,10 @@ def train(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         checkpoints = stack.enter_context(open_checkpoints(workdir, config))
+        compiler = stack.enter_context(ThreadPoolExecutor(1, "compile"))
+        compiling = None
+        if training.plan.num_steps not in checkpoints.steps():  # meanwhile the state is made
+            compiling = compiler.submit(training.compile_step)
         state, start = _restore_or_init(training, checkpoints)
         reporter = stack.enter_context(
             Reporter(
@@ -88,7 +93,7 @@ def train(
             reporter.say(f"changed since the run began: {change}")
         if start >= training.plan.num_steps:
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
-        run = Run(training, source, eval_source, info, checkpoints, reporter, stop)
+        run = Run(training, compiling, source, eval_source, info, checkpoints, reporter, stop)
         return run.advance(state, start)
 
 
@@ -97,6 +102,7 @@ class Run:
     """What a training run works with, beside its state."""
 
     training: Training
+    compiling: Future[CompiledStep] | None
     source: Source
     eval_source: Source
     info: RunInfo
@@ -143,7 +149,7 @@ class Run:
         )
 
     def _compile(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        compiled = self.training.compile_step()
+        compiled = self.compiling.result() if self.compiling else self.training.compile_step()
         self.reporter.say(
             f"compiled the training step: {compiled.trace_seconds:.1f} s tracing, "
             f"{compiled.compile_seconds:.1f} s compiling"

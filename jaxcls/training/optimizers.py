@@ -24,7 +24,7 @@ def make_optimizer(
     """Chains clipping, weight decay and the optax optimizer that the config names.
 
     Raises:
-      ConfigError: optax has no such optimizer, or it does not take one of the options.
+      ConfigError: an unknown optimizer, or an option that it does not take.
     """
     factory = _factory(optimizer.name)
     parameters = inspect.signature(factory).parameters
@@ -67,7 +67,7 @@ def _factory(name: str) -> Callable[..., optax.GradientTransformation]:
     known = optimizer_names()
     if name not in known:
         raise ConfigError(
-            f"optimizer.name: no optimizer {name!r} in optax{nearest(name, known)}; "
+            f"optimizer.name: unknown optimizer {name!r}{nearest(name, known)}; "
             f"known: {', '.join(known)}"
         )
     return getattr(optax, name)

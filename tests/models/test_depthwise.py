@@ -13,7 +13,7 @@ from jaxcls.models import depthwise
 SHAPES = [(1, 1), (2, 1), (2, 2), (3, 4), (7, 7), (8, 5)]
 
 
-def _results(form, gradients, x, kernel, cotangent, stride):
+def _results(form, gradients, x, kernel, cotangent, *, stride):
     return (
         form(x, kernel, stride=stride),
         *gradients(x, kernel, cotangent, stride=stride),
@@ -34,8 +34,8 @@ def test_shifted_equals_grouped(height, width, stride, dtype, tolerance):
     inputs = _inputs(height, width, stride, dtype)
     # bfloat16 is compared with exact arithmetic on the same inputs.
     wide = [x.astype(jnp.float32) for x in inputs]
-    expected = _results(depthwise.grouped, depthwise.grouped_gradients, *wide, stride)
-    results = _results(depthwise.shifted, depthwise.shifted_gradients, *inputs, stride)
+    expected = _results(depthwise.grouped, depthwise.grouped_gradients, *wide, stride=stride)
+    results = _results(depthwise.shifted, depthwise.shifted_gradients, *inputs, stride=stride)
     for result, exact in zip(results, expected, strict=True):
         assert result.dtype == jnp.dtype(dtype)
         error = jnp.max(jnp.abs(result.astype(jnp.float32) - exact))
@@ -47,7 +47,7 @@ def test_public_function_has_the_gradients_of_the_grouped_form(stride):
     x, kernel, cotangent = _inputs(7, 6, stride, "float32")
     y, pullback = jax.vjp(partial(depthwise.depthwise_conv, stride=stride), x, kernel)
     expected = _results(
-        depthwise.grouped, depthwise.grouped_gradients, x, kernel, cotangent, stride
+        depthwise.grouped, depthwise.grouped_gradients, x, kernel, cotangent, stride=stride
     )
     for result, exact in zip((y, *pullback(cotangent)), expected, strict=True):
         np.testing.assert_allclose(result, exact, rtol=1e-5, atol=1e-5)

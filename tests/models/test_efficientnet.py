@@ -4,6 +4,7 @@ A two-stage model with both kinds of block stands for the large ones: it compile
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -100,9 +101,9 @@ def test_bfloat16_keeps_float32_parameters_and_logits(images, variables, gradien
     model = _tiny(compute_dtype=jnp.dtype("bfloat16"))
     made = jax.eval_shape(model.init, jax.random.key(0), images)
     assert {leaf.dtype for leaf in jax.tree.leaves(made)} == {jnp.dtype("float32")}
-    logits = model.apply(variables, images)
+    logits: Any = model.apply(variables, images)
     assert logits.dtype == jnp.float32
-    exact = _tiny().apply(variables, images)
+    exact: Any = _tiny().apply(variables, images)
     np.testing.assert_allclose(logits, exact, atol=0.03 * float(jnp.max(jnp.abs(exact))))
     loss, _ = _gradients(model, variables, images)
     assert loss == pytest.approx(float(gradients[0]), rel=0.03)

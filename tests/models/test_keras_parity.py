@@ -6,6 +6,7 @@ import keras
 import keras_weights as kw
 import numpy as np
 import pytest
+from keras.src.backend.common import dtypes
 
 from jaxcls.models.registry import create_model, model_spec
 
@@ -39,13 +40,14 @@ def test_logits_equal_keras(name: str, image_size: int | None):
 
 
 @pytest.fixture
-def keras_float64():
-    """Inputs are cast to Keras' floatx, layers compute in its dtype policy: both must be wide."""
-    for dtype in ("float64", "float32"):
-        keras.config.set_floatx(dtype)
-        keras.config.set_dtype_policy(dtype)
-        if dtype == "float64":
-            yield
+def keras_float64(monkeypatch):
+    """Keras in float64: inputs, layers, and no narrowing where it promotes types on JAX."""
+    monkeypatch.setitem(dtypes.BIT64_TO_BIT32_DTYPE, "float64", "float64")
+    keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")
+    yield
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.slow

@@ -1,5 +1,7 @@
 """Batch normalisation, drop-path and dropout against plain formulas."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,17 +27,23 @@ def test_normalize_equals_autodiff_of_the_plain_formula(group_size):
     with jax.enable_x64(True):
         x, cotangent = (jnp.asarray(rng.normal(1, 2, size=(8, 3, 2, 5))) for _ in range(2))
         scale, bias = (jnp.asarray(rng.normal(size=5)) for _ in range(2))
-        expected, plain_pullback = jax.vjp(lambda *args: _plain(*args, group_size), x, scale, bias)
+        expected, plain_pullback = jax.vjp(
+            lambda x, scale, bias: _plain(x, scale, bias, group_size), x, scale, bias
+        )
         y, pullback = jax.vjp(
-            lambda *args: layers.normalize(*args, group_size, EPSILON, layers.silu)[0],
-            x, scale, bias,
-        )  # fmt: skip
+            lambda x, scale, bias: layers.normalize(
+                x, scale, bias, group_size, EPSILON, layers.silu
+            )[0],
+            x,
+            scale,
+            bias,
+        )
         np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
         for grad, plain in zip(pullback(cotangent), plain_pullback(cotangent), strict=True):
             np.testing.assert_allclose(grad, plain, rtol=1e-8, atol=1e-10)
 
 
-def _train(groups, x, batch_stats=None):
+def _train(groups, x, batch_stats=None) -> Any:
     norm = layers.BatchNorm(groups=groups)
     variables = norm.init(jax.random.key(0), x, train=False)
     if batch_stats is not None:

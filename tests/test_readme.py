@@ -1,0 +1,104 @@
+"""Runs every command and every block of Python that the README shows."""
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcls.cli import main
+from jaxcls.config import Config, DataConfig
+from jaxcls.data.sources import open_source
+from jaxcls.training.loop import Outcome
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"^(?:pip install uv && )?uv run (?:--extra \w+ )*(jaxcls .*)$", README, re.M)
+SMALL = """
+import dataclasses
+from jaxcls.config import ModelConfig
+_full = get_config
+def get_config():
+    config = _full()
+    data = dataclasses.replace(config.data, image_size=16)
+    return dataclasses.replace(
+        config, data=data, model=ModelConfig(name="tiny"), num_epochs=None, num_steps=2)
+"""
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tiny_run: tuple[Path, Outcome], tiny_config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """Where a reader would be: configs, a run of them, and photos. The network is a small one."""
+    folder = tmp_path_factory.mktemp("reader")
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    with (folder / "configs/digits.py").open("a") as file:
+        file.write(SMALL)
+    shutil.copytree(tiny_run[0], folder / "runs/digits")
+    (folder / "photos").mkdir()
+    source = open_source(tiny_config.data, "test")
+    for index in range(2):
+        (folder / f"photos/{index}.png").write_bytes(source[index].image)
+    return folder
+
+
+def test_the_commands_are_found() -> None:
+    assert len(COMMANDS) >= 10
+    assert COMMANDS[0] == "jaxcls train configs/digits.py"
+    for name in ("train", "evaluate", "predict", "show", "benchmark"):
+        assert any(command.split()[1] == name for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(
+    command: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        argument
+        for word in shlex.split(command)[1:]
+        for argument in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
+    ]
+    if arguments[:2] == ["train", "configs/digits.py"] and "--workdir" not in arguments:
+        shutil.rmtree("runs")  # a reader has none yet
+    if "--help" in arguments:
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert stop.value.code == 0
+    else:
+        small = ["--seconds", "0.1"] if arguments[0] == "benchmark" else []
+        assert main([*arguments, *small]) == 0
+
+
+def test_python_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    use, configure = blocks("python")
+    exec(compile(use, "README.md", "exec"), {})
+    namespace: dict = {}
+    exec(compile(configure, "README.md", "exec"), namespace)
+    config = namespace["get_config"]()
+    assert isinstance(config, Config)
+    assert isinstance(config.data, DataConfig)
+
+
+def test_the_linked_files_are_there() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+@pytest.mark.parametrize("module", ["jaxcls", "jaxcls.cli"])
+def test_imports_are_light(module: str) -> None:
+    """Help must not wait for jax or for TensorFlow Datasets."""
+    code = f"import sys, {module}; assert not {{'jax', 'tensorflow_datasets'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

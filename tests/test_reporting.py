@@ -1,0 +1,180 @@
+import csv
+import io
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from jaxcls.reporting import COLUMNS, Reporter, read_metrics
+
+TRAIN = {
+    "loss": 1.25,
+    "top1": 0.5,
+    "top5": 0.75,
+    "grad_norm": 2.0,
+    "learning_rate": 0.1,
+    "images_per_second": 1234.4,
+    "steps_per_second": 2.0,
+    "data_wait_share": 0.01,
+}
+EVAL = {"loss": 0.5, "top1": 0.875, "top5": 1.0, "num_examples": 360}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def open_reporter(run: Path, stream: io.StringIO, *, start_step: int = 0) -> Reporter:
+    return Reporter(run, num_steps=100, steps_per_epoch=8.0, start_step=start_step, stream=stream)
+
+
+def scalars(run: Path) -> Iterator[tuple[str, int, float]]:
+    """(tag, step, value) of all TensorBoard events of a run, in the order of the files."""
+    for path in sorted(run.glob("events.*")):
+        content = path.read_bytes()
+        while content:  # length, its checksum, an event, its checksum
+            (length,) = struct.unpack("<Q", content[:8])
+            event = cast(Any, event_pb2).Event.FromString(content[12 : 12 + length])
+            content = content[16 + length :]
+            for value in event.summary.value:
+                yield value.tag, event.step, value.simple_value
+
+
+def test_metrics_are_written_as_rows_of_csv(tmp_path: Path) -> None:
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        reporter.log(2, TRAIN)
+        reporter.evaluated(4, EVAL)
+        rows = read_metrics(tmp_path / "metrics.csv")  # while the run goes on
+    assert [row["step"] for row in rows] == ["2", "4"]
+    train, evaluation = rows
+    assert tuple(train) == COLUMNS
+    assert train["epoch"] == "0.2500"
+    assert float(train["seconds"]) >= 0
+    assert train["loss"] == "1.25"
+    assert train["images_per_second"] == "1234.4"
+    assert train["eval_top1"] == ""
+    assert evaluation["eval_loss"] == "0.5"
+    assert evaluation["eval_top1"] == "0.875"
+    assert evaluation["eval_top5"] == "1"
+    assert evaluation["loss"] == ""
+
+
+def test_metrics_csv_ends_its_lines_as_unix_does(tmp_path: Path) -> None:
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        reporter.log(2, TRAIN)
+    content = (tmp_path / "metrics.csv").read_bytes()
+    assert content.startswith(",".join(COLUMNS).encode() + b"\n2,")
+    assert b"\r" not in content
+
+
+def test_metrics_go_to_tensorboard_by_training_and_evaluation(tmp_path: Path) -> None:
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        reporter.log(2, TRAIN)
+        reporter.evaluated(4, EVAL)
+    found = {(tag, step): value for tag, step, value in scalars(tmp_path)}
+    assert found["train/loss", 2] == 1.25
+    assert found["train/learning_rate", 2] == pytest.approx(0.1)
+    assert found["eval/loss", 4] == 0.5
+    assert found["eval/top1", 4] == 0.875
+    assert found["eval/top5", 4] == 1.0
+    assert {tag for tag, _ in found} == {
+        "train/learning_rate",
+        "train/loss",
+        "train/top1",
+        "train/top5",
+        "train/grad_norm",
+        "train/images_per_second",
+        "train/data_wait_share",
+        "eval/loss",
+        "eval/top1",
+        "eval/top5",
+    }
+
+
+def test_an_evaluation_prints_where_training_is(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with open_reporter(tmp_path, stream) as reporter:
+        reporter.evaluated(2, EVAL)
+        reporter.log(20, TRAIN)
+        reporter.evaluated(20, EVAL)
+    first, second = stream.getvalue().splitlines()
+    assert first == "epoch    0.2  step 2/100    test loss 0.5000 top1 87.50%  eta ?"
+    assert second == (
+        "epoch    2.5  step 20/100  loss 1.2500 top1 50.00%  1234 img/s  "
+        "test loss 0.5000 top1 87.50%  eta 0:40"
+    )
+
+
+def test_lines_are_printed_as_they_are(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    text = "[bold]runs/x[/] " + "long " * 60 + "tfds:car:1.0.0"
+    with open_reporter(tmp_path, stream) as reporter:
+        reporter.say(text)
+    assert stream.getvalue() == text + "\n"
+
+
+def test_without_a_terminal_there_is_no_bar(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with open_reporter(tmp_path, stream) as reporter:
+        reporter.log(2, TRAIN)
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_shows_a_bar_with_loss_accuracy_speed_and_eta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    stream = Terminal()
+    with open_reporter(tmp_path, stream, start_step=10) as reporter:
+        reporter.log(12, TRAIN)
+    shown = stream.getvalue()
+    assert "12/100" in shown
+    assert "loss 1.2500 top1 50.00%  1234 img/s" in shown
+    assert "eta" in shown
+
+
+def test_a_resumed_run_drops_the_rows_that_it_takes_again(tmp_path: Path) -> None:
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        for step in (2, 4, 6, 8):
+            reporter.log(step, TRAIN)
+    with open_reporter(tmp_path, io.StringIO(), start_step=4) as reporter:
+        reporter.log(6, TRAIN | {"loss": 9.0})
+    rows = read_metrics(tmp_path / "metrics.csv")
+    assert [(row["step"], row["loss"]) for row in rows] == [
+        ("2", "1.25"),
+        ("4", "1.25"),
+        ("6", "9"),
+    ]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_line_cut_short_anywhere_is_left_out_and_the_run_goes_on(tmp_path: Path) -> None:
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        reporter.log(2, TRAIN)
+        reporter.evaluated(4, EVAL | {"top5": 0.98765})
+    path = tmp_path / "metrics.csv"
+    content = path.read_bytes()
+    start_of_last = content[:-1].rindex(b"\n") + 1
+    for end in range(start_of_last, len(content)):
+        path.write_bytes(content[:end])
+        assert [row["step"] for row in read_metrics(path)] == ["2"], content[start_of_last:end]
+    with open_reporter(tmp_path, io.StringIO(), start_step=8) as reporter:
+        reporter.log(10, TRAIN)
+    assert [row["step"] for row in read_metrics(path)] == ["2", "10"]
+
+
+def test_columns_of_another_version_are_carried_over_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,gone,loss\n2,7,1.5\n")
+    with open_reporter(tmp_path, io.StringIO(), start_step=4):
+        pass
+    with path.open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row == dict.fromkeys(COLUMNS, "") | {"step": "2", "loss": "1.5"}

@@ -1,0 +1,86 @@
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import Array
+
+from jaxcls.errors import UserError
+from jaxcls.training.meter import DivergedError, Meter
+
+
+def metrics(loss: float, grad_norm: float = 1.0, **others: float) -> dict[str, Array]:
+    values = {"loss": loss, "grad_norm": grad_norm, **others}
+    return {name: jnp.float32(value) for name, value in values.items()}
+
+
+def test_the_read_values_are_averages_over_the_steps() -> None:
+    meter = Meter(batch_size=8)
+    meter.add(1, metrics(1.0, 2.0, top1=0.5))
+    meter.add(2, metrics(2.0, 4.0, top1=1.0))
+    meter.add(3, metrics(6.0, 0.0, top1=0.0))
+    read = meter.read()
+    assert {name: read[name] for name in ("loss", "grad_norm", "top1")} == {
+        "loss": 3.0,
+        "grad_norm": 2.0,
+        "top1": 0.5,
+    }
+    assert all(type(value) is float for value in read.values())
+
+
+def test_each_step_is_read_once() -> None:
+    meter = Meter(batch_size=8)
+    meter.add(1, metrics(1.0))
+    assert meter.read()["loss"] == 1.0
+    meter.add(2, metrics(5.0))
+    assert meter.read()["loss"] == 5.0
+
+
+def test_speeds_count_from_the_last_read_or_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    meter = Meter(batch_size=8)
+    now += 50  # compiling
+    meter.restart()
+    for step in range(1, 5):
+        with meter.waiting():
+            now += 0.125
+        meter.add(step, metrics(1.0))
+        now += 0.375
+    read = meter.read()
+    assert read["steps_per_second"] == 2.0
+    assert read["images_per_second"] == 16.0
+    assert read["data_wait_share"] == 0.25
+    now += 1
+    meter.add(5, metrics(1.0))
+    read = meter.read()
+    assert read["steps_per_second"] == 1.0
+    assert read["data_wait_share"] == 0.0
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+def test_a_value_that_is_not_finite_names_its_step(name: str, value: float) -> None:
+    meter = Meter(batch_size=8)
+    meter.add(40, metrics(1.0))
+    meter.add(41, metrics(1.0) | {name: jnp.float32(value)})
+    meter.add(42, metrics(np.nan, np.nan))
+    with pytest.raises(DivergedError) as caught:
+        meter.read()
+    message = str(caught.value)
+    assert message.startswith(f"{name} is {value} at step 41; nothing was saved after it")
+    assert "optimizer.learning_rate" in message
+    assert isinstance(caught.value, UserError)
+
+
+def test_other_metrics_may_be_anything() -> None:
+    meter = Meter(batch_size=8)
+    meter.add(1, metrics(1.0, top1=float("nan")))
+    assert np.isnan(meter.read()["top1"])
+
+
+def test_a_16_bit_loss_is_judged_too() -> None:
+    meter = Meter(batch_size=8)
+    meter.add(7, {"loss": jnp.bfloat16(jnp.inf), "grad_norm": jnp.float32(1)})
+    with pytest.raises(DivergedError, match="loss is inf at step 7"):
+        meter.read()

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from jaxcls.errors import UserError
 from jaxcls.models.depthwise import depthwise_conv
 
 BatchNormGroups = int | Literal["global"]
@@ -145,7 +146,7 @@ def batch_norm_group_size(batch: int, groups: BatchNormGroups) -> int:
     if groups == "global":
         return batch
     if groups < 1 or batch % groups:
-        raise ValueError(
+        raise UserError(
             f"model.batch_norm: a batch of {batch} examples cannot be cut into groups of {groups};"
             ' choose a positive divisor of the (micro-)batch, or "global"'
         )

@@ -1,11 +1,12 @@
 """The models by name: the block tables, and what belongs to each one's weights."""
 
-import difflib
 import math
 from typing import Literal
 
 import jax.numpy as jnp
 
+from jaxcls.decoding import nearest
+from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet, ModelSpec, StageSpec
 
 # Repeats, filters, expansion, stride of every stage. Sources: the paper (Tan and Le 2021,
@@ -116,13 +117,13 @@ def model_spec(name: str) -> ModelSpec:
     """The block table and the input convention of the model called `name`.
 
     Raises:
-      ValueError: no such model; the message names the nearest one.
+      UserError: no such model; the message names the nearest one.
     """
     if name in _SPECS:
         return _SPECS[name]
-    nearest = difflib.get_close_matches(name, _SPECS, n=1)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else "."
-    raise ValueError(f"model.name: unknown model {name!r}{hint} Known: {', '.join(_SPECS)}")
+    raise UserError(
+        f"model.name: unknown model {name!r}{nearest(name, _SPECS)}; known: {', '.join(_SPECS)}"
+    )
 
 
 def create_model(

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -61,7 +62,7 @@ def train(
     Raises:
       UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
     """
-    workdir = Path(workdir)
+    started, workdir = time.perf_counter(), Path(workdir)
     source = open_source(config.data, config.data.train_split)
     eval_source = open_source(config.data, config.data.eval_split)
     training = assemble(
@@ -93,7 +94,9 @@ def train(
             reporter.say(f"changed since the run began: {change}")
         if start >= training.plan.num_steps:
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
-        run = Run(training, compiling, source, eval_source, info, checkpoints, reporter, stop)
+        run = Run(
+            started, training, compiling, source, eval_source, info, checkpoints, reporter, stop
+        )
         return run.advance(state, start)
 
 
@@ -101,6 +104,7 @@ def train(
 class Run:
     """What a training run works with, beside its state."""
 
+    started: float
     training: Training
     compiling: Future[CompiledStep] | None
     source: Source
@@ -127,6 +131,9 @@ class Run:
                 ending = step == calendar.num_steps or self.stop.received is not None
                 if ending or step == start + 1 or calendar.reads(step):
                     self.reporter.log(step, meter.read())
+                if step == start + 1:
+                    seconds = time.perf_counter() - self.started
+                    self.reporter.say(f"took the first step {seconds:.1f} s after the start")
                 if calendar.evaluates(step):
                     metrics = eval_step(state)
                     self.reporter.evaluated(step, metrics)

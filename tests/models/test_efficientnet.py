@@ -123,7 +123,7 @@ def test_initial_values():
     ):
         assert np.std(kernel) == pytest.approx((2 / fan_out) ** 0.5, rel=0.05)
     classifier = params["classifier"]["kernel"]
-    assert np.max(np.abs(classifier)) == pytest.approx(1000**-0.5, rel=0.01)
+    assert np.max(np.abs(classifier)) == pytest.approx(1140**-0.5, rel=0.01)
     assert np.all(params["stem_bn"]["scale"] == 1)
     assert np.all(params["block6b"]["se"]["expand"]["bias"] == 0)
     assert np.all(variables["batch_stats"]["stem_bn"]["var"] == 1)

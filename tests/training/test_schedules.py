@@ -133,6 +133,13 @@ def test_without_warmup_the_first_step_has_the_peak(name: str) -> None:
     assert rates_of(schedule, np.arange(1), total=50, target=0.25) == 0.25
 
 
+@pytest.mark.parametrize("hold", [0.0, 1.0])
+def test_nothing_divides_by_zero(hold: float) -> None:
+    schedule = ScheduleConfig(warmup=0.0, hold=hold)
+    with jax.debug_nans(True), jax.debug_infs(True):
+        rates_of(schedule, np.arange(12), total=10)
+
+
 def test_warmup_and_hold_may_take_all_steps() -> None:
     rates = rates_of(ScheduleConfig(warmup=0.5, hold=0.5), np.arange(12), total=10)
     np.testing.assert_allclose(rates, [0, 0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1, 1, 0, 0], rtol=1e-6)

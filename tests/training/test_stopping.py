@@ -28,7 +28,6 @@ def test_the_first_of_several_signals_is_kept() -> None:
     with StopSignals() as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGTERM)
     assert stop.received == "SIGTERM"
 
 

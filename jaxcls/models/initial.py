@@ -1,10 +1,10 @@
 """The initial values of a model's variables, from their names and shapes.
 
 Kernels are drawn as in the reference code (EfficientNet, https://arxiv.org/abs/1905.11946):
-convolutions from a truncated normal of variance 2 / fan-out. Fan-out counts the outputs of one input
-channel: height * width * out, and height * width alone for a depthwise kernel. The classifier is
-drawn from a uniform of variance 1 / (3 fan), where fan is the mean of inputs and classes. The
-reference takes the classes, which is close for 1,000 but makes ten classes start with a loss of 6.
+convolutions from a truncated normal of variance 2 / fan-out. Fan-out counts the outputs of one
+input channel: height * width * out, and height * width alone for a depthwise kernel. The classifier
+is drawn from a uniform of variance 1 / (3 fan), where fan is the mean of inputs and classes. The
+reference takes the classes, which is close for 1,000, but makes ten classes start at a loss of 6.
 """
 
 import math

@@ -23,6 +23,11 @@ from jaxcls.training.state import TrainState
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StopSignals
 
+UNEQUAL_MICRO_BATCHES = (
+    'warning: with model.batch_norm "global", each micro-batch is normalised by itself, so '
+    "optimizer.micro_batches changes the result; a group size makes them equal the whole batch"
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -92,6 +97,8 @@ def train(
         reporter.say(_introduction(training, source, start))
         for change in changes:
             reporter.say(f"changed since the run began: {change}")
+        if config.model.batch_norm == "global" and config.optimizer.micro_batches > 1:
+            reporter.say(UNEQUAL_MICRO_BATCHES)
         if start >= training.plan.num_steps:
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
         run = Run(

@@ -166,3 +166,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
         steps = checkpoints.steps()
     assert 12 not in steps
+
+
+@pytest.mark.parametrize(("batch_norm", "warned"), [("global", True), (4, False)])
+def test_micro_batches_with_global_batch_norm_give_a_warning(
+    tiny_config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    batch_norm: Any,
+    warned: bool,
+) -> None:
+    config = dataclasses.replace(
+        tiny_config,
+        model=dataclasses.replace(tiny_config.model, batch_norm=batch_norm),
+        optimizer=dataclasses.replace(tiny_config.optimizer, micro_batches=2),
+        num_steps=1,
+    )
+    train(config, tmp_path, mesh=one_device())
+    assert ("each micro-batch is normalised by itself" in capsys.readouterr().err) == warned

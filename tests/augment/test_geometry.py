@@ -8,11 +8,11 @@ from sklearn.datasets import load_sample_image
 from jaxcls.augment import geometry
 
 
-def on_canvas(image: np.ndarray, canvas_size: int, fill: int) -> tuple[np.ndarray, np.ndarray]:
+def on_canvas(image: np.ndarray, canvas_size: int, fill: int) -> tuple[jax.Array, jax.Array]:
     height, width, _ = image.shape
     canvas = np.full((1, canvas_size, canvas_size, 3), fill, np.uint8)
     canvas[0, :height, :width] = image
-    return canvas, np.array([[height, width]], np.int32)
+    return jnp.asarray(canvas), jnp.asarray([[height, width]], jnp.int32)
 
 
 def photo(height: int, width: int) -> np.ndarray:

@@ -145,8 +145,8 @@ def test_a_step_follows_from_seed_and_step_alone(tiny_config: Config) -> None:
 def test_the_learning_rate_is_the_schedules(tiny_config: Config) -> None:
     training = make_training(tiny_config, devices=1)
     _, metrics = take_steps(training, training.init(), range(3))
-    expected = [float(training.plan.learning_rate(step)) for step in range(3)]
-    assert [float(m["learning_rate"]) for m in metrics] == pytest.approx(expected)
+    expected = np.array([training.plan.learning_rate(step) for step in range(3)])
+    np.testing.assert_allclose([m["learning_rate"] for m in metrics], expected, rtol=1e-6)
 
 
 def test_grouped_batch_norm_needs_one_kind_of_collective_and_gathers_no_image(
@@ -190,12 +190,12 @@ def test_a_network_learns_one_batch_by_heart(tiny_config: Config, name: str) -> 
     config = dataclasses.replace(config, num_steps=60)
     training = make_training(config, devices=1)
     state, batch = training.init(), random_batch(training, 0)
-    losses = []
+    history = []
     for _ in range(60):
         state, metrics = training.step(state, batch)
-        losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.2 * losses[0]
-    assert float(metrics["top1"]) == 1.0
+        history.append(jax.device_get(metrics))
+    assert history[-1]["loss"] < 0.2 * history[0]["loss"]
+    assert history[-1]["top1"] == 1.0
 
 
 def test_bfloat16_keeps_parameters_and_loss_in_float32(tiny_config: Config) -> None:

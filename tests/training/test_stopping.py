@@ -32,10 +32,15 @@ def test_the_first_of_several_signals_is_kept() -> None:
 
 
 def test_afterwards_signals_act_as_before() -> None:
-    with StopSignals():
-        pass
-    with pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), signal.SIGINT)
+    # A shell starts background jobs with SIGINT ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with StopSignals():
+            pass
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_handlers_are_restored_when_the_training_fails() -> None:

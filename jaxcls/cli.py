@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxcls.config import Config, decode, encode, load_config
+from jaxcls.arguments import checked, take_config
+from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
 
@@ -46,15 +47,6 @@ class Train:
     """Directory of the run; made if it is not there."""
     allow_changes: bool = False
     """Go on with a run although fields that decide its result have changed."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ShowSchedule:
-    """Draws the learning rate over the training."""
-
-    config: Annotated[Config, tyro.conf.arg(name="")]
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
-    """Picture file: png, svg or pdf."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,12 +121,12 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    path, config, rest = _take_config(arguments, "jaxcls train CONFIG")
+    path, config, rest = take_config(arguments, "jaxcls train CONFIG")
     default = Train(config=config, workdir=Path("runs") / path.stem)
     options = tyro.cli(Train, prog="jaxcls train CONFIG", args=rest, default=default)
     from jaxcls.training.loop import train
 
-    outcome = train(_checked(options.config), options.workdir, allow_changes=options.allow_changes)
+    outcome = train(checked(options.config), options.workdir, allow_changes=options.allow_changes)
     if outcome.stopped_by:
         print(
             f"stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.num_steps}, "
@@ -148,27 +140,9 @@ def _train(arguments: list[str]) -> int:
 
 
 def _show(arguments: list[str]) -> int:
-    if arguments[:1] in (["-h"], ["--help"]):
-        print(USAGE, end="")
-        return 0
-    if arguments[:1] != ["schedule"]:
-        found = f", got {arguments[0]!r}" if arguments else ""
-        raise UserError(
-            f"show: expected schedule{found}; usage: jaxcls show schedule CONFIG -o FILE.png"
-        )
-    prog = "jaxcls show schedule CONFIG"
-    _, config, rest = _take_config(arguments[1:], prog)
-    default = ShowSchedule(config=config, output=tyro.MISSING)
-    options = tyro.cli(ShowSchedule, prog=prog, args=rest, default=default)
-    from jaxcls.data.sources import open_source
-    from jaxcls.plots import plot_schedule, save_figure
-    from jaxcls.training.schedules import make_plan
+    from jaxcls.show import show
 
-    config = _checked(options.config)
-    source = open_source(config.data, config.data.train_split)
-    save_figure(plot_schedule(make_plan(config, len(source))), options.output)
-    print(f"wrote {options.output}")
-    return 0
+    return show(arguments, usage=USAGE)
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -204,9 +178,9 @@ def _predict(arguments: list[str]) -> int:
 
 def _benchmark(arguments: list[str]) -> int:
     prog = "jaxcls benchmark CONFIG"
-    _, config, rest = _take_config(arguments, prog)
+    _, config, rest = take_config(arguments, prog)
     options = tyro.cli(Benchmark, prog=prog, args=rest, default=Benchmark(config=config))
-    config = _checked(options.config)
+    config = checked(options.config)
     from jaxcls.benchmark import benchmark, describe
 
     report = benchmark(config, synthetic=options.synthetic, seconds=options.seconds)
@@ -281,23 +255,6 @@ def _step(text: str) -> int | Literal["latest", "best"]:
     if text.isdecimal():
         return int(text)
     raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")
-
-
-def _take_config(arguments: list[str], prog: str) -> tuple[Path, Config, list[str]]:
-    """The config file that the first argument names, and the rest."""
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        raise UserError(
-            f"usage: {prog} …: give the config file first, for example configs/digits.py"
-        )
-    if arguments[0].startswith("-"):
-        return Path("CONFIG"), Config(), arguments
-    path = Path(arguments[0])
-    return path, load_config(path), arguments[1:]
-
-
-def _checked(config: Config) -> Config:
-    """The config after overrides, through the same gate as one from a file."""
-    return decode(encode(config))
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

@@ -543,8 +543,8 @@ def test_show_schedule_draws_a_picture(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "show: expected schedule; usage: jaxcls show schedule CONFIG -o FILE.png"),
-        (["shedule", "tiny.py"], "show: expected schedule, got 'shedule'; usage: jaxcls show"),
+        ([], "show: expected one of schedule"),
+        (["shedule", "tiny.py"], "show: unknown picture 'shedule'; did you mean 'schedule'?"),
         (["schedule", "gone.py"], "config file 'gone.py' does not exist"),
         (
             ["schedule", "tiny.py", "-o", "a.docx"],

@@ -3,14 +3,8 @@
 jaxcls train configs/digits.py
 """
 
-from jaxcls.config import (
-    AugmentConfig,
-    CheckpointConfig,
-    Config,
-    DataConfig,
-    ModelConfig,
-    OptimizerConfig,
-)
+from jaxcls.augment_config import RandomCrop
+from jaxcls.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
@@ -23,7 +17,7 @@ def get_config() -> Config:
             canvas_size=8,
             crop_fraction=32 / 36,
         ),
-        augment=AugmentConfig(flip=False),  # a mirrored digit is another sign
+        augment=(RandomCrop(),),  # no flips: a mirrored digit is another sign
         optimizer=OptimizerConfig(
             name="sgd",
             learning_rate=0.1,

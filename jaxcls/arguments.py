@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import tyro
+
 from jaxcls.config import Config, decode, encode, load_config
 from jaxcls.errors import UserError
 
@@ -20,6 +22,14 @@ def take_config(arguments: list[str], prog: str) -> tuple[Path, Config, list[str
         return Path("CONFIG"), Config(), arguments
     path = Path(arguments[0])
     return path, load_config(path), arguments[1:]
+
+
+def parse[T](kind: type[T], prog: str, arguments: list[str], *, default: T) -> T:
+    """Reads options of a command that overrides the fields of a config, which `default` holds."""
+    # The kind of each augmentation is the config file's; the command line changes its fields.
+    return tyro.cli(
+        kind, prog=prog, args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,)
+    )
 
 
 def checked(config: Config) -> Config:

@@ -1,5 +1,6 @@
 """How fast the parts of a training run: data, augmentation, step, and all together."""
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -119,15 +120,17 @@ def _augment_only(training: Training) -> Callable[[Any], Any]:
         config.augment,
         image_size=config.data.image_size,
         crop_fraction=config.data.crop_fraction,
+        mesh=training.mesh,
     )
 
     @jax.jit
-    def run(batch: Any) -> Any:
+    def run(key: jax.Array, batch: Any) -> Any:
         labels = soft_labels(batch["labels"], training.model.num_classes)
         positions = jnp.arange(config.data.batch_size, dtype=jnp.int32)
-        return augment(jax.random.key(0), batch["images"], batch["sizes"], labels, positions)
+        return augment(key, jnp.zeros(()), batch["images"], batch["sizes"], labels, positions)
 
-    return run
+    keys = map(jax.random.key, itertools.count())  # other draws each time
+    return lambda batch: run(next(keys), batch)
 
 
 def _median_seconds(run: Callable[[], Any], seconds: float, *, mean: bool = False) -> float:

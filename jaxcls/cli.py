@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from jaxcls.arguments import checked, take_config
+from jaxcls.arguments import checked, parse, take_config
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
@@ -123,7 +123,7 @@ def _dispatch(arguments: list[str]) -> int:
 def _train(arguments: list[str]) -> int:
     path, config, rest = take_config(arguments, "jaxcls train CONFIG")
     default = Train(config=config, workdir=Path("runs") / path.stem)
-    options = tyro.cli(Train, prog="jaxcls train CONFIG", args=rest, default=default)
+    options = parse(Train, "jaxcls train CONFIG", rest, default=default)
     from jaxcls.training.loop import train
 
     outcome = train(checked(options.config), options.workdir, allow_changes=options.allow_changes)
@@ -179,7 +179,7 @@ def _predict(arguments: list[str]) -> int:
 def _benchmark(arguments: list[str]) -> int:
     prog = "jaxcls benchmark CONFIG"
     _, config, rest = take_config(arguments, prog)
-    options = tyro.cli(Benchmark, prog=prog, args=rest, default=Benchmark(config=config))
+    options = parse(Benchmark, prog, rest, default=Benchmark(config=config))
     config = checked(options.config)
     from jaxcls.benchmark import benchmark, describe
 

@@ -13,10 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jaxcls.augment_config import (
+    AnyAugmentation,
+    RandomCrop,
+    RandomFlip,
+    check_augment,
+    mix_of,
+)
 from jaxcls.decoding import (
     ConfigError,
     Range,
     decode_fields,
+    encode_fields,
     flatten,
     kind_of,
     leaves,
@@ -24,7 +32,7 @@ from jaxcls.decoding import (
     nearest,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 OPERATIONAL = "operational"  # marks a field that may change when a run is resumed
@@ -81,16 +89,6 @@ class DataConfig:
     """Threads that read and decode, in this process or in each worker."""
     prefetch: Annotated[Count, OPERATIONAL] = 2
     """Batches made and sent to the devices ahead of the step."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Random changes to the training images, made on the device."""
-
-    crop: bool = True
-    """Cut a random window instead of the centre one (its size follows data.crop_fraction)."""
-    flip: bool = True
-    """Mirror each image left to right with probability 0.5. Not for digits or text."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +158,8 @@ class Config:
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
-    augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+    augment: tuple[AnyAugmentation, ...] = (RandomFlip(), RandomCrop())
+    """Random changes to the training images, made on the device, in this order."""
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
@@ -205,7 +204,7 @@ def load_config(path: str | Path) -> Config:
 
 def encode(config: Config) -> dict[str, Any]:
     """The config as JSON-ready dicts, with the schema's version."""
-    return {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(config)}
+    return {"schema_version": SCHEMA_VERSION, **encode_fields(config)}
 
 
 def decode(values: Mapping[str, Any]) -> Config:
@@ -230,9 +229,18 @@ def decode(values: Mapping[str, Any]) -> Config:
             f"schema_version: this config has {version}, this jaxcls reads up to "
             f"{SCHEMA_VERSION}; use a newer jaxcls"
         )
+    if version == 1:
+        _migrate_from_1(values)
     config = decode_fields(Config, values, prefix="")
     _check_rules(config)
     return config
+
+
+def _migrate_from_1(values: dict[str, Any]) -> None:
+    """Version 1 had two switches in place of the list of augmentations."""
+    switches = {"crop": True, "flip": True, **(values.get("augment") or {})}
+    crop = {"op": "RandomCrop" if switches["crop"] else "CenterCrop"}
+    values["augment"] = [{"op": "RandomFlip"}] * switches["flip"] + [crop]
 
 
 def operational_fields() -> frozenset[str]:
@@ -245,7 +253,7 @@ def operational_fields() -> frozenset[str]:
 def changed_fields(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """Fields that decide the result and differ: dotted name -> (old value, new value)."""
     operational = operational_fields()
-    before, after = (flatten(dataclasses.asdict(config)) for config in (old, new))
+    before, after = (flatten(encode_fields(config)) for config in (old, new))
     return {
         name: (before.get(name), after.get(name))
         for name in sorted(before.keys() | after.keys())
@@ -270,6 +278,14 @@ def _check_rules(config: Config) -> None:
     if batch_size % micro_batches:
         raise ConfigError(
             f"optimizer.micro_batches: {micro_batches} does not divide data.batch_size {batch_size}"
+        )
+    check_augment(config.augment)
+    mix = mix_of(config.augment)
+    if mix and (batch_size // micro_batches) % mix.group_size:
+        raise ConfigError(
+            f"augment.{len(config.augment) - 1}.group_size: groups of {mix.group_size} do not "
+            f"divide the {batch_size // micro_batches} examples of a micro-batch "
+            f"(data.batch_size / optimizer.micro_batches)"
         )
     group = config.model.batch_norm
     if group != "global" and (batch_size // micro_batches) % group:

@@ -33,6 +33,14 @@ class Range:
         return f"between {self.low} and {self.high}"
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Base of dataclasses of which a list holds several kinds; encoded with their name as `op`."""
+
+
+TAG = "op"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -59,6 +67,41 @@ def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
     return schema(**decoded)
 
 
+def _decode_choice(options: tuple[type, ...], value: Any, *, field: str) -> Any:
+    """Decodes into that one of several dataclasses which the value names."""
+    if not isinstance(value, Mapping) or TAG not in value:
+        raise ConfigError(f"{field}: expected a group of fields with {TAG!r}, got {kind_of(value)}")
+    by_name = {option.__name__: option for option in options}
+    name = value[TAG]
+    if name not in by_name:
+        raise ConfigError(
+            f"{field}: unknown {TAG} {name!r}{nearest(str(name), by_name)}; "
+            f"known: {', '.join(by_name)}"
+        )
+    fields = {key: item for key, item in value.items() if key != TAG}
+    return decode_fields(by_name[name], fields, prefix=f"{field}.")
+
+
+def _decode_tuple(hint: Any, value: Any, bounds: Range | None, *, field: str) -> tuple[Any, ...]:
+    """A list of any length but 0, or a (low, high) pair."""
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{field}: expected a list, got {kind_of(value)}")
+    item_hint, *more = typing.get_args(hint)
+    pair = more != [...]
+    if pair and len(value) != 2:
+        raise ConfigError(f"{field}: expected a low and a high end, got {list(value)}")
+    if not value:
+        raise ConfigError(f"{field}: expected at least one entry, got none")
+    bounded = Annotated[item_hint, bounds] if bounds else item_hint
+    names = (field,) * 2 if pair else (f"{field}.{index}" for index in range(len(value)))
+    items = tuple(
+        _decode_value(bounded, item, field=name) for name, item in zip(names, value, strict=True)
+    )
+    if pair and items[0] > items[1]:
+        raise ConfigError(f"{field}: the low end {items[0]} is above the high end {items[1]}")
+    return items
+
+
 def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
     """Checks one value against its type; integers become floats where a float is asked for."""
     bounds = next((extra for extra in metadata(hint) if isinstance(extra, Range)), None)
@@ -66,6 +109,8 @@ def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
     origin = typing.get_origin(base)
     if origin in (typing.Union, types.UnionType):
         return _decode_union(base, value, bounds, field=field)
+    if origin is tuple:
+        return _decode_tuple(base, value, bounds, field=field)
     if origin is Literal:
         choices = typing.get_args(base)
         if value not in choices:
@@ -86,6 +131,8 @@ def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
 
 def _decode_union(hint: Any, value: Any, bounds: Range | None, *, field: str) -> Any:
     options = typing.get_args(hint)
+    if all(isinstance(option, type) and issubclass(option, Choice) for option in options):
+        return _decode_choice(options, value, field=field)
     if value is None and type(None) in options:
         return None
     errors = []
@@ -121,9 +168,22 @@ def leaves(schema: type, *, prefix: str) -> Iterator[tuple[str, Any]]:
             yield prefix + name, hint
 
 
+def encode_fields(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, ready for JSON."""
+    if dataclasses.is_dataclass(value):
+        tag = {TAG: type(value).__name__} if isinstance(value, Choice) else {}
+        fields = (field.name for field in dataclasses.fields(value))
+        return tag | {name: encode_fields(getattr(value, name)) for name in fields}
+    if isinstance(value, tuple):
+        return [encode_fields(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
         if isinstance(value, Mapping):
             flat |= flatten(value, f"{prefix}{name}.")
         else:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxcls.augment_config import mix_of
 from jaxcls.config import Config
 from jaxcls.decoding import ConfigError
 
@@ -48,6 +49,12 @@ def check_divisible(config: Config, num_devices: int) -> None:
             f"data.batch_size: {batch_size} does not split evenly over {num_devices} devices"
             + (f" x {micro_batches} micro-batches" if micro_batches > 1 else "")
             + f"; use {sizes}"
+        )
+    mix = mix_of(config.augment)
+    if mix and (batch_size // parts) % mix.group_size:
+        raise ConfigError(
+            f"augment.{len(config.augment) - 1}.group_size: groups of {mix.group_size} do not "
+            f"divide the {batch_size // parts} examples that a device has in a micro-batch"
         )
     group = config.model.batch_norm
     if group != "global" and (batch_size // parts) % group:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxcls.arguments import checked, take_config
+from jaxcls.arguments import checked, parse, take_config
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
@@ -43,7 +43,7 @@ def _schedule(arguments: list[str]) -> int:
     prog = "jaxcls show schedule CONFIG"
     _, config, rest = take_config(arguments, prog)
     default = ShowSchedule(config=config, output=tyro.MISSING)
-    options = tyro.cli(ShowSchedule, prog=prog, args=rest, default=default)
+    options = parse(ShowSchedule, prog, rest, default=default)
     from jaxcls.data.sources import open_source
     from jaxcls.plots import plot_schedule, save_figure
     from jaxcls.training.schedules import make_plan

@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from jaxcls.augment_config import RandomCrop
 from jaxcls.config import (
-    AugmentConfig,
     CheckpointConfig,
     Config,
     DataConfig,
@@ -74,7 +74,7 @@ def tiny_config() -> Config:
         data=DataConfig(
             source="digits", batch_size=32, image_size=16, canvas_size=8, crop_fraction=16 / 18
         ),
-        augment=AugmentConfig(flip=False),
+        augment=(RandomCrop(),),
         optimizer=OptimizerConfig(
             learning_rate=0.05, options={"momentum": 0.9}, weight_decay=1e-4, ema_decay=0.9
         ),

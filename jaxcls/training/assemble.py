@@ -123,6 +123,8 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
         mesh=mesh,
         model=model,
         plan=plan,
-        step=make_train_step(config, model, optimizer, plan.learning_rate, mesh=mesh),
+        step=make_train_step(
+            config, model, optimizer, plan.learning_rate, num_steps=plan.num_steps, mesh=mesh
+        ),
         init=jax.jit(init, out_shardings=replicated(mesh)),
     )

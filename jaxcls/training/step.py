@@ -31,6 +31,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
+    num_steps: int,
     mesh: Mesh,
 ) -> Any:
     """Makes the jitted step `(state, batch) -> (state, metrics)`; it donates the state.
@@ -39,6 +40,8 @@ def make_train_step(
     int32 [batch]}, split over the mesh by example. Metrics are float32 scalars: loss, top1, top5
     (shares of the batch), grad_norm, learning_rate; top-k counts against the labels' largest class.
 
+    Strengths of the augmentation may depend on the share of the `num_steps` that is over.
+
     Every draw follows from the config's seed, the step and the example's place in the batch. With
     grouped batch norm, micro-batches give the same step as the whole batch.
     """
@@ -46,15 +49,16 @@ def make_train_step(
         config.augment,
         image_size=config.data.image_size,
         crop_fraction=config.data.crop_fraction,
+        mesh=mesh,
     )
     losses = LOSSES[config.loss.name]
     root = jax.random.key(config.seed)
 
-    def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, key: Array):
+    def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, *, key: Array, progress: Array):
         augment_key, dropout_key = jax.random.split(key)
         labels = soft_labels(batch["labels"], model.num_classes)
         images, labels = augment(
-            augment_key, batch["images"], batch["sizes"], labels, batch["positions"]
+            augment_key, progress, batch["images"], batch["sizes"], labels, batch["positions"]
         )
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -75,7 +79,9 @@ def make_train_step(
         key = jax.random.fold_in(root, state.step)
         batch_size = batch["labels"].shape[0]
         batch = {**batch, "positions": jnp.arange(batch_size, dtype=jnp.int32)}
-        compute = functools.partial(gradients, state.params, state.batch_stats, key=key)
+        compute = functools.partial(
+            gradients, state.params, state.batch_stats, key=key, progress=state.step / num_steps
+        )
         if config.optimizer.micro_batches == 1:
             grads, (batch_stats, sums) = compute(batch)
         else:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import Array
 
+from jaxcls.augment_config import CenterCrop
 from jaxcls.config import Config
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.training.assemble import Training, assemble
@@ -186,8 +187,7 @@ def test_a_network_learns_one_batch_by_heart(tiny_config: Config, name: str) -> 
     config = changed(tiny_config, "loss", name=name, label_smoothing=0.0)
     config = changed(config, "model", dropout=0.0, drop_path=0.0)
     config = changed(config, "schedule", name="constant", warmup=0.0)
-    config = changed(config, "augment", crop=False)
-    config = dataclasses.replace(config, num_steps=60)
+    config = dataclasses.replace(config, augment=(CenterCrop(),), num_steps=60)
     training = make_training(config, devices=1)
     state, batch = training.init(), random_batch(training, 0)
     history = []

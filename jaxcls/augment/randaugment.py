@@ -1,0 +1,370 @@
+"""RandAugment, TrivialAugment and AugMix, from one table of operations.
+
+An image draws a few layers, each one operation with a strength. Two things are done in another way
+than one layer after the other, which would take a pass over the images for each:
+
+- The geometric operations of an image compose into one warp, which comes first; so an image is
+  interpolated once.
+- The photometric ones follow in the order drawn. Those that are tables of 256 levels compose into
+  one table, until a blend of whole pixels (Color, Sharpness) ends the run. Where a run holds both
+  blends, Color comes first; they commute but for clipping.
+
+Semantics are those of KerasCV's RandAugment where it has the operation, else torchvision's. With m
+the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], U uniform:
+
+    Solarize             adds 110 N below the threshold 255 (1 - m), then inverts at or above it
+    Color                blends N of grey
+    Contrast             factor 1 + U(-m, m) about each channel's mean
+    Brightness           adds 255 U(-m, m)
+    ShearX, ShearY       N pixels a pixel, either way, about the top left
+    TranslateX, Y        U(-m, m) of the width or height
+    Posterize            keeps 8 - 4 N bits
+    Rotate               30 N degrees, either way, about the middle
+    Sharpness            factor 1 + U(-m, m)
+"""
+
+import functools
+import math
+from collections.abc import Callable, Collection, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from jaxcls.augment import color, draws
+from jaxcls.augment.geometry import warp
+
+
+class Draw(NamedTuple):
+    """The random part of one layer of each image; all float32 [batch]."""
+
+    magnitude: Array
+    std: Array
+    first: Array  # normal
+    second: Array  # normal
+    uniform: Array  # in [-1, 1)
+    sign: Array  # -1 or 1
+
+    def clipped(self) -> Array:
+        """N: a normal clipped to [0, 1]."""
+        return jnp.clip(self.magnitude + self.std * self.first, 0, 1)
+
+    def symmetric(self) -> Array:
+        """U(-m, m)."""
+        return self.magnitude * self.uniform
+
+
+class Layers(NamedTuple):
+    """What every image draws.
+
+    Attributes:
+      choice: int32 [batch, layers], an index into the operations; their number for none.
+      draws: of [batch, layers] arrays.
+    """
+
+    choice: Array
+    draws: Draw
+
+
+# --- The operations ------------------------------------------------------------------------------
+
+
+def _solarize(levels: Array, counts: Array, draw: Draw) -> Array:
+    del counts
+    addition = 110 * draw.clipped()
+    threshold = 255 * jnp.clip(1 - draw.magnitude + draw.std * draw.second, 0, 1)
+    return color.solarize(levels, addition, threshold)
+
+
+# From levels, counts (the image's histogram) and draw to levels, all [batch, …].
+TABLES: dict[str, Callable[[Array, Array, Draw], Array]] = {
+    "AutoContrast": lambda levels, counts, draw: color.autocontrast(levels, counts),
+    "Equalize": lambda levels, counts, draw: color.equalize(levels, counts),
+    "Solarize": _solarize,
+    "Contrast": lambda levels, counts, draw: color.contrast(levels, counts, 1 + draw.symmetric()),
+    "Brightness": lambda levels, counts, draw: color.brightness(levels, 255 * draw.symmetric()),
+    "Posterize": lambda levels, counts, draw: color.posterize(levels, 8 - 4 * draw.clipped()),
+    "Invert": lambda levels, counts, draw: color.invert(levels),
+}
+NEED_COUNTS = ("AutoContrast", "Equalize", "Contrast")
+
+# Blends with another image (grey, smooth): the share of the distance from it that stays. Shares of
+# layers in a row multiply.
+KEPT: dict[str, Callable[[Draw], Array]] = {
+    "Color": lambda draw: 1 - draw.clipped(),
+    "Sharpness": lambda draw: 1 + draw.symmetric(),
+}
+
+
+def _matrix(xx=1.0, xy=0.0, x0=0.0, yx=0.0, yy=1.0, y0=0.0) -> Array:
+    """[batch, 3, 3] from scalars and [batch] arrays."""
+    entries = jnp.broadcast_arrays(*map(jnp.asarray, (xx, xy, x0, yx, yy, y0, 0.0, 0.0, 1.0)))
+    return jnp.stack(entries, axis=-1).reshape(*entries[0].shape, 3, 3)
+
+
+def _rotation(draw: Draw, size: int) -> Array:
+    angle = math.radians(30) * draw.sign * draw.clipped()
+    cos, sin, middle = jnp.cos(angle), jnp.sin(angle), size / 2
+    return _matrix(cos, -sin, middle * (1 - cos + sin), sin, cos, middle * (1 - cos - sin))
+
+
+# From draw and image size to a map from places in the result to places in the image, [batch, 3, 3].
+MAPS: dict[str, Callable[[Draw, int], Array]] = {
+    "ShearX": lambda draw, size: _matrix(xy=draw.sign * draw.clipped()),
+    "ShearY": lambda draw, size: _matrix(yx=draw.sign * draw.clipped()),
+    "TranslateX": lambda draw, size: _matrix(x0=size * draw.symmetric()),
+    "TranslateY": lambda draw, size: _matrix(y0=size * draw.symmetric()),
+    "Rotate": _rotation,
+}
+
+
+# --- Drawing and applying ------------------------------------------------------------------------
+
+
+def draw_layers(
+    keys: Array, num_ops: int, num_layers: int, *, magnitude: Array, std: Array, rate: Array
+) -> Layers:
+    """Draws operations uniformly with replacement.
+
+    Args:
+      keys: of the images.
+      num_ops: how many operations there are to draw from.
+      num_layers: for each image.
+      magnitude: float32 [] or [batch, layers], in [0, 1].
+      std: standard deviation of the strengths, likewise.
+      rate: probability that a layer does anything.
+    """
+    shape = (len(keys), num_layers)
+    uniforms = draws.uniform(draws.fold_in(keys, 0), num_layers, 4)
+    normals = draws.normal(draws.fold_in(keys, 1), num_layers, 2)
+    choice = jnp.floor(uniforms[..., 0] * num_ops).astype(jnp.int32)
+    choice = jnp.where(uniforms[..., 1] < rate, jnp.minimum(choice, num_ops - 1), num_ops)
+    draw = Draw(
+        magnitude=jnp.broadcast_to(magnitude, shape),
+        std=jnp.broadcast_to(std, shape),
+        first=normals[..., 0],
+        second=normals[..., 1],
+        uniform=2 * uniforms[..., 2] - 1,
+        sign=jnp.where(uniforms[..., 3] < 0.5, -1.0, 1.0),
+    )
+    return Layers(choice, draw)
+
+
+def apply_layers(images: Array, ops: Sequence[str], layers: Layers) -> Array:
+    """Applies what was drawn: the warp first, then tables and blends in order.
+
+    Args:
+      images: uint8 [batch, 3, size, size].
+      ops: names of the operations.
+      layers: indices into `ops`, and their draws.
+
+    Returns:
+      uint8 [batch, 3, size, size].
+    """
+    if any(name in MAPS for name in ops):
+        move = functools.partial(warp, turns="Rotate" in ops)
+        matrices = _compose_maps(ops, layers, images.shape[2])
+        images = only_where(_drawn(ops, MAPS, layers), move, images, matrices)
+    colours = [*TABLES, "Color"]
+    for run in _runs(ops, layers):
+        if any(name in colours for name in ops):
+            levels = _compose_tables(images, ops, run)
+            if "Color" in ops:
+                change, arguments = color.recolor, (levels, _compose_kept("Color", ops, run))
+            else:
+                change, arguments = functools.partial(color.recolor, kept=None), (levels,)
+            images = only_where(_drawn(ops, colours, run), change, images, *arguments)
+        if "Sharpness" in ops:
+            factors = _compose_kept("Sharpness", ops, run)
+            images = only_where(_drawn(ops, ("Sharpness",), run), color.sharpen, images, factors)
+    return images
+
+
+def _drawn(ops: Sequence[str], kind: Collection[str], layers: Layers) -> Array:
+    """Whether each image has an operation of this kind, bool [batch]."""
+    return jnp.any(_is_of(ops, kind, layers), axis=1)
+
+
+def _is_of(ops: Sequence[str], kind: Collection[str], layers: Layers) -> Array:
+    """Which layers have an operation of this kind, bool [batch, layers]; without a gather."""
+    members = [layers.choice == index for index, name in enumerate(ops) if name in kind]
+    return functools.reduce(jnp.logical_or, members, jnp.zeros(layers.choice.shape, bool))
+
+
+def only_where(
+    needed: Array, change: Callable[..., Array], images: Array, *arguments: Array
+) -> Array:
+    """`change(images, *arguments)`, which leaves images that are not `needed` as they are.
+
+    A CPU takes one image after the other and skips those; with RandAugment, most.
+    """
+
+    def one_by_one(needed: Array, images: Array, *arguments: Array) -> Array:
+        def maybe(needed: Array, *one: Array) -> Array:
+            alone = [array[None] for array in one]
+            return lax.cond(needed, lambda: change(*alone)[0], lambda: one[0])
+
+        return lax.map(lambda row: maybe(*row), (needed, images, *arguments))
+
+    return lax.platform_dependent(
+        needed,
+        images,
+        *arguments,
+        cpu=one_by_one,
+        default=lambda needed, *batch: change(*batch),
+    )
+
+
+def _compose_maps(ops: Sequence[str], layers: Layers, size: int) -> Array:
+    total = jnp.broadcast_to(_matrix(), (len(layers.choice), 3, 3))
+    for choice, draw in _each(layers):
+        step = _select(ops, MAPS, choice, lambda name, draw=draw: MAPS[name](draw, size), _matrix())
+        total = _multiply(total, step)
+    return total[:, :2]
+
+
+def _multiply(first: Array, second: Array) -> Array:
+    """Products of small matrices, without a TPU's matrix unit, which would round to bfloat16."""
+    return jnp.sum(first[:, :, :, None] * second[:, None], axis=2)
+
+
+def _runs(ops: Sequence[str], layers: Layers) -> list[Layers]:
+    """Cuts each image's layers into runs of tables that end in blends.
+
+    A blend followed by a table starts a new run, so n layers make at most n // 2 + 1.
+    """
+    num_layers, nothing = layers.choice.shape[1], len(ops)
+    tables, blends = (_is_of(ops, kind, layers) for kind in (TABLES, KEPT))
+    both = any(name in TABLES for name in ops) and any(name in KEPT for name in ops)
+    number = jnp.zeros(len(layers.choice), jnp.int32)
+    blended = jnp.zeros(len(layers.choice), bool)
+    numbers = []
+    for layer in range(num_layers):
+        starts = tables[:, layer] & blended
+        number = number + starts
+        blended = (blended & ~starts) | blends[:, layer]
+        numbers.append(number)
+    run_of = jnp.stack(numbers, axis=1)
+    return [
+        layers._replace(choice=jnp.where(run_of == run, layers.choice, nothing))
+        for run in range(num_layers // 2 + 1 if both else 1)
+    ]
+
+
+def _compose_tables(images: Array, ops: Sequence[str], run: Layers) -> Array:
+    levels = color.identity_levels(len(images))
+    counts = levels
+    if any(name in NEED_COUNTS for name in ops):
+        counts = color.histograms(images, _drawn(ops, NEED_COUNTS, run))
+    for choice, draw in _each(run):
+        levels = _select(
+            ops,
+            TABLES,
+            choice,
+            lambda name, levels=levels, draw=draw: TABLES[name](levels, counts, draw),
+            levels,
+        )
+    return levels
+
+
+def _compose_kept(name: str, ops: Sequence[str], run: Layers) -> Array:
+    kept = jnp.ones(len(run.choice))
+    for choice, draw in _each(run):
+        kept = kept * jnp.where(choice == list(ops).index(name), KEPT[name](draw), 1.0)
+    return kept
+
+
+def _each(layers: Layers) -> list[tuple[Array, Draw]]:
+    """Layer after layer: choice [batch], and the draw of [batch] arrays."""
+    return [
+        (layers.choice[:, layer], Draw(*(array[:, layer] for array in layers.draws)))
+        for layer in range(layers.choice.shape[1])
+    ]
+
+
+def _select(
+    ops: Sequence[str],
+    kind: dict[str, Callable],
+    choice: Array,
+    compute: Callable[[str], Array],
+    otherwise: Array,
+) -> Array:
+    """What `compute` gives for the operation that each image chose, if it is of this kind."""
+    result = otherwise
+    for index, name in enumerate(ops):
+        if name in kind:
+            chosen = choice == index
+            value = compute(name)
+            result = jnp.where(chosen.reshape(-1, *[1] * (value.ndim - 1)), value, result)
+    return result
+
+
+# --- The policies --------------------------------------------------------------------------------
+
+
+def rand_augment(
+    keys: Array,
+    images: Array,
+    *,
+    ops: Sequence[str],
+    num_ops: int,
+    magnitude: Array,
+    magnitude_std: Array,
+    rate: float,
+) -> Array:
+    """RandAugment (Cubuk 2020) on uint8 [batch, 3, size, size], with `num_ops` layers."""
+    layers = draw_layers(
+        keys, len(ops), num_ops, magnitude=magnitude, std=magnitude_std, rate=jnp.asarray(rate)
+    )
+    return apply_layers(images, ops, layers)
+
+
+def trivial_augment(keys: Array, images: Array, *, ops: Sequence[str]) -> Array:
+    """TrivialAugment (Müller and Hutter 2021): one operation or none, at a uniform strength.
+
+    Operations and strengths are those of this module's table.
+    """
+    magnitude = draws.uniform(draws.fold_in(keys, 2), 1)
+    rate = jnp.asarray(len(ops) / (len(ops) + 1))
+    layers = draw_layers(keys, len(ops), 1, magnitude=magnitude, std=jnp.zeros(()), rate=rate)
+    return apply_layers(images, ops, layers)
+
+
+def aug_mix(
+    keys: Array,
+    images: Array,
+    *,
+    ops: Sequence[str],
+    magnitude: Array,
+    magnitude_std: Array,
+    width: int,
+    depth: int,
+    alpha: float,
+) -> Array:
+    """AugMix (Hendrycks 2020): the image blended with a mixture of chains of operations.
+
+    Chains have 1 to `depth` layers, their weights are Dirichlet(alpha), and the share of the
+    mixture is Beta(alpha, alpha).
+    """
+    weight_keys = draws.fold_in(keys, width)
+    weights = jax.vmap(lambda key: jax.random.dirichlet(key, jnp.full(width, alpha)))(weight_keys)
+    share = draws.beta(draws.fold_in(keys, width + 1), jnp.asarray(alpha))
+    mixture = jnp.zeros(images.shape)
+    for chain in range(width):
+        chain_keys = draws.fold_in(keys, chain)
+        layers = draw_layers(
+            chain_keys,
+            len(ops),
+            depth,
+            magnitude=magnitude,
+            std=magnitude_std,
+            rate=jnp.ones(()),
+        )
+        length = 1 + jnp.floor(draws.uniform(draws.fold_in(chain_keys, 2), 1) * depth)
+        choice = jnp.where(jnp.arange(depth) < length, layers.choice, len(ops))
+        changed = apply_layers(images, ops, layers._replace(choice=choice))
+        mixture = mixture + weights[:, chain, None, None, None] * changed
+    kept = images.astype(jnp.float32)
+    result = kept + share[:, None, None, None] * (mixture - kept)
+    return jnp.clip(jnp.floor(result + 0.5), 0, 255).astype(jnp.uint8)

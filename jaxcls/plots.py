@@ -1,5 +1,7 @@
 """Pictures of a run, as Matplotlib figures."""
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -8,6 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from jaxcls.errors import UserError
+from jaxcls.gallery import Row
 from jaxcls.training.schedules import Plan
 
 
@@ -29,6 +32,30 @@ def plot_schedule(plan: Plan) -> Figure:
         functions=(lambda step: np.divide(step, epoch), lambda count: np.multiply(count, epoch)),
     )
     epochs.set_xlabel("epoch")
+    return figure
+
+
+def plot_gallery(rows: Sequence[Row]) -> Figure:
+    """Rows of images, each with its title at the left and a caption under every image.
+
+    Args:
+      rows: at least one; images may differ in size.
+    """
+    columns = max(len(row.images) for row in rows)
+    longest = max(len(caption) for row in rows for caption in row.captions)
+    width = max(1.5, 0.075 * min(longest, 26) + 0.1)
+    figure = Figure(figsize=(width * columns + 0.4, 1.85 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for line, row in zip(grid, rows, strict=True):
+        for axes in line:
+            axes.set_xticks([])
+            axes.set_yticks([])
+            axes.set_frame_on(False)
+        line[0].set_ylabel(row.title, fontsize=9)
+        for axes, image, caption in zip(line, row.images, row.captions, strict=False):
+            small = max(image.shape[:2]) < 64
+            axes.imshow(image, interpolation="nearest" if small else "antialiased")
+            axes.set_xlabel(textwrap.shorten(caption, 40, placeholder=" …"), fontsize=7)
     return figure
 
 

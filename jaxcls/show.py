@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from jaxcls.arguments import checked, parse, take_config
+from jaxcls.augment_config import OpName
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
@@ -20,6 +21,21 @@ class ShowSchedule:
     config: Annotated[Config, tyro.conf.arg(name="")]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Picture file: png, svg or pdf."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowAugment:
+    """Draws what the augmentation does to the first images of a training batch."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Picture file: png, svg or pdf."""
+    op: OpName | None = None
+    """Draw this operation alone, at magnitudes from 0 to 1."""
+    step: Annotated[int, tyro.conf.arg(metavar="N")] = 0
+    """Step of the training whose batch and draws are shown."""
+    count: int = 8
+    """Images."""
 
 
 def show(arguments: list[str], *, usage: str) -> int:
@@ -55,4 +71,29 @@ def _schedule(arguments: list[str]) -> int:
     return 0
 
 
-PICTURES: dict[str, Callable[[list[str]], int]] = {"schedule": _schedule}
+def _augment(arguments: list[str]) -> int:
+    prog = "jaxcls show augment CONFIG"
+    _, config, rest = take_config(arguments, prog)
+    default = ShowAugment(config=config, output=tyro.MISSING)
+    options = parse(ShowAugment, prog, rest, default=default)
+    if options.step < 0:
+        raise UserError(f"--step: must be at least 0, got {options.step}")
+    from jaxcls.data.sources import open_source
+    from jaxcls.gallery import augmentation_rows, sweep_rows
+    from jaxcls.plots import plot_gallery, save_figure
+
+    config = checked(options.config)
+    source = open_source(config.data, config.data.train_split)
+    if options.op is None:
+        rows = augmentation_rows(config, source, step=options.step, count=options.count)
+    else:
+        rows = sweep_rows(config, source, op=options.op, step=options.step, count=options.count)
+    save_figure(plot_gallery(rows), options.output)
+    print(f"wrote {options.output}")
+    return 0
+
+
+PICTURES: dict[str, Callable[[list[str]], int]] = {
+    "augment": _augment,
+    "schedule": _schedule,
+}

@@ -52,10 +52,11 @@ def make_train_step(
         mesh=mesh,
     )
     losses = LOSSES[config.loss.name]
-    root = jax.random.key(config.seed)
 
-    def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, *, key: Array, progress: Array):
-        augment_key, dropout_key = jax.random.split(key)
+    def sum_loss(
+        params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, progress: Array
+    ):
+        augment_key, dropout_key = keys
         labels = soft_labels(batch["labels"], model.num_classes)
         images, labels = augment(
             augment_key, progress, batch["images"], batch["sizes"], labels, batch["positions"]
@@ -76,11 +77,11 @@ def make_train_step(
     gradients = jax.grad(sum_loss, has_aux=True)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(root, state.step)
+        keys = step_keys(config.seed, state.step)
         batch_size = batch["labels"].shape[0]
         batch = {**batch, "positions": jnp.arange(batch_size, dtype=jnp.int32)}
         compute = functools.partial(
-            gradients, state.params, state.batch_stats, key=key, progress=state.step / num_steps
+            gradients, state.params, state.batch_stats, keys=keys, progress=state.step / num_steps
         )
         if config.optimizer.micro_batches == 1:
             grads, (batch_stats, sums) = compute(batch)
@@ -118,6 +119,11 @@ def make_train_step(
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )
+
+
+def step_keys(seed: int, step: Array | int) -> Array:
+    """The keys of a step's augmentation and of its dropout, [2]."""
+    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
 
 
 def normalize(images: Array, spec: ModelSpec) -> Array:

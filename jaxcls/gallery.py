@@ -1,0 +1,156 @@
+"""What a config's augmentation does to its own training images, stage by stage."""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.augment.pipeline import make_augment
+from jaxcls.augment.randaugment import Draw, Layers, apply_layers
+from jaxcls.augment_config import (
+    RESIZES,
+    Augmentation,
+    CenterCrop,
+    Mix,
+    OpName,
+    mix_of,
+)
+from jaxcls.config import Config
+from jaxcls.data.pipeline import train_batches
+from jaxcls.data.sources import Source
+from jaxcls.errors import UserError
+from jaxcls.training.losses import soft_labels
+from jaxcls.training.step import step_keys
+
+SWEEP = tuple(step / 8 for step in range(9))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a gallery.
+
+    Attributes:
+      title: what was done to the images.
+      images: uint8 [height, width, 3] each, of any sizes.
+      captions: one an image.
+    """
+
+    title: str
+    images: Sequence[np.ndarray]
+    captions: Sequence[str]
+
+
+def augmentation_rows(config: Config, source: Source, *, step: int, count: int) -> list[Row]:
+    """The first images of a training batch: raw, after each stage, and as the network gets them.
+
+    The draws are those of the training step; for CutMix and MixUp, those that it would make if the
+    batch had that one.
+
+    Args:
+      config: of the training.
+      source: its training data.
+      step: of the training, from 0.
+      count: images; rounded up to whole mixing groups.
+
+    Raises:
+      UserError: the batch has fewer images.
+    """
+    mixer = mix_of(config.augment)
+    group = mixer.group_size if mixer else 1
+    count = -(-count // group) * group
+    batch = _first_images(config, source, step=step, count=count)
+    key, _ = step_keys(config.seed, step)
+    labels = soft_labels(jnp.asarray(batch["labels"]), source.num_classes)
+
+    def row(title: str, augment: Sequence[Augmentation]) -> Row:
+        apply = make_augment(
+            augment, image_size=config.data.image_size, crop_fraction=config.data.crop_fraction
+        )
+        arrays = (batch["images"], batch["sizes"], labels, np.arange(count, dtype=np.int32))
+        images, mixed = jax.jit(apply)(key, jnp.zeros(()), *arrays)
+        pixels = np.asarray(jnp.round(images * 255)).astype(np.uint8)
+        return Row(title=title, images=list(pixels), captions=_captions(mixed, source.class_names))
+
+    raw = [
+        image[:height, :width]
+        for image, (height, width) in zip(batch["images"], batch["sizes"], strict=True)
+    ]
+    names = [source.class_names[label] for label in batch["labels"]]
+    rows = [Row(title="raw", images=raw, captions=names)]
+    for number, entry in enumerate(config.augment, start=1):
+        before = list(config.augment[: number - 1])
+        if isinstance(entry, Mix):
+            for title, chosen in (("CutMix", (1.0, 0.0)), ("MixUp", (0.0, 1.0))):
+                if getattr(entry, title.lower()):
+                    one = dataclasses.replace(entry, cutmix=chosen[0], mixup=chosen[1])
+                    rows.append(row(title, [*before, one]))
+        else:
+            stage = [*before, entry]
+            if not any(isinstance(other, RESIZES) for other in stage):
+                stage.append(CenterCrop())
+            rows.append(row(type(entry).__name__, stage))
+    rows.append(row("final", config.augment))
+    return rows
+
+
+def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: int) -> list[Row]:
+    """One operation at magnitudes from 0 to 1: a row an image.
+
+    What an operation draws uniformly within its magnitude has its highest value here.
+    """
+    batch = _first_images(config, source, step=step, count=count)
+    resize = make_augment(
+        (CenterCrop(),),
+        image_size=config.data.image_size,
+        crop_fraction=config.data.crop_fraction,
+    )
+    labels = soft_labels(jnp.asarray(batch["labels"]), source.num_classes)
+    arrays = (batch["images"], batch["sizes"], labels, np.arange(count, dtype=np.int32))
+    images, _ = jax.jit(resize)(jax.random.key(0), jnp.zeros(()), *arrays)
+    pixels = jnp.moveaxis(jnp.round(images * 255).astype(jnp.uint8), 3, 1)
+
+    @jax.jit
+    def at(magnitude: jax.Array) -> jax.Array:
+        same, zero = jnp.full((count, 1), magnitude), jnp.zeros((count, 1))
+        draw = Draw(
+            magnitude=same, std=zero, first=zero, second=zero, uniform=zero + 1, sign=zero + 1
+        )
+        layers = Layers(choice=jnp.zeros((count, 1), jnp.int32), draws=draw)
+        return jnp.moveaxis(apply_layers(pixels, (op,), layers), 1, 3)
+
+    columns = [np.asarray(at(jnp.asarray(magnitude, jnp.float32))) for magnitude in SWEEP]
+    return [
+        Row(
+            title=f"{op}: {source.class_names[batch['labels'][index]]}",
+            images=[column[index] for column in columns],
+            captions=[f"magnitude {magnitude:g}" for magnitude in SWEEP],
+        )
+        for index in range(count)
+    ]
+
+
+def _first_images(config: Config, source: Source, *, step: int, count: int) -> dict:
+    if not 1 <= count <= config.data.batch_size:
+        raise UserError(
+            f"--count: must be from 1 to data.batch_size, {config.data.batch_size}, got {count}"
+        )
+    batches = train_batches(source, config.data, seed=config.seed, rows=range(count), start=step)
+    with contextlib.closing(batches):
+        return next(batches)
+
+
+def _captions(labels: jax.Array, names: Sequence[str]) -> list[str]:
+    """The classes of each row of soft labels, with their weights if there are several."""
+    captions = []
+    for weights in np.asarray(labels):
+        classes = [
+            index for index in np.argsort(-weights, kind="stable") if weights[index] >= 0.005
+        ]
+        if len(classes) == 1:
+            captions.append(names[classes[0]])
+        else:
+            captions.append(" + ".join(f"{weights[c]:.2f} {names[c]}" for c in classes))
+    return captions

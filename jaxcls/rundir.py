@@ -125,7 +125,7 @@ def save_evaluation(run: Path, metrics: Mapping[str, float]) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Writes the whole file or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
 
 

@@ -140,6 +140,8 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": 1}
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["values.json"]
 

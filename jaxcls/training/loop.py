@@ -18,7 +18,7 @@ from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.reporting import Reporter
 from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run
 from jaxcls.training.assemble import CompiledStep, Training, assemble
-from jaxcls.training.meter import Meter
+from jaxcls.training.meter import Meter, require_finite
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StopSignals
@@ -143,6 +143,7 @@ class Run:
                     self.reporter.say(f"took the first step {seconds:.1f} s after the start")
                 if calendar.evaluates(step):
                     metrics = eval_step(state)
+                    require_finite(step, "evaluation loss", metrics["loss"])
                     self.reporter.evaluated(step, metrics)
                 if ending or calendar.saves(step):
                     score = metrics["top1"] if calendar.evaluates(step) else None

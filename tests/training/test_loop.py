@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from jaxcls.checkpoint import CheckpointError, Checkpoints
-from jaxcls.config import Config, OptimizerConfig, ScheduleConfig
+from jaxcls.config import Config, ScheduleConfig
 from jaxcls.parallel import make_mesh
 from jaxcls.reporting import Reporter, read_metrics
 from jaxcls.rundir import RunError, checkpoint_dir
+from jaxcls.training import loop
 from jaxcls.training.assemble import assemble
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.meter import DivergedError
@@ -27,6 +28,11 @@ def final_state(run: Path, config: Config, step: int) -> Any:
     training = assemble(config, num_classes=10, num_examples=1442, mesh=one_device())
     with Checkpoints(checkpoint_dir(run)) as checkpoints:
         return jax.device_get(checkpoints.restore(training.abstract_state(), step).state)
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    part = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: part})
 
 
 def assert_same_bits(state: Any, other: Any) -> None:
@@ -152,20 +158,38 @@ def test_a_changed_config_is_refused_unless_told(
     assert train(changed, tmp_path / "run", mesh=one_device(), allow_changes=True).step == 14
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
-    tiny_config: Config, tmp_path: Path
-) -> None:
-    config = dataclasses.replace(
-        tiny_config,
-        optimizer=OptimizerConfig(name="sgd", learning_rate=1e30),
+def diverging(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30),
         schedule=ScheduleConfig(name="constant", warmup=0.0),
-        checkpoint=dataclasses.replace(tiny_config.checkpoint, every_steps=1),
+        checkpoint=dataclasses.replace(config.checkpoint, every_steps=1),
+        **changes,
     )
-    with pytest.raises(DivergedError, match=r"(loss|grad_norm) is (nan|inf) at step \d+"):
+
+
+@pytest.mark.parametrize("num_steps", [1, 12])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_state_that_is_not_finite_stops_the_run_and_is_not_saved(
+    tiny_config: Config, tmp_path: Path, num_steps: int, ema_decay: float
+) -> None:
+    """The first step's loss is fine, and its new parameters are of no use."""
+    config = diverging(changed(tiny_config, "optimizer", ema_decay=ema_decay), num_steps=num_steps)
+    with pytest.raises(DivergedError, match=r"^params_norm is (nan|inf) at step 1; nothing was"):
         train(config, tmp_path, mesh=one_device())
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
-        steps = checkpoints.steps()
-    assert 12 not in steps
+        assert checkpoints.steps() == []
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run_before_the_save(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"loss": float("nan"), "top1": 0.0, "top5": 0.0, "num_examples": 355}
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: broken)
+    with pytest.raises(DivergedError, match=r"^evaluation loss is nan at step 4; nothing was"):
+        train(tiny_config, tmp_path, mesh=one_device())
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        assert checkpoints.steps() == []
 
 
 @pytest.mark.parametrize(("batch_norm", "warned"), [("global", True), (4, False)])

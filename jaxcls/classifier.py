@@ -15,7 +15,7 @@ from jaxcls.config import Config
 from jaxcls.data.decode import center_crop, decode_image
 from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
-from jaxcls.evaluation import evaluate, make_eval_step, predict_logits
+from jaxcls.training.evaluation import evaluate, make_eval_step, predict_logits
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import make_mesh, replicated
 from jaxcls.rundir import RunInfo, checkpoint_dir, require_run

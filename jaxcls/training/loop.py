@@ -13,7 +13,7 @@ from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config
 from jaxcls.data.pipeline import process_rows, to_device, train_batches
 from jaxcls.data.sources import Source, open_source
-from jaxcls.evaluation import evaluate, make_eval_step
+from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.reporting import Reporter
 from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run

@@ -32,6 +32,7 @@ OPERATIONAL = "operational"  # marks a field that may change when a run is resum
 Count = Annotated[int, Range(1)]
 Index = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+DropRate = Annotated[float, Range(0, below=1)]
 NonNegative = Annotated[float, Range(0)]
 
 
@@ -41,10 +42,10 @@ class ModelConfig:
 
     name: str = "efficientnetv2_b0"
     """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl}"""
-    dropout: Share = 0.2
+    dropout: DropRate = 0.2
     """Share of the pooled features dropped before the classifier."""
-    drop_path: Share = 0.2
-    """Drop rate of the last residual branch; rises linearly from 0 over all blocks."""
+    drop_path: DropRate = 0.2
+    """Drop rate that the residual branches rise to: block i of n, counted from 0, has i/n of it."""
     batch_norm: Literal["global"] | Count = "global"
     """Batch statistics over the whole batch, or over groups of this many consecutive examples."""
     batch_norm_momentum: Share = 0.9

@@ -30,6 +30,7 @@ from jaxcls.config import (
 from jaxcls.decoding import ConfigError, flatten
 
 SHARES = st.floats(0, 1)
+DROP_RATES = st.floats(0, 1, exclude_max=True)
 COUNTS = st.integers(1, 10**6)
 RATES = st.floats(0, 1e6)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -52,8 +53,8 @@ def valid_configs(draw: st.DrawFn) -> Config:
             st.builds(
                 ModelConfig,
                 name=st.text(),
-                dropout=SHARES,
-                drop_path=SHARES,
+                dropout=DROP_RATES,
+                drop_path=DROP_RATES,
                 batch_norm=st.sampled_from(["global", group]),
                 batch_norm_momentum=SHARES,
                 remat=st.booleans(),
@@ -228,7 +229,10 @@ def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
         ("data.source", None, ("a text", "None (NoneType)")),
         ("data.last_batch", "dorp", ("'dorp'", "drop, straddle", "did you mean 'drop'?")),
         ("model.remat", 1, ("True or False", "1 (int)")),
-        ("model.dropout", 1.5, ("between 0 and 1", "1.5")),
+        ("model.dropout", 1.5, ("at least 0 and below 1", "1.5")),
+        ("model.dropout", 1, ("at least 0 and below 1", "1.0")),
+        ("model.drop_path", 1, ("at least 0 and below 1", "1.0")),
+        ("loss.label_smoothing", 1.5, ("between 0 and 1", "1.5")),
         ("model.batch_norm", "globl", ("'globl'", "global", "did you mean 'global'?")),
         ("model.batch_norm", 0, ("at least 1", "0")),
         ("model", "efficientnetv2_b0", ("a group of fields", "'efficientnetv2_b0' (str)")),

@@ -224,7 +224,8 @@ class Checkpoints:
             if mismatches:  # another model, not damage
                 raise CheckpointError(
                     f"checkpoint {self._folder(number)} holds other arrays than are wanted "
-                    f"({mismatches}); use the configuration that it was saved with"
+                    f"({mismatches}); go on with the config that it was saved with, or "
+                    "start again in another directory"
                 )
             arrays = self._load(number, targets)
             damaged = name_damaged(saved, fingerprint(arrays))

@@ -15,11 +15,11 @@ from jaxcls.config import Config
 from jaxcls.data.decode import center_crop, decode_image
 from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
-from jaxcls.training.evaluation import evaluate, make_eval_step, predict_logits
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import make_mesh, replicated
 from jaxcls.rundir import RunInfo, checkpoint_dir, require_run
 from jaxcls.training.assemble import model_from_config
+from jaxcls.training.evaluation import evaluate, make_eval_step, predict_logits
 from jaxcls.training.state import Variables, eval_variables_template
 
 type Step = int | Literal["latest", "best"]

@@ -17,7 +17,7 @@ from jaxcls.cli import COMMANDS, USAGE, main
 from jaxcls.config import Config, encode, load_config
 from jaxcls.decoding import leaves
 from jaxcls.errors import UserError
-from jaxcls.rundir import RunInfo, prepare_run
+from jaxcls.rundir import RunInfo, prepare_run, record_run
 from jaxcls.training import loop
 from jaxcls.training.loop import Outcome
 
@@ -307,7 +307,7 @@ def test_an_unknown_or_mistyped_override_is_explained(
     ("arguments", "expected"),
     [
         (["--data.batch-size", "0"], "data.batch_size: must be at least 1, got 0"),
-        (["--model.dropout", "1.5"], "model.dropout: must be between 0 and 1, got 1.5"),
+        (["--model.dropout", "1"], "model.dropout: must be at least 0 and below 1, got 1.0"),
         (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate: must be at least 0"),
         (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate: must be finite, got nan"),
         (["--num-epochs", "3"], "num_epochs, num_steps: give exactly one of the two"),
@@ -336,6 +336,7 @@ def test_an_override_that_breaks_a_rule_names_the_field(
             "data.batch_size: 30 does not split evenly over 8 devices; use 24 or 32",
         ),
         (["--model.batch-norm", "8"], "model.batch_norm: groups of 8 do not divide the 4 examples"),
+        (["--compute-dtype", "float64"], "compute_dtype: JAX would silently compute float64 as"),
         (["--model.name", "tinny"], "model.name: unknown model 'tinny'; did you mean 'tiny'?"),
         (["--data.source", "digit"], "data.source: unknown source 'digit'; did you mean 'digits'?"),
         (["--data.train-split", "trian"], "data split 'trian' of digits"),
@@ -367,12 +368,14 @@ def test_a_run_directory_that_cannot_be_written_is_named(message: Message, workd
 def test_a_run_does_not_go_on_under_another_config(message: Message) -> None:
     info = RunInfo(config=load_config("tiny.py"), class_names=tuple("0123456789"))
     prepare_run(Path("runs/tiny"), info, allow_changes=False)
+    record_run(Path("runs/tiny"), info)
     before = Path("runs/tiny/config.json").read_text()
     text = message("train", "tiny.py", "--seed", "3", "--log-every-steps", "1")
     assert text == (
         "jaxcls: run 'runs/tiny' was started with another config; changed:\n"
         "  seed: 0 -> 3\n"
-        "use another --workdir, or --allow-changes to go on with the new values\n"
+        "use another --workdir, or --allow-changes to go on with the new values (the network and "
+        "what the optimizer keeps must stay the same)\n"
     )
     assert Path("runs/tiny/config.json").read_text() == before
 

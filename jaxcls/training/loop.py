@@ -13,11 +13,11 @@ from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config
 from jaxcls.data.pipeline import process_rows, to_device, train_batches
 from jaxcls.data.sources import Source, open_source
-from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.reporting import Reporter
-from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run
+from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run, record_run
 from jaxcls.training.assemble import CompiledStep, Training, assemble
+from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
@@ -86,6 +86,7 @@ def train(
         if training.plan.num_steps not in checkpoints.steps():  # meanwhile the state is made
             compiling = compiler.submit(training.compile_step)
         state, start = _restore_or_init(training, checkpoints)
+        record_run(workdir, info)  # not before: a restore that fails leaves the run as it was
         reporter = stack.enter_context(
             Reporter(
                 workdir,

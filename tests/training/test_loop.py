@@ -158,6 +158,18 @@ def test_a_changed_config_is_refused_unless_told(
     assert train(changed, tmp_path / "run", mesh=one_device(), allow_changes=True).step == 14
 
 
+def test_changes_that_the_checkpoint_does_not_fit_leave_the_run_as_it_was(
+    tiny_run: tuple[Path, Outcome], tiny_config: Config, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_run[0], tmp_path / "run")
+    before = (tmp_path / "run/config.json").read_text()
+    without = changed(tiny_config, "optimizer", ema_decay=0.0)
+    with pytest.raises(CheckpointError, match=r"other arrays .*; go on with the config that it"):
+        train(without, tmp_path / "run", mesh=one_device(), allow_changes=True)
+    assert (tmp_path / "run/config.json").read_text() == before
+    assert train(tiny_config, tmp_path / "run", mesh=one_device()).step == 12
+
+
 def diverging(config: Config, **changes: Any) -> Config:
     return dataclasses.replace(
         config,
@@ -200,11 +212,7 @@ def test_micro_batches_with_global_batch_norm_give_a_warning(
     batch_norm: Any,
     warned: bool,
 ) -> None:
-    config = dataclasses.replace(
-        tiny_config,
-        model=dataclasses.replace(tiny_config.model, batch_norm=batch_norm),
-        optimizer=dataclasses.replace(tiny_config.optimizer, micro_batches=2),
-        num_steps=1,
-    )
+    config = changed(tiny_config, "model", batch_norm=batch_norm)
+    config = dataclasses.replace(changed(config, "optimizer", micro_batches=2), num_steps=1)
     train(config, tmp_path, mesh=one_device())
     assert ("each micro-batch is normalised by itself" in capsys.readouterr().err) == warned

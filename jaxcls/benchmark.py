@@ -70,7 +70,7 @@ def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
 
     The compiler counts the body of a loop once. So where micro-batches follow one another, the cost
     is that of a step on one of them, compiled for the purpose. On a CPU the loop over rows in the
-    depthwise kernel gradient stays: it hides 0.4 % of the FLOPs of B0 at 224, and 17 % of the bytes.
+    depthwise kernel gradient stays: it hides 0.4 % of the FLOPs and 17 % of the bytes of B0 at 224.
 
     Args:
       training: what was assembled.

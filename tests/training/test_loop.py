@@ -1,7 +1,11 @@
 import dataclasses
+import json
 import logging
+import os
 import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +14,11 @@ import numpy as np
 import pytest
 
 from jaxcls.checkpoint import CheckpointError, Checkpoints
-from jaxcls.config import Config, ScheduleConfig
+from jaxcls.config import Config, ScheduleConfig, encode
+from jaxcls.models import registry
 from jaxcls.parallel import make_mesh
 from jaxcls.reporting import Reporter, read_metrics
-from jaxcls.rundir import RunError, checkpoint_dir
+from jaxcls.rundir import RunError, RunInfo, checkpoint_dir
 from jaxcls.training import loop
 from jaxcls.training.assemble import assemble
 from jaxcls.training.loop import Outcome, train
@@ -69,6 +74,19 @@ def test_a_run_leaves_what_its_docstring_says(
     assert metadata["class_names"] == [str(digit) for digit in range(10)]
 
 
+def test_the_run_and_every_checkpoint_keep_the_whole_config(
+    tiny_run: tuple[Path, Outcome], tiny_config: Config
+) -> None:
+    folder, _ = tiny_run
+    record = json.loads((folder / "config.json").read_text())
+    with Checkpoints(checkpoint_dir(folder)) as checkpoints:
+        steps = checkpoints.steps()
+        kept = [RunInfo.from_json(checkpoints.metadata(step)) for step in steps]
+    assert len(kept) >= 2
+    for info in [RunInfo.from_json(record), *kept]:
+        assert info.config == tiny_config
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_resumes_bit_for_bit(
     tiny_run: tuple[Path, Outcome],
@@ -90,6 +108,49 @@ def test_a_stopped_run_resumes_bit_for_bit(
     )
     rows = [row for row in read_metrics(tmp_path / "metrics.csv") if row["eval_top1"]]
     assert [row["step"] for row in rows] == ["4", "8", "12"]
+
+
+PROCESS = """
+import json, signal, sys
+from jaxcls.config import decode
+from jaxcls.models import registry
+from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.reporting import Reporter
+from jaxcls.training.loop import train
+
+spec, config, workdir, stop_at = sys.argv[1:]
+registry._SPECS["tiny"] = eval(spec)
+log = Reporter.log
+
+def log_and_signal(self, step, metrics):
+    log(self, step, metrics)
+    if step == int(stop_at):
+        signal.raise_signal(signal.SIGTERM)
+
+Reporter.log = log_and_signal
+print(train(decode(json.loads(config)), workdir).step)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_resumed_in_another_process_is_the_same_bit_for_bit(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    """With the compiler's own settings, as a user has them."""
+    environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
+    arguments = [repr(registry.model_spec("tiny")), json.dumps(encode(tiny_config))]
+
+    def run(name: str, *, stop_at: int = 0) -> int:
+        command = [sys.executable, "-c", PROCESS, *arguments, str(tmp_path / name), str(stop_at)]
+        return int(subprocess.check_output(command, env=environment, text=True, timeout=300))
+
+    assert run("whole") == 12
+    assert run("stopped", stop_at=6) == 7
+    assert run("stopped") == 12
+    assert_same_bits(
+        final_state(tmp_path / "stopped", tiny_config, 12),
+        final_state(tmp_path / "whole", tiny_config, 12),
+    )
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(

@@ -109,11 +109,13 @@ class OptimizerConfig:
     """How gradients become updates."""
 
     name: str = "sgd"
-    """Any optax optimizer: sgd, rmsprop, adamw, lamb, lion, ..."""
+    """Any optax optimizer: sgd, rmsprop, adamw, lamb, lion, ... (not lbfgs, noisy_sgd,
+    optimistic_adam, rprop, sm3, which need more than gradients or take no schedule)."""
     learning_rate: NonNegative = 0.1
     """The schedule's highest learning rate."""
-    options: dict[str, float | bool] = dataclasses.field(default_factory=dict)
-    """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True."""
+    options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True; texts are
+    names of types, as in mu_dtype bfloat16."""
     weight_decay: NonNegative = 0.0
     """On kernels only, never on biases or norms. The optimizer's own decay where it has one (adamw,
     lamb, lion), else added to the gradient (sgd, rmsprop)."""
@@ -200,7 +202,7 @@ def load_config(path: str | Path) -> Config:
         return decode(encode(config))
     except ConfigError:
         raise
-    except Exception as error:  # whatever user code may raise becomes one message
+    except (Exception, SystemExit) as error:  # whatever user code may raise becomes one message
         raise ConfigError(_explain(error, path)) from error
 
 
@@ -285,7 +287,7 @@ def _nearby_files(path: Path) -> str:
     return nearest(str(path), siblings)
 
 
-def _explain(error: Exception, path: Path) -> str:
+def _explain(error: BaseException, path: Path) -> str:
     """One line for an exception out of a config file: where it happened, and what to mend."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = frames[-1].lineno if frames else getattr(error, "lineno", None)

@@ -225,6 +225,7 @@ def test_a_missing_config_is_named_with_the_nearest_file(message: Message) -> No
     ("text", "expected"),
     [
         ("def get_config():\n    raise RuntimeError('no')\n", "bad.py:2: RuntimeError: no\n"),
+        ("import sys\nsys.exit('no')\n", "bad.py:2: SystemExit: no\n"),
         ("def get_config()\n", "bad.py:1: SyntaxError: expected ':'"),
         ("def get_config():\n    return 3\n", "bad.py: get_config() must return a Config, got 3"),
         (
@@ -236,7 +237,14 @@ def test_a_missing_config_is_named_with_the_nearest_file(message: Message) -> No
             "num_steps: expected a whole number, got '3' (str)\n",
         ),
     ],
-    ids=["raises", "syntax error", "returns a number", "misspelled field", "mistyped value"],
+    ids=[
+        "raises",
+        "exits",
+        "syntax error",
+        "returns a number",
+        "misspelled field",
+        "mistyped value",
+    ],
 )
 @pytest.mark.parametrize("command", ["train", "benchmark"])
 def test_a_config_that_fails_is_explained(
@@ -252,7 +260,8 @@ def test_a_config_that_fails_is_explained(
 def test_overrides_change_the_config_that_is_trained(run: Run, fake_train: FakeTrain) -> None:
     result = run(
         *("train", "tiny.py", "--optimizer.learning-rate", "1", "--model.remat"),
-        *("--optimizer.options", "momentum", "0.9", "nesterov", "True"),
+        *("--optimizer.options", "momentum", "0.9", "nesterov", "True", "n", "3"),
+        *("mu_dtype", "bfloat16"),
         *("--model.batch-norm", "8", "--num-steps", "None", "--num-epochs", "2"),
         *("--workdir", "elsewhere", "--allow-changes"),
     )
@@ -265,7 +274,7 @@ def test_overrides_change_the_config_that_is_trained(run: Run, fake_train: FakeT
     expected = encode(load_config("tiny.py"))
     expected["optimizer"] |= {
         "learning_rate": 1.0,
-        "options": {"momentum": 0.9, "nesterov": True},
+        "options": {"momentum": 0.9, "nesterov": True, "n": 3, "mu_dtype": "bfloat16"},
     }
     expected["model"] |= {"remat": True, "batch_norm": 8}
     expected |= {"num_steps": None, "num_epochs": 2.0}
@@ -424,9 +433,14 @@ def test_a_folder_that_is_no_run_is_named(
 def test_a_run_without_a_checkpoint_is_named(message: Message, step: str) -> None:
     info = RunInfo(config=load_config("tiny.py"), class_names=("a", "b"))
     prepare_run(Path("started"), info, allow_changes=False)
+    record_run(Path("started"), info)
     text = message("evaluate", "started", "--step", step)
-    assert "checkpoint" in text
-    assert "started" in text
+    folder = Path("started/checkpoints").absolute()
+    if step == "3":
+        expected = f"checkpoint {folder}/3 cannot be used: it is missing (steps there: none)"
+    else:
+        expected = f"there is no checkpoint in {folder}; go on with the training until it has saved"
+    assert text.startswith(f"jaxcls: {expected}")
 
 
 @pytest.mark.parametrize("step", ["newest", "-1", "1.5", "", "²"])

@@ -57,6 +57,15 @@ class Meter:
         """Notes one step's metrics without waiting for them."""
         self._pending[step] = metrics
 
+    def check(self) -> Mapping[int, Mapping[str, Array]]:
+        """The metrics of each step since the last read; raises as `read` does."""
+        steps = jax.device_get(self._pending)
+        for step, metrics in steps.items():
+            for name in MUST_BE_FINITE:
+                if name in metrics:
+                    require_finite(step, name, float(metrics[name]))
+        return steps
+
     def read(self) -> dict[str, float]:
         """Averages all steps since the last read; waits until the devices have taken them.
 
@@ -66,11 +75,7 @@ class Meter:
         Raises:
           DivergedError: a step's loss, or the norm of its gradients or new state, is not finite.
         """
-        steps = jax.device_get(self._pending)
-        for step, metrics in steps.items():
-            for name in MUST_BE_FINITE:
-                if name in metrics:
-                    require_finite(step, name, float(metrics[name]))
+        steps = self.check()
         seconds = time.perf_counter() - self._since
         count = len(steps)
         means = {

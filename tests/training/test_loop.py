@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ import pytest
 
 from jaxcls.checkpoint import CheckpointError, Checkpoints
 from jaxcls.config import Config, ScheduleConfig, encode
+from jaxcls.data.decode import DataError
+from jaxcls.data.pipeline import train_batches
+from jaxcls.errors import UserError
 from jaxcls.models import registry
 from jaxcls.parallel import make_mesh
 from jaxcls.reporting import Reporter, read_metrics
@@ -229,6 +233,42 @@ def test_changes_that_the_checkpoint_does_not_fit_leave_the_run_as_it_was(
         train(without, tmp_path / "run", mesh=one_device(), allow_changes=True)
     assert (tmp_path / "run/config.json").read_text() == before
     assert train(tiny_config, tmp_path / "run", mesh=one_device()).step == 12
+
+
+@pytest.mark.parametrize("bad_batch", [0, 6])
+def test_data_that_cannot_be_used_loses_no_step(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_batch: int
+) -> None:
+    def batches(*_: Any, start: int, **__: Any) -> Iterator[Any]:
+        real = train_batches(*_, start=start, **__)
+        for step, batch in zip(range(start, 100), real, strict=False):
+            if step == bad_batch:
+                real.close()
+                raise DataError("record 3 cannot be decoded")
+            yield batch
+
+    monkeypatch.setattr(loop, "train_batches", batches)
+    with pytest.raises(UserError, match=r"^record 3 cannot be decoded\n.*; mend it") as error:
+        train(tiny_config, tmp_path, mesh=one_device())
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        assert checkpoints.steps() == ([4, bad_batch] if bad_batch else [])
+    expected = f"the run is saved up to step {bad_batch};" if bad_batch else "no step was taken;"
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(("every_steps", "warned"), [(2, False), (3, True)])
+def test_evaluations_that_are_not_saved_give_a_warning(
+    tiny_config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    every_steps: int,
+    warned: bool,
+) -> None:
+    config = changed(tiny_config, "checkpoint", every_steps=every_steps)
+    train(dataclasses.replace(config, num_steps=1), tmp_path, mesh=one_device())
+    assert (
+        "the best step is chosen among those that are saved" in capsys.readouterr().err
+    ) == warned
 
 
 def diverging(config: Config, **changes: Any) -> Config:

@@ -224,7 +224,8 @@ class Checkpoints:
             if mismatches:  # another model, not damage
                 raise CheckpointError(
                     f"checkpoint {self._folder(number)} holds other arrays than are wanted "
-                    f"({mismatches}); use the configuration that it was saved with"
+                    f"({mismatches}); go on with the config that it was saved with, or "
+                    "start again in another directory"
                 )
             arrays = self._load(number, targets)
             damaged = name_damaged(saved, fingerprint(arrays))
@@ -276,7 +277,10 @@ class Checkpoints:
                 "put back a copy of one, or start again in another directory"
             )
         scored = " with a metric" if steps and which == "best" else ""
-        raise CheckpointError(f"there is no checkpoint{scored} in {self.directory}")
+        raise CheckpointError(
+            f"there is no checkpoint{scored} in {self.directory}; go on with the training until it "
+            f"has saved one"
+        )
 
     def _metrics(self, steps: list[int]) -> dict[int, float | None]:
         """The metric of each step whose record is good; warns of the others."""

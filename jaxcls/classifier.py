@@ -1,6 +1,7 @@
 """A trained network with all that prediction needs."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -14,11 +15,11 @@ from jaxcls.config import Config
 from jaxcls.data.decode import center_crop, decode_image
 from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
-from jaxcls.evaluation import evaluate, make_eval_step, predict_logits
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import make_mesh, replicated
 from jaxcls.rundir import RunInfo, checkpoint_dir, require_run
 from jaxcls.training.assemble import model_from_config
+from jaxcls.training.evaluation import evaluate, make_eval_step, predict_logits
 from jaxcls.training.state import Variables, eval_variables_template
 
 type Step = int | Literal["latest", "best"]
@@ -112,7 +113,7 @@ class ImageClassifier:
           loss (without label smoothing), top1 and top5 (shares), num_examples, and the step.
 
         Raises:
-          UserError: the data cannot be read, or has other classes.
+          UserError: the data cannot be read, or has other classes, or the loss is not finite.
         """
         data = self.config.data
         if data_dir is not None:
@@ -126,7 +127,13 @@ class ImageClassifier:
         mesh = make_mesh()
         eval_step = make_eval_step(self.model, loss=self.config.loss.name, mesh=mesh)
         variables = jax.device_put(self.variables, replicated(mesh))
-        return evaluate(eval_step, variables, source, data, mesh=mesh) | {"step": self.step}
+        metrics = evaluate(eval_step, variables, source, data, mesh=mesh)
+        if not math.isfinite(metrics["loss"]):
+            raise UserError(
+                f"the loss of step {self.step} on {source.name} is {metrics['loss']}: its weights "
+                f"are of no use; evaluate another step (--step)"
+            )
+        return metrics | {"step": self.step}
 
     def decode(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[tuple[str, float]]]:
         """The `top` best class names with their probabilities, best first, a list an image."""

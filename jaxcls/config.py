@@ -40,6 +40,7 @@ OPERATIONAL = "operational"  # marks a field that may change when a run is resum
 Count = Annotated[int, Range(1)]
 Index = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]
+DropRate = Annotated[float, Range(0, below=1)]
 NonNegative = Annotated[float, Range(0)]
 
 
@@ -49,10 +50,10 @@ class ModelConfig:
 
     name: str = "efficientnetv2_b0"
     """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl}"""
-    dropout: Share = 0.2
+    dropout: DropRate = 0.2
     """Share of the pooled features dropped before the classifier."""
-    drop_path: Share = 0.2
-    """Drop rate of the last residual branch; rises linearly from 0 over all blocks."""
+    drop_path: DropRate = 0.2
+    """Drop rate that the residual branches rise to: block i of n, counted from 0, has i/n of it."""
     batch_norm: Literal["global"] | Count = "global"
     """Batch statistics over the whole batch, or over groups of this many consecutive examples."""
     batch_norm_momentum: Share = 0.9
@@ -106,11 +107,13 @@ class OptimizerConfig:
     """How gradients become updates."""
 
     name: str = "sgd"
-    """Any optax optimizer: sgd, rmsprop, adamw, lamb, lion, ..."""
+    """Any optax optimizer: sgd, rmsprop, adamw, lamb, lion, ... (not lbfgs, noisy_sgd,
+    optimistic_adam, rprop, sm3, which need more than gradients or take no schedule)."""
     learning_rate: NonNegative = 0.1
     """The schedule's highest learning rate."""
-    options: dict[str, float | bool] = dataclasses.field(default_factory=dict)
-    """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True."""
+    options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True; texts are
+    names of types, as in mu_dtype bfloat16."""
     weight_decay: NonNegative = 0.0
     """On kernels only, never on biases or norms. The optimizer's own decay where it has one (adamw,
     lamb, lion), else added to the gradient (sgd, rmsprop)."""
@@ -198,7 +201,7 @@ def load_config(path: str | Path) -> Config:
         return decode(encode(config))
     except ConfigError:
         raise
-    except Exception as error:  # whatever user code may raise becomes one message
+    except (Exception, SystemExit) as error:  # whatever user code may raise becomes one message
         raise ConfigError(_explain(error, path)) from error
 
 
@@ -300,7 +303,7 @@ def _nearby_files(path: Path) -> str:
     return nearest(str(path), siblings)
 
 
-def _explain(error: Exception, path: Path) -> str:
+def _explain(error: BaseException, path: Path) -> str:
     """One line for an exception out of a config file: where it happened, and what to mend."""
     frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
     line = frames[-1].lineno if frames else getattr(error, "lineno", None)

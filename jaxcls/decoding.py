@@ -22,12 +22,18 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Closed bounds of a numeric field."""
+    """Bounds of a numeric field: `low` and `high` are allowed, `below` is not."""
 
     low: float
     high: float = float("inf")
+    below: float = float("inf")
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and value < self.below
 
     def __str__(self) -> str:
+        if self.below < float("inf"):
+            return f"at least {self.low} and below {self.below}"
         if self.high == float("inf"):
             return f"at least {self.low}"
         return f"between {self.low} and {self.high}"
@@ -155,7 +161,7 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | None, *, field: str) 
         raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: must be finite, got {value!r}")
-    if bounds and not bounds.low <= typing.cast(float, value) <= bounds.high:
+    if bounds and typing.cast(float, value) not in bounds:
         raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
     return value
 

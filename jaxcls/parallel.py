@@ -3,6 +3,10 @@
 One axis, `data`: batches are split over it by example, everything else is a copy on every device.
 """
 
+import functools
+import glob
+import logging
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,13 +19,37 @@ from jaxcls.decoding import ConfigError
 
 DATA_AXIS = "data"
 
+# By the extra that makes JAX use what stands behind these device files.
+ACCELERATOR_FILES = {
+    "cuda": ("/dev/nvidia[0-9]*",),
+    "tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
+}
+
+logger = logging.getLogger("jaxcls")
+
 
 def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
     """A one-dimensional mesh over `devices` (default: all of them)."""
-    devices = jax.devices() if devices is None else devices
+    if devices is None:
+        devices = jax.devices()
+        warn_of_idle_accelerator()
     return jax.make_mesh(
         (len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices
     )
+
+
+@functools.cache  # one warning is enough
+def warn_of_idle_accelerator() -> None:
+    """Warns if there is a GPU or TPU, and JAX computes on the CPU without having been told to."""
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
+        return
+    for extra, patterns in ACCELERATOR_FILES.items():
+        if any(glob.glob(pattern) for pattern in patterns):
+            logger.warning(
+                "this machine has an accelerator that JAX does not use; install jaxcls with the "
+                "extra %r, or set JAX_PLATFORMS=cpu if the CPU is meant",
+                extra,
+            )
 
 
 def split_by_example(mesh: Mesh) -> NamedSharding:

@@ -11,6 +11,8 @@ import rich.progress
 from rich.console import Console
 from tensorboardX import SummaryWriter
 
+from jaxcls.rundir import RunError
+
 COLUMNS: tuple[str, ...] = (
     "step",
     "epoch",
@@ -45,8 +47,9 @@ class Reporter:
         self._console = Console(
             file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True
         )
-        self._writer = SummaryWriter(str(run), purge_step=start_step + 1)
+        self._run = run
         self._csv = _open_csv(run / "metrics.csv", start_step)
+        self._writer = SummaryWriter(str(run), purge_step=start_step + 1)
         self._rows = _rows(self._csv)
         self._started = time.perf_counter()
         self._last: Mapping[str, float] = {}
@@ -98,6 +101,15 @@ class Reporter:
         return f"{minutes}:{seconds:02d}"
 
     def _write(self, step: int, metrics: Mapping[str, float], *, prefix: str) -> None:
+        try:
+            self._write_rows(step, metrics, prefix=prefix)
+        except OSError as error:
+            raise RunError(
+                f"metrics cannot be written in run {str(self._run)!r} ({error.strerror}); mend "
+                f"that and give the same command again"
+            ) from error
+
+    def _write_rows(self, step: int, metrics: Mapping[str, float], *, prefix: str) -> None:
         kept = {name: value for name, value in metrics.items() if name in COLUMNS}
         self._rows.writerow(
             {
@@ -120,15 +132,25 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
 
 
 def _open_csv(path: Path, start_step: int) -> TextIO:
-    """Opens metrics.csv to append, without rows of steps that a resumed run takes again."""
-    rows = read_metrics(path) if path.exists() else []
-    temporary = path.with_name(f".{path.name}")
-    with temporary.open("w", newline="") as file:
-        writer = _rows(file)
-        writer.writeheader()
-        writer.writerows(_known(row) for row in rows if int(row["step"]) <= start_step)
-    temporary.replace(path)
-    return path.open("a", newline="")
+    """Opens metrics.csv to append, without rows of steps that a resumed run takes again.
+
+    Raises:
+      RunError: it cannot be read or written.
+    """
+    try:
+        rows = read_metrics(path) if path.exists() else []
+        rows = [_known(row) for row in rows if int(row["step"]) <= start_step]
+        temporary = path.with_name(f".{path.name}")
+        with temporary.open("w", newline="") as file:
+            writer = _rows(file)
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(path)
+        return path.open("a", newline="")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(
+            f"{path} cannot be used ({error}); move it away and give the same command again"
+        ) from error
 
 
 def _rows(file: TextIO) -> "csv.DictWriter[str]":

@@ -78,7 +78,7 @@ def require_run(run: Path) -> Path:
 
 
 def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
-    """Makes the directory, or checks that the run in it is the same one.
+    """Makes the directory, or checks that the run in it is the same one. Records nothing yet.
 
     Returns:
       The fields that differ from the run's earlier start, as sentences; empty for a new run.
@@ -101,17 +101,26 @@ def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
             raise RunError(
                 f"run {str(run)!r} was started with another config; changed:\n  "
                 + "\n  ".join(changes)
-                + "\nuse another --workdir, or --allow-changes to go on with the new values"
+                + "\nuse another --workdir, or --allow-changes to go on with the new values "
+                "(the network and what the optimizer keeps must stay the same)"
             )
     try:
         checkpoint_dir(run).mkdir(parents=True, exist_ok=True)
-        write_json(record, info.to_json())
     except OSError as error:
-        raise RunError(
-            f"run directory {str(run)!r} cannot be written ({error.strerror}); "
-            f"use another --workdir"
-        ) from error
+        raise _not_writable(run, error) from error
     return changes
+
+
+def record_run(run: Path, info: RunInfo) -> None:
+    """Writes config.json, once it is sure that the run goes on with it.
+
+    Raises:
+      RunError: the directory cannot be written.
+    """
+    try:
+        write_json(run / "config.json", info.to_json())
+    except OSError as error:
+        raise _not_writable(run, error) from error
 
 
 def save_evaluation(run: Path, metrics: Mapping[str, float]) -> None:
@@ -125,8 +134,14 @@ def save_evaluation(run: Path, metrics: Mapping[str, float]) -> None:
 def write_json(path: Path, values: Any) -> None:
     """Writes the whole file or nothing."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2) + "\n")
+    temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
     temporary.replace(path)
+
+
+def _not_writable(run: Path, error: OSError) -> RunError:
+    return RunError(
+        f"run directory {str(run)!r} cannot be written ({error.strerror}); use another --workdir"
+    )
 
 
 def _read(record: Path) -> RunInfo:

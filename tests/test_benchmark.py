@@ -1,11 +1,15 @@
+import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
-from jaxcls.benchmark import benchmark, describe
+from jaxcls.benchmark import benchmark, cost_per_image, describe
 from jaxcls.cli import main
-from jaxcls.config import Config
+from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.parallel import make_mesh
+from jaxcls.training.assemble import assemble
 
 RATES = ("data", "augment", "step", "end_to_end")
 
@@ -19,6 +23,36 @@ def test_every_part_is_measured(tiny_config: Config) -> None:
     assert report["compile_seconds"] > 0
     assert report["num_devices"] == 8
     assert "img/s" in describe(report)
+
+
+def cost(config: Config, *, num_classes: int = 10, devices: int = 1) -> tuple[float, float]:
+    mesh = make_mesh(jax.devices()[:devices])
+    training = assemble(config, num_classes=num_classes, num_examples=1000, mesh=mesh)
+    return cost_per_image(training, training.compile_step().program)
+
+
+def test_the_cost_of_an_image_does_not_depend_on_micro_batches(tiny_config: Config) -> None:
+    # Much work an image, so that the update of the parameters hardly counts.
+    data = dataclasses.replace(tiny_config.data, batch_size=256, image_size=32)
+    config = dataclasses.replace(tiny_config, data=data)
+    whole = cost(config)
+    for micro_batches in (2, 4):
+        optimizer = dataclasses.replace(config.optimizer, micro_batches=micro_batches)
+        cut = cost(dataclasses.replace(config, optimizer=optimizer))
+        assert cut == pytest.approx(whole, rel=0.05)
+
+
+@pytest.mark.slow
+def test_the_flops_of_an_image_are_those_of_the_published_network() -> None:
+    """B0 at 224: 0.72 G multiply-adds forward (Tan and Le 2021), and twice that backward."""
+    config = Config(
+        model=ModelConfig(name="efficientnetv2_b0"),
+        data=DataConfig(batch_size=8, image_size=224),
+        optimizer=OptimizerConfig(micro_batches=4),
+        num_steps=1,
+    )
+    flops, _ = cost(config, num_classes=1000)
+    assert 1 < flops / (2 * 3 * 0.72e9) < 1.15
 
 
 def test_synthetic_data_measures_the_step_alone(

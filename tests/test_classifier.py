@@ -137,6 +137,22 @@ def test_evaluate_command(
     assert json.loads((tmp_path / "run/eval.json").read_text()) == report
 
 
+def test_a_loss_that_is_not_finite_is_a_message_and_is_not_written(
+    tiny_run: tuple[Path, Outcome],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copytree(tiny_run[0], tmp_path / "run")
+    broken = {"loss": float("nan"), "top1": 0.0, "top5": 0.0, "num_examples": 355}
+    monkeypatch.setattr("jaxcls.classifier.evaluate", lambda *_, **__: broken)
+    assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("jaxcls: the loss of step 12 on ")
+    assert not (tmp_path / "run/eval.json").exists()
+
+
 @pytest.mark.parametrize("form", ["table", "json", "csv"])
 def test_predict_command(
     tiny_run: tuple[Path, Outcome],

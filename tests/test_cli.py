@@ -17,7 +17,7 @@ from jaxcls.cli import COMMANDS, USAGE, main
 from jaxcls.config import Config, encode, load_config
 from jaxcls.decoding import leaves
 from jaxcls.errors import UserError
-from jaxcls.rundir import RunInfo, prepare_run
+from jaxcls.rundir import RunInfo, prepare_run, record_run
 from jaxcls.training import loop
 from jaxcls.training.loop import Outcome
 
@@ -225,6 +225,7 @@ def test_a_missing_config_is_named_with_the_nearest_file(message: Message) -> No
     ("text", "expected"),
     [
         ("def get_config():\n    raise RuntimeError('no')\n", "bad.py:2: RuntimeError: no\n"),
+        ("import sys\nsys.exit('no')\n", "bad.py:2: SystemExit: no\n"),
         ("def get_config()\n", "bad.py:1: SyntaxError: expected ':'"),
         ("def get_config():\n    return 3\n", "bad.py: get_config() must return a Config, got 3"),
         (
@@ -236,7 +237,14 @@ def test_a_missing_config_is_named_with_the_nearest_file(message: Message) -> No
             "num_steps: expected a whole number, got '3' (str)\n",
         ),
     ],
-    ids=["raises", "syntax error", "returns a number", "misspelled field", "mistyped value"],
+    ids=[
+        "raises",
+        "exits",
+        "syntax error",
+        "returns a number",
+        "misspelled field",
+        "mistyped value",
+    ],
 )
 @pytest.mark.parametrize("command", ["train", "benchmark"])
 def test_a_config_that_fails_is_explained(
@@ -252,7 +260,8 @@ def test_a_config_that_fails_is_explained(
 def test_overrides_change_the_config_that_is_trained(run: Run, fake_train: FakeTrain) -> None:
     result = run(
         *("train", "tiny.py", "--optimizer.learning-rate", "1", "--model.remat"),
-        *("--optimizer.options", "momentum", "0.9", "nesterov", "True"),
+        *("--optimizer.options", "momentum", "0.9", "nesterov", "True", "n", "3"),
+        *("mu_dtype", "bfloat16"),
         *("--model.batch-norm", "8", "--num-steps", "None", "--num-epochs", "2"),
         *("--workdir", "elsewhere", "--allow-changes"),
     )
@@ -265,7 +274,7 @@ def test_overrides_change_the_config_that_is_trained(run: Run, fake_train: FakeT
     expected = encode(load_config("tiny.py"))
     expected["optimizer"] |= {
         "learning_rate": 1.0,
-        "options": {"momentum": 0.9, "nesterov": True},
+        "options": {"momentum": 0.9, "nesterov": True, "n": 3, "mu_dtype": "bfloat16"},
     }
     expected["model"] |= {"remat": True, "batch_norm": 8}
     expected |= {"num_steps": None, "num_epochs": 2.0}
@@ -307,7 +316,7 @@ def test_an_unknown_or_mistyped_override_is_explained(
     ("arguments", "expected"),
     [
         (["--data.batch-size", "0"], "data.batch_size: must be at least 1, got 0"),
-        (["--model.dropout", "1.5"], "model.dropout: must be between 0 and 1, got 1.5"),
+        (["--model.dropout", "1"], "model.dropout: must be at least 0 and below 1, got 1.0"),
         (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate: must be at least 0"),
         (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate: must be finite, got nan"),
         (["--num-epochs", "3"], "num_epochs, num_steps: give exactly one of the two"),
@@ -336,6 +345,7 @@ def test_an_override_that_breaks_a_rule_names_the_field(
             "data.batch_size: 30 does not split evenly over 8 devices; use 24 or 32",
         ),
         (["--model.batch-norm", "8"], "model.batch_norm: groups of 8 do not divide the 4 examples"),
+        (["--compute-dtype", "float64"], "compute_dtype: JAX would silently compute float64 as"),
         (["--model.name", "tinny"], "model.name: unknown model 'tinny'; did you mean 'tiny'?"),
         (["--data.source", "digit"], "data.source: unknown source 'digit'; did you mean 'digits'?"),
         (["--data.train-split", "trian"], "data split 'trian' of digits"),
@@ -367,12 +377,14 @@ def test_a_run_directory_that_cannot_be_written_is_named(message: Message, workd
 def test_a_run_does_not_go_on_under_another_config(message: Message) -> None:
     info = RunInfo(config=load_config("tiny.py"), class_names=tuple("0123456789"))
     prepare_run(Path("runs/tiny"), info, allow_changes=False)
+    record_run(Path("runs/tiny"), info)
     before = Path("runs/tiny/config.json").read_text()
     text = message("train", "tiny.py", "--seed", "3", "--log-every-steps", "1")
     assert text == (
         "jaxcls: run 'runs/tiny' was started with another config; changed:\n"
         "  seed: 0 -> 3\n"
-        "use another --workdir, or --allow-changes to go on with the new values\n"
+        "use another --workdir, or --allow-changes to go on with the new values (the network and "
+        "what the optimizer keeps must stay the same)\n"
     )
     assert Path("runs/tiny/config.json").read_text() == before
 
@@ -421,9 +433,14 @@ def test_a_folder_that_is_no_run_is_named(
 def test_a_run_without_a_checkpoint_is_named(message: Message, step: str) -> None:
     info = RunInfo(config=load_config("tiny.py"), class_names=("a", "b"))
     prepare_run(Path("started"), info, allow_changes=False)
+    record_run(Path("started"), info)
     text = message("evaluate", "started", "--step", step)
-    assert "checkpoint" in text
-    assert "started" in text
+    folder = Path("started/checkpoints").absolute()
+    if step == "3":
+        expected = f"checkpoint {folder}/3 cannot be used: it is missing (steps there: none)"
+    else:
+        expected = f"there is no checkpoint in {folder}; go on with the training until it has saved"
+    assert text.startswith(f"jaxcls: {expected}")
 
 
 @pytest.mark.parametrize("step", ["newest", "-1", "1.5", "", "²"])

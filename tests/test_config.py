@@ -30,6 +30,7 @@ from jaxcls.config import (
 from jaxcls.decoding import ConfigError, flatten
 
 SHARES = st.floats(0, 1)
+DROP_RATES = st.floats(0, 1, exclude_max=True)
 COUNTS = st.integers(1, 10**6)
 RATES = st.floats(0, 1e6)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -52,8 +53,8 @@ def valid_configs(draw: st.DrawFn) -> Config:
             st.builds(
                 ModelConfig,
                 name=st.text(),
-                dropout=SHARES,
-                drop_path=SHARES,
+                dropout=DROP_RATES,
+                drop_path=DROP_RATES,
                 batch_norm=st.sampled_from(["global", group]),
                 batch_norm_momentum=SHARES,
                 remat=st.booleans(),
@@ -88,7 +89,11 @@ def valid_configs(draw: st.DrawFn) -> Config:
                 name=st.text(),
                 learning_rate=RATES,
                 options=st.dictionaries(
-                    st.text(), st.booleans() | st.floats(allow_nan=False, allow_infinity=False)
+                    st.text(),
+                    st.booleans()
+                    | st.integers()
+                    | st.floats(allow_nan=False, allow_infinity=False)
+                    | st.text(),
                 ),
                 weight_decay=RATES,
                 clip_norm=optional(RATES),
@@ -212,7 +217,7 @@ def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
         valid(**{"optimizer.learning_rate": 1, "optimizer.options": {"a": 2, "b": True}})
     )
     assert type(config.optimizer.learning_rate) is float
-    assert config.optimizer.options == {"a": 2.0, "b": True}
+    assert config.optimizer.options == {"a": 2, "b": True}
     assert config.optimizer.options["b"] is True
 
 
@@ -228,12 +233,15 @@ def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
         ("data.source", None, ("a text", "None (NoneType)")),
         ("data.last_batch", "dorp", ("'dorp'", "drop, straddle", "did you mean 'drop'?")),
         ("model.remat", 1, ("True or False", "1 (int)")),
-        ("model.dropout", 1.5, ("between 0 and 1", "1.5")),
+        ("model.dropout", 1.5, ("at least 0 and below 1", "1.5")),
+        ("model.dropout", 1, ("at least 0 and below 1", "1.0")),
+        ("model.drop_path", 1, ("at least 0 and below 1", "1.0")),
+        ("loss.label_smoothing", 1.5, ("between 0 and 1", "1.5")),
         ("model.batch_norm", "globl", ("'globl'", "global", "did you mean 'global'?")),
         ("model.batch_norm", 0, ("at least 1", "0")),
         ("model", "efficientnetv2_b0", ("a group of fields", "'efficientnetv2_b0' (str)")),
         ("optimizer.options", [1], ("names with values", "[1] (list)")),
-        ("optimizer.options", {"momentum": "0.9"}, (".momentum", "a number", "'0.9' (str)")),
+        ("optimizer.options", {"momentum": None}, (".momentum", "a number", "None (NoneType)")),
         ("optimizer.options", {"momentum": math.nan}, (".momentum", "finite", "nan")),
         ("optimizer.clip_norm", -1, ("at least 0", "-1.0")),
         ("optimizer.learning_rate", math.inf, ("finite", "inf")),

@@ -24,6 +24,7 @@ class Inner:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Outer:
+    rate: Annotated[float, Range(0, below=1)] = 0.0
     inner: Inner = dataclasses.field(default_factory=Inner)
     limit: Annotated[float | None, Range(0), "note"] = None
     choice: Literal["auto"] | Annotated[int, Range(2)] = "auto"
@@ -57,6 +58,7 @@ def test_groups_unions_and_names_with_values_are_built() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"rate": 1}, "rate: must be at least 0 and below 1, got 1.0"),
         ({"inner": {"size": 10}}, "inner.size: must be between 1 and 9, got 10"),
         ({"inner": {"size": None}}, "inner.size: expected a whole number, got None (NoneType)"),
         ({"inner": {"mode": 3}}, "inner.mode: 3 is not one of a, b"),
@@ -100,7 +102,7 @@ def test_ranges_read_as_words() -> None:
 
 def test_leaves_are_the_dotted_fields_with_their_hints() -> None:
     hints = dict(leaves(Outer, prefix=""))
-    assert list(hints) == ["inner.size", "inner.mode", "limit", "choice", "extras"]
+    assert list(hints) == ["rate", "inner.size", "inner.mode", "limit", "choice", "extras"]
     assert metadata(hints["limit"]) == (Range(0), "note")
     assert metadata(hints["extras"]) == ()
 

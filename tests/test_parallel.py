@@ -1,3 +1,6 @@
+import logging
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -5,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
+from jaxcls import parallel
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from jaxcls.decoding import ConfigError
 from jaxcls.parallel import check_divisible, make_mesh, replicated, split_by_example
@@ -75,6 +79,32 @@ def test_batch_norm_groups_stay_on_one_device() -> None:
     )
     check_divisible(config_of(64, 2, batch_norm=4), 8)
     check_divisible(config_of(64, 2, batch_norm=8), 4)
+
+
+@pytest.mark.parametrize(
+    ("extra", "platforms", "warnings"),
+    [("cuda", "", 1), ("tpu", "", 1), ("cuda", "cpu", 0), (None, "", 0)],
+)
+def test_an_accelerator_that_lies_idle_is_named_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    extra: str | None,
+    platforms: str,
+    warnings: int,
+) -> None:
+    (tmp_path / "device0").touch()
+    files: dict[str, tuple[str, ...]] = dict.fromkeys(("cuda", "tpu"), (str(tmp_path / "gone*"),))
+    if extra:
+        files[extra] = (str(tmp_path / "gone*"), str(tmp_path / "device[0-9]*"))
+    monkeypatch.setattr(parallel, "ACCELERATOR_FILES", files)
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
+    parallel.warn_of_idle_accelerator.cache_clear()
+    with caplog.at_level(logging.WARNING, "jaxcls"):
+        make_mesh()
+        make_mesh()
+    assert len(caplog.messages) == warnings
+    assert all(f"the extra '{extra}'" in message for message in caplog.messages)
 
 
 @settings(deadline=None)

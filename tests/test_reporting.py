@@ -9,6 +9,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from jaxcls.reporting import COLUMNS, Reporter, read_metrics
+from jaxcls.rundir import RunError
 
 TRAIN = {
     "loss": 1.25,
@@ -168,6 +169,29 @@ def test_a_line_cut_short_anywhere_is_left_out_and_the_run_goes_on(tmp_path: Pat
     with open_reporter(tmp_path, io.StringIO(), start_step=8) as reporter:
         reporter.log(10, TRAIN)
     assert [row["step"] for row in read_metrics(path)] == ["2", "10"]
+
+
+@pytest.mark.parametrize("content", ["step,loss\nx,1.5\n", "loss\n1.5\n", "step\n\0\xff\n", None])
+def test_a_metrics_file_that_cannot_be_used_is_named_and_left(
+    tmp_path: Path, content: str | None
+) -> None:
+    path = tmp_path / "metrics.csv"
+    path.mkdir() if content is None else path.write_text(content)
+    with pytest.raises(
+        RunError, match=r"metrics\.csv cannot be used \(.*\); move it away and give"
+    ):
+        open_reporter(tmp_path, io.StringIO())
+    assert content is None or path.read_text() == content
+
+
+def test_a_disk_that_is_full_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        monkeypatch.setattr(reporter._rows, "writerow", full)
+        with pytest.raises(RunError, match=r"cannot be written in run .* \(No space left on dev"):
+            reporter.log(2, TRAIN)
 
 
 def test_columns_of_another_version_are_carried_over_by_name(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from jaxcls.rundir import (
     RunInfo,
     checkpoint_dir,
     prepare_run,
+    record_run,
     require_run,
     save_evaluation,
     write_json,
@@ -33,6 +34,13 @@ def error_of(run: Path, info: RunInfo = INFO) -> str:
     return str(caught.value)
 
 
+def start_run(run: Path, info: RunInfo = INFO, *, allow_changes: bool = False) -> list[str]:
+    """What a training does before its first step."""
+    changes = prepare_run(run, info, allow_changes=allow_changes)
+    record_run(run, info)
+    return changes
+
+
 def record(run: Path) -> dict[str, Any]:
     return json.loads((run / "config.json").read_text())
 
@@ -43,7 +51,7 @@ def test_the_info_survives_json_unchanged() -> None:
 
 def test_a_new_run_records_config_classes_and_versions(tmp_path: Path) -> None:
     run = tmp_path / "deep" / "run"
-    assert prepare_run(run, INFO, allow_changes=False) == []
+    assert start_run(run) == []
     assert checkpoint_dir(run).is_dir()
     values = record(run)
     assert values["config"] == encode(INFO.config)
@@ -53,22 +61,34 @@ def test_a_new_run_records_config_classes_and_versions(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json"]
 
 
+def test_nothing_is_recorded_before_it_is_sure_that_the_run_goes_on(tmp_path: Path) -> None:
+    start_run(tmp_path)
+    assert prepare_run(tmp_path, changed(seed=3), allow_changes=True) == ["seed: 0 -> 3"]
+    assert RunInfo.from_json(record(tmp_path)) == INFO
+
+
+def test_a_record_that_cannot_be_written_names_the_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(RunError, match=r"cannot be written \(Is a directory\); use another"):
+        record_run(tmp_path, INFO)
+
+
 def test_the_same_config_goes_on(tmp_path: Path) -> None:
-    prepare_run(tmp_path, INFO, allow_changes=False)
-    assert prepare_run(tmp_path, INFO, allow_changes=False) == []
+    start_run(tmp_path)
+    assert start_run(tmp_path) == []
 
 
 def test_operational_fields_change_freely_and_are_recorded(tmp_path: Path) -> None:
-    prepare_run(tmp_path, INFO, allow_changes=False)
+    start_run(tmp_path)
     info = changed(log_every_steps=5, data=DataConfig(num_workers=2, data_dir="elsewhere"))
-    assert prepare_run(tmp_path, info, allow_changes=False) == []
+    assert start_run(tmp_path, info) == []
     assert RunInfo.from_json(record(tmp_path)) == info
 
 
 def test_a_changed_config_is_refused_naming_every_change_and_nothing_is_written(
     tmp_path: Path,
 ) -> None:
-    prepare_run(tmp_path, INFO, allow_changes=False)
+    start_run(tmp_path)
     info = changed(seed=3, optimizer=OptimizerConfig(learning_rate=0.5, options={"momentum": 0.9}))
     message = error_of(tmp_path, dataclasses.replace(info, class_names=("cat", "cow")))
     assert message == (
@@ -77,17 +97,18 @@ def test_a_changed_config_is_refused_naming_every_change_and_nothing_is_written(
         "  optimizer.options.momentum: None -> 0.9\n"
         "  seed: 0 -> 3\n"
         "  class names of the data\n"
-        "use another --workdir, or --allow-changes to go on with the new values"
+        "use another --workdir, or --allow-changes to go on with the new values (the network and "
+        "what the optimizer keeps must stay the same)"
     )
     assert RunInfo.from_json(record(tmp_path)) == INFO
 
 
 def test_allowed_changes_are_returned_and_recorded(tmp_path: Path) -> None:
-    prepare_run(tmp_path, INFO, allow_changes=False)
+    start_run(tmp_path)
     info = changed(seed=3)
-    assert prepare_run(tmp_path, info, allow_changes=True) == ["seed: 0 -> 3"]
+    assert start_run(tmp_path, info, allow_changes=True) == ["seed: 0 -> 3"]
     assert RunInfo.from_json(record(tmp_path)) == info
-    assert prepare_run(tmp_path, info, allow_changes=False) == []
+    assert start_run(tmp_path, info) == []
 
 
 @pytest.mark.parametrize("below", [".", "run", "deep/run"])
@@ -130,7 +151,7 @@ def test_a_run_to_be_read_must_be_there(tmp_path: Path) -> None:
         require_run(tmp_path / "gone")
     with pytest.raises(RunError, match="has no checkpoint; train it with: jaxcls train"):
         require_run(tmp_path)
-    prepare_run(tmp_path, INFO, allow_changes=False)
+    start_run(tmp_path)
     assert require_run(tmp_path) == tmp_path
 
 
@@ -140,6 +161,8 @@ def test_json_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert json.loads(path.read_text()) == {"a": 1}
     with pytest.raises(TypeError):
         write_json(path, {"a": object()})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
     assert json.loads(path.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["values.json"]
 

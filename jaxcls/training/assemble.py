@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxcls.config import Config
+from jaxcls.decoding import ConfigError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import create_model
 from jaxcls.parallel import check_divisible, replicated, split_by_example
@@ -86,7 +87,16 @@ class CompiledStep:
 
 
 def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
-    """The network that the config describes."""
+    """The network that the config describes.
+
+    Raises:
+      ConfigError: an unknown name, or float64 while JAX has it switched off.
+    """
+    if config.compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "compute_dtype: JAX would silently compute float64 as float32; "
+            "set the environment variable JAX_ENABLE_X64=1"
+        )
     model = config.model
     return create_model(
         model.name,

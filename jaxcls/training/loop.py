@@ -13,12 +13,13 @@ from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config
 from jaxcls.data.pipeline import process_rows, to_device, train_batches
 from jaxcls.data.sources import Source, open_source
-from jaxcls.evaluation import evaluate, make_eval_step
+from jaxcls.errors import UserError
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.reporting import Reporter
-from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run
+from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run, record_run
 from jaxcls.training.assemble import CompiledStep, Training, assemble
-from jaxcls.training.meter import Meter
+from jaxcls.training.evaluation import evaluate, make_eval_step
+from jaxcls.training.meter import Meter, require_finite
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StopSignals
@@ -86,6 +87,7 @@ def train(
         if training.plan.num_steps not in checkpoints.steps():  # meanwhile the state is made
             compiling = compiler.submit(training.compile_step)
         state, start = _restore_or_init(training, checkpoints)
+        record_run(workdir, info)  # not before: a restore that fails leaves the run as it was
         reporter = stack.enter_context(
             Reporter(
                 workdir,
@@ -99,6 +101,8 @@ def train(
             reporter.say(f"changed since the run began: {change}")
         if config.model.batch_norm == "global" and config.optimizer.micro_batches > 1:
             reporter.say(UNEQUAL_MICRO_BATCHES)
+        if missed := Calendar.of(training).missed_evaluations(config):
+            reporter.say(missed)
         if start >= training.plan.num_steps:
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
         run = Run(
@@ -131,7 +135,7 @@ class Run:
             program = self._compile()
             meter = Meter(self.info.config.data.batch_size)
             for step in range(start + 1, calendar.num_steps + 1):
-                with meter.waiting():
+                with self._keeping(step - 1, state, meter), meter.waiting():
                     batch = next(batches)
                 state, step_metrics = program(state, batch)
                 meter.add(step, step_metrics)
@@ -142,7 +146,9 @@ class Run:
                     seconds = time.perf_counter() - self.started
                     self.reporter.say(f"took the first step {seconds:.1f} s after the start")
                 if calendar.evaluates(step):
-                    metrics = eval_step(state)
+                    with self._keeping(step, state, meter):
+                        metrics = eval_step(state)
+                    require_finite(step, "evaluation loss", metrics["loss"])
                     self.reporter.evaluated(step, metrics)
                 if ending or calendar.saves(step):
                     score = metrics["top1"] if calendar.evaluates(step) else None
@@ -154,6 +160,20 @@ class Run:
         self.checkpoints.wait()
         stopped_by = self.stop.received if step < calendar.num_steps else None
         return Outcome(step, calendar.num_steps, metrics, stopped_by)
+
+    @contextlib.contextmanager
+    def _keeping(self, step: int, state: TrainState, meter: Meter) -> Iterator[None]:
+        """Saves the state after `step`, if it is good, when data inside cannot be used."""
+        try:
+            yield
+        except UserError as error:
+            meter.check()
+            self.checkpoints.wait()
+            if step and step not in self.checkpoints.steps():
+                self.checkpoints.save(step, state, metadata=self.info.to_json())
+                self.checkpoints.wait()
+            saved = f"the run is saved up to step {step}" if step else "no step was taken"
+            raise UserError(f"{error}\n{saved}; mend it and give the same command again") from error
 
     def _make_eval_step(self) -> Callable[[TrainState], dict[str, float]]:
         config, mesh = self.info.config, self.training.mesh
@@ -196,6 +216,16 @@ class Calendar:
 
     def saves(self, step: int) -> bool:
         return step % self.save_every == 0 or step == self.num_steps
+
+    def missed_evaluations(self, config: Config) -> str | None:
+        """A warning if a step that was evaluated, and may be the best, is not saved."""
+        if not config.checkpoint.keep_best or self.eval_every % self.save_every == 0:
+            return None
+        return (
+            f"warning: the best step is chosen among those that are saved, every {self.save_every} "
+            f"steps, and some evaluations, every {self.eval_every} steps, fall between them; let "
+            f"eval_every_steps be a multiple of checkpoint.every_steps"
+        )
 
     def reads(self, step: int) -> bool:
         """Whether the metrics are fetched; always before a save, which must not keep a NaN."""

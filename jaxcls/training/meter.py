@@ -10,11 +10,24 @@ from jax import Array
 
 from jaxcls.errors import UserError
 
-MUST_BE_FINITE = ("loss", "grad_norm")
+MUST_BE_FINITE = ("loss", "grad_norm", "params_norm", "batch_stats_norm", "ema_norm")
 
 
 class DivergedError(UserError):
-    """The loss or the gradients are no longer finite; the message names the step."""
+    """The loss, the gradients or the state are no longer finite; the message names the step."""
+
+
+def require_finite(step: int, name: str, value: float) -> None:
+    """Refuses a value that must be finite for the state after `step` to be worth keeping.
+
+    Raises:
+      DivergedError: it is not finite.
+    """
+    if not math.isfinite(value):
+        raise DivergedError(
+            f"{name} is {value} at step {step}; nothing was saved from this step on. Try a lower "
+            f"optimizer.learning_rate, a longer schedule.warmup or optimizer.clip_norm"
+        )
 
 
 class Meter:
@@ -44,6 +57,15 @@ class Meter:
         """Notes one step's metrics without waiting for them."""
         self._pending[step] = metrics
 
+    def check(self) -> Mapping[int, Mapping[str, Array]]:
+        """The metrics of each step since the last read; raises as `read` does."""
+        steps = jax.device_get(self._pending)
+        for step, metrics in steps.items():
+            for name in MUST_BE_FINITE:
+                if name in metrics:
+                    require_finite(step, name, float(metrics[name]))
+        return steps
+
     def read(self) -> dict[str, float]:
         """Averages all steps since the last read; waits until the devices have taken them.
 
@@ -51,17 +73,9 @@ class Meter:
           The metrics, and images_per_second, steps_per_second and data_wait_share since then.
 
         Raises:
-          DivergedError: a step's loss or gradient norm is not finite.
+          DivergedError: a step's loss, or the norm of its gradients or new state, is not finite.
         """
-        steps = jax.device_get(self._pending)
-        for step, metrics in steps.items():
-            for name in MUST_BE_FINITE:
-                if not math.isfinite(metrics[name]):
-                    raise DivergedError(
-                        f"{name} is {metrics[name]} at step {step}; nothing was saved after it. "
-                        f"Try a lower optimizer.learning_rate, a longer schedule.warmup or "
-                        f"optimizer.clip_norm"
-                    )
+        steps = self.check()
         seconds = time.perf_counter() - self._since
         count = len(steps)
         means = {

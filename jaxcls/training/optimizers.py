@@ -36,6 +36,9 @@ def make_optimizer(
             raise ConfigError(
                 f"optimizer.options: {optimizer.name} takes no {option!r}{nearest(option, known)}"
             )
+        value = optimizer.options[option]
+        if isinstance(value, str) and "dtype" not in option:  # optax would fail only in the step
+            raise ConfigError(f"optimizer.options: {option} takes no text, got {value!r}")
     arguments: dict[str, Any] = dict(optimizer.options)
     before = []
     if optimizer.clip_norm is not None:

@@ -38,7 +38,8 @@ def make_train_step(
 
     The batch is {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2], "labels":
     int32 [batch]}, split over the mesh by example. Metrics are float32 scalars: loss, top1, top5
-    (shares of the batch), grad_norm, learning_rate; top-k counts against the labels' largest class.
+    (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
+    and ema; top-k counts against the labels' largest class.
 
     Strengths of the augmentation may depend on the share of the `num_steps` that is over.
 
@@ -96,12 +97,16 @@ def make_train_step(
         if ema is not None:
             latest = {"params": params, "batch_stats": batch_stats}
             ema = update_ema(ema, latest, step=state.step, decay=config.optimizer.ema_decay)
+        # The loss is that of the old parameters: the norms tell whether the new state may be saved.
+        saved = {"params": params, "batch_stats": batch_stats, "ema": ema}
+        norms = {f"{name}_norm": optax.tree.norm(tree) for name, tree in saved.items() if tree}
         metrics = {
             "loss": sums["loss"],
             "top1": sums["top1"],
             "top5": sums["top5"],
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step)),
+            **norms,
         }
         state = TrainState(
             step=state.step + 1,

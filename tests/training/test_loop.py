@@ -1,7 +1,12 @@
 import dataclasses
+import json
 import logging
+import os
 import shutil
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,15 @@ import numpy as np
 import pytest
 
 from jaxcls.checkpoint import CheckpointError, Checkpoints
-from jaxcls.config import Config, OptimizerConfig, ScheduleConfig
+from jaxcls.config import Config, ScheduleConfig, encode
+from jaxcls.data.decode import DataError
+from jaxcls.data.pipeline import train_batches
+from jaxcls.errors import UserError
+from jaxcls.models import registry
 from jaxcls.parallel import make_mesh
 from jaxcls.reporting import Reporter, read_metrics
-from jaxcls.rundir import RunError, checkpoint_dir
+from jaxcls.rundir import RunError, RunInfo, checkpoint_dir
+from jaxcls.training import loop
 from jaxcls.training.assemble import assemble
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.meter import DivergedError
@@ -27,6 +37,11 @@ def final_state(run: Path, config: Config, step: int) -> Any:
     training = assemble(config, num_classes=10, num_examples=1442, mesh=one_device())
     with Checkpoints(checkpoint_dir(run)) as checkpoints:
         return jax.device_get(checkpoints.restore(training.abstract_state(), step).state)
+
+
+def changed(config: Config, section: str, **values: Any) -> Config:
+    part = dataclasses.replace(getattr(config, section), **values)
+    return dataclasses.replace(config, **{section: part})
 
 
 def assert_same_bits(state: Any, other: Any) -> None:
@@ -63,6 +78,19 @@ def test_a_run_leaves_what_its_docstring_says(
     assert metadata["class_names"] == [str(digit) for digit in range(10)]
 
 
+def test_the_run_and_every_checkpoint_keep_the_whole_config(
+    tiny_run: tuple[Path, Outcome], tiny_config: Config
+) -> None:
+    folder, _ = tiny_run
+    record = json.loads((folder / "config.json").read_text())
+    with Checkpoints(checkpoint_dir(folder)) as checkpoints:
+        steps = checkpoints.steps()
+        kept = [RunInfo.from_json(checkpoints.metadata(step)) for step in steps]
+    assert len(kept) >= 2
+    for info in [RunInfo.from_json(record), *kept]:
+        assert info.config == tiny_config
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_resumes_bit_for_bit(
     tiny_run: tuple[Path, Outcome],
@@ -84,6 +112,49 @@ def test_a_stopped_run_resumes_bit_for_bit(
     )
     rows = [row for row in read_metrics(tmp_path / "metrics.csv") if row["eval_top1"]]
     assert [row["step"] for row in rows] == ["4", "8", "12"]
+
+
+PROCESS = """
+import json, signal, sys
+from jaxcls.config import decode
+from jaxcls.models import registry
+from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.reporting import Reporter
+from jaxcls.training.loop import train
+
+spec, config, workdir, stop_at = sys.argv[1:]
+registry._SPECS["tiny"] = eval(spec)
+log = Reporter.log
+
+def log_and_signal(self, step, metrics):
+    log(self, step, metrics)
+    if step == int(stop_at):
+        signal.raise_signal(signal.SIGTERM)
+
+Reporter.log = log_and_signal
+print(train(decode(json.loads(config)), workdir).step)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_resumed_in_another_process_is_the_same_bit_for_bit(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    """With the compiler's own settings, as a user has them."""
+    environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
+    arguments = [repr(registry.model_spec("tiny")), json.dumps(encode(tiny_config))]
+
+    def run(name: str, *, stop_at: int = 0) -> int:
+        command = [sys.executable, "-c", PROCESS, *arguments, str(tmp_path / name), str(stop_at)]
+        return int(subprocess.check_output(command, env=environment, text=True, timeout=300))
+
+    assert run("whole") == 12
+    assert run("stopped", stop_at=6) == 7
+    assert run("stopped") == 12
+    assert_same_bits(
+        final_state(tmp_path / "stopped", tiny_config, 12),
+        final_state(tmp_path / "whole", tiny_config, 12),
+    )
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
@@ -152,20 +223,86 @@ def test_a_changed_config_is_refused_unless_told(
     assert train(changed, tmp_path / "run", mesh=one_device(), allow_changes=True).step == 14
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_is_not_saved(
-    tiny_config: Config, tmp_path: Path
+def test_changes_that_the_checkpoint_does_not_fit_leave_the_run_as_it_was(
+    tiny_run: tuple[Path, Outcome], tiny_config: Config, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(
-        tiny_config,
-        optimizer=OptimizerConfig(name="sgd", learning_rate=1e30),
+    shutil.copytree(tiny_run[0], tmp_path / "run")
+    before = (tmp_path / "run/config.json").read_text()
+    without = changed(tiny_config, "optimizer", ema_decay=0.0)
+    with pytest.raises(CheckpointError, match=r"other arrays .*; go on with the config that it"):
+        train(without, tmp_path / "run", mesh=one_device(), allow_changes=True)
+    assert (tmp_path / "run/config.json").read_text() == before
+    assert train(tiny_config, tmp_path / "run", mesh=one_device()).step == 12
+
+
+@pytest.mark.parametrize("bad_batch", [0, 6])
+def test_data_that_cannot_be_used_loses_no_step(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_batch: int
+) -> None:
+    def batches(*_: Any, start: int, **__: Any) -> Iterator[Any]:
+        real = train_batches(*_, start=start, **__)
+        for step, batch in zip(range(start, 100), real, strict=False):
+            if step == bad_batch:
+                real.close()
+                raise DataError("record 3 cannot be decoded")
+            yield batch
+
+    monkeypatch.setattr(loop, "train_batches", batches)
+    with pytest.raises(UserError, match=r"^record 3 cannot be decoded\n.*; mend it") as error:
+        train(tiny_config, tmp_path, mesh=one_device())
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        assert checkpoints.steps() == ([4, bad_batch] if bad_batch else [])
+    expected = f"the run is saved up to step {bad_batch};" if bad_batch else "no step was taken;"
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize(("every_steps", "warned"), [(2, False), (3, True)])
+def test_evaluations_that_are_not_saved_give_a_warning(
+    tiny_config: Config,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    every_steps: int,
+    warned: bool,
+) -> None:
+    config = changed(tiny_config, "checkpoint", every_steps=every_steps)
+    train(dataclasses.replace(config, num_steps=1), tmp_path, mesh=one_device())
+    assert (
+        "the best step is chosen among those that are saved" in capsys.readouterr().err
+    ) == warned
+
+
+def diverging(config: Config, **changes: Any) -> Config:
+    return dataclasses.replace(
+        config,
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30),
         schedule=ScheduleConfig(name="constant", warmup=0.0),
-        checkpoint=dataclasses.replace(tiny_config.checkpoint, every_steps=1),
+        checkpoint=dataclasses.replace(config.checkpoint, every_steps=1),
+        **changes,
     )
-    with pytest.raises(DivergedError, match=r"(loss|grad_norm) is (nan|inf) at step \d+"):
+
+
+@pytest.mark.parametrize("num_steps", [1, 12])
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+def test_a_state_that_is_not_finite_stops_the_run_and_is_not_saved(
+    tiny_config: Config, tmp_path: Path, num_steps: int, ema_decay: float
+) -> None:
+    """The first step's loss is fine, and its new parameters are of no use."""
+    config = diverging(changed(tiny_config, "optimizer", ema_decay=ema_decay), num_steps=num_steps)
+    with pytest.raises(DivergedError, match=r"^params_norm is (nan|inf) at step 1; nothing was"):
         train(config, tmp_path, mesh=one_device())
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
-        steps = checkpoints.steps()
-    assert 12 not in steps
+        assert checkpoints.steps() == []
+
+
+def test_an_evaluation_that_is_not_finite_stops_the_run_before_the_save(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {"loss": float("nan"), "top1": 0.0, "top5": 0.0, "num_examples": 355}
+    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: broken)
+    with pytest.raises(DivergedError, match=r"^evaluation loss is nan at step 4; nothing was"):
+        train(tiny_config, tmp_path, mesh=one_device())
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        assert checkpoints.steps() == []
 
 
 @pytest.mark.parametrize(("batch_norm", "warned"), [("global", True), (4, False)])
@@ -176,11 +313,7 @@ def test_micro_batches_with_global_batch_norm_give_a_warning(
     batch_norm: Any,
     warned: bool,
 ) -> None:
-    config = dataclasses.replace(
-        tiny_config,
-        model=dataclasses.replace(tiny_config.model, batch_norm=batch_norm),
-        optimizer=dataclasses.replace(tiny_config.optimizer, micro_batches=2),
-        num_steps=1,
-    )
+    config = changed(tiny_config, "model", batch_norm=batch_norm)
+    config = dataclasses.replace(changed(config, "optimizer", micro_batches=2), num_steps=1)
     train(config, tmp_path, mesh=one_device())
     assert ("each micro-batch is normalised by itself" in capsys.readouterr().err) == warned

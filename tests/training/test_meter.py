@@ -59,7 +59,7 @@ def test_speeds_count_from_the_last_read_or_restart(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", ["loss", "grad_norm"])
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "params_norm", "ema_norm"])
 def test_a_value_that_is_not_finite_names_its_step(name: str, value: float) -> None:
     meter = Meter(batch_size=8)
     meter.add(40, metrics(1.0))
@@ -68,7 +68,7 @@ def test_a_value_that_is_not_finite_names_its_step(name: str, value: float) -> N
     with pytest.raises(DivergedError) as caught:
         meter.read()
     message = str(caught.value)
-    assert message.startswith(f"{name} is {value} at step 41; nothing was saved after it")
+    assert message.startswith(f"{name} is {value} at step 41; nothing was saved from this")
     assert "optimizer.learning_rate" in message
     assert isinstance(caught.value, UserError)
 

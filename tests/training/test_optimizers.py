@@ -116,7 +116,7 @@ def test_momentum_sgd_is_the_formula_with_coupled_decay_of_kernels(nesterov: boo
 
 
 def test_rmsprop_is_the_formula_of_the_reference_with_coupled_decay_of_kernels() -> None:
-    options: dict[str, float | bool] = {"decay": 0.9, "momentum": 0.9, "eps": 1e-3}
+    options: dict[str, bool | int | float | str] = {"decay": 0.9, "momentum": 0.9, "eps": 1e-3}
     expected = jax.tree.map(np.float64, PARAMS)
     square, trace = (jax.tree.map(np.zeros_like, expected) for _ in range(2))
     for step in range(2):
@@ -209,3 +209,14 @@ def test_an_option_that_optax_refuses_is_an_error_of_the_config() -> None:
     message = error_of(name="adamw", options={"mu_dtype": 1.0})
     assert message.startswith("optimizer.options: adamw refuses them: ")
     assert "1.0" in message
+
+
+def test_a_type_by_name_is_an_option_and_another_text_is_not() -> None:
+    options = {"mu_dtype": "bfloat16", "b1": 0.8}
+    optimizer = make_optimizer(OptimizerConfig(name="adamw", options=options), lambda _: 0.1)
+    state = optimizer.init({"kernel": jnp.zeros((2, 2))})
+    assert "bfloat16" in {str(leaf.dtype) for leaf in jax.tree.leaves(state)}
+    for option, value in [("mu_dtype", "bfloat17"), ("b1", "0.8")]:
+        config = OptimizerConfig(name="adamw", options={option: value})
+        with pytest.raises(ConfigError, match=r"^optimizer\.options: .*"):
+            make_optimizer(config, lambda _: 0.1)

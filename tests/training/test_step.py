@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -103,9 +104,13 @@ def test_one_step_on_eight_devices_equals_one_device(
     assert distance(*statistics) < 1e-5
 
 
-def test_twenty_float64_steps_on_eight_devices_equal_one_device(tiny_config: Config) -> None:
+@pytest.mark.parametrize("batch_norm", ["global", 4])
+def test_twenty_float64_steps_on_eight_devices_equal_one_device(
+    tiny_config: Config, batch_norm: Any
+) -> None:
     with jax.enable_x64(True):
         config = dataclasses.replace(tiny_config, compute_dtype="float64", num_steps=20)
+        config = changed(config, "model", batch_norm=batch_norm)
         states = {}
         for devices in (1, 8):
             training = make_training(config, devices=devices)
@@ -121,16 +126,20 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(tiny_config: Con
 def test_micro_batches_equal_the_whole_batch_with_grouped_batch_norm(
     tiny_config: Config, devices: int
 ) -> None:
+    """In float64, so that only a fault can tell them apart."""
     config = changed(tiny_config, "model", batch_norm=4)
-    whole = make_training(config, devices=devices)
-    cut = make_training(changed(config, "optimizer", micro_batches=4), devices=devices)
-    start, _ = take_steps(whole, whole.init(), range(2))
-    start = jax.device_get(start)
-    expected, [expected_metrics] = take_steps(whole, move(whole, start), range(2, 3))
-    actual, [actual_metrics] = take_steps(cut, move(cut, start), range(2, 3))
-    np.testing.assert_allclose(actual_metrics["loss"], expected_metrics["loss"], rtol=1e-6)
-    assert distance(actual.opt_state, expected.opt_state) < 1e-4
-    assert distance(actual.batch_stats, expected.batch_stats) < 1e-6
+    config = dataclasses.replace(config, compute_dtype="float64")
+    with jax.enable_x64(True):
+        whole = make_training(config, devices=devices)
+        cut = make_training(changed(config, "optimizer", micro_batches=4), devices=devices)
+        start, _ = take_steps(whole, whole.init(), range(2))
+        start = jax.device_get(start)
+        expected, [expected_metrics] = take_steps(whole, move(whole, start), range(2, 3))
+        actual, [actual_metrics] = take_steps(cut, move(cut, start), range(2, 3))
+        expected, actual = jax.device_get((expected, actual))
+    np.testing.assert_allclose(actual_metrics["loss"], expected_metrics["loss"], rtol=1e-10)
+    for name in ("params", "batch_stats", "opt_state", "ema"):
+        assert distance(getattr(actual, name), getattr(expected, name)) < 1e-10
 
 
 def test_a_step_follows_from_seed_and_step_alone(tiny_config: Config) -> None:
@@ -150,14 +159,23 @@ def test_the_learning_rate_is_the_schedules(tiny_config: Config) -> None:
     np.testing.assert_allclose([m["learning_rate"] for m in metrics], expected, rtol=1e-6)
 
 
-def test_grouped_batch_norm_needs_one_kind_of_collective_and_gathers_no_image(
+def count_all_reduces(text: str) -> int:
+    return len(re.findall(r" all-reduce(?:-start)?\(", text))
+
+
+def test_grouped_batch_norm_needs_one_collective_and_gathers_no_image(
     tiny_config: Config,
 ) -> None:
-    training = make_training(changed(tiny_config, "model", batch_norm=4), devices=8)
-    text = training.compile_step().program.as_text()
-    assert "all-reduce" in text
+    text = {
+        batch_norm: make_training(changed(tiny_config, "model", batch_norm=batch_norm), devices=8)
+        .compile_step()
+        .program.as_text()
+        for batch_norm in (4, "global")
+    }
+    assert count_all_reduces(text[4]) == 1  # gradients, statistics and metrics together
+    assert count_all_reduces(text["global"]) > 10
     for kind in ("all-gather", "all-to-all", "collective-permute"):
-        assert kind not in text
+        assert kind not in text[4]
 
 
 def test_micro_batches_move_no_image(tiny_config: Config) -> None:

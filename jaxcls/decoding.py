@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +32,13 @@ class Range:
         if self.high == float("inf"):
             return f"at least {self.low}"
         return f"between {self.low} and {self.high}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """What a whole text must look like, as a regular expression."""
+
+    regex: str
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -61,7 +69,7 @@ def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
 
 def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
     """Checks one value against its type; integers become floats where a float is asked for."""
-    bounds = next((extra for extra in metadata(hint) if isinstance(extra, Range)), None)
+    bounds = next((extra for extra in metadata(hint) if isinstance(extra, Range | Pattern)), None)
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     origin = typing.get_origin(base)
     if origin in (typing.Union, types.UnionType):
@@ -84,7 +92,7 @@ def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
     return _decode_scalar(base, value, bounds, field=field)
 
 
-def _decode_union(hint: Any, value: Any, bounds: Range | None, *, field: str) -> Any:
+def _decode_union(hint: Any, value: Any, bounds: Range | Pattern | None, *, field: str) -> Any:
     options = typing.get_args(hint)
     if value is None and type(None) in options:
         return None
@@ -99,7 +107,7 @@ def _decode_union(hint: Any, value: Any, bounds: Range | None, *, field: str) ->
     raise ConfigError(f"{field}: {'; or '.join(errors)}")
 
 
-def _decode_scalar(kind: type, value: Any, bounds: Range | None, *, field: str) -> Any:
+def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, field: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             value = float(value)
@@ -108,7 +116,9 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | None, *, field: str) 
         raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: must be finite, got {value!r}")
-    if bounds and not bounds.low <= typing.cast(float, value) <= bounds.high:
+    if isinstance(bounds, Pattern) and not re.fullmatch(bounds.regex, str(value)):
+        raise ConfigError(f"{field}: must look like {bounds.regex}, got {value!r}")
+    if isinstance(bounds, Range) and not bounds.low <= typing.cast(float, value) <= bounds.high:
         raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
     return value
 

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config
-from jaxcls.data.pipeline import process_rows, to_device, train_batches
+from jaxcls.data.batches import train_batches
+from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source, open_source
 from jaxcls.evaluation import evaluate, make_eval_step
 from jaxcls.parallel import make_mesh, split_by_example

@@ -102,7 +102,15 @@ def test_ranges_read_as_words() -> None:
 
 def test_leaves_are_the_dotted_fields_with_their_hints() -> None:
     hints = dict(leaves(Outer, prefix=""))
-    assert list(hints) == ["inner.size", "inner.mode", "limit", "choice", "extras"]
+    assert list(hints) == [
+        "inner.size",
+        "inner.mode",
+        "inner.code",
+        "inner.code",
+        "limit",
+        "choice",
+        "extras",
+    ]
     assert metadata(hints["limit"]) == (Range(0), "note")
     assert metadata(hints["extras"]) == ()
 

@@ -7,11 +7,10 @@ visit of every example in any case, so with `repeats` it has that many times as 
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
-import grain
 import numpy as np
+from grain.experimental import index_shuffle
 
 from jaxcls.errors import DataError
 
@@ -49,13 +48,13 @@ class Order:
         i % examples_per_batch.
       examples_per_epoch: how many places of the sequence share a permutation; those that are left
         of it (last_batch "drop") belong to no batch.
-      permutations: at e * num_examples + p, the record at place p of epoch e; never computed whole.
+      seed: of the first epoch's permutation; a permutation is computed place by place, never whole.
     """
 
     num_examples: int
     examples_per_batch: int
     examples_per_epoch: int
-    permutations: Sequence[int]
+    seed: int
 
     def records(self, step: int, rows: Rows) -> np.ndarray:
         """Record numbers of the rows of batch `step`, int32 [len(rows)]."""
@@ -63,7 +62,12 @@ class Order:
         for i, row in enumerate(rows):
             example = step * self.examples_per_batch + int(row) % self.examples_per_batch
             epoch, place = divmod(example, self.examples_per_epoch)
-            records[i] = self.permutations[epoch * self.num_examples + place]
+            records[i] = index_shuffle(
+                place,
+                max_index=self.num_examples - 1,
+                seed=(self.seed + epoch) % 2**32,
+                rounds=4,
+            )
         return records
 
 
@@ -76,12 +80,10 @@ def training_order(num_examples: int, data: "DataConfig", *, seed: int) -> Order
     steps = steps_per_epoch(num_examples, data)
     dropping = data.last_batch == "drop"
     examples_per_batch = data.batch_size // data.repeats
-    # grain's epoch e of seed s is its epoch 0 of seed s + e: hashed, neighbouring seeds part.
-    hashed_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    shuffled = grain.MapDataset.range(num_examples).shuffle(seed=hashed_seed)
     return Order(
         num_examples=num_examples,
         examples_per_batch=examples_per_batch,
         examples_per_epoch=int(steps) * examples_per_batch if dropping else num_examples,
-        permutations=cast(Sequence[int], shuffled),
+        # Hashed, because epoch 1 of a seed is epoch 0 of the next one.
+        seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
     )

@@ -77,7 +77,7 @@ class DataConfig:
     eval_split: str = "test"
     """Split that is evaluated during training and by `jaxcls evaluate`."""
     batch_size: Count = 64
-    """Rows of a batch, over all devices."""
+    """Examples a step, over all devices."""
     repeats: Count = 1
     """Repeated augmentation: rows that each example of a batch has, each augmented by itself. An
     epoch then has that many times as many rows."""

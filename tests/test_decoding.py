@@ -106,7 +106,6 @@ def test_leaves_are_the_dotted_fields_with_their_hints() -> None:
         "inner.size",
         "inner.mode",
         "inner.code",
-        "inner.code",
         "limit",
         "choice",
         "extras",

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import struct
 import warnings
 from typing import cast
@@ -14,6 +15,7 @@ import simplejpeg
 from jaxcls.errors import BrokenImageError
 
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
+
 
 MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS or 89_478_485
 # Pillow refuses an image of twice that size and only warns of a smaller one; here both are errors.
@@ -35,6 +37,11 @@ _UNREADABLE = (
     PIL.Image.DecompressionBombError,
     PIL.Image.DecompressionBombWarning,
 )
+
+
+def is_image_name(name: str) -> bool:
+    """Whether a file's name says that it is an image; what it holds is another matter."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def decode_image(

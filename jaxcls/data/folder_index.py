@@ -8,7 +8,7 @@ import os
 import time
 from pathlib import Path
 
-from jaxcls.data.decode import IMAGE_SUFFIXES
+from jaxcls.data.decode import is_image_name
 from jaxcls.data.records import cache_dir
 from jaxcls.errors import DataError
 
@@ -71,7 +71,7 @@ def _scan(root: Path) -> FolderIndex:
                     continue
                 if entry.is_dir():
                     waiting.append(path)
-                elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+                elif is_image_name(entry.name):
                     files.append(path)
     return FolderIndex(folders, tuple(sorted(files)))
 

@@ -59,14 +59,9 @@ class TrainingImages(Images):
     def __getitem__(self, record: int) -> Example:
         if self._kept is not None and record in self._kept:
             return self._kept[record]
-        stored, data = self.source[record], self.data
-        image = decode_image(
-            stored.image,
-            where=self.source.describe(record),
-            background=data.background,
-            longest=data.canvas_size,
-        )
-        example = fit(image, data.canvas_size), stored.label
+        stored = self.source[record]
+        image = training_image(stored.image, self.data, where=self.source.describe(record))
+        example = image, stored.label
         if self._kept is not None:
             self._kept[record] = example
         return example
@@ -109,6 +104,24 @@ class EvaluationImages(Images):
         except BrokenImageError as error:
             self._unless_skipping(error)
             return None
+
+
+def training_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndarray:
+    """Decodes an image for its canvas.
+
+    Args:
+      encoded: content of an image file.
+      data: `canvas_size` and `background` are used.
+      where: what to call the image in an error.
+
+    Returns:
+      uint8 [height, width, 3], both at most canvas_size.
+
+    Raises:
+      BrokenImageError: it cannot be decoded.
+    """
+    image = decode_image(encoded, where=where, background=data.background, longest=data.canvas_size)
+    return fit(image, data.canvas_size)
 
 
 def evaluation_image(image: np.ndarray, data: "DataConfig") -> np.ndarray:

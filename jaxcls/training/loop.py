@@ -105,7 +105,14 @@ def train(
         run = Run(
             started, training, compiling, source, eval_source, info, checkpoints, reporter, stop
         )
-        return run.advance(state, start)
+        outcome = run.advance(state, start)
+        for part in (source, eval_source):
+            if part.broken:
+                reporter.say(
+                    f"skipped {len(part.broken)} broken images of {part.name} {part.split!r}; "
+                    f"log.txt names them"
+                )
+        return outcome
 
 
 @dataclasses.dataclass(frozen=True)

@@ -345,7 +345,10 @@ def test_an_override_that_breaks_a_rule_names_the_field(
         (["--model.name", "tinny"], "model.name: unknown model 'tinny'; did you mean 'tiny'?"),
         (["--data.source", "digit"], "data.source: unknown source 'digit'; did you mean 'digits'?"),
         (["--data.train-split", "trian"], "data split 'trian' of digits"),
-        (["--data.batch-size", "8000"], "data.batch_size: 8000 takes 8000 examples, more than the 1442"),
+        (
+            ["--data.batch-size", "8000"],
+            "data.batch_size: 8000 takes 8000 examples, more than the 1442",
+        ),
         (
             ["--optimizer.name", "sdg"],
             "optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'",

@@ -195,11 +195,12 @@ def _read_builder(folder: "os.PathLike[str]", *, name: str) -> Any:
         ) from error
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:
+        root = epath.Path(folder).parents[len(name.split("/"))]
         raise DataError(
             f"data.source: {name} is prepared in {folder} as {', '.join(sorted(formats))} only, "
-            f"which cannot be read without TensorFlow; convert it once with\n"
-            f"  tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record\n"
-            f"(after pip install 'jaxcls[prepare]'), or prepare it again in another data.data_dir"
+            f"which cannot be read at any place; convert it once with\n"
+            f"  jaxcls prepare tfds:{name} --data-dir {root}\n"
+            f"or set data.prepare, and training does it"
         )
     return builder
 

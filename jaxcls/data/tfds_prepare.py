@@ -13,6 +13,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from jaxcls.data.tfds import NotPreparedError, data_root, find_prepared, first_line
+from jaxcls.data.tfds_convert import convert_to_array_record
 from jaxcls.errors import DataError
 
 
@@ -20,6 +21,7 @@ def prepare_set(name: str, data_dir: str | None) -> epath.Path:
     """Downloads and prepares a set with TFDS's own code and progress bars, unless it is there.
 
     A folder takes its final name only when it is complete, so a broken attempt is simply repeated.
+    A set that is there as TFRecord only is converted.
 
     Args:
       name: NAME, NAME/CONFIG, or either with :VERSION.
@@ -33,7 +35,9 @@ def prepare_set(name: str, data_dir: str | None) -> epath.Path:
         that needs TensorFlow to be prepared; the message says what to do.
     """
     with contextlib.suppress(NotPreparedError):
-        return find_prepared(name, data_dir)
+        folder = find_prepared(name, data_dir)
+        convert_to_array_record(folder)
+        return folder
     root = data_root(data_dir)
     try:
         builder = tfds.builder(name, data_dir=root)

@@ -143,7 +143,8 @@ def test_prepared_as_tfrecord_only(make_set):
     folder = make_set()
     info = json.loads((folder / "dataset_info.json").read_text())
     (folder / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    fails(r"as tfrecord only[\s\S]*tfds convert_format --dataset_version_dir=", config(folder))
+    root = folder.parent.parent
+    fails(rf"as tfrecord only(.|\n)*jaxcls prepare tfds:photos --data-dir {root}\n", config(folder))
 
 
 @pytest.mark.parametrize("split", ["trian", "", "train[", "train[abc]", "train[:200]", "test"])

@@ -12,7 +12,8 @@ import numpy as np
 
 from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config
-from jaxcls.data.decode import center_crop, decode_image
+from jaxcls.data.decode import decode_image
+from jaxcls.data.images import evaluation_image
 from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
@@ -146,12 +147,12 @@ class ImageClassifier:
     def _prepare(self, image: np.ndarray | str | Path) -> np.ndarray:
         data = self.config.data
         if isinstance(image, str | Path):
-            image = read_image(Path(image))
+            image = read_image(Path(image), background=data.background)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise UserError(
                 f"images: expected uint8 [height, width, 3], got {image.dtype} {list(image.shape)}"
             )
-        return center_crop(image, data.image_size, data.crop_fraction)
+        return evaluation_image(image, data)
 
     def _probabilities(self, images: np.ndarray) -> jax.Array:
         activation = jax.nn.sigmoid if self.config.loss.name == "sigmoid" else jax.nn.softmax
@@ -161,7 +162,7 @@ class ImageClassifier:
 _jitted_logits = jax.jit(predict_logits, static_argnums=0)
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(path: Path, *, background: str = "#ffffff") -> np.ndarray:
     """Reads an image file as uint8 [height, width, 3].
 
     Raises:
@@ -171,4 +172,4 @@ def read_image(path: Path) -> np.ndarray:
         data = path.read_bytes()
     except OSError as error:
         raise UserError(f"image {str(path)!r} cannot be read: {error.strerror}") from error
-    return decode_image(data, where=f"image {str(path)!r}")
+    return decode_image(data, where=f"image {str(path)!r}", background=background)

@@ -20,7 +20,6 @@ from jaxcls.errors import UserError
 
 type Guesses = list[list[tuple[str, float]]]  # for each image, class names with probabilities
 
-IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"}
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # after a save; the same command goes on (EX_TEMPFAIL)
 
@@ -30,6 +29,9 @@ usage: jaxcls COMMAND ...
   jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or go on with a run
   jaxcls evaluate RUN [--step latest|best|N] [--split NAME]     loss and accuracy of a checkpoint
   jaxcls predict RUN IMAGE ... [--top 5] [--format table]       classes of image files
+  jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
+  jaxcls data CONFIG [--json]                                   what the data holds, and how fast
+  jaxcls show data CONFIG -o FILE.png                           raw training images with labels
   jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
   jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
 
@@ -47,6 +49,29 @@ class Train:
     """Directory of the run; made if it is not there."""
     allow_changes: bool = False
     """Go on with a run although fields that decide its result have changed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prepare:
+    """Makes a data set ready: downloads and converts it once, or indexes a folder."""
+
+    source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """tfds:NAME[:VERSION], folder:PATH or digits, as in data.source."""
+    data_dir: str | None = None
+    """Folder of the prepared data sets (None: the usual place of TFDS)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data:
+    """Reads a split and tells its classes, sizes, formats, broken images and the rate."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    split: str | None = None
+    """Split to read, in TFDS syntax (None: data.train_split)."""
+    limit: int | None = None
+    """Look at no more images than this, evenly spread."""
+    json: bool = False
+    """Print one JSON object as the last line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -190,19 +215,46 @@ def _benchmark(arguments: list[str]) -> int:
     return 0
 
 
+def _prepare(arguments: list[str]) -> int:
+    options = tyro.cli(Prepare, prog="jaxcls prepare", args=arguments)
+    from jaxcls.data.sources import prepare_source
+
+    print(prepare_source(options.source, options.data_dir))
+    return 0
+
+
+def _data(arguments: list[str]) -> int:
+    prog = "jaxcls data CONFIG"
+    _, config, rest = take_config(arguments, prog)
+    options = parse(Data, prog, rest, default=Data(config=config))
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit: must be at least 1, got {options.limit}")
+    data = checked(options.config).data
+    from jaxcls.data.sources import open_source
+    from jaxcls.data.survey import describe, survey
+
+    found = survey(open_source(data, options.split or data.train_split), data, limit=options.limit)
+    print(describe(found))
+    if options.json:
+        print(json.dumps(dataclasses.asdict(found)))
+    return 0
+
+
 def _image_paths(patterns: Sequence[str]) -> list[str]:
     """Files, the image files in folders, and what patterns match, in a stable order.
 
     Raises:
       UserError: there are none, or one of them matches nothing.
     """
+    from jaxcls.data.decode import is_image_name
+
     if not patterns:
         raise UserError("give image files, folders or patterns after the run")
     paths: list[str] = []
     for pattern in patterns:
         if os.path.isdir(pattern):
             files = sorted(Path(pattern).rglob("*"))
-            found = [str(file) for file in files if _is_image_file(file)]
+            found = [str(file) for file in files if is_image_name(file.name) and file.is_file()]
         elif os.path.exists(pattern):
             found = [pattern]
         else:
@@ -211,10 +263,6 @@ def _image_paths(patterns: Sequence[str]) -> list[str]:
             raise UserError(f"image {pattern!r}: no such file, folder of images or pattern")
         paths += found
     return paths
-
-
-def _is_image_file(path: Path) -> bool:
-    return path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
 
 
 def _print_table(paths: list[str], guesses: Guesses) -> None:
@@ -261,6 +309,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "prepare": _prepare,
+    "data": _data,
     "show": _show,
     "benchmark": _benchmark,
 }

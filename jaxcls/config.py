@@ -22,6 +22,7 @@ from jaxcls.augment_config import (
 )
 from jaxcls.decoding import (
     ConfigError,
+    Pattern,
     Range,
     decode_fields,
     encode_fields,
@@ -67,29 +68,55 @@ class DataConfig:
     """Where examples come from and how they are batched."""
 
     source: str = "digits"
-    """digits | tfds:NAME[:VERSION]"""
+    """digits | tfds:NAME[:VERSION] | folder:PATH (PATH/train/CLASS/* or PATH/CLASS/*)"""
     data_dir: Annotated[str | None, OPERATIONAL] = None
     """Folder of the prepared data sets (None: the usual place of TFDS)."""
+    prepare: Annotated[bool, OPERATIONAL] = False
+    """Prepare a TFDS set that is not there yet; that may download it."""
+    image_key: str | None = None
+    """tfds: feature that holds the image (None: found by the set's description)."""
+    label_key: str | None = None
+    """tfds: feature that holds the label (None: found by the set's description)."""
+    test_share: Share = 0.2
+    """folder:PATH/CLASS/*: share of each class that belongs to the split test."""
+    split_seed: Index = 0
+    """folder: decides the order of the files, and with PATH/CLASS/* which are in the split test."""
     train_split: str = "train"
     """TFDS split syntax, for example train[:90%]."""
     eval_split: str = "test"
     """Split that is evaluated during training and by `jaxcls evaluate`."""
     batch_size: Count = 64
     """Examples a step, over all devices."""
+    repeats: Count = 1
+    """Repeated augmentation: rows that each example of a batch has, each augmented by itself. An
+    epoch then has that many times as many rows."""
     image_size: Count = 224
     """Height and width that the network sees, in pixels."""
     canvas_size: Count = 256
-    """Height and width of the canvas that holds a raw training image; larger ones shrink to it."""
+    """Height and width of the canvas that holds a raw training image; larger ones shrink to it.
+    About twice image_size keeps small crops sharp."""
     crop_fraction: Annotated[float, Range(0.01, 1)] = 0.875
     """Share of the resized image's height and width that a crop keeps."""
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    """Resize of evaluation and prediction; antialiased."""
+    background: Annotated[str, Pattern("#[0-9a-fA-F]{6}")] = "#ffffff"
+    """Colour behind transparent pixels."""
+    broken: Literal["error", "skip"] = "error"
+    """An image that cannot be decoded: stop, or log it and leave it out (in training, the next one
+    takes its place)."""
+    max_broken: Share = 0.01
+    """skip: share of a split's images that may be broken."""
     last_batch: Literal["drop", "straddle"] = "drop"
     """An epoch's last short batch: left out, or filled from the next epoch."""
     num_workers: Annotated[Index, OPERATIONAL] = 0
-    """Processes that decode images; 0 decodes in threads of this process."""
+    """Processes that decode images; 0 decodes in threads of this process, which is best unless
+    there are dozens of cores."""
     num_threads: Annotated[Count, OPERATIONAL] = 4
     """Threads that read and decode, in this process or in each worker."""
     prefetch: Annotated[Count, OPERATIONAL] = 2
     """Batches made and sent to the devices ahead of the step."""
+    cache_gib: Annotated[float, Range(0), OPERATIONAL] = 0.0
+    """Memory for decoded training images; they are kept if all of them, at canvas_size, fit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -278,12 +305,27 @@ def _check_rules(config: Config) -> None:
             f"got {schedule.warmup} + {schedule.hold}"
         )
     batch_size, micro_batches = config.data.batch_size, config.optimizer.micro_batches
+    if batch_size % config.data.repeats:
+        raise ConfigError(
+            f"data.repeats: {config.data.repeats} does not divide data.batch_size {batch_size}"
+        )
+    if config.data.cache_gib and config.data.num_workers:
+        raise ConfigError(
+            "data.cache_gib, data.num_workers: worker processes share no memory; with a cache, "
+            "leave num_workers at 0"
+        )
     if batch_size % micro_batches:
         raise ConfigError(
             f"optimizer.micro_batches: {micro_batches} does not divide data.batch_size {batch_size}"
         )
     check_augment(config.augment)
     mix = mix_of(config.augment)
+    if mix and mix.group_size > batch_size // config.data.repeats:
+        raise ConfigError(
+            f"augment.{len(config.augment) - 1}.group_size: groups of {mix.group_size} would mix "
+            f"repeats of an image, which stand {batch_size // config.data.repeats} rows apart "
+            f"(data.batch_size / data.repeats)"
+        )
     if mix and (batch_size // micro_batches) % mix.group_size:
         raise ConfigError(
             f"augment.{len(config.augment) - 1}.group_size: groups of {mix.group_size} do not "

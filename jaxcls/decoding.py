@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +46,13 @@ class Choice:
 
 
 TAG = "op"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """What a whole text must look like, as a regular expression."""
+
+    regex: str
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -88,7 +96,9 @@ def _decode_choice(options: tuple[type, ...], value: Any, *, field: str) -> Any:
     return decode_fields(by_name[name], fields, prefix=f"{field}.")
 
 
-def _decode_tuple(hint: Any, value: Any, bounds: Range | None, *, field: str) -> tuple[Any, ...]:
+def _decode_tuple(
+    hint: Any, value: Any, bounds: Range | Pattern | None, *, field: str
+) -> tuple[Any, ...]:
     """A list of any length but 0, or a (low, high) pair."""
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{field}: expected a list, got {kind_of(value)}")
@@ -110,7 +120,7 @@ def _decode_tuple(hint: Any, value: Any, bounds: Range | None, *, field: str) ->
 
 def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
     """Checks one value against its type; integers become floats where a float is asked for."""
-    bounds = next((extra for extra in metadata(hint) if isinstance(extra, Range)), None)
+    bounds = next((extra for extra in metadata(hint) if isinstance(extra, Range | Pattern)), None)
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     origin = typing.get_origin(base)
     if origin in (typing.Union, types.UnionType):
@@ -135,7 +145,7 @@ def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
     return _decode_scalar(base, value, bounds, field=field)
 
 
-def _decode_union(hint: Any, value: Any, bounds: Range | None, *, field: str) -> Any:
+def _decode_union(hint: Any, value: Any, bounds: Range | Pattern | None, *, field: str) -> Any:
     options = typing.get_args(hint)
     if all(isinstance(option, type) and issubclass(option, Choice) for option in options):
         return _decode_choice(options, value, field=field)
@@ -152,7 +162,7 @@ def _decode_union(hint: Any, value: Any, bounds: Range | None, *, field: str) ->
     raise ConfigError(f"{field}: {'; or '.join(errors)}")
 
 
-def _decode_scalar(kind: type, value: Any, bounds: Range | None, *, field: str) -> Any:
+def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, field: str) -> Any:
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):
             value = float(value)
@@ -161,7 +171,9 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | None, *, field: str) 
         raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: must be finite, got {value!r}")
-    if bounds and typing.cast(float, value) not in bounds:
+    if isinstance(bounds, Pattern) and not re.fullmatch(bounds.regex, str(value)):
+        raise ConfigError(f"{field}: must look like {bounds.regex}, got {value!r}")
+    if isinstance(bounds, Range) and typing.cast(float, value) not in bounds:
         raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
     return value
 

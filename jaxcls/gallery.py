@@ -19,7 +19,7 @@ from jaxcls.augment_config import (
     mix_of,
 )
 from jaxcls.config import Config
-from jaxcls.data.pipeline import train_batches
+from jaxcls.data.batches import train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
 from jaxcls.training.losses import soft_labels

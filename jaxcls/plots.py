@@ -59,6 +59,26 @@ def plot_gallery(rows: Sequence[Row]) -> Figure:
     return figure
 
 
+def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """A gallery of images, each with a title and its size.
+
+    Args:
+      images: uint8 [height, width, 3] each, of any sizes; at least one.
+      titles: one an image; long ones are cut.
+    """
+    columns = min(6, len(images))
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(2 * columns, 2.3 * rows), layout="constrained")
+    cells = figure.subplots(rows, columns, squeeze=False).flat
+    for axes in cells:
+        axes.set_axis_off()
+    for axes, image, title in zip(figure.axes, images, titles, strict=False):
+        height, width = image.shape[:2]
+        axes.imshow(image, interpolation="nearest" if max(height, width) < 64 else "antialiased")
+        axes.set_title(f"{textwrap.shorten(title, 24)}\n{width} × {height}", fontsize=8)
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Writes a figure in the format that the file's name asks for.
 

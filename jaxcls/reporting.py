@@ -1,6 +1,7 @@
-"""What a person sees of a run: a progress bar, lines, metrics.csv and TensorBoard."""
+"""What a person sees of a run: a progress bar, lines, log.txt, metrics.csv and TensorBoard."""
 
 import csv
+import logging
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from rich.console import Console
 from tensorboardX import SummaryWriter
 
 from jaxcls.rundir import RunError
+
+logger = logging.getLogger("jaxcls")
 
 COLUMNS: tuple[str, ...] = (
     "step",
@@ -51,6 +54,9 @@ class Reporter:
         self._csv = _open_csv(run / "metrics.csv", start_step)
         self._writer = SummaryWriter(str(run), purge_step=start_step + 1)
         self._rows = _rows(self._csv)
+        self._log = logging.FileHandler(run / "log.txt", encoding="utf-8")
+        self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        logger.addHandler(self._log)  # warnings belong to the run's log, too
         self._started = time.perf_counter()
         self._last: Mapping[str, float] = {}
         self._progress = rich.progress.Progress(
@@ -66,8 +72,9 @@ class Reporter:
         self._progress.start()
 
     def say(self, text: str) -> None:
-        """Prints a line above the progress bar."""
+        """Prints a line above the progress bar, and keeps it in log.txt."""
         self._console.print(text, markup=False)
+        self._log.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes the training metrics of the steps up to and including `step`."""
@@ -90,6 +97,8 @@ class Reporter:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        logger.removeHandler(self._log)
+        self._log.close()
         self._csv.close()
         self._writer.close()
 

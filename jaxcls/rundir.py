@@ -2,6 +2,7 @@
 
 config.json    the whole config, class names and versions
 checkpoints/   one folder a step
+log.txt        what was printed, and warnings such as images that were skipped
 metrics.csv    one line a log interval
 eval.json      the last `jaxcls evaluate`
 events.*       TensorBoard

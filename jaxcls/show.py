@@ -1,5 +1,6 @@
 """The `jaxcls show` commands: pictures of a config or a run, written to a file."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,17 @@ class ShowSchedule:
     config: Annotated[Config, tyro.conf.arg(name="")]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Picture file: png, svg or pdf."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowData:
+    """Draws the first training images with their labels, before any augmentation."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Picture file: png, svg or pdf."""
+    count: int = 24
+    """Images at most; no more than a batch has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +83,34 @@ def _schedule(arguments: list[str]) -> int:
     return 0
 
 
+def _data(arguments: list[str]) -> int:
+    prog = "jaxcls show data CONFIG"
+    _, config, rest = take_config(arguments, prog)
+    default = ShowData(config=config, output=tyro.MISSING)
+    options = parse(ShowData, prog, rest, default=default)
+    if options.count < 1:
+        raise UserError(f"--count: must be at least 1, got {options.count}")
+    from jaxcls.data.batches import train_batches
+    from jaxcls.data.sources import open_source
+    from jaxcls.plots import plot_images, save_figure
+
+    config = checked(options.config)
+    source = open_source(config.data, config.data.train_split)
+    rows = range(min(options.count, config.data.batch_size))
+    with contextlib.closing(
+        train_batches(source, config.data, seed=config.seed, rows=rows)
+    ) as batches:
+        batch = next(batches)
+    images = [
+        image[:height, :width]
+        for image, (height, width) in zip(batch["images"], batch["sizes"], strict=True)
+    ]
+    titles = [source.class_names[label] for label in batch["labels"]]
+    save_figure(plot_images(images, titles), options.output)
+    print(f"wrote {options.output}")
+    return 0
+
+
 def _augment(arguments: list[str]) -> int:
     prog = "jaxcls show augment CONFIG"
     _, config, rest = take_config(arguments, prog)
@@ -95,5 +135,6 @@ def _augment(arguments: list[str]) -> int:
 
 PICTURES: dict[str, Callable[[list[str]], int]] = {
     "augment": _augment,
+    "data": _data,
     "schedule": _schedule,
 }

@@ -11,9 +11,8 @@ from jaxcls.checkpoint import CheckpointError
 from jaxcls.classifier import ImageClassifier, read_image
 from jaxcls.cli import main
 from jaxcls.config import Config
-from jaxcls.data.decode import DataError
 from jaxcls.data.sources import Source, open_source
-from jaxcls.errors import UserError
+from jaxcls.errors import DataError, UserError
 from jaxcls.training.loop import Outcome
 
 

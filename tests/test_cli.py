@@ -131,7 +131,9 @@ def test_version(run: Run) -> None:
 
 
 @pytest.mark.parametrize("config", [[], ["tiny.py"]])
-@pytest.mark.parametrize("command", [["train"], ["benchmark"], ["show", "schedule"]])
+@pytest.mark.parametrize(
+    "command", [["train"], ["benchmark"], ["data"], ["show", "schedule"], ["show", "data"]]
+)
 def test_help_of_a_command_explains_every_field_with_its_default(
     run: Run, command: list[str], config: list[str]
 ) -> None:
@@ -151,7 +153,9 @@ def test_help_of_a_command_explains_every_field_with_its_default(
         ("evaluate", ["RUN", "--step", "--split", "--data-dir", "--json"]),
         ("predict", ["RUN", "IMAGE ...", "--step", "--top", "--format {table,json,csv}"]),
         ("benchmark", ["--synthetic", "--seconds", "--json"]),
-        ("show", ["show schedule CONFIG -o FILE.png"]),
+        ("prepare", ["SOURCE", "--data-dir"]),
+        ("data", ["--split", "--limit", "--json"]),
+        ("show", ["show schedule CONFIG -o FILE.png", "show data CONFIG -o FILE.png"]),
     ],
 )
 def test_help_of_a_command_shows_its_options(run: Run, command: str, options: list[str]) -> None:
@@ -206,7 +210,9 @@ def test_an_unknown_command_is_named_with_the_nearest_and_the_usage(message: Mes
     assert USAGE in text
 
 
-@pytest.mark.parametrize("command", [["train"], ["benchmark"], ["show", "schedule"]])
+@pytest.mark.parametrize(
+    "command", [["train"], ["benchmark"], ["data"], ["show", "schedule"], ["show", "data"]]
+)
 def test_a_config_must_come_first(message: Message, command: list[str]) -> None:
     for rest in ([], ["--seed", "3", "tiny.py"]):
         text = message(*command, *rest)
@@ -349,7 +355,10 @@ def test_an_override_that_breaks_a_rule_names_the_field(
         (["--model.name", "tinny"], "model.name: unknown model 'tinny'; did you mean 'tiny'?"),
         (["--data.source", "digit"], "data.source: unknown source 'digit'; did you mean 'digits'?"),
         (["--data.train-split", "trian"], "data split 'trian' of digits"),
-        (["--data.batch-size", "8000"], "data.batch_size: 8000 is more than the 1442 examples"),
+        (
+            ["--data.batch-size", "8000"],
+            "data.batch_size: 8000 takes 8000 examples, more than the 1442",
+        ),
         (
             ["--optimizer.name", "sdg"],
             "optimizer.name: unknown optimizer 'sdg'; did you mean 'sgd'",
@@ -560,7 +569,7 @@ def test_show_schedule_draws_a_picture(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "show: expected one of schedule"),
+        ([], "show: expected one of data, schedule"),
         (["shedule", "tiny.py"], "show: unknown picture 'shedule'; did you mean 'schedule'?"),
         (["schedule", "gone.py"], "config file 'gone.py' does not exist"),
         (
@@ -578,6 +587,42 @@ def test_a_picture_that_cannot_be_drawn_is_explained(
 
 def test_a_picture_needs_a_file(message: Message) -> None:
     assert "--output" in message("show", "schedule", "tiny.py")
+
+
+def test_show_data_draws_a_picture(run: Run, message: Message) -> None:
+    result = run("show", "data", "tiny.py", "-o", "raw.svg", "--count", "3")
+    assert (result.status, result.out, result.err) == (0, "wrote raw.svg\n", "")
+    assert Path("raw.svg").read_bytes().startswith(b"<?xml")
+    text = message("show", "data", "tiny.py", "-o", "raw.svg", "--count", "0")
+    assert text == "jaxcls: --count: must be at least 1, got 0\n"
+
+
+# Data
+
+
+def test_data_is_told_as_lines_and_as_json(run: Run) -> None:
+    result = run("data", "tiny.py", "--split", "test", "--limit", "40", "--json")
+    assert (result.status, result.err) == (0, "")
+    lines = result.out.splitlines()
+    assert lines[0] == "digits 'test': 355 images (40 looked at)"
+    found = json.loads(lines[-1])
+    assert sum(found["classes"].values()) == found["num_seen"] == 40
+    assert found["formats"] == {"PNG": 40}
+
+
+def test_data_with_a_mistake(message: Message) -> None:
+    assert message("data", "tiny.py", "--limit", "0").startswith(
+        "jaxcls: --limit: must be at least"
+    )
+    text = message("data", "tiny.py", "--data.source", "folder:gone")
+    assert text == "jaxcls: data.source: folder 'gone' does not exist; name a folder of images\n"
+
+
+def test_prepare_says_where_the_data_lies(run: Run, message: Message) -> None:
+    result = run("prepare", "digits", "--data-dir", "sets")
+    assert result.status == 0
+    assert result.out == "digits is ready in sets/digits/1.0.0: train 1,442, test 355\n"
+    assert "unknown source 'digit'; did you mean 'digits'" in message("prepare", "digit")
 
 
 def test_a_benchmark_refuses_what_does_not_fit(message: Message) -> None:

@@ -304,6 +304,23 @@ def test_micro_batches_divide_the_batch() -> None:
     assert message == "optimizer.micro_batches: 3 does not divide data.batch_size 64"
 
 
+def test_repeats_divide_the_batch() -> None:
+    message = error_of(valid(**{"data.batch_size": 64, "data.repeats": 3}))
+    assert message == "data.repeats: 3 does not divide data.batch_size 64"
+    assert decode(valid(**{"data.batch_size": 64, "data.repeats": 4})).data.repeats == 4
+
+
+def test_worker_processes_have_no_cache() -> None:
+    message = error_of(valid(**{"data.cache_gib": 1, "data.num_workers": 2}))
+    assert message.startswith("data.cache_gib, data.num_workers: worker processes share no memory")
+
+
+@pytest.mark.parametrize("color", ["white", "#fff", "#12345g", "1234567"])
+def test_the_background_is_a_color(color: str) -> None:
+    message = error_of(valid(**{"data.background": color}))
+    assert message == f"data.background: must look like #[0-9a-fA-F]{{6}}, got {color!r}"
+
+
 def test_batch_norm_groups_divide_a_micro_batch() -> None:
     changes = {"data.batch_size": 64, "optimizer.micro_batches": 4, "model.batch_norm": 32}
     message = error_of(valid(**changes))
@@ -314,9 +331,11 @@ def test_batch_norm_groups_divide_a_micro_batch() -> None:
 def test_operational_fields_may_change_in_a_run_and_the_others_may_not() -> None:
     operational = {
         "data.data_dir",
+        "data.prepare",
         "data.num_workers",
         "data.num_threads",
         "data.prefetch",
+        "data.cache_gib",
         "checkpoint.every_steps",
         "checkpoint.keep_latest",
         "checkpoint.keep_best",

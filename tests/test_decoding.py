@@ -5,6 +5,7 @@ import pytest
 
 from jaxcls.decoding import (
     ConfigError,
+    Pattern,
     Range,
     decode_fields,
     flatten,
@@ -20,6 +21,7 @@ from jaxcls.errors import UserError
 class Inner:
     size: Annotated[int, Range(1, 9)] = 1
     mode: Literal["a", "b"] | None = None
+    code: Annotated[str | None, Pattern("[a-z]+[0-9]")] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,7 +104,15 @@ def test_ranges_read_as_words() -> None:
 
 def test_leaves_are_the_dotted_fields_with_their_hints() -> None:
     hints = dict(leaves(Outer, prefix=""))
-    assert list(hints) == ["rate", "inner.size", "inner.mode", "limit", "choice", "extras"]
+    assert list(hints) == [
+        "rate",
+        "inner.size",
+        "inner.mode",
+        "inner.code",
+        "limit",
+        "choice",
+        "extras",
+    ]
     assert metadata(hints["limit"]) == (Range(0), "note")
     assert metadata(hints["extras"]) == ()
 
@@ -113,3 +123,11 @@ def test_flatten_joins_names_with_dots() -> None:
 
 def test_kind_of_shows_value_and_type() -> None:
     assert kind_of("x") == "'x' (str)"
+
+
+def test_a_pattern_is_of_the_whole_text() -> None:
+    assert decode({"inner": {"code": "ab1"}}).inner.code == "ab1"
+    for code in ("ab1x", "xAB1", ""):
+        message = error_of({"inner": {"code": code}})
+        assert message == f"inner.code: must look like [a-z]+[0-9], got {code!r}"
+    assert error_of({"inner": {"code": 3}}) == "inner.code: expected a text, got 3 (int)"

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from jaxcls.config import ScheduleConfig
 from jaxcls.errors import UserError
-from jaxcls.plots import plot_schedule, save_figure
+from jaxcls.plots import plot_images, plot_schedule, save_figure
 from jaxcls.training.schedules import Plan, make_schedule
 
 
@@ -84,3 +84,16 @@ def test_an_unknown_format_is_refused_with_the_known_ones(
 def test_a_folder_that_is_not_there_is_named(figure: Figure, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write picture '.*/gone/a\.png': .*No such file"):
         save_figure(figure, tmp_path / "gone" / "a.png")
+
+
+def test_images_are_shown_with_their_titles_and_sizes() -> None:
+    images = [np.full((4 + i, 9, 3), 20 * i, np.uint8) for i in range(8)]
+    figure = plot_images(images, [f"class {i}" for i in range(7)] + ["a very long name " * 9])
+    shown = [axes for axes in figure.axes if axes.images]
+    assert len(shown) == 8
+    for i, axes in enumerate(shown):
+        np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()), images[i])
+        assert axes.get_title().endswith(f"\n9 × {4 + i}")
+    assert shown[3].get_title() == "class 3\n9 × 7"
+    assert len(shown[7].get_title().splitlines()[0]) <= 24
+    figure.draw_without_rendering()

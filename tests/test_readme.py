@@ -40,11 +40,17 @@ def folder(
     """Where a reader would be: configs, a run of them, and photos. The network is a small one."""
     folder = tmp_path_factory.mktemp("reader")
     shutil.copytree(ROOT / "configs", folder / "configs")
-    with (folder / "configs/digits.py").open("a") as file:
-        file.write(SMALL)
+    for name in ("digits", "photos"):
+        with (folder / f"configs/{name}.py").open("a") as file:
+            file.write(SMALL)
     shutil.copytree(tiny_run[0], folder / "runs/digits")
-    (folder / "photos").mkdir()
     source = open_source(tiny_config.data, "test")
+    for index in range(80):
+        record = source[index]
+        split = "train" if index < 70 else "test"
+        place = folder / f"photos/{split}/{'even' if record.label % 2 == 0 else 'odd'}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index}.png").write_bytes(record.image)
     for index in range(2):
         (folder / f"photos/{index}.png").write_bytes(source[index].image)
     return folder
@@ -53,7 +59,7 @@ def folder(
 def test_the_commands_are_found() -> None:
     assert len(COMMANDS) >= 10
     assert COMMANDS[0] == "jaxcls train configs/digits.py"
-    for name in ("train", "evaluate", "predict", "show", "benchmark"):
+    for name in ("train", "evaluate", "predict", "prepare", "data", "show", "benchmark"):
         assert any(command.split()[1] == name for command in COMMANDS)
 
 

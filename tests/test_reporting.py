@@ -1,5 +1,6 @@
 import csv
 import io
+import logging
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -202,3 +203,18 @@ def test_columns_of_another_version_are_carried_over_by_name(tmp_path: Path) -> 
     with path.open(newline="") as file:
         (row,) = csv.DictReader(file)
     assert row == dict.fromkeys(COLUMNS, "") | {"step": "2", "loss": "1.5"}
+
+
+def test_lines_and_warnings_are_kept_in_the_log(tmp_path: Path) -> None:
+    logger = logging.getLogger("jaxcls")
+    before = list(logger.handlers)
+    for text in ("first", "again"):
+        with open_reporter(tmp_path, io.StringIO()) as reporter:
+            reporter.say(text)
+            logger.warning("skipped %s", "cat.jpg")
+    logger.warning("too late")
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert [line.split(" ", 2)[2] for line in lines] == [
+        *("first", "skipped cat.jpg", "again", "skipped cat.jpg")
+    ]
+    assert logger.handlers == before

@@ -1,140 +1,151 @@
-"""Encoded bytes to pixels: RGB, uint8, 0 to 255, [height, width, 3].
+"""Encoded bytes to pixels: RGB, uint8, 0 to 255, [height, width, 3]."""
 
-Training images go on a square canvas as they are (`to_canvas`): cropping and resizing them is
-random and happens on the device. Evaluation images are preprocessed here (`center_crop`).
-"""
-
+import contextlib
 import io
-import math
+import os
+import struct
+import warnings
+from typing import cast
 
-import cv2
 import numpy as np
 import PIL.Image
+import PIL.ImageColor
 import simplejpeg
 
-from jaxcls.errors import UserError
+from jaxcls.errors import BrokenImageError
+
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
 
 
-class DataError(UserError):
-    """A data set, split, record or image that cannot be used; the message says which and why."""
+MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS or 89_478_485
+# Pillow refuses an image of twice that size and only warns of a smaller one; here both are errors.
+warnings.filterwarnings("error", category=PIL.Image.DecompressionBombWarning)
+# Of photos whose EXIF block is damaged nobody wants to know.
+warnings.filterwarnings("ignore", message=".*orrupt EXIF data", category=UserWarning)
+
+_EXIF = b"Exif\0\0"
+_ORIENTATION = 0x0112
+_SCALES = (8, 4, 2)  # those that libjpeg decodes fast
+_ENOUGH = 0.9
+
+_UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    struct.error,
+    PIL.Image.DecompressionBombError,
+    PIL.Image.DecompressionBombWarning,
+)
 
 
-def decode_image(data: bytes, *, where: str) -> np.ndarray:
-    """Decodes an image file's content; grey becomes RGB.
+def is_image_name(name: str) -> bool:
+    """Whether a file's name says that it is an image; what it holds is another matter."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def decode_image(
+    data: bytes, *, where: str, background: str = "#ffffff", longest: int | None = None
+) -> np.ndarray:
+    """Decodes an image file's content, whatever its name says.
+
+    Grey and palettes become RGB, 16 bits become 8, transparency is laid over `background`, and an
+    image that a camera marked as turned (EXIF) is put upright.
 
     Args:
       data: a whole file: JPEG, PNG, WebP, GIF (first frame), BMP or whatever Pillow reads.
       where: what to call this image in an error, for example "record 7 of digits train".
+      background: colour behind transparent pixels, "#rrggbb".
+      longest: the caller will shrink the image until its longer side has this many pixels. So a
+        JPEG may be decoded at a half, a quarter or an eighth of its size, as long as that leaves
+        nine tenths of them: an antialiased reduction that costs less than none.
 
     Returns:
       uint8 [height, width, 3], RGB.
 
     Raises:
-      DataError: the bytes are no image, or a damaged or incomplete one.
+      BrokenImageError: the bytes are no image, a damaged or incomplete one, or one of more than
+        MAX_PIXELS.
     """
     if data[:2] == b"\xff\xd8":
-        try:
-            if simplejpeg.decode_jpeg_header(data)[2] != "CMYK":
-                return simplejpeg.decode_jpeg(data, colorspace="RGB")
-        except ValueError:
-            pass  # Pillow tolerates more and explains better, so it has the last word
+        image = _decode_jpeg(data, longest)
+        if image is not None:
+            return image
     try:
         with PIL.Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I;16"):
-                return _grey_to_rgb((np.asarray(image) >> 8).astype(np.uint8))
-            return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, EOFError, PIL.Image.DecompressionBombError) as error:
+            pixels = _to_rgb(image, background)
+            return _upright(pixels, _orientation(image.info.get("exif", b"")))
+    except _UNREADABLE as error:
         # Pillow names its in-memory file by its address, which says nothing.
         reason = "not an image" if isinstance(error, PIL.UnidentifiedImageError) else error
-        raise DataError(
-            f"{where}: the image cannot be decoded ({reason}; {len(data)} bytes); "
-            f"replace or remove it"
+        raise BrokenImageError(
+            f"{where}: the image cannot be decoded ({reason}; {len(data)} bytes)"
         ) from error
 
 
-def fit(image: np.ndarray, canvas_size: int) -> np.ndarray:
-    """Shrinks an image that is larger than the canvas, antialiased, with its aspect kept.
+def _decode_jpeg(data: bytes, longest: int | None) -> np.ndarray | None:
+    """Decodes a common JPEG; None for the others: Pillow tolerates more and explains better."""
+    try:
+        height, width, colorspace = cast(
+            tuple[int, int, str], simplejpeg.decode_jpeg_header(data)[:3]
+        )
+        if colorspace in ("CMYK", "YCCK") or height * width > MAX_PIXELS:
+            return None
+        scale = _decoding_scale(max(height, width), longest)
+        image = simplejpeg.decode_jpeg(
+            data,
+            colorspace="RGB",
+            min_height=-(-height // scale),
+            min_width=-(-width // scale),
+            min_factor=scale,
+        )
+    except ValueError:
+        return None
+    place = data.find(_EXIF, 0, 1 << 16)
+    return image if place < 0 else _upright(image, _orientation(data[place : place + (1 << 16)]))
 
-    Args:
-      image: uint8 [height, width, 3].
-      canvas_size: largest height and width of the result, in pixels.
 
-    Returns:
-      uint8 [h, w, 3] with 1 <= h, w <= canvas_size; the image itself if it already fits.
+def _decoding_scale(side: int, longest: int | None) -> int:
+    """The largest scale that leaves about `longest` of `side` pixels, else 1."""
+    if longest is None:
+        return 1
+    return next((scale for scale in _SCALES if side >= scale * longest * _ENOUGH), 1)
+
+
+def _to_rgb(image: PIL.Image.Image, background: str) -> np.ndarray:
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image) >> 8).astype(np.uint8)
+        return np.repeat(grey[:, :, None], 3, axis=2)
+    if image.has_transparency_data:
+        behind = PIL.Image.new("RGBA", image.size, PIL.ImageColor.getrgb(background))
+        image = PIL.Image.alpha_composite(behind, image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _orientation(exif: bytes) -> int:
+    """How the camera was held, 1 to 8; 1, upright, if that is not said or not readable.
+
+    Pillow's own reader warns on stderr of every photo whose EXIF block is damaged.
     """
-    height, width = image.shape[:2]
-    longer = max(height, width)
-    if longer <= canvas_size:
+    tiff = exif.removeprefix(_EXIF)
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
+    if order:
+        with contextlib.suppress(struct.error):  # it ends too early
+            (directory,) = struct.unpack_from(f"{order}L", tiff, 4)
+            (count,) = struct.unpack_from(f"{order}H", tiff, directory)
+            for start in range(directory + 2, directory + 2 + 12 * count, 12):
+                tag, _, _, value = struct.unpack_from(f"{order}HHLH", tiff, start)
+                if tag == _ORIENTATION:
+                    return value if 1 <= value <= 8 else 1
+    return 1
+
+
+def _upright(image: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes an EXIF orientation (EXIF 2.32, section 4.6.4): a transposition, then flips."""
+    if orientation == 1:
         return image
-    size = (max(1, round(side * canvas_size / longer)) for side in (width, height))
-    return cv2.resize(image, tuple(size), interpolation=cv2.INTER_AREA)
-
-
-def to_canvas(image: np.ndarray, canvas_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Places an image, shrunk only if it is larger, at the top left of a black square.
-
-    Args:
-      image: uint8 [height, width, 3].
-      canvas_size: height and width of the canvas, in pixels.
-
-    Returns:
-      The canvas, uint8 [canvas_size, canvas_size, 3], and the valid size, int32 [2]: height, width.
-    """
-    image = fit(image, canvas_size)
-    canvas = np.zeros((canvas_size, canvas_size, 3), np.uint8)
-    canvas[: image.shape[0], : image.shape[1]] = image
-    return canvas, np.array(image.shape[:2], np.int32)
-
-
-def center_crop(image: np.ndarray, image_size: int, crop_fraction: float) -> np.ndarray:
-    """Evaluation preprocessing: resizes the shorter side, then cuts the centre square.
-
-    The resize is Pillow's bilinear one (antialiased when shrinking), which the published
-    accuracies of image classifiers were measured with.
-
-    Args:
-      image: uint8 [height, width, 3].
-      image_size: height and width of the result, in pixels.
-      crop_fraction: share of the resized shorter side that is kept, in (0, 1].
-
-    Returns:
-      uint8 [image_size, image_size, 3].
-    """
-    shorter = max(image_size, round(image_size / crop_fraction))
-    windows = [
-        _crop_window(side, round(side * shorter / min(image.shape[:2])), image_size)
-        for side in (image.shape[1], image.shape[0])
-    ]
-    (left, width, x_box), (top, height, y_box) = windows
-    resized = PIL.Image.fromarray(image).resize(
-        (width, height),
-        PIL.Image.Resampling.BILINEAR,
-        box=(x_box[0], y_box[0], x_box[1], y_box[1]),
-    )
-    return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
-
-
-def _crop_window(side: int, resized: int, image_size: int) -> tuple[int, int, tuple[float, float]]:
-    """What to resize along one axis for the centre `image_size` pixels of `resized` ones.
-
-    Resizing all of a 1x4000 image to a height of 256 would take a gigabyte; so only the crop and a
-    margin as wide as the filter is made.
-
-    Args:
-      side: pixels of the image.
-      resized: pixels of the whole image after the resize, at least image_size.
-      image_size: pixels that the crop keeps.
-
-    Returns:
-      Where the crop begins in what is made, how many pixels are made, and from which part of the
-      image, in its pixels.
-    """
-    scale = side / resized
-    begin = (resized - image_size) // 2
-    margin = math.ceil(1 / scale) + 2
-    first, last = max(0, begin - margin), min(resized, begin + image_size + margin)
-    return begin - first, last - first, (first * scale, min(side, last * scale))
-
-
-def _grey_to_rgb(image: np.ndarray) -> np.ndarray:
-    return np.repeat(image[:, :, None], 3, axis=2)
+    if orientation >= 5:
+        image = image.swapaxes(0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return np.ascontiguousarray(image[::rows, ::columns])

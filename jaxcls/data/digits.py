@@ -17,6 +17,9 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxcls.data.records import cache_dir
+from jaxcls.errors import DataError
+
 
 class Digits(tfds.core.GeneratorBasedBuilder):
     """scikit-learn's handwritten digits as grey 8x8 PNGs."""
@@ -82,3 +85,19 @@ def prepare(data_dir: Path) -> Path:
             if not final.exists():
                 raise
     return final
+
+
+def prepared_digits(data_dir: str | None) -> Path:
+    """The folder of the digits in data_dir (None: the user's cache), prepared if need be.
+
+    Raises:
+      DataError: the folder cannot be written.
+    """
+    root = Path(data_dir).expanduser() if data_dir else cache_dir()
+    try:
+        return prepare(root)
+    except OSError as error:
+        raise DataError(
+            f"data.data_dir: cannot prepare digits in {root} ({error}); "
+            f"name a folder that can be written"
+        ) from error

@@ -10,7 +10,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.config import DataConfig
-from jaxcls.data.pipeline import eval_batches, process_rows, to_device
+from jaxcls.data.batches import eval_batches
+from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import replicated, split_by_example
@@ -68,7 +69,8 @@ def evaluate(
     Every process calls this with its own share of the devices, and gets the same result.
 
     Returns:
-      loss, top1 and top5 (shares), and num_examples.
+      loss, top1 and top5 (shares), and num_examples, of which broken images (data.broken "skip")
+      are no part.
     """
     sharding = split_by_example(mesh)
     batch_size = -(-data.batch_size // mesh.size) * mesh.size
@@ -81,5 +83,5 @@ def evaluate(
             for name, value in jax.device_get(eval_step(variables, batch)).items():
                 totals[name] += float(value)
     count = totals.pop("num_examples")
-    assert count == len(source), "every example counts once"
+    assert count == len(source) or data.broken == "skip", "every example counts once"
     return {name: total / count for name, total in totals.items()} | {"num_examples": int(count)}

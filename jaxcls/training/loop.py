@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config
-from jaxcls.data.pipeline import process_rows, to_device, train_batches
+from jaxcls.data.batches import train_batches
+from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.parallel import make_mesh, split_by_example
@@ -108,7 +109,14 @@ def train(
         run = Run(
             started, training, compiling, source, eval_source, info, checkpoints, reporter, stop
         )
-        return run.advance(state, start)
+        outcome = run.advance(state, start)
+        for part in (source, eval_source):
+            if part.broken:
+                reporter.say(
+                    f"skipped {len(part.broken)} broken images of {part.name} {part.split!r}; "
+                    f"log.txt names them"
+                )
+        return outcome
 
 
 @dataclasses.dataclass(frozen=True)

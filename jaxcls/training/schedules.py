@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.config import Config, ScheduleConfig
-from jaxcls.data.pipeline import steps_per_epoch
+from jaxcls.data.order import steps_per_epoch
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import cv2
 import numpy as np
@@ -7,7 +8,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
 from jaxcls.config import DataConfig
-from jaxcls.data.sources import Record, Source, open_source
+from jaxcls.data.records import Record, Source
+from jaxcls.data.sources import open_source
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,6 +76,25 @@ def make_set(tmp_path):
             examples = [{"image": png(image), "label": i % 2} for i, image in enumerate(images)]
             splits = {"train": examples, "validation": examples[:2]}
         return prepare_set(tmp_path, name=name, features=features, splits=splits, **kwargs)
+
+    return make
+
+
+@pytest.fixture
+def make_photos(tmp_path):
+    """Makes a folder of 4x4 images, each of another grey: folder -> number of images."""
+
+    def make(folders, *, suffix=".png"):
+        root = tmp_path / f"photos{len(list(tmp_path.iterdir()))}"
+        numbers = itertools.count()
+        for folder, count in folders.items():
+            (root / folder).mkdir(parents=True)
+            for _ in range(count):
+                number = next(numbers)
+                (root / folder / f"{number:04}{suffix}").write_bytes(
+                    png(np.full((4, 4, 3), number % 256, np.uint8))
+                )
+        return root
 
     return make
 

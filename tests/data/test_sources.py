@@ -1,113 +1,8 @@
-import json
-import pickle
-import shutil
-from pathlib import Path
-
-import cv2
-import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 
 from jaxcls.config import DataConfig
-from jaxcls.data.decode import DataError, decode_image
-from jaxcls.data.sources import TfdsSource, open_source
-
-IMAGE = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
-LABEL = tfds.features.ClassLabel(names=["cat", "dog"])
-
-
-def config(folder, name="photos"):
-    return DataConfig(source=f"tfds:{name}", data_dir=str(folder.parent.parent))
-
-
-def fails(match, data, split="train"):
-    with pytest.raises(DataError, match=match):
-        open_source(data, split)
-
-
-def test_reads_a_prepared_set_by_name(make_set):
-    folder = make_set()
-    for name in ("photos", "photos:1.2.0"):
-        source = open_source(config(folder, name), "train")
-        assert (source.name, source.split, len(source)) == ("photos", "train", 10)
-        assert source.class_names == ("cat", "dog")
-        assert source.num_classes == 2
-        seen = set()
-        for i in range(10):
-            image = decode_image(source[i].image, where="it")
-            number = image.shape[0] - 3
-            assert (image == 10 * number).all()
-            assert source[i].label == number % 2
-            seen.add(number)
-        assert seen == set(range(10))
-
-
-def test_split_syntax(make_set):
-    folder = make_set()
-    whole, first, rest = (
-        open_source(config(folder), split) for split in ("train", "train[:30%]", "train[30%:]")
-    )
-    assert (len(first), len(rest)) == (3, 7)
-    parts = [first[i] for i in range(3)] + [rest[i] for i in range(7)]
-    assert parts == [whole[i] for i in range(10)]
-    assert len(open_source(config(folder), "train+validation")) == 12
-
-
-def test_sources_travel_to_other_processes(make_set):
-    source = open_source(config(make_set()), "train")
-    copy = pickle.loads(pickle.dumps(source))
-    assert [copy[i] for i in range(10)] == [source[i] for i in range(10)]
-
-
-def test_newest_version_is_read(make_set):
-    folder = make_set()
-    shutil.copytree(folder, folder.parent / "1.10.0")
-    newest = folder.parent / "1.10.0" / "dataset_info.json"
-    newest.write_text(newest.read_text().replace('"1.2.0"', '"1.10.0"'))
-    assert folder_of(open_source(config(folder), "train")) == "1.10.0"
-    assert folder_of(open_source(config(folder, "photos:1.2.0"), "train")) == "1.2.0"
-    fails(r"'2.0.0' of photos is not prepared.*1\.10\.0, 1\.2\.0", config(folder, "photos:2.0.0"))
-
-
-def test_configs(make_set):
-    folder = make_set()
-    for name in ("small", "large"):
-        shutil.copytree(folder, folder.parent / name / "1.2.0")
-    shutil.rmtree(folder)
-    fails("several configs; .*tfds:photos/large, tfds:photos/small", config(folder))
-    assert len(open_source(config(folder, "photos/small"), "train")) == 10
-    shutil.rmtree(folder.parent / "large")
-    assert len(open_source(config(folder), "train")) == 10
-
-
-def test_keys_by_supervision_or_kind(make_set):
-    example = {"photo": cut(5), "thumbnail": cut(2), "kind": 1, "id": "a"}
-    features = {"photo": IMAGE, "thumbnail": IMAGE, "kind": LABEL, "id": tfds.features.Text()}
-    splits = {"train": [example]}
-    supervised = make_set("a", features=features, splits=splits, supervised_keys=("photo", "kind"))
-    assert decode_image(open_source(config(supervised, "a"), "train")[0].image, where="").size == 75
-    assert open_source(config(supervised, "a"), "train")[0].label == 1
-    fails(
-        "id: Text, kind: ClassLabel, photo: Image, thumb",
-        config(make_set("b", features=features, splits=splits), "b"),
-    )
-    del features["thumbnail"], example["thumbnail"]
-    single = make_set("c", features=features, splits=splits)
-    assert open_source(config(single, "c"), "train")[0].label == 1
-
-
-def test_no_class_label(make_set):
-    features = {"image": IMAGE, "label": tfds.features.Scalar(np.int64)}
-    splits = {"train": [{"image": cut(3), "label": 4}]}
-    folder = make_set(features=features, splits=splits, supervised_keys=("image", "label"))
-    fails("photos is no image classification set.*image: Image, label: Scalar", config(folder))
-
-
-def test_label_outside_the_classes(make_set):
-    folder = make_set(splits={"test": [{"image": cut(3), "label": -1}]})
-    source = open_source(config(folder), "test")
-    with pytest.raises(DataError, match="record 0 of photos 'test': label -1 is none of the 2"):
-        source[0]
+from jaxcls.data.sources import open_source, prepare_source
+from jaxcls.errors import DataError
 
 
 @pytest.mark.parametrize(
@@ -116,86 +11,36 @@ def test_label_outside_the_classes(make_set):
         ("digts", "did you mean 'digits'"),
         ("tfd:cifar10", "did you mean 'tfds'"),
         ("tfds:", "tfds:NAME"),
+        ("folder:", "folder:PATH"),
+        ("folders:photos", "did you mean 'folder'"),
+        ("digits:1", "known: digits, "),
     ],
 )
 def test_unknown_source(source, hint):
-    fails(f"data.source: unknown source '{source}'.*{hint}", DataConfig(source=source))
-
-
-def test_unknown_name(make_set):
-    folder = make_set()
-    fails("did you mean 'photos'", config(folder, "photo"))
-    fails("neither prepared in .* nor known .*did you mean 'cifar10'", config(folder, "cifar1O"))
-
-
-def test_not_prepared(tmp_path):
-    data = DataConfig(source="tfds:cifar10", data_dir=str(tmp_path))
-    fails(rf"not prepared \(looked in {tmp_path}/cifar10\)", data)
-    fails(r"tfds.builder\('cifar10', data_dir=.*file_format='array_record'", data)
-    fails(r"pip install 'jaxcls\[prepare\]'", data)
-
-
-def test_interrupted_preparation(tmp_path):
-    (tmp_path / "cifar10" / "incomplete.ABCDEF_3.0.2").mkdir(parents=True)
-    fails("not finished preparing", DataConfig(source="tfds:cifar10", data_dir=str(tmp_path)))
-
-
-def test_prepared_as_tfrecord_only(make_set):
-    folder = make_set()
-    info = json.loads((folder / "dataset_info.json").read_text())
-    (folder / "dataset_info.json").write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
-    fails(r"as tfrecord only[\s\S]*tfds convert_format --dataset_version_dir=", config(folder))
-
-
-@pytest.mark.parametrize("split", ["trian", "", "train[", "train[abc]", "train[:200]", "test"])
-def test_unknown_split(make_set, split):
-    fails(r"data split '.*photos.*splits: train 10, validation 2", config(make_set()), split)
-
-
-def test_nearest_split(make_set):
-    fails("did you mean 'validation'", config(make_set()), "validaton[:1]")
-
-
-def test_empty_split(make_set):
-    fails("'train.:1%.' of photos has no examples", config(make_set()), "train[:1%]")
-
-
-@pytest.mark.parametrize("name", ["dataset_info.json", "features.json"])
-@pytest.mark.parametrize("content", [None, "", "{", '{"x": 1}'])
-def test_damaged_description(make_set, name, content):
-    folder = make_set()
-    (folder / name).unlink() if content is None else (folder / name).write_text(content)
-    fails(rf"{folder} is no complete TFDS folder.*prepare photos again", config(folder))
-
-
-def test_missing_file(make_set):
-    folder = make_set()
-    (file,) = folder.glob("*train*")
-    file.unlink()
-    fails(f"1 of 1 files of photos 'train' are missing in {folder}", config(folder))
-    assert len(open_source(config(folder), "validation")) == 2
-
-
-@pytest.mark.parametrize("share", [0, 0.3, 0.5, 0.9])
-def test_truncated_file(make_set, share):
-    folder = make_set()
-    (file,) = folder.glob("*train*")
-    file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
-    source = open_source(config(folder), "train")
-    with pytest.raises(DataError, match=rf"record 3 of photos 'train': .*{folder}.*damaged"):
-        source[3]
+    for ask in (
+        lambda: open_source(DataConfig(source=source), "train"),
+        lambda: prepare_source(source),
+    ):
+        with pytest.raises(DataError, match=f"data.source: unknown source '{source}'.*{hint}"):
+            ask()
 
 
 def test_digits_in_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     data = DataConfig(source="digits", data_dir=str(tmp_path / "file"))
-    fails("data.data_dir: cannot prepare digits in .*name a folder", data)
+    with pytest.raises(DataError, match=r"data.data_dir: cannot prepare digits in .*name a folder"):
+        open_source(data, "train")
 
 
-def cut(size):
-    return cv2.imencode(".png", np.zeros((size, size, 3), np.uint8))[1].tobytes()
-
-
-def folder_of(source):
-    assert isinstance(source, TfdsSource)
-    return Path(source.folder).name
+def test_prepare_says_where_a_set_lies_and_how_large_it_is(make_set, make_photos, tmp_path):
+    folder = make_set()
+    assert prepare_source("digits", str(tmp_path)) == (
+        f"digits is ready in {tmp_path}/digits/1.0.0: train 1,442, test 355"
+    )
+    assert prepare_source("tfds:photos", str(tmp_path)) == (
+        f"photos is ready in {folder}: train 10, validation 2"
+    )
+    photos = make_photos({"cat": 3, "dog": 5})
+    assert prepare_source(f"folder:{photos}") == f"{photos} is ready: 2 classes, train 8"
+    photos = make_photos({"train/cat": 3, "train/dog": 5, "test/dog": 2})
+    assert prepare_source(f"folder:{photos}") == f"{photos} is ready: 2 classes, test 2, train 8"

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcls.config import Config, DataConfig, OptimizerConfig, ScheduleConfig
-from jaxcls.data.decode import DataError
+from jaxcls.errors import DataError
 from jaxcls.training.schedules import Plan, make_plan, make_schedule
 
 NAMES = ("warmup_hold_cosine", "cosine", "constant", "exponential")
@@ -208,6 +208,8 @@ def test_the_stairs_of_a_plan_follow_its_epochs() -> None:
 
 
 def test_an_epoch_without_a_batch_is_refused() -> None:
-    with pytest.raises(DataError, match=r"data\.batch_size: 64 is more than the 63 examples"):
+    with pytest.raises(
+        DataError, match=r"data\.batch_size: 64 takes 64 examples, more than the 63"
+    ):
         make_plan(CONFIG, num_examples=63)
     assert math.isclose(make_plan(CONFIG, num_examples=64).steps_per_epoch, 1)

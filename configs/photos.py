@@ -1,0 +1,26 @@
+"""A folder of your own photos, from scratch: photos/train/CLASS/* or photos/CLASS/*.
+
+jaxcls data configs/photos.py               (what is in it)
+jaxcls train configs/photos.py
+jaxcls train configs/photos.py --data.source folder:ANOTHER
+
+A start for some thousand photos: EfficientNetV2-B0 at 224, SGD, 60 epochs. What it takes and
+reaches depends on the photos.
+"""
+
+from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config() -> Config:
+    return Config(
+        model=ModelConfig(name="efficientnetv2_b0", dropout=0.2, drop_path=0.2),
+        data=DataConfig(source="folder:photos", batch_size=64, image_size=224, canvas_size=448),
+        optimizer=OptimizerConfig(
+            name="sgd",
+            learning_rate=0.05,
+            options={"momentum": 0.9, "nesterov": True},
+            weight_decay=5e-4,
+            ema_decay=0.99,
+        ),
+        num_epochs=60,
+    )

@@ -1,0 +1,193 @@
+"""Batches on the host: batch k of a seed, as far as this process' devices hold it.
+
+A process makes only the rows that its devices hold, so that processes, devices, threads and workers
+may change, or a run start anywhere, without changing what any row holds.
+"""
+
+import dataclasses
+import logging
+import sys
+from collections.abc import Callable, Generator
+from typing import TYPE_CHECKING
+
+import grain
+import numpy as np
+from absl import flags
+
+from jaxcls.data.images import EvaluationImages, Images, TrainingImages
+from jaxcls.data.order import Order, Rows, training_order
+from jaxcls.data.records import Source
+from jaxcls.errors import BrokenImageError, DataError
+
+if TYPE_CHECKING:
+    from jaxcls.config import DataConfig
+
+logger = logging.getLogger("jaxcls")
+
+type Batch = dict[str, np.ndarray]
+type Batches = Generator[Batch, None, None]
+
+
+def train_batches(
+    source: Source, data: "DataConfig", *, seed: int, rows: Rows, start: int = 0
+) -> Batches:
+    """Endless training batches; closing the iterator ends its threads and worker processes.
+
+    Args:
+      source: where the examples come from.
+      data: how they are batched, and with how many threads or processes.
+      seed: decides the order; not negative.
+      rows: the places in the global batch that this process feeds.
+      start: number of the first batch.
+
+    Yields:
+      images: uint8 [len(rows), canvas_size, canvas_size, 3]; each at the top left, the rest zero.
+      sizes: int32 [len(rows), 2]; height and width of each image on its canvas.
+      labels: int32 [len(rows)].
+      index: int32 [len(rows)]; record number in the source, as the order has it.
+      broken: bool [len(rows)]; True where that record is broken and another one stands in.
+
+    Raises:
+      DataError: the set is smaller than a batch, a record cannot be read, or an image is broken
+        (with data.broken "skip": more than data.max_broken of them).
+    """
+    images = TrainingImages(source, data)
+    order = training_order(len(source), data, seed=seed)
+    load = _LoadTraining(images, order, np.asarray(rows))
+    return _run(load, images, start=start, stop=sys.maxsize)
+
+
+def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: Rows) -> Batches:
+    """Every example exactly once, in the source's order; as many batches in every process.
+
+    Args:
+      source: where the examples come from.
+      data: preprocessing, threads and processes (its batch_size is not used).
+      batch_size: rows of the global batch.
+      rows: the places in the global batch that this process feeds.
+
+    Yields:
+      images: uint8 [len(rows), image_size, image_size, 3]; resized and centre-cropped.
+      labels: int32 [len(rows)].
+      mask: bool [len(rows)]; False where the last batch is padded (with zeros), or the image is
+        broken.
+      index: int32 [len(rows)]; record number in the source, -1 for padding.
+      broken: bool [len(rows)]; True where the image is broken and left out.
+
+    Raises:
+      DataError: as `train_batches`.
+    """
+    images = EvaluationImages(source, data)
+    load = _LoadEvaluation(images, np.asarray(rows), batch_size)
+    return _run(load, images, start=0, stop=-(-len(source) // batch_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadTraining:
+    """Makes this process' rows of batch `step`; travels to the worker processes."""
+
+    images: TrainingImages
+    order: Order
+    rows: np.ndarray
+
+    def __call__(self, step: int) -> Batch:
+        index = self.order.records(step, self.rows)
+        canvas_size = self.images.data.canvas_size
+        images = np.zeros((len(index), canvas_size, canvas_size, 3), np.uint8)
+        sizes = np.empty((len(index), 2), np.int32)
+        labels = np.empty(len(index), np.int32)
+        broken = np.empty(len(index), bool)
+        for record in dict.fromkeys(index.tolist()):  # an image with several rows is decoded once
+            (image, label), is_broken = self.images.or_next(record)
+            height, width = image.shape[:2]
+            for i in np.flatnonzero(index == record):
+                images[i, :height, :width] = image
+                sizes[i], labels[i], broken[i] = (height, width), label, is_broken
+        return {
+            "images": images,
+            "sizes": sizes,
+            "labels": labels,
+            "index": index,
+            "broken": broken,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _LoadEvaluation:
+    """Makes this process' rows of evaluation batch `step`; travels to the worker processes."""
+
+    images: EvaluationImages
+    rows: np.ndarray
+    batch_size: int
+
+    def __call__(self, step: int) -> Batch:
+        index = step * self.batch_size + self.rows
+        index = np.where(index < len(self.images.source), index, -1).astype(np.int32)
+        image_size = self.images.data.image_size
+        images = np.zeros((len(index), image_size, image_size, 3), np.uint8)
+        labels = np.zeros(len(index), np.int32)
+        mask = np.zeros(len(index), bool)
+        for i in np.flatnonzero(index >= 0):
+            if (example := self.images.or_none(int(index[i]))) is not None:
+                images[i], labels[i] = example
+                mask[i] = True
+        return {
+            "images": images,
+            "labels": labels,
+            "mask": mask,
+            "index": index,
+            "broken": (index >= 0) & ~mask,
+        }
+
+
+def _run(load: Callable[[int], Batch], images: Images, *, start: int, stop: int) -> Batches:
+    """Computes batches `start` to `stop` ahead, in threads or worker processes, in order."""
+    data = images.data
+    read = grain.ReadOptions(
+        num_threads=data.num_threads,
+        prefetch_buffer_size=max(data.prefetch, data.num_threads),
+    )
+    dataset = grain.MapDataset.range(stop)[start:].map(load).to_iter_dataset(read)
+    if data.num_workers:
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, of which we have none
+            flags.FLAGS.mark_as_parsed()
+        dataset = dataset.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=data.num_workers, per_worker_buffer_size=data.prefetch
+            )
+        )
+    iterator = iter(dataset)
+    try:
+        for batch in iterator:
+            _note_broken(images, batch["index"][batch["broken"]])
+            # A worker's arrays lie in shared memory that must be let go before the process ends.
+            yield {key: np.array(v) for key, v in batch.items()} if data.num_workers else batch
+    finally:
+        iterator.close()
+
+
+def _note_broken(images: Images, records: np.ndarray) -> None:
+    """Logs each broken image once, and stops when there are too many.
+
+    Raises:
+      DataError: more than data.max_broken of the set, or all of it.
+    """
+    source, share = images.source, images.data.max_broken
+    allowed = min(int(share * len(source)), len(source) - 1)
+    for record in sorted(set(records.tolist()) - source.broken.keys()):
+        source.broken[record] = _reason(images, record)
+        count = len(source.broken)
+        logger.warning("skipped (%d of at most %d): %s", count, allowed, source.broken[record])
+        if count > allowed:
+            raise DataError(
+                f"data.max_broken: more than {share:.2%} of the {len(source)} images of "
+                f"{source.name} {source.split!r} are broken; the last was: {source.broken[record]}"
+            )
+
+
+def _reason(images: Images, record: int) -> str:
+    try:
+        images[record]
+    except BrokenImageError as error:
+        return str(error)
+    raise AssertionError("a broken image stays broken")

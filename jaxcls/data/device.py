@@ -1,0 +1,151 @@
+"""Host batches to global arrays on the devices, ahead of their use."""
+
+import contextlib
+import queue
+import threading
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
+
+import jax
+import numpy as np
+
+from jaxcls.data.batches import Batch
+from jaxcls.errors import DataError
+
+
+def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
+    """The places in the global batch that this process' devices hold, ascending, each once.
+
+    Taken from the sharding, never from the process number: a mesh may order devices as it likes.
+
+    Raises:
+      DataError: the sharding does not divide the batch.
+    """
+    try:
+        sharding.shard_shape((batch_size,))
+    except ValueError as error:
+        raise DataError(
+            f"data.batch_size: {batch_size} cannot be divided evenly over {sharding.num_devices} "
+            f"devices; choose a multiple"
+        ) from error
+    indices = sharding.addressable_devices_indices_map((batch_size,))
+    spans = {index[0].indices(batch_size) for index in indices.values() if index is not None}
+    return np.unique(np.concatenate([np.arange(*span) for span in spans]))
+
+
+class DeviceBatches(Iterator[dict[str, jax.Array]]):
+    """Batches already on the devices; made by `to_device`. Close it, or use it in a `with`."""
+
+    def __init__(self, ready: queue.Queue, stop: threading.Event, thread: threading.Thread):
+        self._ready = ready
+        # Also when the iterator is dropped, and at exit.
+        self._finalizer = weakref.finalize(self, _stop, ready, stop, thread)
+
+    def __next__(self) -> dict[str, jax.Array]:
+        if not self._finalizer.alive:
+            raise StopIteration
+        batch, error = self._ready.get()
+        if batch is None:
+            self.close()
+            raise error or StopIteration
+        return batch
+
+    def close(self) -> None:
+        """Ends the thread and closes the batches behind it. Waits for the batch in the making."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+def to_device(
+    batches: Iterator[Batch], sharding: jax.sharding.Sharding, *, depth: int
+) -> DeviceBatches:
+    """Moves this process' rows to its devices, as global arrays, ahead of their use.
+
+    Args:
+      batches: this process' rows, in the order of `process_rows`; belongs to the result from now on
+        and is closed with it.
+      sharding: splits the leading axis; the other axes stay whole.
+      depth: batches kept ready.
+
+    Returns:
+      An iterator of dicts of global arrays, in the same order. It raises what `batches` raises,
+      after the batches before that.
+    """
+    ready: queue.Queue = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    thread = threading.Thread(
+        target=_feed, args=(batches, sharding, ready, stop), name="jaxcls-to-device", daemon=True
+    )
+    thread.start()
+    return DeviceBatches(ready, stop, thread)
+
+
+def _feed(
+    batches: Iterator[Batch],
+    sharding: jax.sharding.Sharding,
+    ready: queue.Queue,
+    stop: threading.Event,
+) -> None:
+    """The thread of `to_device`: puts (batch, None), and at the end (None, error or None)."""
+    error = None
+    try:
+        for batch in batches:
+            if stop.is_set():
+                break
+            ready.put((globalize(batch, sharding), None))
+    except Exception as raised:  # the consumer raises it
+        error = raised
+    finally:
+        if close := getattr(batches, "close", None):
+            close()
+        ready.put((None, error))
+
+
+def _stop(ready: queue.Queue, stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    while thread.is_alive():
+        with contextlib.suppress(queue.Empty):  # frees a `put` that waits for room
+            ready.get(timeout=0.05)
+    thread.join()
+
+
+def globalize(
+    batch: Mapping[str, np.ndarray], sharding: jax.sharding.Sharding
+) -> dict[str, jax.Array]:
+    """Joins the processes' rows to global arrays.
+
+    Args:
+      batch: arrays [local rows, ...], the rows in the order of `process_rows`.
+      sharding: splits the leading axis of the global arrays.
+
+    Returns:
+      Arrays [global rows, ...].
+    """
+    (num_local,) = {len(array) for array in batch.values()}
+    batch_size = _global_size(num_local, sharding)
+    rows = process_rows(sharding, batch_size)
+
+    def place(local: np.ndarray) -> jax.Array:
+        def shard(index: Any) -> np.ndarray:
+            first, last, _ = index[0].indices(batch_size)
+            position = int(np.searchsorted(rows, first))
+            return local[position : position + last - first]
+
+        return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, shard)
+
+    return {name: place(array) for name, array in batch.items()}
+
+
+def _global_size(num_local: int, sharding: jax.sharding.Sharding) -> int:
+    """Rows of the global batch of which this process holds `num_local`."""
+    probe = sharding.num_devices  # any size that every sharding divides
+    num_shards = probe // sharding.shard_shape((probe,))[0]
+    num_local_shards = len(process_rows(sharding, num_shards))
+    assert num_local % num_local_shards == 0, (num_local, num_local_shards)
+    return num_local // num_local_shards * num_shards

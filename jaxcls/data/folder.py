@@ -1,0 +1,172 @@
+"""A folder of photos: PATH/SPLIT/CLASS/*, or PATH/CLASS/* with a split of our own.
+
+Files are put in an order in which every stretch holds the classes in proportion, by a seeded hash
+of their names. So any slice, such as train[:90%], is stratified, and so is the split that
+PATH/CLASS/* gets: of each class the same share goes to `test`.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from jaxcls.data.folder_index import FolderIndex, read_index
+from jaxcls.data.records import Record, Source
+from jaxcls.data.splits import describe_splits, parse_split
+from jaxcls.decoding import nearest
+from jaxcls.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderSource(Source):
+    """One split of a folder of photos.
+
+    Attributes:
+      root: the folder.
+      files: paths of the images under root.
+      labels: class number of each file.
+    """
+
+    root: str
+    files: tuple[str, ...]
+    labels: tuple[int, ...]
+
+    def describe(self, index: int) -> str:
+        return f"image {os.path.join(self.root, self.files[index])!r}"
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Record:
+        try:
+            data = Path(self.root, self.files[index]).read_bytes()
+        except OSError as error:
+            raise DataError(
+                f"{self.describe(index)}: cannot be read ({error.strerror}); restore it, or start "
+                f"again without it"
+            ) from error
+        return Record(data, self.labels[index])
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSplit:
+    """Files of a stored split in their order, each with the name of its class."""
+
+    files: tuple[tuple[str, str], ...]
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.files)
+
+    @property
+    def shard_lengths(self) -> list[int]:
+        return [len(self.files)]  # what TFDS's split syntax wants to know
+
+
+def open_folder(path: str, split: str, *, test_share: float, seed: int) -> FolderSource:
+    """Opens one split of a folder of photos.
+
+    Args:
+      path: PATH/SPLIT/CLASS/* if it has a folder `train` of folders, else PATH/CLASS/*. Images may
+        lie deeper; names that begin with a dot do not count.
+      split: in TFDS syntax; PATH/CLASS/* has `train` and `test`.
+      test_share: of each class of PATH/CLASS/*, how much belongs to `test`.
+      seed: decides the order of the files, and so what is in `test`.
+
+    Raises:
+      DataError: no such folder or split, a class without images, a class that is not in `train`,
+        or fewer than two classes.
+    """
+    root = Path(path).expanduser()
+    splits = _read_splits(root, test_share=test_share, seed=seed)
+    class_names = _class_names(root, splits["train"])
+    numbers = {name: number for number, name in enumerate(class_names)}
+    chosen = [
+        file
+        for stored, part in parse_split(split, splits, name=str(root))
+        for file in splits[stored].files[part]
+    ]
+    for file, name in chosen:
+        if name not in numbers:
+            raise DataError(
+                f"data.source: {root / file} is of class {name!r}, which is not in "
+                f"{root / 'train'}{nearest(name, numbers)}"
+            )
+    return FolderSource(
+        name=root.name,
+        split=split,
+        class_names=class_names,
+        root=str(root),
+        files=tuple(file for file, _ in chosen),
+        labels=tuple(numbers[name] for _, name in chosen),
+    )
+
+
+def describe_folder(path: str) -> str:
+    """What a folder of photos holds, as a line for a person; its index is built and kept."""
+    root = Path(path).expanduser()
+    splits = _read_splits(root, test_share=0, seed=0)
+    sizes = describe_splits({name: split for name, split in splits.items() if split.files})
+    return f"{root} is ready: {len(_class_names(root, splits['train']))} classes, {sizes}"
+
+
+def _read_splits(root: Path, *, test_share: float, seed: int) -> dict[str, FolderSplit]:
+    """The stored splits, by name."""
+    index = read_index(root)
+    depth = 1 if _has_splits(index) else 0
+    files: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)  # by split and class
+    for folder in sorted(index.folders):
+        parts = folder.split("/")
+        if folder and len(parts) == depth + 1:
+            files[parts[0] if depth else ""][parts[depth]] = []
+    for file in index.files:
+        parts = file.split("/")
+        if len(parts) > depth + 1:
+            files[parts[0] if depth else ""][parts[depth]].append(file)
+    for split, by_class in files.items():
+        for name, members in by_class.items():
+            if not members:
+                raise DataError(
+                    f"data.source: {root / split / name} has no images; fill it or remove it"
+                )
+    if depth:
+        return {split: _split(_spread(by_class, seed)) for split, by_class in files.items()}
+    train, test, met = [], [], set()
+    for place, file, name in _spread(files[""], seed):  # the first of a class is always in train
+        (test if place >= 1 - test_share and name in met else train).append((place, file, name))
+        met.add(name)
+    return {"train": _split(train), "test": _split(test)}
+
+
+def _has_splits(index: FolderIndex) -> bool:
+    """Whether `train` is a folder of classes, and not a class."""
+    return any(folder.startswith("train/") for folder in index.folders)
+
+
+def _spread(by_class: Mapping[str, list[str]], seed: int) -> list[tuple[float, str, str]]:
+    """(place in [0, 1], file, class), ordered; each class lies evenly over the whole range."""
+    placed = []
+    for name, members in by_class.items():
+        shuffled = sorted(members, key=lambda file: _hash(file, seed))
+        placed += [((i + 0.5) / len(members), file, name) for i, file in enumerate(shuffled)]
+    return sorted(placed, key=lambda entry: (entry[0], _hash(entry[1], seed)))
+
+
+def _hash(file: str, seed: int) -> bytes:
+    return hashlib.blake2b(f"{seed}/{file}".encode(), digest_size=8).digest()
+
+
+def _split(placed: Iterable[tuple[float, str, str]]) -> FolderSplit:
+    return FolderSplit(tuple((file, name) for _, file, name in placed))
+
+
+def _class_names(root: Path, train: FolderSplit) -> tuple[str, ...]:
+    classes = {name for _, name in train.files}
+    if len(classes) < 2:
+        raise DataError(
+            f"data.source: {root} has {'one class' if classes else 'no classes'}; a classifier "
+            f"needs two or more, as PATH/CLASS/* or PATH/train/CLASS/*"
+        )
+    return tuple(sorted(classes))

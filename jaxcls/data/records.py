@@ -1,0 +1,61 @@
+"""What a data set is to the rest of jaxcls: random access to (encoded image, label)."""
+
+import abc
+import dataclasses
+import os
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One example as stored.
+
+    Attributes:
+      image: content of an image file.
+      label: class number in [0, num_classes).
+    """
+
+    image: bytes
+    label: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source(abc.ABC):
+    """Random access to the records of one split; picklable, and safe to read from many threads.
+
+    Attributes:
+      name: the data set, for messages and charts.
+      split: the split as asked for, for example "train[:90%]".
+      class_names: one name a class, in the order of the labels.
+      broken: images that turned out broken since the split was opened: record -> what is wrong.
+        Filled where batches are consumed, in this process only.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    broken: dict[int, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def describe(self, index: int) -> str:
+        """What an error calls record `index`."""
+        return f"record {index} of {self.name} {self.split!r}"
+
+    @abc.abstractmethod
+    def __len__(self) -> int: ...
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Record:
+        """Reads record `index`, 0 <= index < len(self).
+
+        Raises:
+          DataError: the record cannot be read, or its label is no class number.
+        """
+
+
+def cache_dir() -> Path:
+    """The user's folder for what jaxcls makes itself and can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcls"

@@ -1,0 +1,45 @@
+"""Split syntax, which is TFDS's: train, train[:90%], train[-500:]+test."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from jaxcls.decoding import nearest
+from jaxcls.errors import DataError
+
+
+def parse_split(split: str, splits: Mapping[str, Any], *, name: str) -> list[tuple[str, slice]]:
+    """What a split asks for: parts of the stored splits, in order.
+
+    Args:
+      split: in TFDS syntax.
+      splits: stored split -> anything with `num_examples` and `shard_lengths`.
+      name: of the set, for messages.
+
+    Returns:
+      (stored split, which of its examples) pairs.
+
+    Raises:
+      DataError: no such split, or one without examples.
+    """
+    try:
+        parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
+    except ValueError as error:
+        base = re.split(r"[\[+]", split)[0]
+        raise DataError(
+            f"data split {split!r} of {name}: {str(error).splitlines()[0]}{nearest(base, splits)} "
+            f"(splits: {describe_splits(splits)})"
+        ) from error
+    slices = [(part.splitname, slice(part.from_, part.to)) for part in parts]
+    if not any(len(range(splits[stored].num_examples)[part]) for stored, part in slices):
+        raise DataError(
+            f"data split {split!r} of {name} has no examples (splits: {describe_splits(splits)})"
+        )
+    return slices
+
+
+def describe_splits(splits: Mapping[str, Any]) -> str:
+    """Names and sizes of the stored splits."""
+    return ", ".join(f"{name} {split.num_examples:,}" for name, split in splits.items())

@@ -1,0 +1,141 @@
+"""What a split holds: classes, sizes, formats, broken images, and how fast it is read."""
+
+import collections
+import dataclasses
+import io
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import PIL.Image
+
+from jaxcls.data.images import training_image
+from jaxcls.data.records import Source
+from jaxcls.errors import BrokenImageError
+
+if TYPE_CHECKING:
+    from jaxcls.config import DataConfig
+
+SHOWN_CLASSES = 20
+SHOWN_BROKEN = 10
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Survey:
+    """Findings about a split.
+
+    Attributes:
+      name: of the set.
+      split: as asked for.
+      num_examples: in the split.
+      num_seen: how many of them were looked at.
+      classes: images of each class among those, in the order of the labels.
+      formats: file formats by their content -> images.
+      heights: smallest, median and largest, in pixels as stored.
+      widths: the same.
+      megabytes: encoded, of those that were looked at.
+      broken: what is wrong with each broken image.
+      images_per_second: read, decoded and brought to the canvas by data.num_threads threads.
+    """
+
+    name: str
+    split: str
+    num_examples: int
+    num_seen: int
+    classes: dict[str, int]
+    formats: dict[str, int]
+    heights: tuple[int, int, int]
+    widths: tuple[int, int, int]
+    megabytes: float
+    broken: tuple[str, ...]
+    images_per_second: float
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seen:
+    label: int
+    num_bytes: int
+    kind: str = "?"
+    size: tuple[int, int] | None = None
+    problem: str | None = None
+
+
+def survey(source: Source, data: "DataConfig", *, limit: int | None = None) -> Survey:
+    """Reads and decodes a split as training does, and counts.
+
+    Args:
+      source: the split.
+      data: canvas_size, background and num_threads are used.
+      limit: look at no more images than this, evenly spread (None: at all of them).
+
+    Raises:
+      DataError: a record cannot be read. Broken images are findings, not errors.
+    """
+    count = len(source) if limit is None else min(limit, len(source))
+    records = [i * len(source) // count for i in range(count)]
+    begin = time.perf_counter()
+    with ThreadPoolExecutor(data.num_threads) as pool:
+        seen = list(pool.map(lambda record: _look(source, record, data), records))
+    seconds = time.perf_counter() - begin
+    labels = np.bincount([one.label for one in seen], minlength=source.num_classes)
+    sizes = np.array([one.size for one in seen if one.size] or [(0, 0)])
+    return Survey(
+        name=source.name,
+        split=source.split,
+        num_examples=len(source),
+        num_seen=count,
+        classes=dict(zip(source.class_names, labels.tolist(), strict=True)),
+        formats=dict(collections.Counter(one.kind for one in seen if one.size).most_common()),
+        heights=_range(sizes[:, 0]),
+        widths=_range(sizes[:, 1]),
+        megabytes=sum(one.num_bytes for one in seen) / 1e6,
+        broken=tuple(one.problem for one in seen if one.problem),
+        images_per_second=count / seconds,
+    )
+
+
+def _look(source: Source, record: int, data: "DataConfig") -> _Seen:
+    stored = source[record]
+    try:
+        training_image(stored.image, data, where=source.describe(record))
+    except BrokenImageError as error:
+        return _Seen(stored.label, len(stored.image), problem=str(error))
+    with PIL.Image.open(io.BytesIO(stored.image)) as header:  # pixels are not decoded again
+        size = (header.height, header.width)
+        return _Seen(stored.label, len(stored.image), header.format or "?", size)
+
+
+def _range(values: np.ndarray) -> tuple[int, int, int]:
+    return int(values.min()), int(np.median(values)), int(values.max())
+
+
+def describe(found: Survey) -> str:
+    """The findings as lines for a person; long lists are cut."""
+    return "\n".join(_lines(found))
+
+
+def _lines(found: Survey) -> Iterator[str]:
+    seen = "" if found.num_seen == found.num_examples else f" ({found.num_seen:,} looked at)"
+    yield f"{found.name} {found.split!r}: {found.num_examples:,} images{seen}"
+    yield f"  {len(found.classes)} classes:"
+    ordered = sorted(found.classes.items(), key=lambda entry: -entry[1])
+    width = max(len(name) for name in found.classes)
+    if len(ordered) > SHOWN_CLASSES:
+        middle = f"    … {len(ordered) - SHOWN_CLASSES} more …"
+        shown = [*ordered[: SHOWN_CLASSES // 2], None, *ordered[-SHOWN_CLASSES // 2 :]]
+    else:
+        middle, shown = "", list(ordered)
+    for entry in shown:
+        yield middle if entry is None else f"    {entry[0]:{width}}  {entry[1]:,}"
+    for name, (low, median, high) in (("height", found.heights), ("width", found.widths)):
+        yield f"  {name}: {low} to {high}, median {median}"
+    formats = ", ".join(f"{name} {count:,}" for name, count in found.formats.items())
+    yield f"  formats: {formats or 'none'}; {found.megabytes:,.1f} MB"
+    yield f"  broken: {len(found.broken)}"
+    for problem in found.broken[:SHOWN_BROKEN]:
+        yield f"    {problem}"
+    if len(found.broken) > SHOWN_BROKEN:
+        yield f"    … {len(found.broken) - SHOWN_BROKEN} more (--json lists them)"
+    yield f"  reading: {found.images_per_second:,.0f} img/s"

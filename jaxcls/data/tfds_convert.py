@@ -1,0 +1,67 @@
+"""TFRecord files of a prepared TFDS set to ArrayRecord files beside them, without TensorFlow.
+
+Both hold the same serialized examples; only an ArrayRecord file can be read at any place.
+"""
+
+import json
+import os
+import struct
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from jaxcls.errors import DataError
+
+
+def convert_to_array_record(folder: epath.Path) -> None:
+    """Converts a set that is there as TFRecord only; leaves any other as it is.
+
+    The description, which says that there are ArrayRecord files, is written last and at once.
+
+    Args:
+      folder: of the prepared set; holds dataset_info.json.
+
+    Raises:
+      DataError: a file is damaged, missing, or cannot be written.
+    """
+    description = folder / "dataset_info.json"
+    try:
+        info = json.loads(description.read_text())
+        others = info.get("alternativeFileFormats", [])
+        if info["fileFormat"] != "tfrecord" or "array_record" in others:
+            return
+        for split in tfds.builder_from_directory(folder).info.splits.values():
+            for path in split.filepaths:
+                _convert_file(path)
+        info |= {"fileFormat": "array_record", "alternativeFileFormats": [*others, "tfrecord"]}
+        temporary = folder / f".{description.name}.{os.getpid()}"
+        temporary.write_text(json.dumps(info, indent=2))
+        temporary.replace(description)
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"data.source: {folder} cannot be converted to ArrayRecord ({error}); mend that, or "
+            f"delete the folder and prepare it again"
+        ) from error
+
+
+def _convert_file(path: epath.Path) -> None:
+    final = path.with_name(path.name.replace(".tfrecord-", ".array_record-"))
+    temporary = path.with_name(f".{final.name}.{os.getpid()}")
+    writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")  # as TFDS writes them
+    for example in _read_tfrecord(path):
+        writer.write(example)
+    writer.close()
+    temporary.replace(final)
+
+
+def _read_tfrecord(path: epath.Path) -> Iterator[bytes]:
+    """Records of a TFRecord file: length (uint64), its checksum, the bytes, their checksum."""
+    with path.open("rb") as file:
+        while header := file.read(12):
+            length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
+            content = file.read(length + 4)
+            if len(header) < 12 or len(content) < length + 4:
+                raise ValueError(f"{path} is cut short")
+            yield content[:-4]

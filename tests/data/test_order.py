@@ -1,0 +1,89 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from jaxcls.config import DataConfig
+from jaxcls.data.order import steps_per_epoch, training_order
+from jaxcls.errors import DataError
+
+
+def config(**fields):
+    return DataConfig(**{"batch_size": 16, **fields})
+
+
+def epochs(size, data, number, seed=0):
+    """Record numbers of the first epochs, in order."""
+    order = training_order(size, data, seed=seed)
+    steps = steps_per_epoch(size, data)
+    sequence = [
+        order.records(step, range(data.batch_size)) for step in range(int(np.ceil(number * steps)))
+    ]
+    per_epoch = round(steps * data.batch_size)
+    return np.concatenate(sequence)[: number * per_epoch].reshape(number, per_epoch)
+
+
+@pytest.mark.parametrize("last_batch", ["drop", "straddle"])
+@pytest.mark.parametrize("size", [96, 101])
+def test_epochs_are_permutations_and_differ(size, last_batch):
+    data = config(last_batch=last_batch)
+    sequence = epochs(size, data, 4)
+    for epoch in sequence:
+        assert len(set(epoch.tolist())) == len(epoch) == (96 if last_batch == "drop" else size)
+        assert epoch.min() >= 0
+        assert epoch.max() < size
+    for one, other in itertools.combinations(sequence, 2):
+        assert (one == other).mean() < 0.1
+    assert (sequence[0] == np.arange(len(sequence[0]))).mean() < 0.1
+
+
+def test_every_example_is_used_in_time_though_epochs_drop_some():
+    assert set(epochs(101, config(), 6).ravel().tolist()) == set(range(101))
+
+
+def test_seeds_differ_in_every_epoch():
+    first, second = (epochs(96, config(), 4, seed=seed) for seed in (0, 1))
+    for one, other in itertools.product(first, second):
+        assert (one == other).mean() < 0.1
+
+
+def test_order_is_the_same_forever():
+    """A release that changes these numbers changes every resumed run."""
+    order = training_order(1442, config(), seed=0)
+    assert order.records(0, range(4)).tolist() == [1009, 815, 1316, 246]
+    assert order.records(10**6, range(4)).tolist() == [695, 80, 842, 428]
+
+
+def test_steps_per_epoch():
+    assert steps_per_epoch(101, config()) == 6
+    assert steps_per_epoch(101, config(last_batch="straddle")) == 101 / 16
+    assert steps_per_epoch(5, config(last_batch="straddle")) == 5 / 16
+    with pytest.raises(
+        DataError, match=r"data.batch_size: 16 takes 16 examples, more than the 15 of"
+    ):
+        steps_per_epoch(15, config())
+
+
+@pytest.mark.parametrize("last_batch", ["drop", "straddle"])
+@pytest.mark.parametrize("repeats", [2, 4, 16])
+def test_repeats_stand_apart_and_an_epoch_still_visits_everything_once(repeats, last_batch):
+    size, data = 101, config(repeats=repeats, last_batch=last_batch)
+    order, unique = training_order(size, data, seed=0), 16 // repeats
+    steps = steps_per_epoch(size, data)
+    assert steps == (size // unique if last_batch == "drop" else size / unique)
+    firsts = []
+    for step in range(int(steps)):
+        batch = order.records(step, range(16)).reshape(repeats, unique)
+        assert (batch == batch[0]).all()  # row i holds example i % unique
+        assert len(set(batch[0].tolist())) == unique
+        assert order.records(step, np.array([5, 3])).tolist() == batch.ravel()[[5, 3]].tolist()
+        firsts += batch[0].tolist()
+    assert len(set(firsts)) == len(firsts) == int(steps) * unique
+    plain = training_order(size, config(batch_size=unique, last_batch=last_batch), seed=0)
+    assert firsts[:unique] == plain.records(0, range(unique)).tolist()
+
+
+def test_repeats_need_fewer_examples_for_a_batch():
+    assert steps_per_epoch(4, config(repeats=4)) == 1
+    with pytest.raises(DataError, match=r"16 takes 4 examples, more than the 3 of an epoch"):
+        steps_per_epoch(3, config(repeats=4))

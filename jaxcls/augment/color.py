@@ -130,6 +130,10 @@ def look_up_levels(levels: Array, table: Array) -> Array:
     return lax.platform_dependent(levels, table, tpu=by_comparison, default=by_gather)
 
 
+def _channels(images: Array) -> list[Array]:
+    return [images[:, channel] for channel in range(3)]
+
+
 def histograms(images: Array, needed: Array) -> Array:
     """Counts the levels of each channel.
 
@@ -179,19 +183,14 @@ def histograms_by_scatter(images: Array, needed: Array) -> Array:
 def histograms_by_comparison(images: Array, needed: Array) -> Array:
     """`histograms` without any scatter, which a TPU lacks: each level is compared and summed."""
     del needed
-    every = jnp.arange(NUM_LEVELS, dtype=jnp.bfloat16)
+    every = jnp.arange(NUM_LEVELS, dtype=jnp.uint8)
     return jnp.stack(
         [
             jnp.sum((channel[..., None] == every).astype(jnp.float32), axis=(1, 2))
-            for channel in _bfloat16_channels(images)
+            for channel in _channels(images)
         ],
         axis=1,
     )
-
-
-def _bfloat16_channels(images: Array) -> list[Array]:
-    """The channels [batch, height, width], in the type that a TPU compares fastest."""
-    return [images[:, channel].astype(jnp.bfloat16) for channel in range(3)]
 
 
 # --- Whole pixels --------------------------------------------------------------------------------
@@ -249,11 +248,11 @@ def look_up_by_gather(images: Array, levels: Array) -> list[Array]:
 
 def look_up_by_comparison(images: Array, levels: Array) -> list[Array]:
     """The same without a gather: each pixel is compared with every level."""
-    every = jnp.arange(NUM_LEVELS, dtype=jnp.bfloat16)
+    every = jnp.arange(NUM_LEVELS, dtype=jnp.uint8)
     tables = levels.astype(jnp.bfloat16)[:, :, None, None]  # exact up to 256
     return [
         jnp.sum(jnp.where(pixels[..., None] == every, tables[:, channel], 0), axis=-1)
-        for channel, pixels in enumerate(_bfloat16_channels(images))
+        for channel, pixels in enumerate(_channels(images))
     ]
 
 

@@ -39,9 +39,10 @@ def _pack(images: Array, *, axis: int) -> Array:
     return lax.optimization_barrier(jnp.sum(images.astype(jnp.uint32) << shifts, axis=axis))
 
 
-def _unpack(packed: Array) -> Array:
-    """uint32 [batch, height, width] as uint8 [batch, 3, height, width]."""
-    channels = packed[:, None] >> _SHIFTS[:, None, None]
+def _unpack(packed: Array, *, axis: int) -> Array:
+    """The inverse of `_pack`."""
+    shifts = np.expand_dims(_SHIFTS, tuple(range(1, packed.ndim + 1 - axis)))
+    channels = jnp.expand_dims(packed, axis) >> shifts
     return lax.optimization_barrier(channels.astype(jnp.uint8))
 
 
@@ -134,17 +135,29 @@ def _resize_taps(
 
 
 def resize_by_gather(canvases: Array, rows: Taps, cols: Taps) -> Array:
-    """Weighs the pixels that the taps name, along the rows, then along the columns."""
-    packed = _pack(canvases, axis=3)
+    """Weighs the lines that the taps name: rows, and columns after turning the image about."""
     rows, cols = lax.optimization_barrier((rows, cols))
-    for axis, (indices, weights) in ((1, rows), (2, cols)):
-        take = jax.vmap(partial(jnp.take, axis=axis - 1, mode="clip"))
-        shape = (len(packed), -1, 1) if axis == 1 else (len(packed), 1, -1)
-        packed = _weigh(
-            (take(packed, indices[:, :, tap]), weights[:, :, tap].reshape(shape))
-            for tap in range(indices.shape[2])
-        )
-    return _unpack(packed)
+    batch, height, width, _ = canvases.shape
+    size = rows[0].shape[1]
+    lines = _weigh_lines(canvases.reshape(batch, height, width * 3), rows)
+    packed = _turn(_pack(lines.reshape(batch, size, width, 3), axis=3))
+    lines = _weigh_lines(_unpack(packed, axis=2).reshape(batch, width, 3 * size), cols)
+    return _unpack(_turn(_pack(lines.reshape(batch, size, 3, size), axis=2)), axis=1)
+
+
+def _weigh_lines(lines: Array, taps: Taps) -> Array:
+    """Sums of whole lines: uint8 [batch, extent, n] to [batch, size, n]; 16 bits are enough."""
+    indices, weights = taps
+    take = jax.vmap(partial(jnp.take, axis=0, mode="clip"))
+    total = jnp.uint16(_ONE // 2)
+    for tap in range(indices.shape[2]):
+        chosen = take(lines, indices[:, :, tap]).astype(jnp.uint16)
+        total = total + chosen * weights[:, :, tap, None].astype(jnp.uint16)
+    return lax.optimization_barrier((total >> 8).astype(jnp.uint8))
+
+
+def _turn(packed: Array) -> Array:
+    return lax.optimization_barrier(jnp.swapaxes(packed, 1, 2))
 
 
 def resize_by_matmul(canvases: Array, rows: Taps, cols: Taps) -> Array:
@@ -286,7 +299,8 @@ def warp_by_gather(images: Array, rows: Array, cols: Array) -> Array:
 
     rows = jnp.swapaxes(rows, 1, 2)  # lines are columns here
     packed = pass_along(packed, rows, lambda row: start + row * size + line)
-    return _unpack(pass_along(packed, cols, lambda col: start + line[:, None] * size + col))
+    packed = pass_along(packed, cols, lambda col: start + line[:, None] * size + col)
+    return _unpack(packed, axis=1)
 
 
 def warp_by_matmul(images: Array, rows: Array, cols: Array) -> Array:

@@ -60,7 +60,7 @@ def test_resize_is_pillows(
             (size, size), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
         )
     )
-    # Pillow's filter stops at the box, ours at the image: where it is cut, the outermost may differ.
+    # Pillow's filter stops at the box, ours at the image: where it is cut, the edge may differ.
     inner = tuple(
         slice(None) if cut == whole else slice(math.ceil(size / cut), -math.ceil(size / cut))
         for cut, whole in zip((height, width), shape, strict=True)

@@ -118,13 +118,18 @@ def recolor(name: str, image: np.ndarray, draw: dict[str, float]) -> np.ndarray:
 LayerDraws = list[tuple[str, dict[str, float]]]
 
 
-def reference_warp(image: np.ndarray, layers: LayerDraws) -> np.ndarray:
-    """All geometric operations of an image as one bilinear interpolation."""
+def composed(layers: LayerDraws, size: int) -> np.ndarray:
     matrix = np.eye(3)
     for name, draw in layers:
         strength = np.clip(draw["magnitude"] + draw["std"] * draw["first"], 0, 1)
         shift = draw["magnitude"] * draw["uniform"]
-        matrix = matrix @ one_matrix(name, len(image), draw["sign"] * strength, shift)
+        matrix = matrix @ one_matrix(name, size, draw["sign"] * strength, shift)
+    return matrix
+
+
+def reference_warp(image: np.ndarray, layers: LayerDraws) -> np.ndarray:
+    """All geometric operations of an image as one bilinear interpolation."""
+    matrix = composed(layers, len(image))
     return image if np.array_equal(matrix, np.eye(3)) else warp_once(image, matrix)
 
 
@@ -186,40 +191,42 @@ def test_colors_agree_with_the_reference() -> None:
     """Tables compose exactly. Blends in a row part by their rounding, or where they clip."""
     found = compare(OPS, 6)
     error = apart(found.actual, found.recolored)
-    assert (error <= 1).mean() > 0.995
-    blends = [sum(name in KEPT for name, _ in drawn) for drawn in found.drawn]
-    one_by_one = np.array(blends) <= 1
-    print(
-        "COLOURS",
-        (error <= 1).mean(),
-        one_by_one.mean(),
-        error[one_by_one].max(),
-        (error[one_by_one] == 0).mean(),
-    )
+    assert (error <= 1).mean() > 0.998
+    alone = np.array([sum(name in KEPT for name, _ in drawn) <= 1 for drawn in found.drawn])
+    assert 0.5 < alone.mean() < 1
+    assert (error[alone] == 0).mean() > 0.999
 
 
 def test_warps_agree_with_the_reference() -> None:
-    """To a level for a single shear or shift; others differ by the order of interpolation."""
+    """To a level for a shear or shift; others differ by the order of interpolation and mirroring.
+
+    (What is mirrored beyond the borders is then the image after the first of two passes.)
+    """
     found = compare(OPS, 6)
     error = apart(found.moved, found.moved_expected)
     maps = [[name for name, _ in drawn if name in MAPS] for drawn in found.drawn]
     plain = np.array([len(names) == 1 and "Rotate" not in names for names in maps])
-    print(
-        "WARPS",
-        plain.mean(),
-        error[plain].max(),
-        error.mean(),
-        np.sort(error.mean(axis=(1, 2, 3)))[-15:],
-    )
     assert plain.mean() > 0.2
     assert error[plain].max() <= 1
+    middles = np.arange(SIZE) + 0.5
+    places = np.stack([*np.meshgrid(middles, middles), np.ones((SIZE, SIZE))])
+    sources = np.stack(
+        [np.tensordot(composed(drawn, SIZE)[:2], places, 1) for drawn in found.drawn]
+    )
+    within = ((sources >= 0.5) & (sources <= SIZE - 0.5)).all(axis=1)
+    each = np.array(
+        [image[inner].mean() for image, inner in zip(error, within, strict=True) if inner.any()]
+    )
+    print("WITHIN", within.mean(), each.mean(), np.sort(each)[-6:])
+    assert within.mean() > 0.5
+    assert each.mean() < 0.5
+    assert each.max() < 4
 
 
 def test_all_operations_agree_with_the_reference() -> None:
+    """A level that the warp rounded otherwise may be amplified by what follows."""
     found = compare(OPS, 6)
-    error = apart(found.actual, found.expected)
-    print("ALL", (error <= 1).mean(), error.mean())
-    assert (error <= 1).mean() > 0.9
+    assert (apart(found.actual, found.expected) <= 1).mean() > 0.93
 
 
 # --- Draws ---------------------------------------------------------------------------------------

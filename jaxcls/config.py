@@ -266,11 +266,18 @@ def decode(values: Mapping[str, Any]) -> Config:
     return config
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Switches:
+    """The group `augment` of version 1, in place of the list."""
+
+    crop: bool = True
+    flip: bool = True
+
+
 def _migrate_from_1(values: dict[str, Any]) -> None:
-    """Version 1 had two switches in place of the list of augmentations."""
-    switches = {"crop": True, "flip": True, **(values.get("augment") or {})}
-    crop = {"op": "RandomCrop" if switches["crop"] else "CenterCrop"}
-    values["augment"] = [{"op": "RandomFlip"}] * switches["flip"] + [crop]
+    switches = decode_fields(_Switches, values.get("augment", {}), prefix="augment.")
+    crop = {"op": "RandomCrop" if switches.crop else "CenterCrop"}
+    values["augment"] = [{"op": "RandomFlip"}] * switches.flip + [crop]
 
 
 def operational_fields() -> frozenset[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import jaxcls
+from jaxcls.augment_config import CenterCrop, Mix, RandAugment, RandomFlip
 from jaxcls.classifier import ImageClassifier
 from jaxcls.cli import COMMANDS, USAGE, main
 from jaxcls.config import Config, encode, load_config
@@ -288,6 +289,41 @@ def test_overrides_change_the_config_that_is_trained(run: Run, fake_train: FakeT
     assert type(config.optimizer.learning_rate) is float
     assert config.optimizer.options["nesterov"] is True
     assert (workdir, allow_changes) == (Path("elsewhere"), True)
+
+
+def test_overrides_change_fields_of_an_augmentation(run: Run, fake_train: FakeTrain) -> None:
+    text = TINY.replace("import *", "import *\nfrom jaxcls.augment_config import *").replace(
+        "num_steps=12", "num_steps=12, augment=(RandomFlip(), CenterCrop(), RandAugment(), Mix())"
+    )
+    Path("augmented.py").write_text(text)
+    arguments = (
+        *("--augment.0.horizontal", "0.3", "--augment.2.magnitude", "0.1", "0.4"),
+        *(
+            "--augment.2.ops",
+            "Color",
+            "Rotate",
+            "--augment.3.cutmix",
+            "1",
+            "--augment.3.mixup",
+            "0",
+        ),
+    )
+    result = run("train", "augmented.py", *arguments)
+    assert result.status == 0, result.err
+    ((config, _, _),) = fake_train.calls
+    assert config.augment == (
+        RandomFlip(horizontal=0.3),
+        CenterCrop(),
+        RandAugment(magnitude=(0.1, 0.4), ops=("Color", "Rotate")),
+        Mix(cutmix=1.0, mixup=0.0),
+    )
+    result = run("train", "augmented.py", "--augment.3.group-size", "3")
+    assert result.status == 2
+    assert "augment.3.group_size: must be even, got 3" in result.err
+    result = run("train", "augmented.py", "--augment.2.ops", "Colour")
+    assert result.status == 2
+    assert "Colour" in result.err
+    assert len(fake_train.calls) == 1
 
 
 def test_a_run_lies_in_runs_by_the_name_of_its_config(run: Run, fake_train: FakeTrain) -> None:

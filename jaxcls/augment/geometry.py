@@ -231,7 +231,8 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
 
     The map is taken apart into one along the columns and one along the rows (Catmull and Smith
     1980), each linear interpolation along one axis. For shears and shifts that is bilinear
-    interpolation; a rotation differs from it by the order of the two.
+    interpolation; a rotation differs from it by the order of the two. Where a map works along both
+    axes, what is mirrored beyond the left and right borders is the image after the first pass.
 
     Args:
       images: uint8 [batch, 3, size, size].

@@ -31,6 +31,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
+from jax.typing import ArrayLike
 
 from jaxcls.augment import color, draws
 from jaxcls.augment.geometry import warp
@@ -97,7 +98,14 @@ KEPT: dict[str, Callable[[Draw], Array]] = {
 }
 
 
-def _matrix(xx=1.0, xy=0.0, x0=0.0, yx=0.0, yy=1.0, y0=0.0) -> Array:
+def _matrix(
+    xx: ArrayLike = 1.0,
+    xy: ArrayLike = 0.0,
+    x0: ArrayLike = 0.0,
+    yx: ArrayLike = 0.0,
+    yy: ArrayLike = 1.0,
+    y0: ArrayLike = 0.0,
+) -> Array:
     """[batch, 3, 3] from scalars and [batch] arrays."""
     entries = jnp.broadcast_arrays(*map(jnp.asarray, (xx, xy, x0, yx, yy, y0, 0.0, 0.0, 1.0)))
     return jnp.stack(entries, axis=-1).reshape(*entries[0].shape, 3, 3)

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from jax import Array
 
-from jaxcls.augment_config import CenterCrop
+from jaxcls.augment_config import (
+    CenterCrop,
+    Mix,
+    RandAugment,
+    RandomCropAndResize,
+    RandomErasing,
+    RandomFlip,
+)
 from jaxcls.config import Config
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.training.assemble import Training, assemble
@@ -71,6 +78,14 @@ def changed(config: Config, section: str, **values: Any) -> Config:
     return dataclasses.replace(config, **{section: part})
 
 
+def augmented(config: Config) -> Config:
+    """With every kind of augmentation, of which one mixes images and labels."""
+    change = RandAugment(ops=("Equalize", "ShearX"), num_ops=1)
+    noise = RandomErasing(probability=0.5)
+    augment = (RandomFlip(), RandomCropAndResize(), change, noise, Mix(group_size=2))
+    return dataclasses.replace(config, augment=augment)
+
+
 @pytest.fixture(
     scope="module", params=["tiny", pytest.param("efficientnetv2_b0", marks=pytest.mark.slow)]
 )
@@ -104,6 +119,17 @@ def test_one_step_on_eight_devices_equals_one_device(
     assert distance(*statistics) < 1e-5
 
 
+def test_one_augmented_step_on_eight_devices_equals_two(tiny_config: Config) -> None:
+    config = changed(augmented(tiny_config), "model", batch_norm=4)
+    few, many = (make_training(config, devices=devices) for devices in (2, 8))
+    start = jax.device_get(few.init())
+    expected, [expected_metrics] = take_steps(few, move(few, start), range(1))
+    actual, [metrics] = take_steps(many, move(many, start), range(1))
+    np.testing.assert_allclose(metrics["loss"], expected_metrics["loss"], rtol=1e-5)
+    assert distance(actual.batch_stats, expected.batch_stats) < 1e-5
+    assert distance(actual.opt_state, expected.opt_state) < 1e-3
+
+
 @pytest.mark.parametrize("batch_norm", ["global", 4])
 def test_twenty_float64_steps_on_eight_devices_equal_one_device(
     tiny_config: Config, batch_norm: Any
@@ -122,12 +148,12 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(
     assert distance(states[8].ema, states[1].ema) < 1e-8
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize(("devices", "mixing"), [(1, False), (2, False), (2, True)])
 def test_micro_batches_equal_the_whole_batch_with_grouped_batch_norm(
-    tiny_config: Config, devices: int
+    tiny_config: Config, devices: int, mixing: bool
 ) -> None:
-    """In float64, so that only a fault can tell them apart."""
-    config = changed(tiny_config, "model", batch_norm=4)
+    """In float64, so that only a fault can tell them apart; draws and pairs are the same, too."""
+    config = changed(augmented(tiny_config) if mixing else tiny_config, "model", batch_norm=4)
     config = dataclasses.replace(config, compute_dtype="float64")
     with jax.enable_x64(True):
         whole = make_training(config, devices=devices)
@@ -179,7 +205,8 @@ def test_grouped_batch_norm_needs_one_collective_and_gathers_no_image(
 
 
 def test_micro_batches_move_no_image(tiny_config: Config) -> None:
-    config = changed(changed(tiny_config, "model", batch_norm=2), "optimizer", micro_batches=2)
+    config = changed(augmented(tiny_config), "model", batch_norm=2)
+    config = changed(config, "optimizer", micro_batches=2)
     text = make_training(config, devices=8).compile_step().program.as_text()
     for kind in ("all-gather", "all-to-all", "collective-permute"):
         assert kind not in text

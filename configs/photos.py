@@ -8,6 +8,7 @@ A start for some thousand photos: EfficientNetV2-B0 at 224, SGD, 60 epochs. What
 reaches depends on the photos.
 """
 
+from jaxcls.augment_config import RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 
@@ -15,6 +16,11 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(name="efficientnetv2_b0", dropout=0.2, drop_path=0.2),
         data=DataConfig(source="folder:photos", batch_size=64, image_size=224, canvas_size=448),
+        augment=(
+            RandomFlip(),
+            RandomCropAndResize(area=(0.25, 1.0), aspect_of="pixels"),
+            RandAugment(num_ops=2, magnitude=0.3),
+        ),
         optimizer=OptimizerConfig(
             name="sgd",
             learning_rate=0.05,

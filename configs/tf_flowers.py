@@ -7,6 +7,7 @@ The set has one split; its last tenth is kept for evaluation. Neither time nor a
 measured yet.
 """
 
+from jaxcls.augment_config import RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
 
 
@@ -20,6 +21,11 @@ def get_config() -> Config:
             batch_size=64,
             image_size=224,
             canvas_size=448,
+        ),
+        augment=(
+            RandomFlip(),
+            RandomCropAndResize(area=(0.25, 1.0), aspect_of="pixels"),
+            RandAugment(num_ops=2, magnitude=0.3),
         ),
         optimizer=OptimizerConfig(
             name="sgd",

@@ -152,5 +152,5 @@ def _captions(labels: jax.Array, names: Sequence[str]) -> list[str]:
         if len(classes) == 1:
             captions.append(names[classes[0]])
         else:
-            captions.append(" + ".join(f"{weights[c]:.2f} {names[c]}" for c in classes))
+            captions.append(" + ".join(f"{names[c]} ({weights[c]:.2f})" for c in classes))
     return captions

@@ -17,8 +17,7 @@ import pytest
 from jaxcls.checkpoint import CheckpointError, Checkpoints
 from jaxcls.config import Config, ScheduleConfig, encode
 from jaxcls.data.batches import train_batches
-from jaxcls.data.decode import DataError
-from jaxcls.errors import UserError
+from jaxcls.errors import DataError, UserError
 from jaxcls.models import registry
 from jaxcls.parallel import make_mesh
 from jaxcls.reporting import Reporter, read_metrics

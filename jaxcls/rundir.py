@@ -39,16 +39,19 @@ class RunInfo:
     Attributes:
       config: the training's.
       class_names: in the order of the logits.
+      data: which training data it was (`Source.identity`); None where that is not known.
     """
 
     config: Config
     class_names: tuple[str, ...]
+    data: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         return {
             "config": encode(self.config),
             "class_names": list(self.class_names),
+            "data": self.data,
             "versions": {
                 "jaxcls": jaxcls.__version__,
                 "python": platform.python_version(),
@@ -58,7 +61,11 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, values: Any) -> "RunInfo":
-        return cls(config=decode(values["config"]), class_names=tuple(values["class_names"]))
+        return cls(
+            config=decode(values["config"]),
+            class_names=tuple(values["class_names"]),
+            data=values.get("data"),
+        )
 
 
 def checkpoint_dir(run: Path) -> Path:
@@ -96,6 +103,8 @@ def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
             f"{field}: {before!r} -> {after!r}"
             for field, (before, after) in changed_fields(old.config, info.config).items()
         ]
+        if old.data is not None and old.data != info.data:
+            changes.append(f"training data: {old.data!r} -> {info.data!r}")
         if old.class_names != info.class_names:
             changes.append("class names of the data")
         if changes and not allow_changes:

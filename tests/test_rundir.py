@@ -180,3 +180,18 @@ def test_an_evaluation_that_cannot_be_saved_is_only_a_warning(
     with caplog.at_level(logging.WARNING, logger="jaxcls"):
         save_evaluation(file, {"top1": 0.5})
     assert caplog.messages == [f"eval.json was not written in {file}: Not a directory"]
+
+
+def test_other_training_data_is_a_change(tmp_path: Path) -> None:
+    """A newer version of the set, or another number of images, would change the order."""
+    start_run(tmp_path, dataclasses.replace(INFO, data="version 1.0.0, 10 examples"))
+    newer = dataclasses.replace(INFO, data="version 1.1.0, 12 examples")
+    assert (
+        "training data: 'version 1.0.0, 10 examples' -> 'version 1.1.0, 12 examples'"
+        in error_of(tmp_path, newer)
+    )
+
+
+def test_a_run_that_did_not_record_its_data_goes_on(tmp_path: Path) -> None:
+    start_run(tmp_path)
+    assert start_run(tmp_path, dataclasses.replace(INFO, data="10 examples")) == []

@@ -33,6 +33,10 @@ class FolderSource(Source):
     files: tuple[str, ...]
     labels: tuple[int, ...]
 
+    @property
+    def identity(self) -> str:
+        return f"{super().identity}, files {_hash(chr(10).join(self.files), 0).hex()}"
+
     def describe(self, index: int) -> str:
         return f"image {os.path.join(self.root, self.files[index])!r}"
 

@@ -40,6 +40,11 @@ class Source(abc.ABC):
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def identity(self) -> str:
+        """What must be the same when a run goes on: version, if it has one, and size."""
+        return f"{len(self)} examples"
+
     def describe(self, index: int) -> str:
         """What an error calls record `index`."""
         return f"record {index} of {self.name} {self.split!r}"

@@ -36,6 +36,10 @@ class TfdsSource(Source):
     image_key: str
     label_key: str
 
+    @property
+    def identity(self) -> str:
+        return f"version {os.path.basename(self.folder)}, {super().identity}"
+
     def __len__(self) -> int:
         return len(self.records)
 

@@ -78,7 +78,7 @@ def train(
         num_examples=len(source),
         mesh=mesh or make_mesh(),
     )
-    info = RunInfo(config=config, class_names=source.class_names)
+    info = RunInfo(config=config, class_names=source.class_names, data=source.identity)
     changes = prepare_run(workdir, info, allow_changes=allow_changes)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())

@@ -119,6 +119,7 @@ def test_one_step_on_eight_devices_equals_one_device(
     assert distance(*statistics) < 1e-5
 
 
+@pytest.mark.slow
 def test_one_augmented_step_on_eight_devices_equals_two(tiny_config: Config) -> None:
     config = changed(augmented(tiny_config), "model", batch_norm=4)
     few, many = (make_training(config, devices=devices) for devices in (2, 8))
@@ -148,7 +149,9 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(
     assert distance(states[8].ema, states[1].ema) < 1e-8
 
 
-@pytest.mark.parametrize(("devices", "mixing"), [(1, False), (2, False), (2, True)])
+@pytest.mark.parametrize(
+    ("devices", "mixing"), [(1, False), (2, False), pytest.param(2, True, marks=pytest.mark.slow)]
+)
 def test_micro_batches_equal_the_whole_batch_with_grouped_batch_norm(
     tiny_config: Config, devices: int, mixing: bool
 ) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,7 @@ def test_a_sweep_shows_one_operation_from_nothing_to_its_most(config: Config) ->
         assert len(row.images) == len(SWEEP)
     brighter = sweep_rows(config, source, op="Brightness", step=0, count=1)[0]
     means = [image.mean() for image in brighter.images]
-    assert all(later > earlier for earlier, later in zip(means, means[1:], strict=False))
+    assert all(later > earlier for earlier, later in itertools.pairwise(means))
 
 
 def test_more_images_than_a_batch_are_refused(config: Config) -> None:

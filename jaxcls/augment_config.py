@@ -45,21 +45,7 @@ GUIDE_OPS: tuple[OpName, ...] = (
     "TranslateX",
     "TranslateY",
 )
-WIDE_OPS: tuple[OpName, ...] = (
-    "AutoContrast",
-    "Equalize",
-    "Solarize",
-    "Color",
-    "Contrast",
-    "Brightness",
-    "ShearX",
-    "ShearY",
-    "TranslateX",
-    "TranslateY",
-    "Posterize",
-    "Rotate",
-    "Sharpness",
-)
+WIDE_OPS: tuple[OpName, ...] = (*GUIDE_OPS, "Posterize", "Rotate", "Sharpness")
 AUGMIX_OPS: tuple[OpName, ...] = (
     "AutoContrast",
     "Equalize",

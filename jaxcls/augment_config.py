@@ -45,7 +45,7 @@ GUIDE_OPS: tuple[OpName, ...] = (
     "TranslateX",
     "TranslateY",
 )
-WIDE_OPS: tuple[OpName, ...] = (*GUIDE_OPS, "Posterize", "Rotate", "Sharpness")
+TRIVIAL_OPS: tuple[OpName, ...] = (*GUIDE_OPS, "Posterize", "Rotate", "Sharpness")
 AUGMIX_OPS: tuple[OpName, ...] = (
     "AutoContrast",
     "Equalize",
@@ -91,7 +91,7 @@ class RandomCrop(Augmentation):
 class RandomCropAndResize(Augmentation):
     """Cuts a random part of the image and resizes it, whatever its shape, to the image size."""
 
-    area: Interval = (0.8, 1.0)
+    area: Annotated[tuple[float, float], Range(0.001, 1)] = (0.8, 1.0)
     """Smallest and largest share of the image's area that the part has."""
     aspect: Aspect = (3 / 4, 4 / 3)
     """Smallest and largest aspect, width / height, of the part."""
@@ -119,7 +119,7 @@ class RandAugment(Augmentation):
 class TrivialAugment(Augmentation):
     """Applies one operation, or none, at a strength drawn uniformly from 0 to 1."""
 
-    ops: tuple[OpName, ...] = WIDE_OPS
+    ops: tuple[OpName, ...] = TRIVIAL_OPS
     """What is drawn from, together with doing nothing."""
 
 
@@ -236,6 +236,10 @@ def check_augment(augment: Sequence[Augmentation]) -> None:
                 f"{field}: {names[index]} stands before {names[resize]} (augment.{resize}), where "
                 f"images still differ in size; put it after that"
             )
+        ops = getattr(entry, "ops", ())
+        for name in ops:
+            if ops.count(name) > 1:
+                raise ConfigError(f"{field}.ops: {name} is listed twice; each is drawn as often")
         if isinstance(entry, Mix):
             if index != len(augment) - 1:
                 raise ConfigError(

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from jaxcls import augment_config
 from jaxcls.augment_config import (
     AnyAugmentation,
     RandomCrop,
@@ -360,7 +361,7 @@ def _explain(error: BaseException, path: Path) -> str:
     unknown = re.match(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
-    schema = globals().get(unknown[1]) if unknown else None
+    schema = getattr(augment_config, unknown[1], globals().get(unknown[1])) if unknown else None
     if unknown and dataclasses.is_dataclass(schema):
         known = [field.name for field in dataclasses.fields(schema)]
         return f"{where}: {unknown[1]} has no field {unknown[2]!r}{nearest(unknown[2], known)}"

@@ -83,6 +83,8 @@ def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
 
 def _decode_choice(options: tuple[type, ...], value: Any, *, field: str) -> Any:
     """Decodes into that one of several dataclasses which the value names."""
+    if isinstance(value, type):
+        raise ConfigError(f"{field}: {value.__name__} is a class; write {value.__name__}()")
     if not isinstance(value, Mapping) or TAG not in value:
         raise ConfigError(f"{field}: expected a group of fields with {TAG!r}, got {kind_of(value)}")
     by_name = {option.__name__: option for option in options}
@@ -188,7 +190,7 @@ def leaves(schema: type, *, prefix: str) -> Iterator[tuple[str, Any]]:
 
 def encode_fields(value: Any) -> Any:
     """Dataclasses as dicts and tuples as lists, ready for JSON."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {TAG: type(value).__name__} if isinstance(value, Choice) else {}
         fields = (field.name for field in dataclasses.fields(value))
         return tag | {name: encode_fields(getattr(value, name)) for name in fields}

@@ -23,7 +23,8 @@ from jaxcls.data.batches import train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
 from jaxcls.training.losses import soft_labels
-from jaxcls.training.step import step_keys
+from jaxcls.training.schedules import make_plan
+from jaxcls.training.step import progress, step_keys
 
 SWEEP = tuple(step / 8 for step in range(9))
 
@@ -60,9 +61,11 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
     """
     mixer = mix_of(config.augment)
     group = mixer.group_size if mixer else 1
-    count = -(-count // group) * group
+    _check_count(count, config)
+    count = -(-count // group) * group  # a batch holds whole groups, too
     batch = _first_images(config, source, step=step, count=count)
     key, _ = step_keys(config.seed, step)
+    num_steps = make_plan(config, len(source)).num_steps
     labels = soft_labels(jnp.asarray(batch["labels"]), source.num_classes)
 
     def row(title: str, augment: Sequence[Augmentation]) -> Row:
@@ -70,7 +73,7 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
             augment, image_size=config.data.image_size, crop_fraction=config.data.crop_fraction
         )
         arrays = (batch["images"], batch["sizes"], labels, np.arange(count, dtype=np.int32))
-        images, mixed = jax.jit(apply)(key, jnp.zeros(()), *arrays)
+        images, mixed = jax.jit(apply)(key, progress(step, num_steps), *arrays)
         pixels = np.asarray(jnp.round(images * 255)).astype(np.uint8)
         return Row(title=title, images=list(pixels), captions=_captions(mixed, source.class_names))
 
@@ -101,6 +104,7 @@ def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: 
 
     What an operation draws uniformly within its magnitude has its highest value here.
     """
+    _check_count(count, config)
     batch = _first_images(config, source, step=step, count=count)
     resize = make_augment(
         (CenterCrop(),),
@@ -132,11 +136,14 @@ def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: 
     ]
 
 
-def _first_images(config: Config, source: Source, *, step: int, count: int) -> dict:
+def _check_count(count: int, config: Config) -> None:
     if not 1 <= count <= config.data.batch_size:
         raise UserError(
             f"--count: must be from 1 to data.batch_size, {config.data.batch_size}, got {count}"
         )
+
+
+def _first_images(config: Config, source: Source, *, step: int, count: int) -> dict:
     batches = train_batches(source, config.data, seed=config.seed, rows=range(count), start=step)
     with contextlib.closing(batches):
         return next(batches)

@@ -46,8 +46,8 @@ class ShowAugment:
     """Draw this operation alone, at magnitudes from 0 to 1."""
     step: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     """Step of the training whose batch and draws are shown."""
-    count: int = 8
-    """Images."""
+    count: int | None = None
+    """Images (None: 8, or the whole batch if it is smaller)."""
 
 
 def show(arguments: list[str], *, usage: str) -> int:
@@ -124,10 +124,11 @@ def _augment(arguments: list[str]) -> int:
 
     config = checked(options.config)
     source = open_source(config.data, config.data.train_split)
+    count = min(8, config.data.batch_size) if options.count is None else options.count
     if options.op is None:
-        rows = augmentation_rows(config, source, step=options.step, count=options.count)
+        rows = augmentation_rows(config, source, step=options.step, count=count)
     else:
-        rows = sweep_rows(config, source, op=options.op, step=options.step, count=options.count)
+        rows = sweep_rows(config, source, op=options.op, step=options.step, count=count)
     save_figure(plot_gallery(rows), options.output)
     print(f"wrote {options.output}")
     return 0

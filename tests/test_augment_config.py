@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxcls.augment_config import (
     AUGMIX_OPS,
     GUIDE_OPS,
-    WIDE_OPS,
+    TRIVIAL_OPS,
     AnyAugmentation,
     Augmentation,
     AugMix,
@@ -360,7 +360,7 @@ def test_the_mixer_of_a_list() -> None:
 
 
 def test_lists_of_operations_hold_known_ones_once() -> None:
-    for ops in (GUIDE_OPS, WIDE_OPS, AUGMIX_OPS):
+    for ops in (GUIDE_OPS, TRIVIAL_OPS, AUGMIX_OPS):
         assert len(set(ops)) == len(ops)
         assert set(ops) <= set(OPS)
     assert len(GUIDE_OPS) == 10

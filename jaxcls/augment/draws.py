@@ -21,12 +21,12 @@ def fold_in(keys: Array, number: int) -> Array:
 
 def uniform(keys: Array, *shape: int) -> Array:
     """float32 [batch, *shape] in [0, 1)."""
-    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.uniform(key, shape, jnp.float32))(keys)
 
 
 def normal(keys: Array, *shape: int) -> Array:
     """float32 [batch, *shape] of mean 0 and standard deviation 1."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
 
 
 def beta(keys: Array, alpha: Array) -> Array:

@@ -7,7 +7,8 @@ Both kinds of resampling work along one axis after the other, with weights that 
 add up to 256, in exact integer arithmetic: so a result does not depend on how the batch is cut, and
 the forms for different platforms are equal to the bit. Gathers suit CPU and GPU, but cost a TPU a
 hundred times their worth; it multiplies with dense matrices instead, whose entries (up to 256) and
-products are exact in bfloat16 and float32.
+products are exact in bfloat16 and float32. (dm-pix's affine_transform gathers floats one image at a
+time: for 128 images of 224 pixels a TPU lacks the memory, and a CPU takes 100 times as long.)
 """
 
 import math
@@ -238,8 +239,9 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
       images: uint8 [batch, 3, size, size].
       matrices: float32 [batch, 2, 3], from places in the result to places in the image: x, y, 1 to
         x, y, in pixels, the middle of the first pixel at (0.5, 0.5).
-      turns: maps may turn by more than 45 degrees. Without, an image that two shears would squeeze
-        to a line keeps a quarter of its width.
+      turns: maps may turn by more than 45 degrees. Two opposite shears near 1 do so as well and come
+        out wrong without `turns`, which costs a pass: 0.9 % of RandAugment's images at magnitude 1,
+        none of 20,000 at 0.5.
 
     Returns:
       uint8 [batch, 3, size, size].

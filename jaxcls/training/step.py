@@ -54,13 +54,11 @@ def make_train_step(
     )
     losses = LOSSES[config.loss.name]
 
-    def sum_loss(
-        params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, progress: Array
-    ):
+    def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array):
         augment_key, dropout_key = keys
         labels = soft_labels(batch["labels"], model.num_classes)
         images, labels = augment(
-            augment_key, progress, batch["images"], batch["sizes"], labels, batch["positions"]
+            augment_key, done, batch["images"], batch["sizes"], labels, batch["positions"]
         )
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -82,7 +80,11 @@ def make_train_step(
         batch_size = batch["labels"].shape[0]
         batch = {**batch, "positions": jnp.arange(batch_size, dtype=jnp.int32)}
         compute = functools.partial(
-            gradients, state.params, state.batch_stats, keys=keys, progress=state.step / num_steps
+            gradients,
+            state.params,
+            state.batch_stats,
+            keys=keys,
+            done=progress(state.step, num_steps),
         )
         if config.optimizer.micro_batches == 1:
             grads, (batch_stats, sums) = compute(batch)
@@ -129,6 +131,14 @@ def make_train_step(
 def step_keys(seed: int, step: Array | int) -> Array:
     """The keys of a step's augmentation and of its dropout, [2]."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+
+
+def progress(step: Array | int, num_steps: int) -> Array:
+    """The share of the training that is over in the middle of a step, counted from 0.
+
+    The middle, so that rounding cannot move a stage's begin.
+    """
+    return (jnp.asarray(step, jnp.float32) + 0.5) / num_steps
 
 
 def normalize(images: Array, spec: ModelSpec) -> Array:

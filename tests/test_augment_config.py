@@ -40,7 +40,7 @@ SHARES = st.floats(0, 1)
 STRENGTHS = SHARES | st.lists(SHARES, min_size=1, max_size=4).map(tuple)
 ALPHAS = st.floats(0, 1e3) | st.lists(st.floats(0, 1e3), min_size=1, max_size=4).map(tuple)
 FILLS = st.sampled_from(["constant", "noise"])
-OP_LISTS = st.lists(st.sampled_from(OPS), min_size=1, max_size=6).map(tuple)
+OP_LISTS = st.lists(st.sampled_from(OPS), min_size=1, max_size=6, unique=True).map(tuple)
 
 
 def intervals(low: float, high: float) -> st.SearchStrategy[tuple[float, ...]]:
@@ -53,7 +53,7 @@ RESIZES = (
     | st.just(RandomCrop())
     | st.builds(
         RandomCropAndResize,
-        area=intervals(0, 1),
+        area=intervals(0.001, 1),
         aspect=intervals(0.01, 100),
         aspect_of=st.sampled_from(["image", "pixels"]),
     )
@@ -373,3 +373,14 @@ def test_every_field_has_a_text_for_the_help(kind: type) -> None:
     for field in dataclasses.fields(kind):
         after = source.split(f"\n    {field.name}: ", 1)[1].split("\n", 1)[1].lstrip()
         assert after.startswith('"""'), field.name
+
+
+def test_an_operation_is_listed_once() -> None:
+    with pytest.raises(ConfigError, match=r"augment\.1\.ops: Color is listed twice"):
+        check_augment((RandomCrop(), RandAugment(ops=("Color", "Invert", "Color"))))
+
+
+def test_forgotten_parentheses_are_named() -> None:
+    config = dataclasses.replace(Config(num_steps=1), augment=(RandomCrop,))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"augment\.0: RandomCrop is a class; write"):
+        decode(encode(config))

@@ -21,6 +21,10 @@ def test_every_part_is_measured(tiny_config: Config) -> None:
     assert report["flops_per_image"] > 1e4
     assert report["bytes_per_image"] > 1e4
     assert report["compile_seconds"] > 0
+    assert report["augment_compile_seconds"] > 0
+    for cost_of in ("flops", "bytes"):
+        part, whole = (report[f"{name}{cost_of}_per_image"] for name in ("augment_", ""))
+        assert 0 < part < whole
     assert report["num_devices"] == 8
     assert "img/s" in describe(report)
 

@@ -605,7 +605,7 @@ def test_show_schedule_draws_a_picture(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "show: expected one of data, schedule"),
+        ([], "show: expected one of augment, data, schedule"),
         (["shedule", "tiny.py"], "show: unknown picture 'shedule'; did you mean 'schedule'?"),
         (["schedule", "gone.py"], "config file 'gone.py' does not exist"),
         (

@@ -441,6 +441,10 @@ def test_a_missing_config_file_is_named_with_the_nearest_one(tmp_path: Path) -> 
             (":3: ", "Config has no field 'num_step'; did you mean 'num_steps'?"),
         ),
         (
+            "from jaxcls.augment_config import RandAugment\nRandAugment(magnitud=1)\n",
+            (":2: ", "RandAugment has no field 'magnitud'; did you mean 'magnitude'?"),
+        ),
+        (
             IMPORTS + "get_config = lambda: Config(\n    data=DataConfig(batchsize=3))\n",
             (":3: ", "DataConfig has no field 'batchsize'; did you mean 'batch_size'?"),
         ),
@@ -460,6 +464,7 @@ def test_a_missing_config_file_is_named_with_the_nearest_one(tmp_path: Path) -> 
         "returns nothing",
         "takes arguments",
         "misspelled field",
+        "misspelled field of an augmentation",
         "misspelled field of a group",
         "misspelled keyword of something else",
     ],

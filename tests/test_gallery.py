@@ -14,13 +14,14 @@ from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
 from jaxcls.gallery import SWEEP, Row, augmentation_rows, sweep_rows
 from jaxcls.training.losses import soft_labels
-from jaxcls.training.step import step_keys
+from jaxcls.training.step import progress, step_keys
 
+LATE = 9  # of 12 steps
 AUGMENT = (
     RandomFlip(horizontal=1.0),
     RandomCropAndResize(),
     RandAugment(ops=("Invert",), num_ops=1, rate=1.0),
-    Cutout(size=0.9, value=1.0),
+    Cutout(size=(0.0, 0.9), value=1.0),  # nothing at first, so the step matters
     Mix(cutmix=0.5, mixup=0.5),
 )
 
@@ -33,7 +34,7 @@ def config(tiny_config: Config) -> Config:
 @pytest.fixture(scope="module")
 def rows(config: Config) -> dict[str, Row]:
     source = open_source(config.data, "train")
-    return {row.title: row for row in augmentation_rows(config, source, step=3, count=4)}
+    return {row.title: row for row in augmentation_rows(config, source, step=LATE, count=4)}
 
 
 def test_there_is_a_row_for_every_stage_in_order(rows: dict[str, Row]) -> None:
@@ -56,7 +57,7 @@ def test_there_is_a_row_for_every_stage_in_order(rows: dict[str, Row]) -> None:
 def test_the_last_row_is_what_the_training_step_gets(config: Config, rows: dict[str, Row]) -> None:
     source = open_source(config.data, "train")
     count = config.data.batch_size
-    batches = train_batches(source, config.data, seed=config.seed, rows=range(count), start=3)
+    batches = train_batches(source, config.data, seed=config.seed, rows=range(count), start=LATE)
     batch = next(batches)
     batches.close()
     augment = make_augment(
@@ -65,8 +66,8 @@ def test_the_last_row_is_what_the_training_step_gets(config: Config, rows: dict[
         crop_fraction=config.data.crop_fraction,
     )
     images, _ = jax.jit(augment)(
-        step_keys(config.seed, 3)[0],
-        jnp.zeros(()),
+        step_keys(config.seed, LATE)[0],
+        progress(LATE, 12),
         batch["images"],
         batch["sizes"],
         soft_labels(jnp.asarray(batch["labels"]), 10),
@@ -109,5 +110,5 @@ def test_a_sweep_shows_one_operation_from_nothing_to_its_most(config: Config) ->
 
 def test_more_images_than_a_batch_are_refused(config: Config) -> None:
     source = open_source(config.data, "train")
-    with pytest.raises(UserError, match=r"--count: must be from 1 to data\.batch_size, 32, got 34"):
+    with pytest.raises(UserError, match=r"--count: must be from 1 to data\.batch_size, 32, got 33"):
         augmentation_rows(config, source, step=0, count=33)

@@ -1,5 +1,6 @@
 """Runs every command and every block of Python that the README shows."""
 
+import dataclasses
 import re
 import shlex
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from jaxcls.cli import main
-from jaxcls.config import Config, DataConfig
+from jaxcls.config import Config, decode, encode
 from jaxcls.data.sources import open_source
 from jaxcls.training.loop import Outcome
 
@@ -87,13 +88,18 @@ def test_command(
 
 def test_python_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
-    use, configure = blocks("python")
-    exec(compile(use, "README.md", "exec"), {})
-    namespace: dict = {}
-    exec(compile(configure, "README.md", "exec"), namespace)
-    config = namespace["get_config"]()
-    assert isinstance(config, Config)
-    assert isinstance(config.data, DataConfig)
+    namespaces: list[dict] = []
+    for block in blocks("python"):
+        namespaces.append({})
+        exec(compile(block, "README.md", "exec"), namespaces[-1])
+    configs = [namespace["get_config"]() for namespace in namespaces if "get_config" in namespace]
+    assert configs
+    lists = [namespace["augment"] for namespace in namespaces if "augment" in namespace]
+    assert lists
+    for config in configs:
+        assert isinstance(config, Config)
+        for augment in lists:
+            decode(encode(dataclasses.replace(config, augment=augment)))
 
 
 def test_the_linked_files_are_there() -> None:

@@ -106,7 +106,7 @@ def count_levels(levels: Array, counts: Array) -> Array:
 
     def by_scatter(levels: Array, counts: Array) -> Array:
         def one(levels: Array, counts: Array) -> Array:
-            return jnp.zeros(NUM_LEVELS).at[levels.astype(jnp.int32)].add(counts)
+            return jnp.zeros(NUM_LEVELS, counts.dtype).at[levels.astype(jnp.int32)].add(counts)
 
         return jax.vmap(jax.vmap(one))(levels, counts)
 

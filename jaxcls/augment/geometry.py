@@ -239,8 +239,8 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
       images: uint8 [batch, 3, size, size].
       matrices: float32 [batch, 2, 3], from places in the result to places in the image: x, y, 1 to
         x, y, in pixels, the middle of the first pixel at (0.5, 0.5).
-      turns: maps may turn by more than 45 degrees. Two opposite shears near 1 do so as well and come
-        out wrong without `turns`, which costs a pass: 0.9 % of RandAugment's images at magnitude 1,
+      turns: maps may turn by more than 45 degrees, which costs a pass. Two opposite shears near 1
+        do so as well, and come out wrong without it: 0.9 % of RandAugment's images at magnitude 1,
         none of 20,000 at 0.5.
 
     Returns:

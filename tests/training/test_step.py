@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax import Array
 
+from jaxcls.augment.draws import at_progress
 from jaxcls.augment_config import (
     CenterCrop,
     Mix,
@@ -19,6 +20,7 @@ from jaxcls.augment_config import (
 from jaxcls.config import Config
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.training.assemble import Training, assemble
+from jaxcls.training.step import progress
 
 NUM_CLASSES = 10
 
@@ -254,3 +256,13 @@ def test_bfloat16_keeps_parameters_and_loss_in_float32(tiny_config: Config) -> N
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert metrics["loss"].dtype == np.float32
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=0.02)
+
+
+@pytest.mark.parametrize(("num_steps", "stages"), [(147, 3), (378, 2), (37035, 3), (100, 4)])
+def test_a_stage_begins_at_its_step(num_steps: int, stages: int) -> None:
+    """Where the border falls on a step, that step is the first of the stage."""
+    strength = tuple(float(stage) for stage in range(stages))
+    at = jax.jit(lambda step: at_progress(strength, progress(step, num_steps)))
+    for stage in range(1, stages):
+        border = num_steps * stage // stages
+        assert [float(at(jnp.int32(step))) for step in (border - 1, border)] == [stage - 1, stage]

@@ -5,13 +5,13 @@ import errno
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import requests
 import tensorflow_datasets as tfds
 from etils import epath
 
+from jaxcls.data.disk import chain, disk_is_full
 from jaxcls.data.tfds import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_convert import convert_to_array_record
 from jaxcls.errors import DataError
@@ -76,28 +76,21 @@ def _check_network(name: str, builder: Any) -> None:
 def _why_it_failed(name: str, root: epath.Path, error: BaseException) -> str:
     problem = f"data.source: 'tfds:{name}' cannot be prepared in {root}: "
     text = str(error)
-    if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in _chain(error)):
+    if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in chain(error)):
         return (
             f"{problem}this set needs TensorFlow for that one step, though not for training; "
             f"pip install 'jaxcls[prepare]', then do the same again"
         )
-    if "ot enough disk space" in text or _has_number(error, errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         return f"{problem}the disk is full; free some space, or choose another data.data_dir"
     if _has_number(error, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return f"{problem}it cannot be written ({first_line(error)}); choose another data.data_dir"
     if "anual" in text:
         return f"{problem}its files must be fetched by hand. {text}"
-    if any(isinstance(e, OSError | requests.RequestException) for e in _chain(error)):
+    if any(isinstance(e, OSError | requests.RequestException) for e in chain(error)):
         return f"{problem}{first_line(error)}; check disk and network, then do the same again"
     return f"{problem}{type(error).__name__}: {first_line(error)}"
 
 
 def _has_number(error: BaseException, *numbers: int) -> bool:
-    return any(isinstance(e, OSError) and e.errno in numbers for e in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    return any(isinstance(e, OSError) and e.errno in numbers for e in chain(error))

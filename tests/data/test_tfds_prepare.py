@@ -1,5 +1,4 @@
 import errno
-import os
 import socket
 import sys
 
@@ -152,11 +151,7 @@ def test_what_went_wrong_is_told(tmp_path, monkeypatch, error, message):
     )
 
 
-def test_disk_that_fills_up_while_examples_are_written(tmp_path, monkeypatch):
-    def example():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(JaxclsToy, "example", example)
+def test_disk_that_fills_up_while_examples_are_written(tmp_path, full_disk):
     fails("the disk is full; free some space, or choose another data.data_dir", tmp_path)
 
 

@@ -5,6 +5,7 @@ may change, or a run start anywhere, without changing what any row holds.
 """
 
 import dataclasses
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Generator
@@ -54,7 +55,7 @@ def train_batches(
     images = TrainingImages(source, data)
     order = training_order(len(source), data, seed=seed)
     load = _LoadTraining(images, order, np.asarray(rows))
-    return _run(load, images, start=start, stop=sys.maxsize)
+    return _run(load, images, start=start)
 
 
 def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: Rows) -> Batches:
@@ -79,7 +80,7 @@ def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: R
     """
     images = EvaluationImages(source, data)
     load = _LoadEvaluation(images, np.asarray(rows), batch_size)
-    return _run(load, images, start=0, stop=-(-len(source) // batch_size))
+    return _run(load, images, start=0, count=-(-len(source) // batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +141,20 @@ class _LoadEvaluation:
         }
 
 
-def _run(load: Callable[[int], Batch], images: Images, *, start: int, stop: int) -> Batches:
-    """Computes batches `start` to `stop` ahead, in threads or worker processes, in order."""
+def _run(
+    load: Callable[[int], Batch], images: Images, *, start: int, count: int | None = None
+) -> Batches:
+    """Computes `count` batches (None: endless) from `start` ahead, in threads or worker processes.
+
+    For grain they are always endless: where a worker's batches end, grain keeps the last of them in
+    shared memory, which is then never freed.
+    """
     data = images.data
     read = grain.ReadOptions(
         num_threads=data.num_threads,
         prefetch_buffer_size=max(data.prefetch, data.num_threads),
     )
-    dataset = grain.MapDataset.range(stop)[start:].map(load).to_iter_dataset(read)
+    dataset = grain.MapDataset.range(start, sys.maxsize).map(load).to_iter_dataset(read)
     if data.num_workers:
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, of which we have none
             flags.FLAGS.mark_as_parsed()
@@ -158,10 +165,12 @@ def _run(load: Callable[[int], Batch], images: Images, *, start: int, stop: int)
         )
     iterator = iter(dataset)
     try:
-        for batch in iterator:
+        for batch in itertools.islice(iterator, count):
             _note_broken(images, batch["index"][batch["broken"]])
-            # A worker's arrays lie in shared memory that must be let go before the process ends.
-            yield {key: np.array(v) for key, v in batch.items()} if data.num_workers else batch
+            if data.num_workers:
+                # A worker's arrays lie in shared memory that must be let go before the process ends.
+                batch = {key: np.array(value) for key, value in batch.items()}
+            yield batch
     finally:
         iterator.close()
 

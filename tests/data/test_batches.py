@@ -2,6 +2,8 @@ import dataclasses
 import itertools
 import logging
 import multiprocessing
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -112,6 +114,28 @@ def test_evaluation_sees_every_example_once(numbered, size, batch_size, num_proc
         assert mask.dtype == bool
         seen += batch["index"][mask].tolist()
     assert sorted(seen) == list(range(size))
+
+
+EVALUATE = """
+import sys
+from jaxcls.config import DataConfig
+from jaxcls.data.batches import eval_batches
+from jaxcls.data.sources import open_source
+
+if __name__ == "__main__":
+    data = DataConfig(data_dir=sys.argv[1], image_size=16, num_workers=2)
+    source = open_source(data, "test")
+    batches = eval_batches(source, data, batch_size=32, rows=range(32))
+    print(sum(batch["mask"].sum() for batch in batches))
+"""
+
+
+def test_evaluation_in_workers_leaves_nothing_in_shared_memory(digits, digits_dir, tmp_path):
+    """Python would complain of it on stderr when the process ends."""
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    command = [sys.executable, str(tmp_path / "evaluate.py"), str(digits_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "355\n", "")
 
 
 def test_repeated_examples_fill_their_rows(numbered):

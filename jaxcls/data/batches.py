@@ -7,6 +7,7 @@ may change, or a run start anywhere, without changing what any row holds.
 import dataclasses
 import itertools
 import logging
+import math
 import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
@@ -168,7 +169,7 @@ def _run(
         for batch in itertools.islice(iterator, count):
             _note_broken(images, batch["index"][batch["broken"]])
             if data.num_workers:
-                # A worker's arrays lie in shared memory that must be let go before the process ends.
+                # A worker's arrays lie in shared memory, to be let go before the process ends.
                 batch = {key: np.array(value) for key, value in batch.items()}
             yield batch
     finally:
@@ -182,16 +183,18 @@ def _note_broken(images: Images, records: np.ndarray) -> None:
       DataError: more than data.max_broken of the set, or all of it.
     """
     source, share = images.source, images.data.max_broken
-    allowed = min(int(share * len(source)), len(source) - 1)
+    allowed = min(int(share * len(source) + 1e-9), len(source) - 1)  # 0.29 * 100 is below 29
     for record in sorted(set(records.tolist()) - source.broken.keys()):
         source.broken[record] = _reason(images, record)
         count = len(source.broken)
-        logger.warning("skipped (%d of at most %d): %s", count, allowed, source.broken[record])
         if count > allowed:
             raise DataError(
                 f"data.max_broken: more than {share:.2%} of the {len(source)} images of "
-                f"{source.name} {source.split!r} are broken; the last was: {source.broken[record]}"
+                f"{source.name} {source.split!r} are broken; the last was: "
+                f"{source.broken[record]}; with {math.ceil(1e4 * count / len(source)) / 1e4:g} or "
+                f"more it goes on"
             )
+        logger.warning("skipped (%d of at most %d): %s", count, allowed, source.broken[record])
 
 
 def _reason(images: Images, record: int) -> str:

@@ -211,10 +211,11 @@ def test_skipping_puts_the_next_good_image_in_the_place_of_a_broken_one(damaged,
 def test_skipping_stops_when_too_many_are_broken(damaged, caplog):
     data = config(broken="skip", max_broken=0.02)
     with pytest.raises(
-        DataError, match=r"data.max_broken: more than 2.00% of the 100 images .* the last was: rec"
+        DataError,
+        match=r"data.max_broken: more than 2.00% of the 100 images .* the last was: rec.*0.03 or more",
     ):
         take(12, train_batches(damaged(), data, seed=0, rows=range(16)))
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
 
 
 def test_skipping_when_nothing_can_be_decoded(numbered, caplog):

@@ -32,7 +32,7 @@ class ShowData:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Picture file: png, svg or pdf."""
     count: int = 24
-    """Images at most; no more than a batch has."""
+    """Images at most; no more than a batch or the set has."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,10 +96,9 @@ def _data(arguments: list[str]) -> int:
 
     config = checked(options.config)
     source = open_source(config.data, config.data.train_split)
-    rows = range(min(options.count, config.data.batch_size))
-    with contextlib.closing(
-        train_batches(source, config.data, seed=config.seed, rows=rows)
-    ) as batches:
+    rows = range(min(options.count, config.data.batch_size, len(source)))
+    data = dataclasses.replace(config.data, last_batch="straddle")  # a set may be small
+    with contextlib.closing(train_batches(source, data, seed=config.seed, rows=rows)) as batches:
         batch = next(batches)
     images = [
         image[:height, :width]

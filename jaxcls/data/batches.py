@@ -5,7 +5,9 @@ may change, or a run start anywhere, without changing what any row holds.
 """
 
 import dataclasses
+import itertools
 import logging
+import math
 import sys
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
@@ -54,7 +56,7 @@ def train_batches(
     images = TrainingImages(source, data)
     order = training_order(len(source), data, seed=seed)
     load = _LoadTraining(images, order, np.asarray(rows))
-    return _run(load, images, start=start, stop=sys.maxsize)
+    return _run(load, images, start=start)
 
 
 def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: Rows) -> Batches:
@@ -79,7 +81,7 @@ def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: R
     """
     images = EvaluationImages(source, data)
     load = _LoadEvaluation(images, np.asarray(rows), batch_size)
-    return _run(load, images, start=0, stop=-(-len(source) // batch_size))
+    return _run(load, images, start=0, count=-(-len(source) // batch_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,14 +142,20 @@ class _LoadEvaluation:
         }
 
 
-def _run(load: Callable[[int], Batch], images: Images, *, start: int, stop: int) -> Batches:
-    """Computes batches `start` to `stop` ahead, in threads or worker processes, in order."""
+def _run(
+    load: Callable[[int], Batch], images: Images, *, start: int, count: int | None = None
+) -> Batches:
+    """Computes `count` batches (None: endless) from `start` ahead, in threads or worker processes.
+
+    For grain they are always endless: where a worker's batches end, grain keeps the last of them in
+    shared memory, which is then never freed.
+    """
     data = images.data
     read = grain.ReadOptions(
         num_threads=data.num_threads,
         prefetch_buffer_size=max(data.prefetch, data.num_threads),
     )
-    dataset = grain.MapDataset.range(stop)[start:].map(load).to_iter_dataset(read)
+    dataset = grain.MapDataset.range(start, sys.maxsize).map(load).to_iter_dataset(read)
     if data.num_workers:
         if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, of which we have none
             flags.FLAGS.mark_as_parsed()
@@ -158,10 +166,12 @@ def _run(load: Callable[[int], Batch], images: Images, *, start: int, stop: int)
         )
     iterator = iter(dataset)
     try:
-        for batch in iterator:
+        for batch in itertools.islice(iterator, count):
             _note_broken(images, batch["index"][batch["broken"]])
-            # A worker's arrays lie in shared memory that must be let go before the process ends.
-            yield {key: np.array(v) for key, v in batch.items()} if data.num_workers else batch
+            if data.num_workers:
+                # A worker's arrays lie in shared memory, to be let go before the process ends.
+                batch = {key: np.array(value) for key, value in batch.items()}
+            yield batch
     finally:
         iterator.close()
 
@@ -173,16 +183,18 @@ def _note_broken(images: Images, records: np.ndarray) -> None:
       DataError: more than data.max_broken of the set, or all of it.
     """
     source, share = images.source, images.data.max_broken
-    allowed = min(int(share * len(source)), len(source) - 1)
+    allowed = min(int(share * len(source) + 1e-9), len(source) - 1)  # 0.29 * 100 is below 29
     for record in sorted(set(records.tolist()) - source.broken.keys()):
         source.broken[record] = _reason(images, record)
         count = len(source.broken)
-        logger.warning("skipped (%d of at most %d): %s", count, allowed, source.broken[record])
         if count > allowed:
             raise DataError(
                 f"data.max_broken: more than {share:.2%} of the {len(source)} images of "
-                f"{source.name} {source.split!r} are broken; the last was: {source.broken[record]}"
+                f"{source.name} {source.split!r} are broken; the last was: "
+                f"{source.broken[record]}; with {math.ceil(1e4 * count / len(source)) / 1e4:g} or "
+                f"more it goes on"
             )
+        logger.warning("skipped (%d of at most %d): %s", count, allowed, source.broken[record])
 
 
 def _reason(images: Images, record: int) -> str:

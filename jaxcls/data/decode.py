@@ -14,8 +14,10 @@ import simplejpeg
 
 from jaxcls.errors import BrokenImageError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".webp"})
+IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".webp"})
 
+# Those that are promised, and no more: Pillow reads some forty, with less care and other programs.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
 
 MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS or 89_478_485
 # Pillow refuses an image of twice that size and only warns of a smaller one; here both are errors.
@@ -30,6 +32,7 @@ _ENOUGH = 0.9
 
 _UNREADABLE = (
     OSError,
+    RuntimeError,
     ValueError,
     SyntaxError,
     EOFError,
@@ -53,7 +56,7 @@ def decode_image(
     image that a camera marked as turned (EXIF) is put upright.
 
     Args:
-      data: a whole file: JPEG, PNG, WebP, GIF (first frame), BMP or whatever Pillow reads.
+      data: a whole file: JPEG, PNG, WebP, GIF (first frame) or BMP.
       where: what to call this image in an error, for example "record 7 of digits train".
       background: colour behind transparent pixels, "#rrggbb".
       longest: the caller will shrink the image until its longer side has this many pixels. So a
@@ -72,12 +75,13 @@ def decode_image(
         if image is not None:
             return image
     try:
-        with PIL.Image.open(io.BytesIO(data)) as image:
+        with PIL.Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             pixels = _to_rgb(image, background)
             return _upright(pixels, _orientation(image.info.get("exif", b"")))
     except _UNREADABLE as error:
         # Pillow names its in-memory file by its address, which says nothing.
-        reason = "not an image" if isinstance(error, PIL.UnidentifiedImageError) else error
+        unknown = isinstance(error, PIL.UnidentifiedImageError)
+        reason = "not an image of a known kind" if unknown else error
         raise BrokenImageError(
             f"{where}: the image cannot be decoded ({reason}; {len(data)} bytes)"
         ) from error

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxcls.data.disk import disk_is_full
 from jaxcls.data.records import cache_dir
 from jaxcls.errors import DataError
 
@@ -91,12 +92,19 @@ def prepared_digits(data_dir: str | None) -> Path:
     """The folder of the digits in data_dir (None: the user's cache), prepared if need be.
 
     Raises:
-      DataError: the folder cannot be written.
+      DataError: the folder cannot be written, or the disk is full.
     """
     root = Path(data_dir).expanduser() if data_dir else cache_dir()
     try:
         return prepare(root)
-    except OSError as error:
+    except Exception as error:  # ArrayRecord's writer raises RuntimeErrors
+        if disk_is_full(error):
+            raise DataError(
+                f"data.data_dir: cannot prepare digits in {root}: the disk is full; free some "
+                f"space, or name another folder"
+            ) from error
+        if not isinstance(error, OSError):
+            raise
         raise DataError(
             f"data.data_dir: cannot prepare digits in {root} ({error}); "
             f"name a folder that can be written"

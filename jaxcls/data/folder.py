@@ -7,7 +7,9 @@ PATH/CLASS/* gets: of each class the same share goes to `test`.
 
 import collections
 import dataclasses
+import functools
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -17,6 +19,11 @@ from jaxcls.data.records import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
+
+logger = logging.getLogger("jaxcls")
+
+# What a folder of a split may be called by others; a class with folders of its own is not.
+_SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "eval"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -69,7 +76,9 @@ class FolderSplit:
         return [len(self.files)]  # what TFDS's split syntax wants to know
 
 
-def open_folder(path: str, split: str, *, test_share: float, seed: int) -> FolderSource:
+def open_folder(
+    path: str, split: str, *, test_share: float, seed: int, field: str = "split"
+) -> FolderSource:
     """Opens one split of a folder of photos.
 
     Args:
@@ -78,6 +87,7 @@ def open_folder(path: str, split: str, *, test_share: float, seed: int) -> Folde
       split: in TFDS syntax; PATH/CLASS/* has `train` and `test`.
       test_share: of each class of PATH/CLASS/*, how much belongs to `test`.
       seed: decides the order of the files, and so what is in `test`.
+      field: what an error calls the split.
 
     Raises:
       DataError: no such folder or split, a class without images, a class that is not in `train`,
@@ -86,10 +96,15 @@ def open_folder(path: str, split: str, *, test_share: float, seed: int) -> Folde
     root = Path(path).expanduser()
     splits = _read_splits(root, test_share=test_share, seed=seed)
     class_names = _class_names(root, splits["train"])
+    hint = (
+        ""
+        if splits.get("test", splits["train"]).files
+        else (f"; data.test_share, {test_share:g}, is too small for the test set of so few images")
+    )
     numbers = {name: number for number, name in enumerate(class_names)}
     chosen = [
         file
-        for stored, part in parse_split(split, splits, name=str(root))
+        for stored, part in parse_split(split, splits, name=str(root), field=field, hint=hint)
         for file in splits[stored].files[part]
     ]
     for file, name in chosen:
@@ -119,6 +134,12 @@ def describe_folder(path: str) -> str:
 def _read_splits(root: Path, *, test_share: float, seed: int) -> dict[str, FolderSplit]:
     """The stored splits, by name."""
     index = read_index(root)
+    _check_split_names(root, index)
+    if index.num_others:
+        _warn_once(
+            f"{root}: {index.num_others:,} other files are not images by their names, for example "
+            f"{index.other!r}; they are left out"
+        )
     depth = 1 if _has_splits(index) else 0
     files: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)  # by split and class
     for folder in sorted(index.folders):
@@ -141,7 +162,40 @@ def _read_splits(root: Path, *, test_share: float, seed: int) -> dict[str, Folde
     for place, file, name in _spread(files[""], seed):  # the first of a class is always in train
         (test if place >= 1 - test_share and name in met else train).append((place, file, name))
         met.add(name)
+    untested = sorted(met - {name for _, _, name in test})
+    if untested and test_share:
+        _warn_once(
+            f"{root}: {len(untested)} of {len(met)} classes have no image in the split test, for "
+            f"example {untested[0]!r}; data.test_share, {test_share:g}, is too small for them"
+        )
     return {"train": _split(train), "test": _split(test)}
+
+
+def _check_split_names(root: Path, index: FolderIndex) -> None:
+    """Refuses PATH/Train/CLASS/* and the like, which would become classes called Train and Test.
+
+    Raises:
+      DataError: there is no `train`, but a folder of folders with the name of a split.
+    """
+    if _has_splits(index):
+        return
+    tops = sorted({folder.split("/")[0] for folder in index.folders if "/" in folder})
+    found = [top for top in tops if top.lower() in _SPLIT_NAMES]
+    if found:
+        training = next((top for top in found if top.lower().startswith("train")), None)
+        mend = (
+            f"rename {root / training} to train" if training else "call the one to train on train"
+        )
+        raise DataError(
+            f"data.source: {root} has folders that look like splits, not classes "
+            f"({', '.join(found)}), and none of them is called train; {mend}"
+        )
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    """Logs it, though a run opens the same folder for training and for evaluation."""
+    logger.warning("%s", message)
 
 
 def _has_splits(index: FolderIndex) -> bool:
@@ -159,7 +213,7 @@ def _spread(by_class: Mapping[str, list[str]], seed: int) -> list[tuple[float, s
 
 
 def _hash(file: str, seed: int) -> bytes:
-    return hashlib.blake2b(f"{seed}/{file}".encode(), digest_size=8).digest()
+    return hashlib.blake2b(os.fsencode(f"{seed}/{file}"), digest_size=8).digest()
 
 
 def _split(placed: Iterable[tuple[float, str, str]]) -> FolderSplit:
@@ -169,8 +223,19 @@ def _split(placed: Iterable[tuple[float, str, str]]) -> FolderSplit:
 def _class_names(root: Path, train: FolderSplit) -> tuple[str, ...]:
     classes = {name for _, name in train.files}
     if len(classes) < 2:
+        deeper = _deeper(root, classes)
+        hint = f"; is it data.source folder:{deeper}?" if deeper != root else ""
         raise DataError(
             f"data.source: {root} has {'one class' if classes else 'no classes'}; a classifier "
-            f"needs two or more, as PATH/CLASS/* or PATH/train/CLASS/*"
+            f"needs two or more, as PATH/CLASS/* or PATH/train/CLASS/*{hint}"
         )
     return tuple(sorted(classes))
+
+
+def _deeper(root: Path, names: Iterable[str]) -> Path:
+    """The folder of classes or splits that seems to be meant, where root has one folder only."""
+    folder, inner = root, [root / name for name in names]
+    while len(inner) == 1 and inner[0].is_dir():
+        folder = inner[0]
+        inner = [child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."]
+    return folder if inner and folder != root else root

@@ -23,10 +23,14 @@ class FolderIndex:
       folders: path under the folder, "/" between parts -> time of last change, in ns. The folder
         itself is "".
       files: paths of the image files under the folder, sorted.
+      num_others: how many other files lie in its folders, not counting those in the folder itself.
+      other: path of one of them.
     """
 
     folders: dict[str, int]
     files: tuple[str, ...]
+    num_others: int
+    other: str
 
 
 def read_index(root: Path) -> FolderIndex:
@@ -60,6 +64,7 @@ def read_index(root: Path) -> FolderIndex:
 def _scan(root: Path) -> FolderIndex:
     folders: dict[str, int] = {}
     files: list[str] = []
+    others: list[str] = []
     waiting = [""]
     while waiting:
         folder = waiting.pop()
@@ -73,7 +78,9 @@ def _scan(root: Path) -> FolderIndex:
                     waiting.append(path)
                 elif is_image_name(entry.name):
                     files.append(path)
-    return FolderIndex(folders, tuple(sorted(files)))
+                elif folder:
+                    others.append(path)
+    return FolderIndex(folders, tuple(sorted(files)), len(others), min(others, default=""))
 
 
 def _unchanged(root: Path, folders: dict[str, int]) -> bool:
@@ -84,14 +91,14 @@ def _unchanged(root: Path, folders: dict[str, int]) -> bool:
 
 
 def _memory_file(root: Path) -> Path:
-    name = hashlib.sha256(str(root.resolve()).encode()).hexdigest()[:16]
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return cache_dir() / "folders" / f"{name}.json"
 
 
 def _recall(memory: Path) -> FolderIndex | None:
     try:
         values = json.loads(memory.read_text())
-        return FolderIndex(values["folders"], tuple(values["files"]))
+        return FolderIndex(**values | {"files": tuple(values["files"])})
     except (OSError, ValueError, KeyError, TypeError):  # missing, cut short, or from another time
         return None
 

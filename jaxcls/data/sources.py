@@ -29,16 +29,20 @@ def open_source(data: "DataConfig", split: str) -> Source:
         image classification set.
     """
     kind, name = _parse(data.source)
+    fields = {data.eval_split: "data.eval_split", data.train_split: "data.train_split"}
+    field = fields.get(split, "--split")
     if kind == "folder":
         from jaxcls.data.folder import open_folder
 
-        return open_folder(name, split, test_share=data.test_share, seed=data.split_seed)
+        share, seed = data.test_share, data.split_seed
+        return open_folder(name, split, test_share=share, seed=seed, field=field)
     from jaxcls.data import tfds
 
     if kind == "digits":
         from jaxcls.data.digits import prepared_digits
 
-        return tfds.open_prepared(prepared_digits(data.data_dir), name="digits", split=split)
+        folder = prepared_digits(data.data_dir)
+        return tfds.open_prepared(folder, name="digits", split=split, field=field)
     if data.prepare:
         from jaxcls.data.tfds_prepare import prepare_set
 
@@ -46,7 +50,8 @@ def open_source(data: "DataConfig", split: str) -> Source:
     else:
         folder = tfds.find_prepared(name, data.data_dir)
     keys = (data.image_key, data.label_key)
-    return tfds.open_prepared(folder, name=name.partition(":")[0], split=split, keys=keys)
+    name = name.partition(":")[0]
+    return tfds.open_prepared(folder, name=name, split=split, keys=keys, field=field)
 
 
 def prepare_source(source: str, data_dir: str | None = None) -> str:

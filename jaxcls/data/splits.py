@@ -10,13 +10,17 @@ from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
 
 
-def parse_split(split: str, splits: Mapping[str, Any], *, name: str) -> list[tuple[str, slice]]:
+def parse_split(
+    split: str, splits: Mapping[str, Any], *, name: str, field: str = "split", hint: str = ""
+) -> list[tuple[str, slice]]:
     """What a split asks for: parts of the stored splits, in order.
 
     Args:
       split: in TFDS syntax.
       splits: stored split -> anything with `num_examples` and `shard_lengths`.
       name: of the set, for messages.
+      field: where the split was asked for, for messages.
+      hint: why a split may be empty.
 
     Returns:
       (stored split, which of its examples) pairs.
@@ -28,15 +32,15 @@ def parse_split(split: str, splits: Mapping[str, Any], *, name: str) -> list[tup
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
     except ValueError as error:
         base = re.split(r"[\[+]", split)[0]
+        near = "" if base in splits else nearest(base, splits)
         raise DataError(
-            f"data split {split!r} of {name}: {str(error).splitlines()[0]}{nearest(base, splits)} "
+            f"{field}: {split!r} of {name}: {str(error).splitlines()[0]}{near} "
             f"(splits: {describe_splits(splits)})"
         ) from error
     slices = [(part.splitname, slice(part.from_, part.to)) for part in parts]
     if not any(len(range(splits[stored].num_examples)[part]) for stored, part in slices):
-        raise DataError(
-            f"data split {split!r} of {name} has no examples (splits: {describe_splits(splits)})"
-        )
+        there = describe_splits(splits)
+        raise DataError(f"{field}: {split!r} of {name} has no examples (splits: {there}){hint}")
     return slices
 
 

@@ -152,6 +152,7 @@ def open_prepared(
     name: str,
     split: str,
     keys: tuple[str | None, str | None] = (None, None),
+    field: str = "split",
 ) -> Source:
     """Opens a split of the TFDS set in `folder`, without the code that made it.
 
@@ -160,6 +161,7 @@ def open_prepared(
       name: of the set, for messages.
       split: in TFDS syntax.
       keys: features that hold the image and the label; None: found by the set's description.
+      field: what an error calls the split.
 
     Raises:
       DataError: a damaged folder, other files than ArrayRecord, no such split or feature, or no
@@ -168,7 +170,7 @@ def open_prepared(
     builder = _read_builder(folder, name=name)
     features: Mapping[str, Any] = builder.info.features
     image_key, label_key = _find_keys(features, builder.info.supervised_keys, keys, name=name)
-    parse_split(split, builder.info.splits, name=name)
+    parse_split(split, builder.info.splits, name=name, field=field)
     _check_files(builder.info, name=name, split=split, folder=folder)
     records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
     return TfdsSource(

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from jaxcls.data.disk import disk_is_full
 from jaxcls.errors import DataError
 
 
@@ -39,7 +40,17 @@ def convert_to_array_record(folder: epath.Path) -> None:
         temporary = folder / f".{description.name}.{os.getpid()}"
         temporary.write_text(json.dumps(info, indent=2))
         temporary.replace(description)
-    except (OSError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        RuntimeError,
+    ) as error:  # ArrayRecord's are RuntimeErrors
+        if disk_is_full(error):
+            raise DataError(
+                f"data.source: {folder} cannot be converted to ArrayRecord: the disk is full; free "
+                f"some space, then do the same again"
+            ) from error
         raise DataError(
             f"data.source: {folder} cannot be converted to ArrayRecord ({error}); mend that, or "
             f"delete the folder and prepare it again"
@@ -49,11 +60,16 @@ def convert_to_array_record(folder: epath.Path) -> None:
 def _convert_file(path: epath.Path) -> None:
     final = path.with_name(path.name.replace(".tfrecord-", ".array_record-"))
     temporary = path.with_name(f".{final.name}.{os.getpid()}")
-    writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")  # as TFDS writes them
-    for example in _read_tfrecord(path):
-        writer.write(example)
-    writer.close()
-    temporary.replace(final)
+    try:
+        writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")  # as TFDS writes them
+        try:
+            for example in _read_tfrecord(path):
+                writer.write(example)
+        finally:
+            writer.close()
+        temporary.replace(final)
+    finally:
+        temporary.unlink(missing_ok=True)  # what a failure leaves
 
 
 def _read_tfrecord(path: epath.Path) -> Iterator[bytes]:

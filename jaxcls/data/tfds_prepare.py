@@ -5,15 +5,17 @@ import errno
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 
 import requests
 import tensorflow_datasets as tfds
 from etils import epath
+from tensorflow_datasets.core.download import resource
 
+from jaxcls.data.disk import chain, disk_is_full
 from jaxcls.data.tfds import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_convert import convert_to_array_record
+from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
 
 
@@ -42,10 +44,12 @@ def prepare_set(name: str, data_dir: str | None) -> epath.Path:
     try:
         builder = tfds.builder(name, data_dir=root)
     except Exception as error:  # whatever TFDS's registry and the set's code raise
+        base, known = name.partition("/")[0], tfds.list_builders(with_community_datasets=False)
+        near = "" if base in known else nearest(base, known)
         raise DataError(
-            f"data.source: TensorFlow Datasets has no 'tfds:{name}' ({first_line(error)})"
+            f"data.source: TensorFlow Datasets has no 'tfds:{name}'{near} ({first_line(error)})"
         ) from error
-    _check_network(name, builder)
+    _check_network(name, builder, root / "downloads")
     try:
         builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # and whatever reading, writing and downloading do
@@ -53,13 +57,23 @@ def prepare_set(name: str, data_dir: str | None) -> epath.Path:
     return find_prepared(name, data_dir)
 
 
-def _check_network(name: str, builder: Any) -> None:
+def _check_network(name: str, builder: Any, downloads: epath.Path) -> None:
     """Fails at once where TFDS would try for minutes: no host of the set's files has an address.
+
+    Files that are in `downloads` already are not asked for, and a set whose files must be fetched
+    by hand says so itself.
 
     Raises:
       DataError: there is no network.
     """
-    hosts = {urllib.parse.urlsplit(url).hostname for url in builder.url_infos or ()} - {None}
+    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
+        return
+    missing = [
+        url
+        for url, info in (builder.url_infos or {}).items()
+        if not (downloads / resource.get_dl_fname(url, info.checksum)).exists()
+    ]
+    hosts = {urllib.parse.urlsplit(url).hostname for url in missing} - {None}
     if not hosts or urllib.request.getproxies():  # behind a proxy, names are the proxy's business
         return
     for host in hosts:
@@ -76,28 +90,22 @@ def _check_network(name: str, builder: Any) -> None:
 def _why_it_failed(name: str, root: epath.Path, error: BaseException) -> str:
     problem = f"data.source: 'tfds:{name}' cannot be prepared in {root}: "
     text = str(error)
-    if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in _chain(error)):
+    if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in chain(error)):
         return (
             f"{problem}this set needs TensorFlow for that one step, though not for training; "
-            f"pip install 'jaxcls[prepare]', then do the same again"
+            f"run\n  uv run --extra prepare jaxcls prepare tfds:{name} --data-dir {root}\n"
+            f"or, without uv, pip install -e '.[prepare]' and do the same again"
         )
-    if "ot enough disk space" in text or _has_number(error, errno.ENOSPC, errno.EDQUOT):
+    if disk_is_full(error):
         return f"{problem}the disk is full; free some space, or choose another data.data_dir"
     if _has_number(error, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return f"{problem}it cannot be written ({first_line(error)}); choose another data.data_dir"
     if "anual" in text:
         return f"{problem}its files must be fetched by hand. {text}"
-    if any(isinstance(e, OSError | requests.RequestException) for e in _chain(error)):
+    if any(isinstance(e, OSError | requests.RequestException) for e in chain(error)):
         return f"{problem}{first_line(error)}; check disk and network, then do the same again"
     return f"{problem}{type(error).__name__}: {first_line(error)}"
 
 
 def _has_number(error: BaseException, *numbers: int) -> bool:
-    return any(isinstance(e, OSError) and e.errno in numbers for e in _chain(error))
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, and those that it came from."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    return any(isinstance(e, OSError) and e.errno in numbers for e in chain(error))

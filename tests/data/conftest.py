@@ -5,6 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 from tensorflow_datasets.core import registered
 
 from jaxcls.config import DataConfig
@@ -56,6 +57,15 @@ def prepare_set(data_dir, *, name, features, splits, supervised_keys=None):
     Photos.name = name
     Photos(data_dir=data_dir).download_and_prepare(file_format="array_record")
     return data_dir / name / "1.2.0"
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """ArrayRecord's own writer, which finds the disk full wherever it writes."""
+    writer = array_record_module.ArrayRecordWriter
+    monkeypatch.setattr(
+        array_record_module, "ArrayRecordWriter", lambda _, options: writer("/dev/full", options)
+    )
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@ import dataclasses
 import itertools
 import logging
 import multiprocessing
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,6 +116,28 @@ def test_evaluation_sees_every_example_once(numbered, size, batch_size, num_proc
     assert sorted(seen) == list(range(size))
 
 
+EVALUATE = """
+import sys
+from jaxcls.config import DataConfig
+from jaxcls.data.batches import eval_batches
+from jaxcls.data.sources import open_source
+
+if __name__ == "__main__":
+    data = DataConfig(data_dir=sys.argv[1], image_size=16, num_workers=2)
+    source = open_source(data, "test")
+    batches = eval_batches(source, data, batch_size=32, rows=range(32))
+    print(sum(batch["mask"].sum() for batch in batches))
+"""
+
+
+def test_evaluation_in_workers_leaves_nothing_in_shared_memory(digits, digits_dir, tmp_path):
+    """Python would complain of it on stderr when the process ends."""
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    command = [sys.executable, str(tmp_path / "evaluate.py"), str(digits_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "355\n", "")
+
+
 def test_repeated_examples_fill_their_rows(numbered):
     data = config(repeats=4)
     for batch in take(3, train_batches(numbered(), data, seed=0, rows=range(2, 16))):
@@ -187,10 +211,11 @@ def test_skipping_puts_the_next_good_image_in_the_place_of_a_broken_one(damaged,
 def test_skipping_stops_when_too_many_are_broken(damaged, caplog):
     data = config(broken="skip", max_broken=0.02)
     with pytest.raises(
-        DataError, match=r"data.max_broken: more than 2.00% of the 100 images .* the last was: rec"
+        DataError,
+        match=r"data.max_broken: more than 2.00% of the 100 images .* was: rec.*0.03 or more",
     ):
         take(12, train_batches(damaged(), data, seed=0, rows=range(16)))
-    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 3
+    assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2
 
 
 def test_skipping_when_nothing_can_be_decoded(numbered, caplog):

@@ -238,3 +238,11 @@ def test_jpeg_of_simplejpeg_round_trips():
     image = np.full((16, 24, 3), (200, 30, 90), np.uint8)
     data = simplejpeg.encode_jpeg(image, quality=100)
     assert np.abs(decode_image(data, where="it") - image.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "TIFF", "DDS", "EPS", "ICO"])
+def test_kinds_that_are_not_promised(kind):
+    file = io.BytesIO()
+    PIL.Image.new("RGB", (32, 32)).save(file, kind)
+    with pytest.raises(BrokenImageError, match="not an image of a known kind"):
+        decode_image(file.getvalue(), where="it")

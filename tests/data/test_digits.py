@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from sklearn.datasets import load_digits
 
 from jaxcls.data.decode import decode_image
-from jaxcls.data.sources import open_source
+from jaxcls.data.sources import open_source, prepare_source
+from jaxcls.errors import DataError
 
 OPEN = """
 import sys, time
@@ -69,3 +71,9 @@ def test_split_is_fixed_and_stratified(digits_config):
     for i in range(len(test)):
         digest.update(decode_image(test[i].image, where="it").tobytes())
     assert digest.hexdigest()[:16] == "343ddc0d01d59c54"
+
+
+def test_a_disk_that_fills_up(tmp_path, full_disk):
+    with pytest.raises(DataError, match=f"data.data_dir: .*{tmp_path}: the disk is full; free"):
+        prepare_source("digits", str(tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["digits"]

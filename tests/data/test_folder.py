@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 import time
@@ -99,11 +100,79 @@ def test_travels_to_other_processes(make_photos):
 @pytest.mark.parametrize("split", ["trian", "", "train[", "train[abc]", "train[:200]", "val"])
 def test_unknown_split(make_photos, split):
     root = make_photos({"a": 5, "b": 7})
-    fails(rf"data split '.*{root}.*splits: train 9, test 3", root, split)
+    fails(rf"split: '.*{root}.*splits: train 9, test 3", root, split)
+
+
+def test_an_error_names_the_field_of_its_split(make_photos):
+    data = DataConfig(source=f"folder:{make_photos({'a': 5, 'b': 7})}", train_split="trian")
+    for split, message in {
+        "trian": "data.train_split: 'trian' of .* did you mean 'train'",
+        "train[:200]": "--split: 'train.:200.' of",
+    }.items():
+        with pytest.raises(DataError, match=f"^{message}") as caught:
+            open_source(data, split)
+    assert "did you mean" not in str(caught.value)
+    with pytest.raises(DataError, match=r"^data.eval_split: 'val' of"):
+        open_source(dataclasses.replace(data, eval_split="val"), "val")
 
 
 def test_empty_split(make_photos):
     fails("'train.:1%.' of .* has no examples", make_photos({"a": 5, "b": 7}), "train[:1%]")
+
+
+def test_classes_without_a_test_image(make_photos, caplog):
+    root = make_photos({"a": 20, "b": 2, "c": 1})
+    for split in ("train", "test"):
+        opened(root, split, test_share=0.1)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"{root}: 2 of 3 classes have no image in the split test, for example 'b'; "
+        f"data.test_share, 0.1, is too small for them"
+    )
+    root = make_photos({"a": 2, "b": 2})
+    with pytest.raises(DataError, match=r"has no examples .*; data.test_share, 0.1, is too small"):
+        opened(root, "test", test_share=0.1)
+
+
+@pytest.mark.parametrize(
+    ("folders", "mend"),
+    [
+        ({"Train/a": 2, "Train/b": 2, "Test/a": 1}, "rename .*/Train to train"),
+        ({"training/a": 2, "validation/a": 1}, "rename .*/training to train"),
+        ({"val/a": 1, "test/a": 1}, "call the one to train on train"),
+    ],
+)
+def test_splits_of_other_names_do_not_become_classes(make_photos, folders, mend):
+    fails(f"look like splits, not classes .*; {mend}", make_photos(folders))
+
+
+def test_a_folder_too_many(make_photos):
+    root = make_photos({"archive/photos/cat": 2, "archive/photos/dog": 2})
+    fails(f"has one class; .*; is it data.source folder:{root}/archive/photos?", root)
+
+
+def test_names_that_are_not_utf8(make_photos):
+    root = make_photos({"a": 2, "b": 2})
+    with open(os.path.join(os.fsencode(root), b"a", b"caf\xe9.png"), "wb") as file:
+        file.write((root / "a/0000.png").read_bytes())
+    settle(root)
+    for _ in range(2):  # the second from the remembered index
+        source = opened(root, "train+test")
+        assert len(source) == 5
+        assert all(source[index].image for index in range(5))
+        assert source.identity
+
+
+def test_files_that_are_passed_over_are_counted(make_photos, caplog):
+    root = make_photos({"a": 2, "b": 2}, suffix=".jfif")
+    for name in ("README", "a/notes.txt", "b/raw.heic"):
+        (root / name).touch()
+    assert len(opened(root, "train+test", test_share=0.5)) == 4
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"{root}: 2 other files are not images by their names, for example 'a/notes.txt'; "
+        f"they are left out"
+    )
 
 
 def test_missing_folder(tmp_path):

@@ -149,7 +149,11 @@ def test_prepared_as_tfrecord_only(make_set):
 
 @pytest.mark.parametrize("split", ["trian", "", "train[", "train[abc]", "train[:200]", "test"])
 def test_unknown_split(make_set, split):
-    fails(r"data split '.*photos.*splits: train 10, validation 2", config(make_set()), split)
+    fails(
+        r"(split|data.*_split|--split): '.*photos.*splits: train 10, validation 2",
+        config(make_set()),
+        split,
+    )
 
 
 def test_nearest_split(make_set):

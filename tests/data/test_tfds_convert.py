@@ -1,4 +1,5 @@
 import json
+import os
 import struct
 
 import pytest
@@ -58,3 +59,13 @@ def test_a_file_that_is_cut_short(tfrecord, left):
         open_source(config(tfrecord, prepare=True), "train")
     with pytest.raises(DataError, match="as tfrecord only"):
         open_source(config(tfrecord), "train")
+
+
+def test_a_disk_that_fills_up(tfrecord):
+    (path,) = tfrecord.glob("*train*")
+    name = path.name.replace("tfrecord", "array_record")
+    (tfrecord / f".{name}.{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(DataError, match=f"{tfrecord} cannot be .*: the disk is full; free some"):
+        open_source(config(tfrecord, prepare=True), "train")
+    assert not list(tfrecord.glob(".*"))
+    assert len(open_source(config(tfrecord, prepare=True), "train")) == 10

@@ -1,5 +1,4 @@
 import errno
-import os
 import socket
 import sys
 
@@ -7,6 +6,7 @@ import numpy as np
 import pytest
 import requests
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import resource
 
 from jaxcls.config import DataConfig
 from jaxcls.data import tfds_prepare
@@ -99,7 +99,11 @@ def test_an_interrupted_preparation_is_simply_repeated(tmp_path):
 
 def test_unknown_names(tmp_path):
     fails("TensorFlow Datasets has no 'tfds:jaxcls_toy/tiny' ", tmp_path, "jaxcls_toy/tiny")
-    fails("TensorFlow Datasets has no 'tfds:jaxcls_toi'", tmp_path, "jaxcls_toi")
+    fails(
+        "TensorFlow Datasets has no 'tfds:jaxcls_toi'.*did you mean 'jaxcls_toy'",
+        tmp_path,
+        "jaxcls_toi",
+    )
     fails(
         "TensorFlow Datasets has no 'tfds:jaxcls_toy/small:9.9.9'",
         tmp_path,
@@ -110,7 +114,11 @@ def test_unknown_names(tmp_path):
 def test_pixels_need_tensorflow_for_this_one_step(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr(JaxclsToy, "example", lambda: np.zeros((2, 2, 3), np.uint8))
-    fails(r"needs TensorFlow for that one step.*pip install 'jaxcls\[prepare\]'", tmp_path)
+    fails(
+        r"needs TensorFlow for that one step.*\n  uv run --extra prepare jaxcls prepare "
+        rf"tfds:jaxcls_toy/small --data-dir {tmp_path}\n.*pip install -e '.\[prepare\]'",
+        tmp_path,
+    )
 
 
 def test_no_network_is_told_at_once(tmp_path, monkeypatch):
@@ -124,6 +132,18 @@ def test_no_network_is_told_at_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["cats_vs_dogs", "caltech101", "cifar10", "tf_flowers"])
 def test_the_sets_of_our_configs_are_known_to_need_a_download(tmp_path, name):
     fails(f"'tfds:{name}' must be downloaded", tmp_path, name)
+
+
+def test_archives_that_are_there_need_no_network(tmp_path, monkeypatch):
+    builder = tfds.builder("tf_flowers", data_dir=tmp_path)
+    ((url, info),) = builder.url_infos.items()
+    (tmp_path / "downloads").mkdir()
+    (tmp_path / "downloads" / resource.get_dl_fname(url, info.checksum)).touch()
+    tfds_prepare._check_network("tf_flowers", builder, tmp_path / "downloads")
+
+
+def test_a_set_to_fetch_by_hand_says_so_without_a_network(tmp_path):
+    fails(r"must be fetched by hand. Manual directory (.|\n)*ILSVRC2012", tmp_path, "imagenet2012")
 
 
 def test_files_that_must_be_fetched_by_hand(tmp_path, monkeypatch):
@@ -152,11 +172,7 @@ def test_what_went_wrong_is_told(tmp_path, monkeypatch, error, message):
     )
 
 
-def test_disk_that_fills_up_while_examples_are_written(tmp_path, monkeypatch):
-    def example():
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(JaxclsToy, "example", example)
+def test_disk_that_fills_up_while_examples_are_written(tmp_path, full_disk):
     fails("the disk is full; free some space, or choose another data.data_dir", tmp_path)
 
 

@@ -113,12 +113,12 @@ class DataConfig:
     """Processes that decode images; 0 decodes in threads of this process, which is best unless
     there are dozens of cores."""
     num_threads: Annotated[Count, OPERATIONAL] = 4
-    """Threads that read and decode, in this process or in each worker. Each makes one whole batch,
-    and a finished one waits for each, so memory holds up to twice this many batches of
-    batch_size x canvas_size x canvas_size x 3 bytes (of this process' rows)."""
+    """Threads that read and decode, in this process or in each worker. Each makes a whole batch,
+    so memory holds as many, of batch_size x canvas_size x canvas_size x 3 bytes, shared among the
+    processes of a run."""
     prefetch: Annotated[Count, OPERATIONAL] = 2
-    """Batches sent to the devices ahead of the step; no fewer are kept made on the host, and at
-    least num_threads of them."""
+    """Batches made and sent to the devices ahead of the step; on the host there are num_threads if
+    that is more."""
     cache_gib: Annotated[float, Range(0), OPERATIONAL] = 0.0
     """Memory for decoded training images; they are kept if all of them, at canvas_size, fit."""
 

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from array_record.python import array_record_module
+from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import registered
 
 from jaxcls.config import DataConfig
@@ -62,9 +62,9 @@ def prepare_set(data_dir, *, name, features, splits, supervised_keys=None):
 @pytest.fixture
 def full_disk(monkeypatch):
     """ArrayRecord's own writer, which finds the disk full wherever it writes."""
-    writer = array_record_module.ArrayRecordWriter
     monkeypatch.setattr(
-        array_record_module, "ArrayRecordWriter", lambda _, options: writer("/dev/full", options)
+        "array_record.python.array_record_module.ArrayRecordWriter",
+        lambda _, options: ArrayRecordWriter("/dev/full", options),
     )
 
 

@@ -105,13 +105,10 @@ def test_unknown_split(make_photos, split):
 
 def test_an_error_names_the_field_of_its_split(make_photos):
     data = DataConfig(source=f"folder:{make_photos({'a': 5, 'b': 7})}", train_split="trian")
-    for split, message in {
-        "trian": "data.train_split: 'trian' of .* did you mean 'train'",
-        "train[:200]": "--split: 'train.:200.' of",
-    }.items():
-        with pytest.raises(DataError, match=f"^{message}") as caught:
-            open_source(data, split)
-    assert "did you mean" not in str(caught.value)
+    with pytest.raises(DataError, match=r"^data.train_split: 'trian' of .* did you mean 'train'"):
+        open_source(data, "trian")
+    with pytest.raises(DataError, match=r"^--split: 'train.:200.' of (?!.*did you mean)"):
+        open_source(data, "train[:200]")
     with pytest.raises(DataError, match=r"^data.eval_split: 'val' of"):
         open_source(dataclasses.replace(data, eval_split="val"), "val")
 

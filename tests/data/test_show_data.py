@@ -7,7 +7,8 @@ CONFIG = """
 from jaxcls.config import Config, DataConfig, ModelConfig
 
 def get_config():
-    return Config(model=ModelConfig(), data=DataConfig(source="folder:{}", batch_size=64))
+    data = DataConfig(source="folder:{}", batch_size=64)
+    return Config(model=ModelConfig(), data=data, num_epochs=1)
 """
 
 

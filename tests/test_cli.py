@@ -390,7 +390,7 @@ def test_an_override_that_breaks_a_rule_names_the_field(
         (["--compute-dtype", "float64"], "compute_dtype: JAX would silently compute float64 as"),
         (["--model.name", "tinny"], "model.name: unknown model 'tinny'; did you mean 'tiny'?"),
         (["--data.source", "digit"], "data.source: unknown source 'digit'; did you mean 'digits'?"),
-        (["--data.train-split", "trian"], "data split 'trian' of digits"),
+        (["--data.train-split", "trian"], "data.train_split: 'trian' of digits"),
         (
             ["--data.batch-size", "8000"],
             "data.batch_size: 8000 takes 8000 examples, more than the 1442",

@@ -89,7 +89,7 @@ def augmented(config: Config) -> Config:
 
 
 @pytest.fixture(
-    scope="module", params=["tiny", pytest.param("efficientnetv2_b0", marks=pytest.mark.slow)]
+    scope="module", params=["tiny", pytest.param("efficientnetv2_b0", marks=pytest.mark.long)]
 )
 def float32_pair(request: pytest.FixtureRequest, tiny_config: Config) -> tuple[Training, Training]:
     config = changed(tiny_config, "model", name=request.param)

@@ -18,6 +18,8 @@ def get_config() -> Config:
             image_size=32,
             canvas_size=8,
             crop_fraction=32 / 36,
+            cache_gib=1,
+            prefetch=8,
         ),
         augment=(RandomCrop(),),  # no flips: a mirrored digit is another sign
         optimizer=OptimizerConfig(

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -66,23 +66,15 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
     batch = _first_images(config, source, step=step, count=count)
     key, _ = step_keys(config.seed, step)
     num_steps = make_plan(config, len(source)).num_steps
-    labels = soft_labels(jnp.asarray(batch["labels"]), source.num_classes)
+    done = progress(step, num_steps)
 
     def row(title: str, augment: Sequence[Augmentation]) -> Row:
-        apply = make_augment(
-            augment, image_size=config.data.image_size, crop_fraction=config.data.crop_fraction
-        )
-        arrays = (batch["images"], batch["sizes"], labels, np.arange(count, dtype=np.int32))
-        images, mixed = jax.jit(apply)(key, progress(step, num_steps), *arrays)
-        pixels = np.asarray(jnp.round(images * 255)).astype(np.uint8)
-        return Row(title=title, images=list(pixels), captions=_captions(mixed, source.class_names))
+        images, labels = _augmented(config, source, batch, augment, key=key, done=done)
+        captions = _captions(labels, source.class_names)
+        return Row(title=title, images=list(np.asarray(images)), captions=captions)
 
-    raw = [
-        image[:height, :width]
-        for image, (height, width) in zip(batch["images"], batch["sizes"], strict=True)
-    ]
     names = [source.class_names[label] for label in batch["labels"]]
-    rows = [Row(title="raw", images=raw, captions=names)]
+    rows = [Row(title="raw", images=valid_images(batch), captions=names)]
     for number, entry in enumerate(config.augment, start=1):
         before = list(config.augment[: number - 1])
         if isinstance(entry, Mix):
@@ -106,15 +98,10 @@ def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: 
     """
     _check_count(count, config)
     batch = _first_images(config, source, step=step, count=count)
-    resize = make_augment(
-        (CenterCrop(),),
-        image_size=config.data.image_size,
-        crop_fraction=config.data.crop_fraction,
+    images, _ = _augmented(
+        config, source, batch, (CenterCrop(),), key=jax.random.key(0), done=jnp.zeros(())
     )
-    labels = soft_labels(jnp.asarray(batch["labels"]), source.num_classes)
-    arrays = (batch["images"], batch["sizes"], labels, np.arange(count, dtype=np.int32))
-    images, _ = jax.jit(resize)(jax.random.key(0), jnp.zeros(()), *arrays)
-    pixels = jnp.moveaxis(jnp.round(images * 255).astype(jnp.uint8), 3, 1)
+    pixels = jnp.moveaxis(images, 3, 1)
 
     @jax.jit
     def at(magnitude: jax.Array) -> jax.Array:
@@ -134,6 +121,33 @@ def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: 
         )
         for index in range(count)
     ]
+
+
+def valid_images(batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The images of a training batch without the rest of their canvases."""
+    return [
+        canvas[:height, :width]
+        for canvas, (height, width) in zip(batch["images"], batch["sizes"], strict=True)
+    ]
+
+
+def _augmented(
+    config: Config,
+    source: Source,
+    batch: Mapping[str, np.ndarray],
+    augment: Sequence[Augmentation],
+    *,
+    key: jax.Array,
+    done: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """The first rows of a batch after `augment`: uint8 [rows, size, size, 3], and soft labels."""
+    apply = make_augment(
+        augment, image_size=config.data.image_size, crop_fraction=config.data.crop_fraction
+    )
+    labels = soft_labels(jnp.asarray(batch["labels"]), source.num_classes)
+    positions = np.arange(len(labels), dtype=np.int32)
+    images, labels = jax.jit(apply)(key, done, batch["images"], batch["sizes"], labels, positions)
+    return jnp.round(images * 255).astype(jnp.uint8), labels
 
 
 def _check_count(count: int, config: Config) -> None:

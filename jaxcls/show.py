@@ -92,6 +92,7 @@ def _data(arguments: list[str]) -> int:
         raise UserError(f"--count: must be at least 1, got {options.count}")
     from jaxcls.data.batches import train_batches
     from jaxcls.data.sources import open_source
+    from jaxcls.gallery import valid_images
     from jaxcls.plots import plot_images, save_figure
 
     config = checked(options.config)
@@ -100,12 +101,8 @@ def _data(arguments: list[str]) -> int:
     data = dataclasses.replace(config.data, last_batch="straddle")  # a set may be small
     with contextlib.closing(train_batches(source, data, seed=config.seed, rows=rows)) as batches:
         batch = next(batches)
-    images = [
-        image[:height, :width]
-        for image, (height, width) in zip(batch["images"], batch["sizes"], strict=True)
-    ]
     titles = [source.class_names[label] for label in batch["labels"]]
-    save_figure(plot_images(images, titles), options.output)
+    save_figure(plot_images(valid_images(batch), titles), options.output)
     print(f"wrote {options.output}")
     return 0
 

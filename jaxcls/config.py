@@ -22,9 +22,12 @@ from jaxcls.augment_config import (
     mix_of,
 )
 from jaxcls.decoding import (
+    MAY_BE_EMPTY,
     ConfigError,
     Pattern,
     Range,
+    Regex,
+    check_regex,
     decode_fields,
     encode_fields,
     flatten,
@@ -51,7 +54,19 @@ class ModelConfig:
     """The network."""
 
     name: str = "efficientnetv2_b0"
-    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl}"""
+    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl}, efficientnet_{b0..b7}, efficientnet_lite{0..4}; auto:
+    the network of the weights"""
+    weights: str | None = None
+    """What training starts from: a preset, a weights file, or a run (None: random values)."""
+    allow_missing: Annotated[tuple[Regex, ...], MAY_BE_EMPTY] = ()
+    """Parameters that the weights may lack and that then start at random: regular expressions of
+    whole names such as block1a/project_conv/kernel. A new classifier needs no mention."""
+    head_scale: NonNegative = 1.0
+    """Scale of a new classifier's random kernel; 0 starts it at zeros."""
+    head_prior: bool = False
+    """Start a new classifier's bias at the logarithm of each class' share of the training data."""
+    pooling: Literal["average", "max"] = "average"
+    """How the last features are pooled over height and width."""
     dropout: DropRate = 0.2
     """Share of the pooled features dropped before the classifier."""
     drop_path: DropRate = 0.2
@@ -60,6 +75,18 @@ class ModelConfig:
     """Batch statistics over the whole batch, or over groups of this many consecutive examples."""
     batch_norm_momentum: Share = 0.9
     """Share of the old moving statistics that each step keeps."""
+    batch_norm_epsilon: Annotated[float | None, Range(1e-12)] = None
+    """Added to the variances (None: as the weights or the network want it)."""
+    freeze_batch_norm: bool = False
+    """Normalise by the moving statistics in training too, and leave them as they are."""
+    padding: Literal["same", "symmetric"] | None = None
+    """Of convolutions, as in TensorFlow or as in PyTorch (None: as the weights or the network want
+    it)."""
+    mean: tuple[float, float, float] | None = None
+    """Red, green and blue that are subtracted from images in [0, 1] (None: as the weights or the
+    network want it)."""
+    std: tuple[float, float, float] | None = None
+    """What the difference is divided by (None: as the weights or the network want it)."""
     remat: bool = False
     """Recompute each block in the backward pass: less memory, about a third more compute."""
 
@@ -91,15 +118,17 @@ class DataConfig:
     repeats: Count = 1
     """Repeated augmentation: rows that each example of a batch has, each augmented by itself. An
     epoch then has that many times as many rows."""
-    image_size: Count = 224
-    """Height and width that the network sees, in pixels."""
-    canvas_size: Count = 256
+    image_size: Index = 224
+    """Height and width that the network sees, in pixels (0: the size of the weights or network)."""
+    canvas_size: Index = 256
     """Height and width of the canvas that holds a raw training image; larger ones shrink to it.
-    About twice image_size keeps small crops sharp."""
-    crop_fraction: Annotated[float, Range(0.01, 1)] = 0.875
-    """Share of the resized image's height and width that a crop keeps."""
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    """Resize of evaluation and prediction; antialiased."""
+    About twice image_size keeps small crops sharp (0: twice image_size)."""
+    crop_fraction: Share = 0.875
+    """Share of the resized image's height and width that a crop keeps (0: as the weights want it,
+    or 0.875)."""
+    interpolation: Literal["auto", "bilinear", "bicubic"] = "bilinear"
+    """Resize of evaluation and prediction; antialiased (auto: as the weights want it, or
+    bilinear)."""
     background: Annotated[str, Pattern("#[0-9a-fA-F]{6}")] = "#ffffff"
     """Colour behind transparent pixels."""
     broken: Literal["error", "skip"] = "error"
@@ -148,6 +177,14 @@ class OptimizerConfig:
     weight_decay: NonNegative = 0.0
     """On kernels only, never on biases or norms. The optimizer's own decay where it has one (adamw,
     lamb, lion), else added to the gradient (sgd, rmsprop)."""
+    freeze: dict[str, Share] = dataclasses.field(default_factory=dict)
+    """Parameters that are not trained at first: a regular expression of whole names such as
+    block1a/project_conv/kernel, and the share of the training for which it holds (1: all of it)."""
+    rates: dict[str, NonNegative] = dataclasses.field(default_factory=dict)
+    """Factors on the learning rate of parameters, by regular expressions of whole names; the first
+    that matches counts."""
+    layer_decay: Share = 1.0
+    """Factor on the learning rate from each block to the one before it; the classifier has 1."""
     clip_norm: Annotated[float | None, Range(0)] = None
     """Gradients are scaled down to this global norm."""
     micro_batches: Count = 1
@@ -329,6 +366,15 @@ def _check_rules(config: Config) -> None:
         raise ConfigError(
             f"optimizer.micro_batches: {micro_batches} does not divide data.batch_size {batch_size}"
         )
+    if 0 < config.data.crop_fraction < 0.01:
+        raise ConfigError(
+            f"data.crop_fraction: must be 0 or at least 0.01, got {config.data.crop_fraction}"
+        )
+    if config.model.name == "auto" and config.model.weights is None:
+        raise ConfigError('model.name: "auto" is the network of model.weights, which is not set')
+    for field in ("freeze", "rates"):
+        for pattern in getattr(config.optimizer, field):
+            check_regex(pattern, field=f"optimizer.{field}")
     check_augment(config.augment)
     mix = mix_of(config.augment)
     if mix and mix.group_size > batch_size // config.data.repeats:

@@ -55,6 +55,11 @@ class Pattern:
     regex: str
 
 
+IS_REGEX = "is a regular expression"  # marks a text that must be one
+MAY_BE_EMPTY = "may be empty"  # marks a list that may have no entry
+Regex = Annotated[str, IS_REGEX]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -99,19 +104,26 @@ def _decode_choice(options: tuple[type, ...], value: Any, *, field: str) -> Any:
 
 
 def _decode_tuple(
-    hint: Any, value: Any, bounds: Range | Pattern | None, *, field: str
+    hint: Any,
+    value: Any,
+    bounds: Range | Pattern | None,
+    *,
+    field: str,
+    may_be_empty: bool = False,
 ) -> tuple[Any, ...]:
-    """A list of any length but 0, or a (low, high) pair."""
+    """A list of any length, a (low, high) pair, or a fixed number of entries."""
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{field}: expected a list, got {kind_of(value)}")
     item_hint, *more = typing.get_args(hint)
-    pair = more != [...]
+    fixed, pair = more != [...], len(more) == 1 and more != [...]
     if pair and len(value) != 2:
         raise ConfigError(f"{field}: expected a low and a high end, got {list(value)}")
-    if not value:
+    if fixed and len(value) != 1 + len(more):
+        raise ConfigError(f"{field}: expected {1 + len(more)} entries, got {list(value)}")
+    if not value and not may_be_empty:
         raise ConfigError(f"{field}: expected at least one entry, got none")
     bounded = Annotated[item_hint, bounds] if bounds else item_hint
-    names = (field,) * 2 if pair else (f"{field}.{index}" for index in range(len(value)))
+    names = (field,) * len(value) if fixed else (f"{field}.{index}" for index in range(len(value)))
     items = tuple(
         _decode_value(bounded, item, field=name) for name, item in zip(names, value, strict=True)
     )
@@ -128,7 +140,8 @@ def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         return _decode_union(base, value, bounds, field=field)
     if origin is tuple:
-        return _decode_tuple(base, value, bounds, field=field)
+        may_be_empty = MAY_BE_EMPTY in metadata(hint)
+        return _decode_tuple(base, value, bounds, field=field, may_be_empty=may_be_empty)
     if origin is Literal:
         choices = typing.get_args(base)
         if value not in choices:
@@ -144,7 +157,19 @@ def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
             str(key): _decode_value(item_hint, item, field=f"{field}.{key}")
             for key, item in value.items()
         }
+    if IS_REGEX in metadata(hint):
+        check_regex(value, field=field)
     return _decode_scalar(base, value, bounds, field=field)
+
+
+def check_regex(value: Any, *, field: str) -> None:
+    """Raises a ConfigError that names the field unless the value is a regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ConfigError(
+            f"{field}: {value!r} is no regular expression ({error}); for any text write .*"
+        ) from error
 
 
 def _decode_union(hint: Any, value: Any, bounds: Range | Pattern | None, *, field: str) -> Any:

@@ -236,7 +236,7 @@ def test_whole_numbers_become_floats_where_floats_are_meant() -> None:
         ("data.batch_size", True, ("a whole number", "True (bool)")),
         ("data.batch_size", 0, ("at least 1", "0")),
         ("data.num_workers", -1, ("at least 0", "-1")),
-        ("data.crop_fraction", 0, ("between 0.01 and 1", "0.0")),
+        ("data.crop_fraction", 0.001, ("0 or at least 0.01", "0.001")),
         ("data.source", None, ("a text", "None (NoneType)")),
         ("data.last_batch", "dorp", ("'dorp'", "drop, straddle", "did you mean 'drop'?")),
         ("model.remat", 1, ("True or False", "1 (int)")),

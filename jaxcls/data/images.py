@@ -134,4 +134,5 @@ def evaluation_image(image: np.ndarray, data: "DataConfig") -> np.ndarray:
     Returns:
       uint8 [image_size, image_size, 3].
     """
+    assert data.interpolation != "auto", "resolved before data is read"
     return center_crop(image, data.image_size, data.crop_fraction, data.interpolation)

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,8 @@ class ModelSpec:
       image_size: native height and width in pixels.
       mean: red, green, blue, to be subtracted from images in [0, 1].
       std: red, green, blue, to divide the difference by.
+      padding: of the convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
+      batch_norm_epsilon: added to the variances.
     """
 
     name: str
@@ -55,6 +57,8 @@ class ModelSpec:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    padding: Literal["same", "symmetric"] = "same"
+    batch_norm_epsilon: float = 1e-3
 
     @property
     def num_blocks(self) -> int:

@@ -1,0 +1,1 @@
+"""Other people's weights: files and hubs to our variables, with a report."""

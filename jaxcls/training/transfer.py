@@ -87,7 +87,7 @@ def stop_frozen(params: PyTree, frozen: PyTree) -> PyTree:
 
 
 def zero_frozen(updates: PyTree, frozen: PyTree, done: Array) -> PyTree:
-    """A tree like the parameters, with zeros for what is frozen after a share `done` of all steps."""
+    """A tree like the parameters, with zeros for what is frozen when `done` of all is over."""
     return jax.tree.map(
         lambda leaf, share: leaf if share in (0, 1) else jnp.where(done >= share, leaf, 0),
         updates,

@@ -33,5 +33,11 @@ def parse[T](kind: type[T], prog: str, arguments: list[str], *, default: T) -> T
 
 
 def checked(config: Config) -> Config:
-    """The config after overrides, through the same gate as one from a file."""
-    return decode(encode(config))
+    """The config after overrides, through the same gate as one from a file, and filled in.
+
+    Raises:
+      UserError: a field is wrong, or there are no such weights or network.
+    """
+    from jaxcls.training.start import resolve
+
+    return resolve(decode(encode(config)))

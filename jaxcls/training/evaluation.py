@@ -56,6 +56,14 @@ def predict_logits(model: EfficientNet, variables: Variables, images: Array) -> 
     return logits
 
 
+def predict_features(model: EfficientNet, variables: Variables, images: Array) -> Array:
+    """Pooled features [batch, features] of uint8 images [batch, size, size, 3]."""
+    images = normalize(images.astype(jnp.float32) / 255, model.spec)
+    features = model.apply(variables, images, features=True)
+    assert isinstance(features, Array)
+    return features
+
+
 def evaluate(
     eval_step: EvalStep,
     variables: Variables,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import ModelSpec
 
-type Triple = tuple[float, float, float]
+Triple = tuple[float, float, float]
 
 
 class WeightsError(UserError):

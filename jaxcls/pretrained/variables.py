@@ -1,0 +1,78 @@
+"""The names and shapes of a network's variables, from its block table alone.
+
+A name is the path of a leaf, its collection first: "params/block1a/expand_conv/kernel",
+"batch_stats/stem_bn/mean". What lies between collection and leaf is the layer:
+"block1a/expand_conv", "block4a/se/reduce".
+"""
+
+from collections.abc import Iterator
+
+from jaxcls.models.efficientnet import ModelSpec, StageSpec, block_names
+
+type Shapes = dict[str, tuple[int, ...]]
+
+
+def variable_shapes(spec: ModelSpec, *, num_classes: int) -> Shapes:
+    """Every variable of the network, in the order of the layers; no classifier for 0 classes.
+
+    The same as the leaves of `EfficientNet.init`, without tracing the network.
+    """
+    shapes = _conv("stem_conv", 3, 3, spec.stem_filters) | _norm("stem_bn", spec.stem_filters)
+    features = spec.stem_filters
+    for name, stage, _ in block_names(spec):
+        for layer in _block(stage, features):
+            shapes |= {_inside(name, path): shape for path, shape in layer.items()}
+        features = stage.filters
+    shapes |= _conv("head_conv", 1, features, spec.head_filters)
+    shapes |= _norm("head_bn", spec.head_filters)
+    if num_classes:
+        shapes["params/classifier/kernel"] = (spec.head_filters, num_classes)
+        shapes["params/classifier/bias"] = (num_classes,)
+    return shapes
+
+
+def layer_of(path: str) -> str:
+    """ "params/block4a/se/reduce/bias" is of the layer "block4a/se/reduce"."""
+    return path.partition("/")[2].rpartition("/")[0]
+
+
+def without_collection(path: str) -> str:
+    """ "params/stem_conv/kernel" as "stem_conv/kernel"; no two variables get the same name."""
+    return path.partition("/")[2]
+
+
+def _block(stage: StageSpec, features: int) -> Iterator[Shapes]:
+    """The layers of a block with so many channels in; see `efficientnet.Block`."""
+    expanded, window = features * stage.expansion, 3
+    if stage.expansion != 1:
+        yield _conv("expand_conv", window if stage.fused else 1, features, expanded)
+        yield _norm("expand_bn", expanded)
+    if not stage.fused:
+        yield _conv("depthwise_conv", window, 1, expanded)
+        yield _norm("depthwise_bn", expanded)
+    if stage.se_ratio:
+        squeezed = max(1, int(features * stage.se_ratio))
+        yield _conv("se/reduce", 1, expanded, squeezed) | {"params/se/reduce/bias": (squeezed,)}
+        yield _conv("se/expand", 1, squeezed, expanded) | {"params/se/expand/bias": (expanded,)}
+    single = stage.fused and stage.expansion == 1
+    yield _conv("project_conv", window if single else 1, expanded, stage.filters)
+    yield _norm("project_bn", stage.filters)
+
+
+def _conv(layer: str, size: int, channels_in: int, channels_out: int) -> Shapes:
+    return {f"params/{layer}/kernel": (size, size, channels_in, channels_out)}
+
+
+def _norm(layer: str, channels: int) -> Shapes:
+    leaves = (
+        ("params", "scale"),
+        ("params", "bias"),
+        ("batch_stats", "mean"),
+        ("batch_stats", "var"),
+    )
+    return {f"{collection}/{layer}/{leaf}": (channels,) for collection, leaf in leaves}
+
+
+def _inside(block: str, path: str) -> str:
+    collection, _, rest = path.partition("/")
+    return f"{collection}/{block}/{rest}"

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from jaxcls.models.registry import model_spec
-from jaxcls.pretrained.exporting import stored_info
+from jaxcls.pretrained.stored import stored_info
 from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights

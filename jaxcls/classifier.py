@@ -2,29 +2,43 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.checkpoint import Checkpoints
-from jaxcls.config import Config
+from jaxcls.config import Config, DataConfig
 from jaxcls.data.decode import decode_image
 from jaxcls.data.images import evaluation_image
-from jaxcls.data.sources import open_source
+from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import make_mesh, replicated
+from jaxcls.results import Evaluation
 from jaxcls.rundir import RunInfo, checkpoint_dir, require_run
 from jaxcls.training.assemble import model_from_config
 from jaxcls.training.evaluation import evaluate, make_eval_step, predict_logits
+from jaxcls.training.predictions import (
+    make_predict_step,
+    predict_split,
+    probabilities_of,
+)
 from jaxcls.training.state import Variables, eval_variables_template
 
 type Step = int | Literal["latest", "best"]
 type Images = np.ndarray | Sequence[np.ndarray] | Sequence[str | Path]
+
+
+class Guess(NamedTuple):
+    """A class for an image: its number, its name, and how probable it is."""
+
+    id: int
+    name: str
+    probability: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -116,6 +130,46 @@ class ImageClassifier:
         Raises:
           UserError: the data cannot be read, or has other classes, or the loss is not finite.
         """
+        source, data = self._open(split, data_dir)
+        mesh = make_mesh()
+        eval_step = make_eval_step(self.model, loss=self.config.loss.name, mesh=mesh)
+        variables = jax.device_put(self.variables, replicated(mesh))
+        metrics = evaluate(eval_step, variables, source, data, mesh=mesh)
+        self._require_finite(metrics, source)
+        return metrics | {"step": self.step}
+
+    def examine(
+        self, *, split: str | None = None, data_dir: str | None = None, top: int = 5
+    ) -> Evaluation:
+        """Evaluates a split, and keeps what the network says to each of its examples.
+
+        Args:
+          split: as for `evaluate`.
+          data_dir: as for `evaluate`.
+          top: classes to keep for each example.
+
+        Returns:
+          The metrics of `evaluate`, the predictions, and from them a table of the classes, the
+          confusion matrix and a CSV file.
+
+        Raises:
+          UserError: as for `evaluate`.
+        """
+        source, data = self._open(split, data_dir)
+        mesh = make_mesh()
+        step = make_predict_step(self.model, loss=self.config.loss.name, mesh=mesh, top=top)
+        variables = jax.device_put(self.variables, replicated(mesh))
+        metrics, predictions = predict_split(step, variables, source, data, mesh=mesh)
+        self._require_finite(metrics, source)
+        return Evaluation(
+            metrics=metrics | {"step": self.step},
+            source=source,
+            class_names=self.class_names,
+            predictions=predictions,
+        )
+
+    def _open(self, split: str | None, data_dir: str | None) -> tuple[Source, DataConfig]:
+        """The data to evaluate, which must have the network's classes."""
         data = self.config.data
         if data_dir is not None:
             data = dataclasses.replace(data, data_dir=data_dir)
@@ -125,23 +179,28 @@ class ImageClassifier:
                 f"data.source: {data.source!r} has {source.num_classes} classes that are not the "
                 f"{len(self.class_names)} classes of the run"
             )
-        mesh = make_mesh()
-        eval_step = make_eval_step(self.model, loss=self.config.loss.name, mesh=mesh)
-        variables = jax.device_put(self.variables, replicated(mesh))
-        metrics = evaluate(eval_step, variables, source, data, mesh=mesh)
+        return source, data
+
+    def _require_finite(self, metrics: Mapping[str, float], source: Source) -> None:
         if not math.isfinite(metrics["loss"]):
             raise UserError(
                 f"the loss of step {self.step} on {source.name} is {metrics['loss']}: its weights "
                 f"are of no use; evaluate another step (--step)"
             )
-        return metrics | {"step": self.step}
+
+    def rank(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[Guess]]:
+        """The `top` best classes, best first, a list an image; equal ones by class number."""
+        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+        return [
+            [Guess(int(index), self.class_names[index], float(row[index])) for index in best]
+            for row, best in zip(probabilities, order, strict=True)
+        ]
 
     def decode(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[tuple[str, float]]]:
         """The `top` best class names with their probabilities, best first, a list an image."""
-        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [
-            [(self.class_names[index], float(row[index])) for index in best]
-            for row, best in zip(probabilities, order, strict=True)
+            [(guess.name, guess.probability) for guess in best]
+            for best in self.rank(probabilities, top=top)
         ]
 
     def _prepare(self, image: np.ndarray | str | Path) -> np.ndarray:
@@ -155,8 +214,8 @@ class ImageClassifier:
         return evaluation_image(image, data)
 
     def _probabilities(self, images: np.ndarray) -> jax.Array:
-        activation = jax.nn.sigmoid if self.config.loss.name == "sigmoid" else jax.nn.softmax
-        return activation(_jitted_logits(self.model, self.variables, jnp.asarray(images)))
+        logits = _jitted_logits(self.model, self.variables, jnp.asarray(images))
+        return probabilities_of(logits, loss=self.config.loss.name)
 
 
 _jitted_logits = jax.jit(predict_logits, static_argnums=0)

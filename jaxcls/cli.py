@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -18,7 +18,10 @@ from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
 
-type Guesses = list[list[tuple[str, float]]]  # for each image, class names with probabilities
+if TYPE_CHECKING:
+    from jaxcls.classifier import Guess
+
+type Guesses = list[list["Guess"]]  # for each image, best first
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # after a save; the same command goes on (EX_TEMPFAIL)
@@ -99,6 +102,10 @@ class Evaluate:
     """Split to evaluate, in TFDS syntax (None: data.eval_split of the run)."""
     data_dir: str | None = None
     """Folder of the prepared data sets (None: as the run had it)."""
+    per_class: bool = False
+    """Print a table of the classes, too, lowest accuracy first."""
+    predictions: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
+    """File to write, with a row for each example: its class and the five best guesses."""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -174,17 +181,34 @@ def _evaluate(arguments: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="jaxcls evaluate", args=arguments)
     step = _step(options.step)
     from jaxcls.classifier import ImageClassifier
+    from jaxcls.results import describe_classes, require_writable, whole_file
     from jaxcls.rundir import save_evaluation
 
+    if options.predictions is not None:
+        require_writable(options.predictions)
     classifier = ImageClassifier.from_run(options.run, step=step)
-    metrics = classifier.evaluate(split=options.split, data_dir=options.data_dir)
+    if options.per_class or options.predictions is not None:
+        evaluation = classifier.examine(split=options.split, data_dir=options.data_dir)
+        metrics = evaluation.metrics
+    else:
+        evaluation = None
+        metrics = classifier.evaluate(split=options.split, data_dir=options.data_dir)
     save_evaluation(options.run, metrics)
     print(
         f"step {metrics['step']}: top1 {metrics['top1']:.2%}, top5 {metrics['top5']:.2%}, "
         f"loss {metrics['loss']:.4f}, {metrics['num_examples']} examples"
     )
+    report: dict[str, Any] = dict(metrics)
+    if evaluation is not None and options.per_class:
+        results = evaluation.per_class()
+        print(f"\n{describe_classes(results)}")
+        report["classes"] = [result.to_json() for result in results]
+    if evaluation is not None and options.predictions is not None:
+        with whole_file(options.predictions) as file:
+            evaluation.write_predictions(file)
+        print(f"wrote {options.predictions}")
     if options.json:
-        print(json.dumps(metrics))
+        print(json.dumps(report))
     return 0
 
 
@@ -196,7 +220,7 @@ def _predict(arguments: list[str]) -> int:
     from jaxcls.classifier import ImageClassifier
 
     classifier = ImageClassifier.from_run(options.model, step=step)
-    guesses = classifier.decode(classifier.predict(paths), top=options.top)
+    guesses = classifier.rank(classifier.predict(paths), top=options.top)
     PRINTERS[options.format](paths, guesses)
     return 0
 
@@ -267,16 +291,16 @@ def _image_paths(patterns: Sequence[str]) -> list[str]:
 
 def _print_table(paths: list[str], guesses: Guesses) -> None:
     width = max(len("image"), *map(len, paths))
-    names = max(len("class"), *(len(name) for best in guesses for name, _ in best))
+    names = max(len("class"), *(len(guess.name) for best in guesses for guess in best))
     print(f"{'image':{width}}  {'class':{names}}  probability")
     for path, best in zip(paths, guesses, strict=True):
-        for rank, (name, probability) in enumerate(best):
+        for rank, (_, name, probability) in enumerate(best):
             print(f"{'' if rank else path:{width}}  {name:{names}}  {probability:10.2%}")
 
 
 def _print_json(paths: list[str], guesses: Guesses) -> None:
     entries = [
-        {"image": path, "classes": [{"name": n, "probability": p} for n, p in best]}
+        {"image": path, "classes": [guess._asdict() for guess in best]}
         for path, best in zip(paths, guesses, strict=True)
     ]
     print(json.dumps(entries))
@@ -284,10 +308,10 @@ def _print_json(paths: list[str], guesses: Guesses) -> None:
 
 def _print_csv(paths: list[str], guesses: Guesses) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "rank", "class", "probability"])
+    writer.writerow(["image", "rank", "id", "class", "probability"])
     for path, best in zip(paths, guesses, strict=True):
-        for rank, (name, probability) in enumerate(best, start=1):
-            writer.writerow([path, rank, name, f"{probability:.6f}"])
+        for rank, (index, name, probability) in enumerate(best, start=1):
+            writer.writerow([path, rank, index, name, f"{probability:.6f}"])
 
 
 PRINTERS: dict[str, Callable[[list[str], Guesses], None]] = {

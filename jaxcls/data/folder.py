@@ -45,7 +45,10 @@ class FolderSource(Source):
         return f"{super().identity}, files {_hash(chr(10).join(self.files), 0).hex()}"
 
     def describe(self, index: int) -> str:
-        return f"image {os.path.join(self.root, self.files[index])!r}"
+        return f"image {self.example_name(index)!r}"
+
+    def example_name(self, index: int) -> str:
+        return os.path.join(self.root, self.files[index])
 
     def __len__(self) -> int:
         return len(self.files)

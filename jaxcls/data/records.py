@@ -49,6 +49,10 @@ class Source(abc.ABC):
         """What an error calls record `index`."""
         return f"record {index} of {self.name} {self.split!r}"
 
+    def example_name(self, index: int) -> str:
+        """What a list of examples calls record `index`: its file, or else its number."""
+        return str(index)
+
     @abc.abstractmethod
     def __len__(self) -> int: ...
 

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +14,17 @@ import numpy as np
 from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
 from jaxcls.data.decode import decode_image
 from jaxcls.data.images import evaluation_image
-from jaxcls.data.sources import open_source
+from jaxcls.data.sources import Source, open_source
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import make_mesh, replicated
+from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
 from jaxcls.pretrained.importing import import_variables
-from jaxcls.pretrained.info import WeightsError
-from jaxcls.pretrained.presets import find_preset, preset_names
+from jaxcls.pretrained.info import WeightsError, WeightsInfo
+from jaxcls.pretrained.presets import find_preset, preset, preset_names
 from jaxcls.pretrained.weights import open_weights, weights_info
+from jaxcls.results import Evaluation
 from jaxcls.training.assemble import model_from_config
 from jaxcls.training.evaluation import (
     evaluate,
@@ -28,12 +32,21 @@ from jaxcls.training.evaluation import (
     predict_features,
     predict_logits,
 )
-from jaxcls.training.restore import Step, restore_run
+from jaxcls.training.predictions import make_predict_step, predict_split, probabilities_of
+from jaxcls.training.restore import Step, read_run_info, restore_run
 from jaxcls.training.start import resolve
 from jaxcls.training.state import Variables, overlay
 
 type Image = np.ndarray | str | Path
 type Images = np.ndarray | Sequence[Image]
+
+
+class Guess(NamedTuple):
+    """A class for an image: its number, its name, and how probable it is."""
+
+    id: int
+    name: str
+    probability: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,9 +118,7 @@ class ImageClassifier:
         Raises:
           WeightsError: no such preset, or its weights cannot be had.
         """
-        if not find_preset(name):
-            known = nearest(name, preset_names())
-            raise WeightsError(f"preset {name!r}: no such preset{known}")
+        preset(name)
         return cls._from_weights(name, None, num_classes, allow_missing)
 
     @classmethod
@@ -142,16 +153,7 @@ class ImageClassifier:
         allow_missing: Sequence[str],
     ) -> "ImageClassifier":
         info = weights_info(name, model=model_name)
-        config = resolve(
-            Config(
-                model=ModelConfig(name=info.model, weights=name),
-                data=DataConfig(
-                    image_size=0, canvas_size=0, crop_fraction=0, interpolation="auto"
-                ),
-                loss=LossConfig(name=info.activation),
-                num_steps=1,
-            )
-        )
+        config = _config_of(name, info)
         spec = model_from_config(config, num_classes=0).spec
         values, _ = import_variables(
             open_weights(name), spec, num_classes=num_classes, allow_missing=allow_missing
@@ -186,13 +188,9 @@ class ImageClassifier:
           UserError: an image cannot be read, and the message names it; or the network has no
             classifier.
         """
-        if not self.class_names:
-            raise UserError(
-                f"{self.config.model.weights!r} has no classifier; use features(), or fine-tune it"
-            )
+        self._require_classifier()
         logits = self._apply(images, _jitted_logits, batch_size, width=len(self.class_names))
-        activation = jax.nn.sigmoid if self.config.loss.name == "sigmoid" else jax.nn.softmax
-        return np.asarray(activation(logits))
+        return np.asarray(probabilities_of(jnp.asarray(logits), loss=self.config.loss.name))
 
     def features(self, images: Images, *, batch_size: int = 32) -> np.ndarray:
         """The pooled features that the classifier sees.
@@ -207,51 +205,132 @@ class ImageClassifier:
         Raises:
           UserError: an image cannot be read; the message names it.
         """
-        return self._apply(
-            images, _jitted_features, batch_size, width=self.model.spec.head_filters
-        )
+        return self._apply(images, _jitted_features, batch_size, width=self.model.spec.head_filters)
 
     def evaluate(
-        self, *, split: str | None = None, data_dir: str | None = None
+        self, data: DataConfig | None = None, *, split: str | None = None
     ) -> dict[str, float]:
-        """Loss and accuracy over a split of the data that the network was trained on.
+        """Loss and accuracy over a split of labelled images.
 
         Args:
-          split: TFDS split syntax (None: `data.eval_split` of the config).
-          data_dir: where the prepared data lies (None: `data.data_dir` of the config).
+          data: where they are and how they are brought to the network (None: `config.data`, for a
+            run the data that it was trained on). Other data have classes that the network knows by
+            their names, or by their WordNet ids where those are ImageNet's.
+          split: TFDS split syntax (None: `data.eval_split`).
 
         Returns:
-          loss (without label smoothing), top1 and top5 (shares), num_examples, and the step.
+          loss (without label smoothing), top1 and top5 (shares), num_examples, and a run's step.
 
         Raises:
-          UserError: the data cannot be read, or has other classes, or the loss is not finite.
+          UserError: the data cannot be read, or has classes that the network does not know, or the
+            loss is not finite.
         """
-        data = self.config.data
-        if data_dir is not None:
-            data = dataclasses.replace(data, data_dir=data_dir)
-        source = open_source(data, split or data.eval_split)
-        if source.class_names != self.class_names:
-            raise UserError(
-                f"data.source: {data.source!r} has {source.num_classes} classes that are not the "
-                f"{len(self.class_names)} classes of the run"
-            )
+        source, data, class_map = self._open(data, split)
+        if unknown := self._unknown(source, class_map):
+            raise UserError(unknown)
         mesh = make_mesh()
         eval_step = make_eval_step(self.model, loss=self.config.loss.name, mesh=mesh)
         variables = jax.device_put(self.variables, replicated(mesh))
-        metrics = evaluate(eval_step, variables, source, data, mesh=mesh)
-        if not math.isfinite(metrics["loss"]):
+        metrics = evaluate(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
+        self._require_finite(metrics, source)
+        return metrics | self._step()
+
+    def examine(
+        self, data: DataConfig | None = None, *, split: str | None = None, top: int = 5
+    ) -> Evaluation:
+        """Evaluates a split, and keeps what the network says to each of its examples.
+
+        Args:
+          data: as for `evaluate`, but it may have classes that the network does not know.
+          split: as for `evaluate`.
+          top: classes to keep for each example.
+
+        Returns:
+          The metrics of `evaluate`, the predictions, and from them a table of the classes, the
+          confusion matrix and a CSV file. Where the network does not know each class of the data,
+          those have numbers after its own, and the metrics are only num_examples.
+
+        Raises:
+          UserError: the data cannot be read, or the loss is not finite.
+        """
+        source, data, class_map = self._open(data, split)
+        mesh = make_mesh()
+        step = make_predict_step(self.model, loss=self.config.loss.name, mesh=mesh, top=top)
+        variables = jax.device_put(self.variables, replicated(mesh))
+        metrics, predictions = predict_split(
+            step, variables, source, data, mesh=mesh, class_map=class_map
+        )
+        class_names = self.class_names
+        if class_map is not None and max(class_map) >= len(class_names):
+            class_names += source.class_names
+            metrics = {"num_examples": metrics["num_examples"]}
+        else:
+            self._require_finite(metrics, source)
+        return Evaluation(
+            metrics=metrics | self._step(),
+            source=source,
+            class_names=class_names,
+            predictions=predictions,
+            class_map=class_map,
+        )
+
+    def _open(
+        self, data: DataConfig | None, split: str | None
+    ) -> tuple[Source, DataConfig, list[int] | None]:
+        """A split, and the network's number for each of its classes (None: they are the same)."""
+        self._require_classifier()
+        data = data or self.config.data
+        source = open_source(data, split or data.eval_split)
+        if source.class_names == self.class_names:
+            return source, data, None
+        return source, data, match_classes(source.class_names, self.class_names)
+
+    def _unknown(self, source: Source, class_map: list[int] | None) -> str:
+        """A sentence if the data have classes that the network does not know; else nothing."""
+        missing = [
+            name
+            for name, number in zip(source.class_names, class_map or (), strict=False)
+            if number >= len(self.class_names)
+        ]
+        if not missing:
+            return ""
+        return (
+            f"data.source: {len(missing)} of the {source.num_classes} classes of {source.name} are "
+            f"none of the {len(self.class_names)} classes of the network "
+            f"({textwrap.shorten(', '.join(missing), 100, placeholder=' …')}); "
+            f"fine-tune it on them, or ask for its predictions alone (--predictions FILE.csv)"
+        )
+
+    def _step(self) -> dict[str, int]:
+        return {} if self.step is None else {"step": self.step}
+
+    def _require_classifier(self) -> None:
+        if not self.class_names:
             raise UserError(
-                f"the loss of step {self.step} on {source.name} is {metrics['loss']}: its weights "
+                f"{self.config.model.weights!r} has no classifier; use features(), or fine-tune it"
+            )
+
+    def _require_finite(self, metrics: Mapping[str, float], source: Source) -> None:
+        if not math.isfinite(metrics["loss"]):
+            weights = self.config.model.weights if self.step is None else f"step {self.step}"
+            raise UserError(
+                f"the loss of {weights} on {source.name} is {metrics['loss']}: its weights "
                 f"are of no use; evaluate another step (--step)"
             )
-        return metrics | {"step": self.step}
+
+    def rank(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[Guess]]:
+        """The `top` best classes, best first, a list an image; equal ones by class number."""
+        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
+        return [
+            [Guess(int(index), self.class_names[index], float(row[index])) for index in best]
+            for row, best in zip(probabilities, order, strict=True)
+        ]
 
     def decode(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[tuple[str, float]]]:
         """The `top` best class names with their probabilities, best first, a list an image."""
-        order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [
-            [(self.class_names[index], float(row[index])) for index in best]
-            for row, best in zip(probabilities, order, strict=True)
+            [(guess.name, guess.probability) for guess in best]
+            for best in self.rank(probabilities, top=top)
         ]
 
     def _apply(
@@ -291,6 +370,29 @@ class ImageClassifier:
         return evaluation_image(image, data)
 
 
+def data_of(name: str) -> DataConfig:
+    """The data that a run is evaluated on, or for a preset or a file the preprocessing alone.
+
+    Raises:
+      UserError: there is no such run, preset or file.
+    """
+    if Path(name).is_dir() and not find_preset(name):
+        return read_run_info(name).config.data
+    return _config_of(name, weights_info(name)).data
+
+
+def _config_of(name: str, info: WeightsInfo) -> Config:
+    """What is known of the training that made a preset's or a file's weights."""
+    return resolve(
+        Config(
+            model=ModelConfig(name=info.model, weights=name),
+            data=DataConfig(image_size=0, canvas_size=0, crop_fraction=0, interpolation="auto"),
+            loss=LossConfig(name=info.activation),
+            num_steps=1,
+        )
+    )
+
+
 _jitted_logits = jax.jit(predict_logits, static_argnums=0)
 _jitted_features = jax.jit(predict_features, static_argnums=0)
 
@@ -300,6 +402,17 @@ def class_names_for(names: tuple[str, ...] | None, num_classes: int) -> tuple[st
     if names is not None and len(names) == num_classes:
         return names
     return tuple(f"class {number}" for number in range(num_classes))
+
+
+def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
+    """Our number of each of their classes; those that we do not have get numbers after ours.
+
+    ImageNet's classes may go by their names or their WordNet ids.
+    """
+    names, wordnet_ids = imagenet_class_names(), imagenet_wordnet_ids()
+    aliases = {names: wordnet_ids, wordnet_ids: names}.get(tuple(ours), ())
+    numbers = {name: number for known in (aliases, ours) for number, name in enumerate(known)}
+    return [numbers.get(name, len(ours) + index) for index, name in enumerate(theirs)]
 
 
 def read_image(path: Path, *, background: str = "#ffffff") -> np.ndarray:

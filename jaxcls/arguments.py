@@ -1,6 +1,7 @@
-"""The CONFIG argument that several commands take: a file, then overrides of its fields."""
+"""Arguments that several commands take: CONFIG, with overrides of its fields, and --step."""
 
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
@@ -35,3 +36,16 @@ def parse[T](kind: type[T], prog: str, arguments: list[str], *, default: T) -> T
 def checked(config: Config) -> Config:
     """The config after overrides, through the same gate as one from a file."""
     return decode(encode(config))
+
+
+def read_step(text: str) -> int | Literal["latest", "best"]:
+    """The checkpoint that an option --step asks for.
+
+    Raises:
+      UserError: it is neither latest, best nor a number.
+    """
+    if text == "latest" or text == "best":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxcls.arguments import checked, parse, take_config
+from jaxcls.arguments import checked, parse, read_step, take_config
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
@@ -31,10 +31,12 @@ usage: jaxcls COMMAND ...
 
   jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or go on with a run
   jaxcls evaluate RUN [--step latest|best|N] [--split NAME]     loss and accuracy of a checkpoint
+  jaxcls evaluate RUN --per-class --predictions FILE.csv        of every class and example
   jaxcls predict RUN IMAGE ... [--top 5] [--format table]       classes of image files
   jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
   jaxcls data CONFIG [--json]                                   what the data holds, and how fast
   jaxcls show data CONFIG -o FILE.png                           raw training images with labels
+  jaxcls show run RUN -o FILE.png                               curves and confusion matrix of a run
   jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
   jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
 
@@ -179,7 +181,7 @@ def _show(arguments: list[str]) -> int:
 
 def _evaluate(arguments: list[str]) -> int:
     options = tyro.cli(Evaluate, prog="jaxcls evaluate", args=arguments)
-    step = _step(options.step)
+    step = read_step(options.step)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.results import describe_classes, require_writable, whole_file
     from jaxcls.rundir import save_evaluation
@@ -202,7 +204,7 @@ def _evaluate(arguments: list[str]) -> int:
     if evaluation is not None and options.per_class:
         results = evaluation.per_class()
         print(f"\n{describe_classes(results)}")
-        report["classes"] = [result.to_json() for result in results]
+        report["classes"] = [dataclasses.asdict(result) for result in results]
     if evaluation is not None and options.predictions is not None:
         with whole_file(options.predictions) as file:
             evaluation.write_predictions(file)
@@ -216,7 +218,7 @@ def _predict(arguments: list[str]) -> int:
     options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
-    step, paths = _step(options.step), _image_paths(options.images)
+    step, paths = read_step(options.step), _image_paths(options.images)
     from jaxcls.classifier import ImageClassifier
 
     classifier = ImageClassifier.from_run(options.model, step=step)
@@ -319,14 +321,6 @@ PRINTERS: dict[str, Callable[[list[str], Guesses], None]] = {
     "json": _print_json,
     "csv": _print_csv,
 }
-
-
-def _step(text: str) -> int | Literal["latest", "best"]:
-    if text == "latest" or text == "best":
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

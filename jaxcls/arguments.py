@@ -1,4 +1,4 @@
-"""The CONFIG argument that several commands take: a file, then overrides of its fields."""
+"""Arguments that several commands take: CONFIG, with overrides of its fields, and --step."""
 
 from pathlib import Path
 from typing import Literal
@@ -63,8 +63,8 @@ def checked_data(data: DataConfig) -> DataConfig:
     return decode(encode(Config(data=data, num_steps=1))).data
 
 
-def parse_step(text: str) -> int | Literal["latest", "best"]:
-    """What --step says.
+def read_step(text: str) -> int | Literal["latest", "best"]:
+    """The checkpoint that an option --step asks for.
 
     Raises:
       UserError: it is neither latest, best nor a number.

@@ -158,14 +158,13 @@ class ImageClassifier:
         values, _ = import_variables(
             open_weights(name), spec, num_classes=num_classes, allow_missing=allow_missing
         )
-        if num_classes is None:
-            head = values["params"].get("classifier", {}).get("kernel")
-            num_classes = 0 if head is None else head.shape[1]
-        model = model_from_config(config, num_classes=num_classes)
+        head = values["params"].get("classifier")
+        count = num_classes or (0 if head is None else head["bias"].shape[0])
+        model = model_from_config(config, num_classes=count)
         images = jnp.zeros((1, spec.image_size, spec.image_size, 3))
         return cls(
             config=config,
-            class_names=class_names_for(info.class_names, num_classes),
+            class_names=class_names_for(info.class_names, count),
             model=model,
             variables=jax.jit(lambda given: overlay(model.init(jax.random.key(0), images), given))(
                 values

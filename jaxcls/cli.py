@@ -17,7 +17,7 @@ from jaxcls.arguments import (
     checked,
     checked_data,
     parse,
-    parse_step,
+    read_step,
     take_config,
     take_first,
 )
@@ -38,11 +38,13 @@ usage: jaxcls COMMAND ...
 
   jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or go on with a run
   jaxcls evaluate MODEL [--step latest|best|N] [--split NAME]   loss and accuracy
+  jaxcls evaluate MODEL --per-class --predictions FILE.csv      of every class and example
   jaxcls predict MODEL IMAGE ... [--top 5] [--format table]     classes of image files
   jaxcls convert WEIGHTS -o FILE.safetensors [--model NAME]     anybody's weights to a file of ours
   jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
   jaxcls data CONFIG [--json]                                   what the data holds, and how fast
   jaxcls show data CONFIG -o FILE.png                           raw training images with labels
+  jaxcls show run RUN -o FILE.png                               curves and confusion matrix of a run
   jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
   jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
 
@@ -194,7 +196,7 @@ def _evaluate(arguments: list[str]) -> int:
 
         data = data_of(name)
     options = parse(Evaluate, prog, rest, default=Evaluate(data=data))
-    step, data = parse_step(options.step), checked_data(options.data)
+    step, data = read_step(options.step), checked_data(options.data)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.results import describe_classes, require_writable, whole_file
     from jaxcls.rundir import save_evaluation
@@ -216,7 +218,7 @@ def _evaluate(arguments: list[str]) -> int:
     if evaluation is not None and options.per_class:
         results = evaluation.per_class()
         print(f"\n{describe_classes(results)}")
-        report["classes"] = [result.to_json() for result in results]
+        report["classes"] = [dataclasses.asdict(result) for result in results]
     if evaluation is not None and options.predictions is not None:
         with whole_file(options.predictions) as file:
             evaluation.write_predictions(file)
@@ -241,7 +243,7 @@ def _predict(arguments: list[str]) -> int:
     options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
-    step, paths = parse_step(options.step), _image_paths(options.images)
+    step, paths = read_step(options.step), _image_paths(options.images)
     from jaxcls.classifier import ImageClassifier
 
     classifier = ImageClassifier.load(options.model, step=step)

@@ -31,7 +31,7 @@ def convert(arguments: list[str]) -> int:
     options = tyro.cli(Convert, prog="jaxcls convert", args=arguments)
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output: the file is safetensors; call it so, got {options.output}")
-    from jaxcls.arguments import parse_step
+    from jaxcls.arguments import read_step
     from jaxcls.models.registry import model_spec
     from jaxcls.pretrained.importing import import_variables
     from jaxcls.pretrained.stored import write_weights
@@ -40,7 +40,7 @@ def convert(arguments: list[str]) -> int:
     from jaxcls.training.start import run_weights_info
 
     if Path(options.weights).is_dir():
-        restored = restore_run(options.weights, step=parse_step(options.step))
+        restored = restore_run(options.weights, step=read_step(options.step))
         info, variables = run_weights_info(restored.info), restored.variables
         report = f"step {restored.step} of the run"
     else:

@@ -6,13 +6,22 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import numpy as np
 
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
 from jaxcls.training.predictions import Predictions
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Confused:
+    """A class that another one is taken for, and how often."""
+
+    id: int
+    name: str
+    count: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,8 +35,7 @@ class ClassResult:
       top1: share of them that the network takes for this class (recall); None without examples.
       precision: share of what the network takes for this class that is of it; None if it never
         does.
-      confused_with: the other class that it is taken for most often; None if for no other.
-      num_confused: how often that happens.
+      confused_with: the other class that it is most often taken for; None if for no other.
     """
 
     id: int
@@ -35,19 +43,7 @@ class ClassResult:
     num_examples: int
     top1: float | None
     precision: float | None
-    confused_with: str | None
-    num_confused: int
-
-    def to_json(self) -> dict[str, Any]:
-        confused = {"name": self.confused_with, "count": self.num_confused}
-        return {
-            "id": self.id,
-            "name": self.name,
-            "num_examples": self.num_examples,
-            "top1": self.top1,
-            "precision": self.precision,
-            "confused_with": confused if self.num_confused else None,
-        }
+    confused_with: Confused | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,21 +78,18 @@ class Evaluation:
         num_examples = np.bincount(labels, minlength=num_classes)
         num_predicted = np.bincount(predicted, minlength=num_classes)
         num_right = np.bincount(labels[labels == predicted], minlength=num_classes)
-        worst = _most_confused(labels, predicted, num_classes=num_classes)
-        results = []
-        for index in self.classes:
-            other, count = worst.get(index, (None, 0))
-            results.append(
-                ClassResult(
-                    id=index,
-                    name=self.class_names[index],
-                    num_examples=int(num_examples[index]),
-                    top1=_share(num_right[index], num_examples[index]),
-                    precision=_share(num_right[index], num_predicted[index]),
-                    confused_with=None if other is None else self.class_names[other],
-                    num_confused=count,
-                )
+        worst = _most_confused(labels, predicted, self.class_names)
+        results = [
+            ClassResult(
+                id=index,
+                name=self.class_names[index],
+                num_examples=int(num_examples[index]),
+                top1=_share(num_right[index], num_examples[index]),
+                precision=_share(num_right[index], num_predicted[index]),
+                confused_with=worst.get(index),
             )
+            for index in self.classes
+        ]
         return sorted(results, key=_worst_first)
 
     def confusion_matrix(self) -> np.ndarray:
@@ -136,14 +129,14 @@ def describe_classes(results: Sequence[ClassResult]) -> str:
     """The classes as a table for a person."""
     lines = [["class", "examples", "top1", "precision", "most confused with"]]
     for result in results:
-        confused = f"{result.confused_with} ({result.num_confused})" if result.num_confused else "-"
+        other = result.confused_with
         lines.append(
             [
                 result.name,
                 f"{result.num_examples:,}",
                 _percent(result.top1),
                 _percent(result.precision),
-                confused,
+                f"{other.name} ({other.count})" if other else "-",
             ]
         )
     name, *numbers = (max(len(line[column]) for line in lines) for column in range(4))
@@ -214,22 +207,20 @@ def _pairs(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.nd
 
 
 def _most_confused(
-    labels: np.ndarray, predicted: np.ndarray, *, num_classes: int
-) -> dict[int, tuple[int, int]]:
-    """For each class with a mistake, the class it is most taken for and how often.
+    labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
+) -> dict[int, Confused]:
+    """For each class with a mistake, the class that it is most often taken for.
 
-    Of two as frequent, the one of the lower number. Needs no matrix, which has a billion entries
-    for many classes.
+    Of two as frequent, the one of the lower number. Needs no matrix, which is large with many
+    classes.
     """
     wrong = labels != predicted
-    pairs, counts = np.unique(
-        _pairs(labels[wrong], predicted[wrong], num_classes), return_counts=True
-    )
-    worst: dict[int, tuple[int, int]] = {}
-    for pair, count in zip(pairs.tolist(), counts.tolist(), strict=True):
-        label, other = divmod(pair, num_classes)
-        if count > worst.get(label, (0, 0))[1]:
-            worst[label] = (other, count)
+    pairs = _pairs(labels[wrong], predicted[wrong], len(class_names))
+    worst: dict[int, Confused] = {}
+    for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
+        label, other = divmod(int(pair), len(class_names))
+        if label not in worst or count > worst[label].count:
+            worst[label] = Confused(id=other, name=class_names[other], count=int(count))
     return worst
 
 

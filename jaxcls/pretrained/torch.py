@@ -15,6 +15,7 @@ from jaxcls.pretrained.variables import layer_of, variable_shapes
 
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
+_HALF = (0.5, 0.5, 0.5)
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
@@ -45,6 +46,9 @@ def convert(path: str, tensor: np.ndarray) -> np.ndarray:
 
 # --- timm ----------------------------------------------------------------------------------------
 
+# Where it evaluates larger images than the authors, and resizes otherwise.
+_TIMM_SIZES = {"efficientnet_lite3": 300, "efficientnet_lite4": 380}
+
 
 def timm_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
     """Of `tf_efficientnet_*` (V1, Lite), `tf_efficientnetv2_*` and `efficientnetv2_rw_*`."""
@@ -53,16 +57,19 @@ def timm_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
 
 
 def timm_info(spec: ModelSpec) -> WeightsInfo:
-    """Of the `tf_` weights: 32 pixels are cropped off the resized image, none of the large V2's."""
-    large = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
-    half = (0.5, 0.5, 0.5)
-    centred = spec.mean != _IMAGENET_MEAN
+    """Of the `tf_` and `rw` weights for ImageNet's 1000 classes.
+
+    timm's own `efficientnet_b*` have the same names, but want symmetric padding and epsilon 1e-5.
+    """
+    uncropped = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
+    size = _TIMM_SIZES.get(spec.name, spec.image_size)
+    changes = {} if spec.mean == _IMAGENET_MEAN else {"mean": _HALF, "std": _HALF}
     return info_of_spec(
         spec,
-        mean=half if centred else spec.mean,
-        std=half if centred else spec.std,
-        crop_fraction=1.0 if large else _crop_fraction(spec.image_size),
-        interpolation="bicubic",
+        **changes,
+        image_size=size,
+        crop_fraction=1.0 if uncropped else _crop_fraction(size),
+        interpolation="bilinear" if spec.name in _TIMM_SIZES else "bicubic",
     )
 
 
@@ -132,13 +139,13 @@ def torchvision_info(spec: ModelSpec) -> WeightsInfo:
     size, resized, interpolation = _TORCHVISION.get(
         spec.name, (spec.image_size, spec.image_size, "bilinear")
     )
-    large = spec.name == "efficientnetv2_l"
+    halves = spec.name == "efficientnetv2_l"
     return info_of_spec(
         spec,
         padding="symmetric",
         batch_norm_epsilon=1e-5 if re.fullmatch("efficientnet_b[0-4]", spec.name) else 1e-3,
-        mean=(0.5, 0.5, 0.5) if large else _IMAGENET_MEAN,
-        std=(0.5, 0.5, 0.5) if large else _IMAGENET_STD,
+        mean=_HALF if halves else _IMAGENET_MEAN,
+        std=_HALF if halves else _IMAGENET_STD,
         image_size=size,
         crop_fraction=size / resized,
         interpolation=interpolation,
@@ -185,7 +192,7 @@ def lite_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
 
 
 def lite_info(spec: ModelSpec) -> WeightsInfo:
-    """As the weights were trained in TensorFlow: 32 pixels are cropped off the resized image."""
+    """As in TensorFlow, where the weights were trained."""
     return info_of_spec(
         spec, crop_fraction=_crop_fraction(spec.image_size), interpolation="bicubic"
     )
@@ -237,4 +244,5 @@ def _within(ours: str, theirs: str, layers: Layers) -> Layers:
 
 
 def _crop_fraction(image_size: int) -> float:
+    """The authors resize an image to 32 pixels more than they keep."""
     return image_size / (image_size + 32)

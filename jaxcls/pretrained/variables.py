@@ -43,7 +43,7 @@ def without_collection(path: str) -> str:
 
 def _block(stage: StageSpec, features: int) -> Iterator[Shapes]:
     """The layers of a block with so many channels in; see `efficientnet.Block`."""
-    expanded, window = features * stage.expansion, 3
+    expanded, window = features * stage.expansion, stage.kernel_size
     if stage.expansion != 1:
         yield _conv("expand_conv", window if stage.fused else 1, features, expanded)
         yield _norm("expand_bn", expanded)

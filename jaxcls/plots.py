@@ -73,7 +73,7 @@ def plot_curves(metrics: Mapping[str, np.ndarray]) -> Figure:
 
     Args:
       metrics: the columns of metrics.csv, float [rows]; not a number where a row has no value.
-        Those drawn are loss, eval_loss, top1, eval_top1, top5, eval_top5 and learning_rate, over step.
+        Drawn are loss, top1 and top5, the same with eval_ before them, and learning_rate.
     """
     figure = Figure(figsize=(7, 8), layout="constrained")
     _draw_curves(figure, metrics)
@@ -157,9 +157,9 @@ def _steps_per_epoch(metrics: Mapping[str, np.ndarray]) -> float:
 def _confusion_size(num_classes: int) -> tuple[float, float]:
     """Width and height of the picture in inches."""
     if num_classes > NAMED:
-        return 8.0, 12.0
+        return 9.0, 12.0
     side = max(5.0, 2.0 + 0.3 * num_classes)
-    return side + 0.5, side
+    return side + 1.5, side  # room for what stands beside a matrix that is square
 
 
 def _draw_confusion(
@@ -170,25 +170,27 @@ def _draw_confusion(
     with np.errstate(invalid="ignore"):
         shares = confusion / examples  # not a number without examples, which is drawn grey
     if num_classes > NAMED:
-        axes, bars = figure.subplots(2, 1, height_ratios=(3, 2))
-        _draw_confused_pairs(bars, confusion, class_names)
-    else:
-        axes = figure.subplots()
+        figure, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 2))[:, 0]
+        _draw_confused_pairs(below.add_subplot(), confusion, class_names)
+    axes = figure.add_subplot()
     colors = colormaps["Blues"].with_extremes(bad="lightgrey")
     # The root makes rare confusions visible.
     image = axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, shrink=0.8, format=PercentFormatter(1, decimals=0))
+    beside = axes.inset_axes((1.03, 0, 0.04, 1))  # as high as the matrix
+    bar = figure.colorbar(image, cax=beside, format=PercentFormatter(1, decimals=0))
     bar.set_ticks([0, 0.05, 0.2, 0.5, 1])
     bar.set_label("share of the examples of a class")
     axes.set_xlabel("predicted")
     axes.set_ylabel("class")
-    axes.set_title(textwrap.fill(title, 60), fontsize=10)
+    axes.set_title(textwrap.fill(title, 60), fontsize=10, parse_math=False)
     if num_classes <= NAMED:
         names = [shorten(name, 18) for name in class_names]
         size = 9 if num_classes <= COUNTED else 7
         turned = max(map(len, names)) > 2
-        axes.set_xticks(range(num_classes), names, rotation=90 if turned else 0, fontsize=size)
-        axes.set_yticks(range(num_classes), names, fontsize=size)
+        axes.set_xticks(
+            range(num_classes), names, rotation=90 if turned else 0, fontsize=size, parse_math=False
+        )
+        axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
     if num_classes <= COUNTED:
         for (row, column), count in np.ndenumerate(confusion):
             if count:
@@ -212,7 +214,7 @@ def _draw_confused_pairs(axes: Axes, confusion: np.ndarray, class_names: Sequenc
     names = [f"{shorten(class_names[i], 24)} → {shorten(class_names[j], 24)}" for i, j in pairs]
     bars = axes.barh(range(len(pairs)), counts, color="tab:blue")
     axes.bar_label(bars, [f" {share:.0%}" for share in shares], fontsize=8)
-    axes.set_yticks(range(len(pairs)), names, fontsize=8)
+    axes.set_yticks(range(len(pairs)), names, fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.margins(x=0.1)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

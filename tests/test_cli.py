@@ -151,7 +151,7 @@ def test_help_of_a_command_explains_every_field_with_its_default(
     ("command", "options"),
     [
         ("train", ["--workdir", "--allow-changes"]),
-        ("evaluate", ["RUN", "--step", "--split", "--data-dir", "--json"]),
+        ("evaluate", ["RUN", "--step", "--split", "--per-class", "--predictions FILE.csv"]),
         ("predict", ["RUN", "IMAGE ...", "--step", "--top", "--format {table,json,csv}"]),
         ("benchmark", ["--synthetic", "--seconds", "--json"]),
         ("prepare", ["SOURCE", "--data-dir"]),
@@ -605,7 +605,7 @@ def test_show_schedule_draws_a_picture(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "show: expected one of augment, data, schedule"),
+        ([], "show: expected one of augment, data, run, schedule"),
         (["shedule", "tiny.py"], "show: unknown picture 'shedule'; did you mean 'schedule'?"),
         (["schedule", "gone.py"], "config file 'gone.py' does not exist"),
         (

@@ -20,7 +20,8 @@ class Family:
       name: of the library.
       telltale: regular expression of a tensor's whole name; a file that has one is of this family.
       names: (spec, the file's tensor names) to the tensor's name for each of our variables
-        ("params/stem_conv/kernel", collection first), the classifier's among them.
+        ("params/stem_conv/kernel", collection first), the classifier's among them; a variable that
+        such a file cannot have may be left out.
       convert: (our name, the tensor) to our layout, values unchanged.
       ignored: regular expression of the whole names of tensors that carry no weights.
       info: what the library's weights expect of a network when nothing else says so.

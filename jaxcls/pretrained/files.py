@@ -92,12 +92,12 @@ def _reader(path: Path) -> Callable[[Path], tuple[dict[str, np.ndarray], dict[st
         return hdf5.read
     if start.startswith(b"PK\x03\x04"):
         return pth.read_zip
-    if start[0] == 0x80:
-        return pth.read_stream
     if text := _text(start):
         raise WeightsError(f"{path}: {text}")
     if start[8:9] == b"{":
-        return _read_safetensors
+        return _read_safetensors  # before PyTorch's: its first byte can be 0x80, too
+    if start[0] == 0x80:
+        return pth.read_stream
     if start[257:262] == b"ustar":
         raise WeightsError(
             f"{path}: is a tar archive; unpack it and name the weights file in it. (PyTorch before "

@@ -2,10 +2,9 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -15,7 +14,7 @@ from jaxcls.models.registry import model_names, model_spec
 from jaxcls.pretrained.families import Family, find_family
 from jaxcls.pretrained.files import WeightsFile
 from jaxcls.pretrained.info import WeightsError
-from jaxcls.pretrained.variables import Shapes, variable_shapes, without_collection
+from jaxcls.pretrained.variables import variable_shapes, without_collection
 
 type Variables = dict[str, Any]
 
@@ -83,12 +82,9 @@ def import_variables(
         floating-point values, a variable is missing, or a tensor is left over; the message lists
         all of them. Or a pattern of `allow_missing` fits no variable.
     """
-    try:
-        family = find_family(file.tensors)
-    except WeightsError as error:
-        raise WeightsError(f"{file.path}: {error}") from error
+    family = _family(file)
     match = _match(file, family, spec, num_classes=num_classes)
-    allowed = _matching(allow_missing, match.expected, spec)
+    allowed = _fitting(allow_missing, spec)
     absent = tuple(without_collection(path) for path in match.missing)
     report = Report(
         family=family.name,
@@ -99,20 +95,17 @@ def import_variables(
         reshaped=match.reshaped,
     )
     if match.wrong or report.missing or report.unused:
-        raise WeightsError(_misfit(file, family, spec, match, report))
-    arrays, bad = _values(match)
-    if bad:
-        raise WeightsError("\n".join([f"{file.path}:", *_listing("unusable tensors", bad)]))
-    return _nested(arrays), report
+        raise WeightsError(_misfit(file, spec, match, report))
+    return _nested(_values(file, match)), report
 
 
 def fitting_models(file: WeightsFile) -> tuple[str, ...]:
-    """The names of the networks that a file's names and shapes fit, whatever its classes.
+    """The networks that a file's names and shapes fit, whatever its number of classes.
 
     Raises:
       WeightsError: the file's names are of no known family.
     """
-    family = find_family(file.tensors)
+    family = _family(file)
     return tuple(
         name
         for name in model_names()
@@ -120,21 +113,26 @@ def fitting_models(file: WeightsFile) -> tuple[str, ...]:
     )
 
 
+def _family(file: WeightsFile) -> Family:
+    try:
+        return find_family(file.tensors)
+    except WeightsError as error:
+        raise WeightsError(f"{file.path}: {error}") from None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Match:
     """A file laid beside a network.
 
     Attributes:
-      expected: the network's variables.
-      names: what the file's family calls them.
-      views: our path to the tensor in our layout, where the shape is right.
+      names: what the file's family calls the network's variables.
+      views: our path to the tensor in our layout, where its shape and type are right.
       missing: our paths without a tensor.
       unused: tensors without a variable.
-      wrong: sentences on tensors of another shape.
+      wrong: sentences on tensors of another shape or type.
       reshaped: sentences on what was changed.
     """
 
-    expected: Shapes
     names: dict[str, str]
     views: dict[str, np.ndarray]
     missing: tuple[str, ...]
@@ -158,31 +156,32 @@ def _match(
     kept = variable_shapes(spec, num_classes=classes if classes == found else 0)
     views, missing, wrong = {}, [], []
     for path, shape in kept.items():
-        if names[path] not in file.tensors:
+        name = names.get(path)
+        if name is None or name not in file.tensors:
             missing.append(path)
             continue
-        tensor = file.tensors[names[path]]
+        tensor = file.tensors[name]
         view = family.convert(path, tensor)
         if path == _STEM and view.shape == (*shape[:2], 1, shape[3]):
-            reshaped.append(f"stem_conv/kernel: {list(view.shape)} spread over 3 channels")
-            view = np.repeat(view / 3, 3, axis=2)
-        if view.shape == shape:
-            views[path] = view
+            reshaped.append(f"stem_conv/kernel: {_text(view.shape)} spread over 3 channels")
+            view = np.repeat(view, 3, axis=2) / np.float32(3)
+        if not np.issubdtype(tensor.dtype, np.floating):
+            wrong.append(f"{name}: {tensor.dtype} is no floating-point type")
+        elif view.shape != shape:
+            turned = "" if view.shape == tensor.shape else f", in our layout {_text(view.shape)}"
+            ours = f"{without_collection(path)} {_text(shape)}"
+            wrong.append(f"{ours}: {name} is {_text(tensor.shape)}{turned}")
         else:
-            wrong.append(
-                f"{without_collection(path)} {_text(shape)}: {names[path]} is {_text(tensor.shape)}"
-                + ("" if view.shape == tensor.shape else f", in our layout {_text(view.shape)}")
-            )
-    claimed = {names[path] for path in kept}
+            views[path] = view
+    claimed = {names.get(path) for path in kept}
     if classes != found:
-        claimed |= {names[_KERNEL], names[_BIAS]}
+        claimed |= {names.get(_KERNEL), names.get(_BIAS)}
     unused = [
         name
         for name in file.tensors
         if name not in claimed and not re.fullmatch(family.ignored, name)
     ]
     return _Match(
-        expected=variable_shapes(spec, num_classes=classes),
         names=names,
         views=views,
         missing=tuple(missing),
@@ -192,12 +191,10 @@ def _match(
     )
 
 
-def _num_classes(file: WeightsFile, family: Family, names: dict[str, str]) -> int:
+def _num_classes(file: WeightsFile, family: Family, names: Mapping[str, str]) -> int:
     """How many classes the file's classifier tells apart; 0 if it has none."""
-    if names[_KERNEL] not in file.tensors:
-        return 0
-    kernel = family.convert(_KERNEL, file.tensors[names[_KERNEL]])
-    return kernel.shape[-1] if kernel.ndim else 0
+    kernel = file.tensors.get(names.get(_KERNEL, ""))
+    return family.convert(_KERNEL, kernel).shape[-1] if kernel is not None and kernel.ndim else 0
 
 
 def _replaced(found: int, wanted: int) -> str:
@@ -208,9 +205,9 @@ def _replaced(found: int, wanted: int) -> str:
     return f"classifier: {found} classes replaced by {wanted}"
 
 
-def _matching(patterns: Iterable[str], expected: Shapes, spec: ModelSpec) -> set[str]:
+def _fitting(patterns: Iterable[str], spec: ModelSpec) -> set[str]:
     """The variables that one of the patterns fits."""
-    names = [without_collection(path) for path in expected]
+    names = [without_collection(path) for path in variable_shapes(spec, num_classes=1)]
     allowed: set[str] = set()
     for pattern in patterns:
         check_regex(pattern, field="allow_missing")
@@ -218,48 +215,47 @@ def _matching(patterns: Iterable[str], expected: Shapes, spec: ModelSpec) -> set
         if not fitting:
             raise WeightsError(
                 f"allow_missing: {pattern!r} fits no variable of {spec.name}; "
-                "they are called as stem_conv/kernel, block1a/project_bn/scale, head_bn/mean"
+                "they are named like stem_conv/kernel, block1a/project_bn/scale and head_bn/mean"
             )
         allowed |= fitting
     return allowed
 
 
-def _values(match: _Match) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The values as float32, in memory of their own; and sentences on those that are none."""
+def _values(file: WeightsFile, match: _Match) -> dict[str, np.ndarray]:
+    """The values as float32."""
     arrays, bad = {}, []
     for path, view in match.views.items():
-        if not jnp.issubdtype(view.dtype, jnp.floating):
-            bad.append(f"{match.names[path]}: {view.dtype} is no floating-point type")
-            continue
         with np.errstate(over="ignore"):
-            array = np.array(view, np.float32, order="C")
-        if not (count := np.count_nonzero(~np.isfinite(array))):
-            arrays[path] = array
-        else:
-            bad.append(f"{match.names[path]}: {count} of {array.size} values are not finite")
-    return arrays, bad
+            arrays[path] = np.ascontiguousarray(view, np.float32)
+        if count := np.count_nonzero(~np.isfinite(arrays[path])):
+            bad.append(f"{match.names[path]}: {count} of {view.size}")
+    if bad:
+        lines = _listing("values that are not finite", bad)
+        raise WeightsError("\n".join([f"{file.path} cannot be used", *lines]))
+    return arrays
 
 
-def _misfit(
-    file: WeightsFile, family: Family, spec: ModelSpec, match: _Match, report: Report
-) -> str:
+def _misfit(file: WeightsFile, spec: ModelSpec, match: _Match, report: Report) -> str:
     """The message that says why a file does not fit."""
-    others = [name for name in fitting_models(file) if name != spec.name]
-    lines = [f"{file.path} does not fit {spec.name}: {report.mapped} variables are there"]
-    if others:
-        lines.append(f"it fits {' and '.join(others)}: name that network")
-    lines += _listing("other shapes", match.wrong)
+    wanted = report.mapped + len(match.wrong) + len(match.missing)
+    lines = [
+        f"{file.path} does not fit {spec.name}: {report.mapped} of {wanted} variables are good"
+    ]
+    if others := [name for name in fitting_models(file) if name != spec.name]:
+        lines.append(f"it fits {' and '.join(others)}; name that network")
+    lines += _listing("tensors of another shape or type", match.wrong)
     lines += _listing("missing", [_called(name, match) for name in report.missing])
     lines += _listing("unused tensors", report.unused)
     if report.missing and not others:
-        lines.append("to go on without some variables, allow them to be missing by a pattern")
+        lines.append("allow_missing takes patterns of variables that may be missing: 'head_.*'")
     return "\n".join(lines)
 
 
 def _called(name: str, match: _Match) -> str:
     """A missing variable, and what the file's family calls it."""
     path = next(path for path in match.missing if without_collection(path) == name)
-    return name if match.names[path] == path else f"{name} ({match.names[path]})"
+    theirs = match.names.get(path, path)
+    return name if theirs == path else f"{name} ({theirs})"
 
 
 def _listing(title: str, items: Sequence[str]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection
 import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec
-from jaxcls.pretrained import torch
+from jaxcls.pretrained import keras, torch
 from jaxcls.pretrained.info import WeightsError, WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import variable_shapes
 
@@ -72,6 +72,22 @@ FAMILIES = (
         convert=torch.convert,
         ignored=torch.IGNORED,
         info=torch.lite_info,
+    ),
+    Family(
+        name="keras",
+        telltale=keras.KERAS,
+        names=keras.keras_names,
+        convert=keras.convert,
+        ignored=keras.IGNORED,
+        info=keras.keras_info,
+    ),
+    Family(
+        name="keras_cv",
+        telltale=keras.KERAS_CV,
+        names=keras.keras_cv_names,
+        convert=keras.convert,
+        ignored=keras.IGNORED,
+        info=keras.keras_cv_info,
     ),
 )
 

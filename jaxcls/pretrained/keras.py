@@ -8,27 +8,30 @@ still does) have the layers' own names, "block4a_dwconv2/…/kernel:0". Files by
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec, block_names
-from jaxcls.pretrained.info import WeightsInfo, info_of_spec
+from jaxcls.pretrained.info import Triple, WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import layer_of, variable_shapes
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
 # One of a family's telltales is in every file of that family. KerasCV's blocks are layers with
 # layers inside, those of keras.applications and of KerasHub's V1 stand side by side.
 KERAS = (
-    r"(?!.*(?:efficient_net_v1_backbone|block1a_)/)(?:.+/)?"
+    r"(?!.*(?:efficient_net(?:_v1)?_backbone(?:_\d+)?|block1a_)/)(?:.+/)?"
     r"(?:block1a_(?:project_conv|dwconv)/(?:depthwise_)?kernel(?::0)?|layers/conv2d_\d\d+/vars/0)"
 )
 KERAS_CV = (
     r"(?:.+/)?"
     r"(?:block1a_/(?:.+/)?block1a_project_conv/kernel(?::0)?|fused_mb_conv_block/bn3/vars/0)"
 )
-KERAS_HUB = r"(?:.*/)?efficient_net_backbone/layers/conv2d_\d\d+/vars/0"
+KERAS_HUB = r"(?:.*/)?efficient_net_backbone(?:_\d+)?/layers/conv2d_\d\d+/vars/0"
 
 # The state of optimizers, metrics, random draws, and layers that preprocess images.
 IGNORED = (
@@ -59,19 +62,69 @@ def keras_cv_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
     return _given_names(spec, tensors)
 
 
-def keras_info(spec: ModelSpec) -> WeightsInfo:
-    """The weights are Google's, which were evaluated so; the networks normalise by themselves."""
+def keras_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
+    """Google's weights, as they were evaluated; the networks normalise images by themselves.
+
+    V1 does so by variables in the file. Where there are none, it is KerasHub's.
+    """
+    if not _is_v2(spec) and _is_counted(tensors) and not _normalisation(tensors):
+        return keras_hub_info(spec, tensors)
     large = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
     return info_of_spec(
         spec,
         crop_fraction=1.0 if large else spec.image_size / (spec.image_size + 32),
         interpolation="bicubic",
+        **_normalisation(tensors),
     )
 
 
-def keras_cv_info(spec: ModelSpec) -> WeightsInfo:
+def keras_cv_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
     """The networks divide images by 255 and do no more."""
+    del tensors
     return info_of_spec(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_fraction=1.0)
+
+
+def keras_hub_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
+    """The weights were converted from timm's that were trained in PyTorch."""
+    del tensors
+    return info_of_spec(
+        spec,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        padding="symmetric",
+        batch_norm_epsilon=1e-5,
+        interpolation="bicubic",
+    )
+
+
+def _normalisation(tensors: Mapping[str, np.ndarray]) -> dict[str, Triple]:
+    """Mean and std by the variables of a layer that normalises images in [0, 1], if there is one.
+
+    Networks that began with ImageNet's weights hold its standard deviations where variances belong,
+    and mend that in a layer without variables.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(
+            r"(?:.*/)?normalization(?:_\d+)?/(vars/[01]|mean|variance)(?::0)?", name
+        )
+        if match and tensor.size == 3:
+            found[match[1].removeprefix("vars/")] = tensor.reshape(3).astype(np.float64)
+    mean, variance = (found.get(a, found.get(b)) for a, b in (("mean", "0"), ("variance", "1")))
+    if mean is None or variance is None:
+        return {}
+    std = variance if np.allclose(variance, _IMAGENET_STD) else np.sqrt(variance)
+    return {"mean": _triple(mean), "std": _triple(std)}
+
+
+def _triple(values: np.ndarray) -> Triple:
+    """As decimal numbers, without what float32 added: 0.485 and not 0.48500001430511475."""
+    red, green, blue = (round(float(value), 6) for value in values)
+    return red, green, blue
+
+
+def _is_v2(spec: ModelSpec) -> bool:
+    return any(stage.fused for stage in spec.stages)
 
 
 # --- files by name -------------------------------------------------------------------------------
@@ -112,7 +165,7 @@ def _given_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
 def _named_layers(spec: ModelSpec) -> Layers:
     yield from _OUTER_LAYERS.items()
     # V1 calls its depthwise convolutions dwconv, V2 dwconv2.
-    depthwise = "dwconv2" if any(stage.fused for stage in spec.stages) else "dwconv"
+    depthwise = "dwconv2" if _is_v2(spec) else "dwconv"
     for block, _, _ in block_names(spec):
         yield f"{block}/depthwise_conv", f"{block}_{depthwise}"
         for ours, theirs in _BLOCK_LAYERS.items():

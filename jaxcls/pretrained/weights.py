@@ -60,7 +60,7 @@ def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
             found = f"fit {', '.join(fitting)}" if fitting else "fit no network that is known here"
             raise WeightsError(f"{file.path}: its tensors {found}; name the network")
         (model,) = fitting
-    return find_family(file.tensors).info(model_spec(model))
+    return find_family(file.tensors).info(model_spec(model), file.tensors)
 
 
 def _require_file(name: str) -> Path:

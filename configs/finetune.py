@@ -1,7 +1,7 @@
 """Published weights, fine-tuned on your own photos.
 
 jaxcls train configs/finetune.py --data.source folder:photos
-jaxcls train configs/finetune.py --data.source folder:photos --model.weights efficientnetv2_s_imagenet21k
+jaxcls train configs/finetune.py --data.source folder:photos --model.weights PRESET
 """
 
 from jaxcls.augment_config import RandAugment, RandomCropAndResize, RandomFlip

@@ -114,7 +114,7 @@ def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
         padding=model.padding,
         mean=model.mean,
         std=model.std,
-        pooling=model.pooling,
+        pooling=model.pooling or "average",
         freeze_batch_norm=model.freeze_batch_norm,
         head_scale=model.head_scale,
         compute_dtype=config.compute_dtype,

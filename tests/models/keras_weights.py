@@ -1,4 +1,4 @@
-"""Brings `keras.applications.EfficientNetV2*` and ours to the same weights, for parity tests."""
+"""Brings `keras.applications.EfficientNet*` and ours to the same weights, for parity tests."""
 
 import re
 from typing import Any
@@ -7,19 +7,21 @@ import jax
 import jax.numpy as jnp
 import keras
 import numpy as np
+import pytest
 
 from jaxcls.models.efficientnet import EfficientNet
 
 KERAS_NAMES = {
     f"efficientnetv2_{variant}": f"EfficientNetV2{variant.upper()}"
     for variant in ("b0", "b1", "b2", "b3", "s", "m", "l")
-}
+} | {f"efficientnet_b{number}": f"EfficientNetB{number}" for number in range(8)}
 
 # A Keras layer inside a block -> ours.
 _LAYERS = {
     "expand_conv": "expand_conv",
     "expand_bn": "expand_bn",
-    "dwconv2": "depthwise_conv",
+    "dwconv": "depthwise_conv",  # of V1
+    "dwconv2": "depthwise_conv",  # of V2
     "bn": "depthwise_bn",
     "se_reduce": "se/reduce",
     "se_expand": "se/expand",
@@ -44,19 +46,33 @@ _VARIABLES = {
 
 
 def keras_model(name: str, *, image_size: int, num_classes: int = 1000) -> Any:
-    """The Keras model for one of our names, without preprocessing and softmax."""
-    return getattr(keras.applications, KERAS_NAMES[name])(
-        weights=None,
-        include_preprocessing=False,
-        input_shape=(image_size, image_size, 3),
-        classes=num_classes,
-        classifier_activation=None,
-    )
+    """The Keras model for one of our names, without softmax, and V2 without preprocessing.
+
+    Its kernels are 0: to draw them takes a compilation a shape, 10 seconds a model.
+    """
+    preprocessing = {"include_preprocessing": False} if "v2" in name else {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            keras.initializers.VarianceScaling,
+            "__call__",
+            lambda self, shape, dtype=None: np.zeros(shape, dtype),
+        )
+        return getattr(keras.applications, KERAS_NAMES[name])(
+            weights=None,
+            **preprocessing,
+            input_shape=(image_size, image_size, 3),
+            classes=num_classes,
+            classifier_activation=None,
+        )
 
 
 def weights_of(model: Any) -> list[Any]:
-    """The model's variables but for the random seeds of its dropout layers."""
-    return [variable for variable in model.variables if variable.name != "seed_generator_state"]
+    """The model's variables but for dropout's random seeds and the preprocessing of V1."""
+    return [
+        variable
+        for variable in model.variables
+        if variable.name != "seed_generator_state" and "normalization" not in variable.path
+    ]
 
 
 def randomise(model: Any, *, seed: int) -> None:

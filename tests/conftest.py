@@ -62,7 +62,7 @@ def compilation_cache(cache_home: Path) -> None:
 def tiny_model() -> Iterator[None]:
     """A network with every kind of block that compiles in seconds, by the name "tiny"."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry._SPECS, TINY.name, TINY)
+        patch.setitem(registry.SPECS, TINY.name, TINY)
         yield
 
 

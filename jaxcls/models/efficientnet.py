@@ -1,7 +1,8 @@
-"""EfficientNetV2 as one Linen module that reads its block table from a `ModelSpec`."""
+"""EfficientNet, V1, V2 and Lite: one Linen module that reads its block table from a `ModelSpec`."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import jax
@@ -11,6 +12,7 @@ from jax import Array
 
 from jaxcls.models import layers
 from jaxcls.models.initial import initial_batch_stats, initial_params
+from jaxcls.models.padding import Padding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class StageSpec:
       expansion: channels inside a block, as a multiple of the block's input channels.
       stride: of the first block; the others have 1.
       se_ratio: squeeze-and-excite bottleneck as a share of the block's input channels; 0 for none.
+      kernel_size: height and width of the blocks' spatial convolution.
     """
 
     fused: bool
@@ -32,6 +35,7 @@ class StageSpec:
     expansion: int
     stride: int
     se_ratio: float
+    kernel_size: int = 3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,7 @@ class ModelSpec:
       std: red, green, blue, to divide the difference by.
       padding: of the convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
       batch_norm_epsilon: added to the variances.
+      activation: after the batch norms, and inside squeeze-and-excite.
     """
 
     name: str
@@ -57,8 +62,9 @@ class ModelSpec:
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    padding: Literal["same", "symmetric"] = "same"
+    padding: Padding = "same"
     batch_norm_epsilon: float = 1e-3
+    activation: layers.ActivationName = "silu"
 
     @property
     def num_blocks(self) -> int:
@@ -85,13 +91,15 @@ class _Norm:
     groups: layers.BatchNormGroups
     momentum: float
     epsilon: float
+    frozen: bool
 
-    def __call__(self, name: str, activation: layers.Activation = layers.silu) -> nn.Module:
+    def __call__(self, name: str, activation: layers.Activation) -> nn.Module:
         return layers.BatchNorm(
             groups=self.groups,
             momentum=self.momentum,
             epsilon=self.epsilon,
             activation=activation,
+            frozen=self.frozen,
             name=name,
         )
 
@@ -100,12 +108,14 @@ class Block(nn.Module):
     """An inverted residual block, MBConv or Fused-MBConv.
 
     Attributes:
+      spec: the model's.
       stage: the block's row of the table.
       stride: of this block.
       drop_path: probability of leaving out the residual branch of an example in training.
       norm: makes the batch norms.
     """
 
+    spec: ModelSpec
     stage: StageSpec
     stride: int
     drop_path: float
@@ -121,22 +131,28 @@ class Block(nn.Module):
           train: use batch statistics and drop-path.
         """
         stage, inputs, features = self.stage, x, x.shape[-1]
-        expanded = features * stage.expansion
-        # A fused block's 3x3 convolution is its expansion, or its projection where it expands not.
+        activation = layers.ACTIVATIONS[self.spec.activation]
+        window = {
+            "kernel_size": stage.kernel_size,
+            "stride": self.stride,
+            "padding": self.spec.padding,
+        }
+        spatial = partial(layers.Conv, **window)
+        # A fused block's spatial convolution is its expansion, or else its projection.
         single = stage.fused and stage.expansion == 1
-        size, stride = (3, self.stride) if stage.fused else (1, 1)
         if stage.expansion != 1:
-            x = layers.Conv(expanded, size, stride, name="expand_conv")(x)
-            x = self.norm("expand_bn")(x, train=train)
+            conv = spatial if stage.fused else layers.Conv
+            x = conv(features * stage.expansion, name="expand_conv")(x)
+            x = self.norm("expand_bn", activation)(x, train=train)
         if not stage.fused:
-            x = layers.DepthwiseConv(self.stride, name="depthwise_conv")(x)
-            x = self.norm("depthwise_bn")(x, train=train)
+            x = layers.DepthwiseConv(**window, name="depthwise_conv")(x)
+            x = self.norm("depthwise_bn", activation)(x, train=train)
         if stage.se_ratio:
-            x = layers.SqueezeExcite(max(1, int(features * stage.se_ratio)), name="se")(x)
-        size, stride = (3, self.stride) if single else (1, 1)
-        x = layers.Conv(stage.filters, size, stride, name="project_conv")(x)
-        activation = layers.silu if single else layers.identity
-        x = self.norm("project_bn", activation)(x, train=train)
+            bottleneck = max(1, int(features * stage.se_ratio))
+            x = layers.SqueezeExcite(bottleneck, activation, name="se")(x)
+        conv = spatial if single else layers.Conv
+        x = conv(stage.filters, name="project_conv")(x)
+        x = self.norm("project_bn", activation if single else layers.identity)(x, train=train)
         if self.stride == 1 and features == stage.filters:
             if train and self.drop_path and uniforms is not None:
                 x = layers.drop_path(x, uniforms, rate=self.drop_path)
@@ -145,21 +161,26 @@ class Block(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """EfficientNetV2 (Tan and Le 2021, https://arxiv.org/abs/2104.00298).
+    """EfficientNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946), its Lite form and V2.
+
+    V2 is Tan and Le 2021, https://arxiv.org/abs/2104.00298.
 
     Dropout and drop-path depend on the "dropout" key, the layer and the example's position in the
     global batch alone: not on how the batch is cut over devices or micro-batches.
 
     Attributes:
-      spec: the block table.
-      num_classes: width of the classifier.
+      spec: the block table, and the input's convention.
+      num_classes: width of the classifier; 0 for none.
       dropout: rate before the classifier.
       drop_path: rate that the blocks' rates rise to linearly, from 0 at the first block (block i
         of n has i / n of it).
       batch_norm: "global", or how many consecutive examples are normalised together.
       batch_norm_momentum: how much of the moving statistics a step keeps.
-      batch_norm_epsilon: added to the variances.
-      compute_dtype: of the activations. Parameters, statistics and logits are float32, or float64
+      freeze_batch_norm: normalise by the moving statistics in training too, and leave them as they
+        are.
+      pooling: how the last features are pooled over height and width.
+      head_scale: factor on the classifier's initial kernel; 0 makes it zeros.
+      compute_dtype: of the activations. Parameters, statistics and results are float32, or float64
         if this is.
       remat: compute each block again in the backward pass to save its memory.
     """
@@ -170,39 +191,59 @@ class EfficientNet(nn.Module):
     drop_path: float = 0.2
     batch_norm: layers.BatchNormGroups = "global"
     batch_norm_momentum: float = 0.9
-    batch_norm_epsilon: float = 1e-3
+    freeze_batch_norm: bool = False
+    pooling: Literal["average", "max"] = "average"
+    head_scale: float = 1.0
     compute_dtype: jnp.dtype = jnp.dtype("float32")
     remat: bool = False
 
     @nn.compact
     def __call__(
-        self, images: Array, *, train: bool = False, positions: Array | None = None
+        self,
+        images: Array,
+        *,
+        train: bool = False,
+        positions: Array | None = None,
+        features: bool = False,
     ) -> Array:
-        """Returns logits [batch, num_classes].
+        """Returns logits [batch, num_classes], or pooled features [batch, spec.head_filters].
 
         Args:
           images: [batch, height, width, 3], normalised with the numbers of `spec`.
           train: use batch statistics, dropout and drop-path; needs the "dropout" rng if either
             rate is above 0, and "batch_stats" to be mutable.
           positions: int32 [batch], each example's place in the global batch; default 0, 1, ….
+          features: stop before dropout and classifier; so does a model without classes.
         """
-        spec = self.spec
-        norm = _Norm(self.batch_norm, self.batch_norm_momentum, self.batch_norm_epsilon)
+        spec, activation = self.spec, layers.ACTIVATIONS[self.spec.activation]
+        norm = _Norm(
+            groups=self.batch_norm,
+            momentum=self.batch_norm_momentum,
+            epsilon=spec.batch_norm_epsilon,
+            frozen=self.freeze_batch_norm,
+        )
         uniforms = self._uniforms(images.shape[0], positions) if train else None
         block_type = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
 
         x = images.astype(self.compute_dtype)
-        x = layers.Conv(spec.stem_filters, kernel_size=3, stride=2, name="stem_conv")(x)
-        x = norm("stem_bn")(x, train=train)
+        x = layers.Conv(
+            spec.stem_filters, kernel_size=3, stride=2, padding=spec.padding, name="stem_conv"
+        )(x)
+        x = norm("stem_bn", activation)(x, train=train)
         for index, (name, stage, stride) in enumerate(block_names(spec)):
             rate = self.drop_path * index / spec.num_blocks
             draws = None if uniforms is None else uniforms[:, index]
-            x = block_type(stage, stride, rate, norm, name=name)(x, draws, train)
+            x = block_type(spec, stage, stride, rate, norm, name=name)(x, draws, train)
         x = layers.Conv(spec.head_filters, name="head_conv")(x)
-        x = norm("head_bn")(x, train=train)
+        x = norm("head_bn", activation)(x, train=train)
 
         dtype = jnp.promote_types(self.compute_dtype, jnp.float32)
-        x = jnp.mean(x, axis=(1, 2), dtype=dtype)
+        if self.pooling == "max":
+            x = jnp.max(x, axis=(1, 2)).astype(dtype)
+        else:
+            x = jnp.mean(x, axis=(1, 2), dtype=dtype)
+        if features or not self.num_classes:
+            return x
         if uniforms is not None and self.dropout:
             x = layers.dropout(x, uniforms[:, spec.num_blocks :], rate=self.dropout)
         return nn.Dense(
@@ -223,7 +264,7 @@ class EfficientNet(nn.Module):
         )
         key = rngs["params"] if isinstance(rngs, Mapping) else rngs
         return {
-            "params": initial_params(key, shapes["params"]),
+            "params": initial_params(key, shapes["params"], head_scale=self.head_scale),
             "batch_stats": initial_batch_stats(shapes["batch_stats"]),
         }
 

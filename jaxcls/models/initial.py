@@ -18,7 +18,7 @@ from jax import Array, lax
 _TRUNCATED_STD = 0.87962566103423978
 
 
-def initial_params(key: Array, shapes: Any) -> Any:
+def initial_params(key: Array, shapes: Any, *, head_scale: float = 1.0) -> Any:
     """Values for a tree of parameters, of the shapes and dtypes in `shapes`.
 
     All convolution kernels are cut from one draw, because a draw a kernel takes 13 s to compile on
@@ -27,6 +27,7 @@ def initial_params(key: Array, shapes: Any) -> Any:
     Args:
       key: random key.
       shapes: nested dicts of `jax.ShapeDtypeStruct`; leaves are named kernel, scale or bias.
+      head_scale: factor on the classifier's kernel.
     """
     conv_key, dense_key = jax.random.split(key)
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
@@ -41,7 +42,7 @@ def initial_params(key: Array, shapes: Any) -> Any:
             fan_out = height * width * (1 if inputs == 1 else outputs)
             value = normals[start : start + size].reshape(leaf.shape) * math.sqrt(2 / fan_out)
         elif name == "kernel":
-            limit = 1 / math.sqrt(sum(leaf.shape) / 2)
+            limit = head_scale / math.sqrt(sum(leaf.shape) / 2)
             value = jax.random.uniform(dense_key, leaf.shape, minval=-limit, maxval=limit)
         else:
             value = jnp.full(leaf.shape, 1.0 if name == "scale" else 0.0)

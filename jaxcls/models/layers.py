@@ -13,6 +13,7 @@ from jax import Array, lax
 
 from jaxcls.errors import UserError
 from jaxcls.models.depthwise import depthwise_conv
+from jaxcls.models.padding import Padding, explicit_padding
 
 BatchNormGroups = int | Literal["global"]
 Activation = Callable[[Array], Array]
@@ -24,8 +25,17 @@ def silu(x: Array) -> Array:
     return x * lax.logistic(x)
 
 
+def relu6(x: Array) -> Array:
+    """x cut to [0, 6]; the gradient is 0 at both ends, as in TensorFlow and PyTorch."""
+    return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
+
+
 def identity(x: Array) -> Array:
     return x
+
+
+ActivationName = Literal["silu", "relu6"]
+ACTIVATIONS: dict[ActivationName, Activation] = {"silu": silu, "relu6": relu6}
 
 
 # --- Batch normalisation -------------------------------------------------------------------------
@@ -114,12 +124,14 @@ class BatchNorm(nn.Module):
       momentum: how much of the moving statistics a step keeps.
       epsilon: added to the variance.
       activation: elementwise function of the result.
+      frozen: use the moving statistics in training too, and leave them as they are.
     """
 
     groups: BatchNormGroups = "global"
     momentum: float = 0.9
     epsilon: float = 1e-3
     activation: Activation = identity
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
@@ -128,7 +140,7 @@ class BatchNorm(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
         mean = self.variable("batch_stats", "mean", jnp.zeros, shape, dtype)
         var = self.variable("batch_stats", "var", jnp.ones, shape, dtype)
-        if not train:
+        if self.frozen or not train:
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             wide = x.astype(dtype) * factor + (bias - mean.value * factor)
             return self.activation(wide).astype(x.dtype)
@@ -157,11 +169,12 @@ def batch_norm_group_size(batch: int, groups: BatchNormGroups) -> int:
 
 
 class Conv(nn.Module):
-    """A convolution with SAME padding, parameter `kernel` (and `bias`)."""
+    """A convolution, parameter `kernel` (and `bias`)."""
 
     features: int
     kernel_size: int = 1
     stride: int = 1
+    padding: Padding = "same"
     use_bias: bool = False
 
     @nn.compact
@@ -174,7 +187,16 @@ class Conv(nn.Module):
             y = x @ kernel[0, 0]
         else:
             strides = (self.stride, self.stride)
-            y = lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=_DIMENSIONS)
+            zeros = [
+                explicit_padding(
+                    size,
+                    kernel_size=self.kernel_size,
+                    stride=self.stride,
+                    padding=self.padding,
+                )
+                for size in x.shape[1:3]
+            ]
+            y = lax.conv_general_dilated(x, kernel, strides, zeros, dimension_numbers=_DIMENSIONS)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
             y = y + bias.astype(x.dtype)
@@ -182,15 +204,17 @@ class Conv(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A 3x3 depthwise convolution with SAME padding, parameter `kernel` [3, 3, 1, channels]."""
+    """A depthwise convolution, parameter `kernel` [kernel_size, kernel_size, 1, channels]."""
 
+    kernel_size: int = 3
     stride: int = 1
+    padding: Padding = "same"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (3, 3, 1, x.shape[-1])
+        shape = (self.kernel_size, self.kernel_size, 1, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.zeros, shape, _statistics_dtype(x.dtype))
-        return depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride)
+        return depthwise_conv(x, kernel.astype(x.dtype), stride=self.stride, padding=self.padding)
 
 
 class SqueezeExcite(nn.Module):

@@ -105,6 +105,13 @@ def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
         drop_path=model.drop_path,
         batch_norm=model.batch_norm,
         batch_norm_momentum=model.batch_norm_momentum,
+        batch_norm_epsilon=model.batch_norm_epsilon,
+        padding=model.padding,
+        mean=model.mean,
+        std=model.std,
+        pooling=model.pooling,
+        freeze_batch_norm=model.freeze_batch_norm,
+        head_scale=model.head_scale,
         compute_dtype=config.compute_dtype,
         remat=model.remat,
     )

@@ -9,7 +9,8 @@ import pytest
 from jaxcls.models.registry import create_model, model_names, model_spec
 
 # Parameters with 1000 classes, and parameters and moving statistics without the classifier (as
-# Keras counts them). Source: keras.applications; XL: its block table and the paper's 208 M.
+# Keras counts them, less the 7 numbers of the normalisation that its V1 models start with). Source:
+# keras.applications; XL: its block table and the paper's 208 M; Lite: timm and its weights files.
 COUNTS = {
     "efficientnetv2_b0": (7_139_704, 5_919_312),
     "efficientnetv2_b1": (8_141_052, 6_931_124),
@@ -19,6 +20,19 @@ COUNTS = {
     "efficientnetv2_m": (54_139_356, 53_150_388),
     "efficientnetv2_l": (118_515_272, 117_746_848),
     "efficientnetv2_xl": (208_119_808, 207_615_832),
+    "efficientnet_b0": (5_288_548, 4_049_564),
+    "efficientnet_b1": (7_794_184, 6_575_232),
+    "efficientnet_b2": (9_109_994, 7_768_562),
+    "efficientnet_b3": (12_233_232, 10_783_528),
+    "efficientnet_b4": (19_341_616, 17_673_816),
+    "efficientnet_b5": (30_389_784, 28_513_520),
+    "efficientnet_b6": (43_040_704, 40_960_136),
+    "efficientnet_b7": (66_347_960, 64_097_680),
+    "efficientnet_lite0": (4_652_008, 3_413_024),
+    "efficientnet_lite1": (5_416_680, 4_189_344),
+    "efficientnet_lite2": (6_092_072, 4_869_168),
+    "efficientnet_lite3": (8_197_096, 6_992_768),
+    "efficientnet_lite4": (13_006_568, 11_837_936),
 }
 
 

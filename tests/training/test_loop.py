@@ -122,7 +122,7 @@ from jaxcls.reporting import Reporter
 from jaxcls.training.loop import train
 
 spec, config, workdir, stop_at = sys.argv[1:]
-registry._SPECS["tiny"] = eval(spec)
+registry.SPECS["tiny"] = eval(spec)
 log = Reporter.log
 
 def log_and_signal(self, step, metrics):

@@ -1,0 +1,173 @@
+"""The block tables, and what belongs to each network's weights.
+
+Sources: the papers (Tan and Le 2019, https://arxiv.org/abs/1905.11946, table 1; 2021,
+https://arxiv.org/abs/2104.00298, table 4) and their reference code; timm's block strings for its
+own `rw` variant. The tests import `keras.applications` weights to prove the tables.
+"""
+
+import math
+
+from jaxcls.models.efficientnet import ModelSpec, StageSpec
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+# (x - 128) / 128 and (x - 127) / 128 on 0..255 images, written for images in [0, 1].
+_HALF = (128 / 255, 128 / 255, 128 / 255)
+_LITE_MEAN = (127 / 255, 127 / 255, 127 / 255)
+
+_SE_RATIO = 0.25
+
+# --- EfficientNet and EfficientNet-Lite ----------------------------------------------------------
+
+# Repeats, filters, expansion, kernel size, stride of every stage of B0; all MBConv.
+_V1_STAGES = (
+    (1, 16, 1, 3, 1),
+    (2, 24, 6, 3, 2),
+    (2, 40, 6, 5, 2),
+    (3, 80, 6, 3, 2),
+    (3, 112, 6, 5, 1),
+    (4, 192, 6, 5, 2),
+    (1, 320, 6, 3, 1),
+)
+
+
+def _v1(name: str, *, width: float, depth: float, image_size: int, lite: bool = False) -> ModelSpec:
+    """A variant of V1; Lite leaves out what fixed-point hardware is slow or inexact at."""
+    first_and_last = (0, len(_V1_STAGES) - 1)
+    stages = tuple(
+        StageSpec(
+            fused=False,
+            repeats=repeats if lite and index in first_and_last else math.ceil(depth * repeats),
+            filters=_round_up_filters(filters, width),
+            expansion=expansion,
+            stride=stride,
+            se_ratio=0.0 if lite else _SE_RATIO,
+            kernel_size=kernel_size,
+        )
+        for index, (repeats, filters, expansion, kernel_size, stride) in enumerate(_V1_STAGES)
+    )
+    return ModelSpec(
+        name=name,
+        stem_filters=32 if lite else _round_up_filters(32, width),
+        stages=stages,
+        head_filters=1280 if lite else _round_up_filters(1280, width),
+        image_size=image_size,
+        mean=_LITE_MEAN if lite else _IMAGENET_MEAN,
+        std=_HALF if lite else _IMAGENET_STD,
+        activation="relu6" if lite else "silu",
+    )
+
+
+# --- EfficientNetV2 ------------------------------------------------------------------------------
+
+_V2_EXPANSIONS = (1, 4, 4, 4, 6, 6, 6)
+_V2_STRIDES = (1, 2, 2, 2, 1, 2, 1)
+_V2_FUSED_STAGES = 3
+
+
+def _v2_stages(repeats: tuple[int, ...], filters: tuple[int, ...]) -> tuple[StageSpec, ...]:
+    return tuple(
+        StageSpec(
+            fused=index < _V2_FUSED_STAGES,
+            repeats=repeats[index],
+            filters=filters[index],
+            expansion=_V2_EXPANSIONS[index],
+            stride=_V2_STRIDES[index],
+            se_ratio=0.0 if index < _V2_FUSED_STAGES else _SE_RATIO,
+        )
+        for index in range(len(repeats))
+    )
+
+
+def _v2_b(name: str, *, width: float, depth: float, image_size: int) -> ModelSpec:
+    repeats = tuple(math.ceil(depth * r) for r in (1, 2, 2, 3, 5, 8))
+    filters = tuple(_round_filters(f, width) for f in (16, 32, 48, 96, 112, 192))
+    return ModelSpec(
+        name=name,
+        stem_filters=_round_filters(32, width),
+        stages=_v2_stages(repeats, filters),
+        head_filters=_round_filters(1280, width),
+        image_size=image_size,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+    )
+
+
+def _v2(
+    name: str, *, stem: int, repeats: tuple[int, ...], filters: tuple[int, ...], image_size: int
+) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        stem_filters=stem,
+        stages=_v2_stages(repeats, filters),
+        head_filters=1280,
+        image_size=image_size,
+        mean=_HALF,
+        std=_HALF,
+    )
+
+
+# --- Both ----------------------------------------------------------------------------------------
+
+
+def _round_filters(filters: int, width: float) -> int:
+    """`filters` times `width`, to the nearest multiple of 8."""
+    return max(8, int(filters * width + 4) // 8 * 8)
+
+
+def _round_up_filters(filters: int, width: float) -> int:
+    """As `_round_filters`, but 8 more where that would take away more than a tenth."""
+    rounded = _round_filters(filters, width)
+    return rounded + 8 if rounded < 0.9 * filters * width else rounded
+
+
+SPECS = {
+    spec.name: spec
+    for spec in (
+        _v2_b("efficientnetv2_b0", width=1.0, depth=1.0, image_size=224),
+        _v2_b("efficientnetv2_b1", width=1.0, depth=1.1, image_size=240),
+        _v2_b("efficientnetv2_b2", width=1.1, depth=1.2, image_size=260),
+        _v2_b("efficientnetv2_b3", width=1.2, depth=1.4, image_size=300),
+        _v2(
+            "efficientnetv2_s",
+            stem=24,
+            repeats=(2, 4, 4, 6, 9, 15),
+            filters=(24, 48, 64, 128, 160, 256),
+            image_size=384,
+        ),
+        _v2(
+            "efficientnetv2_m",
+            stem=24,
+            repeats=(3, 5, 5, 7, 14, 18, 5),
+            filters=(24, 48, 80, 160, 176, 304, 512),
+            image_size=480,
+        ),
+        _v2(
+            "efficientnetv2_l",
+            stem=32,
+            repeats=(4, 7, 7, 10, 19, 25, 7),
+            filters=(32, 64, 96, 192, 224, 384, 640),
+            image_size=480,
+        ),
+        _v2(
+            "efficientnetv2_xl",
+            stem=32,
+            repeats=(4, 8, 8, 16, 24, 32, 8),
+            filters=(32, 64, 96, 192, 256, 512, 640),
+            image_size=512,
+        ),
+        _v1("efficientnet_b0", width=1.0, depth=1.0, image_size=224),
+        _v1("efficientnet_b1", width=1.0, depth=1.1, image_size=240),
+        _v1("efficientnet_b2", width=1.1, depth=1.2, image_size=260),
+        _v1("efficientnet_b3", width=1.2, depth=1.4, image_size=300),
+        _v1("efficientnet_b4", width=1.4, depth=1.8, image_size=380),
+        _v1("efficientnet_b5", width=1.6, depth=2.2, image_size=456),
+        _v1("efficientnet_b6", width=1.8, depth=2.6, image_size=528),
+        _v1("efficientnet_b7", width=2.0, depth=3.1, image_size=600),
+        _v1("efficientnet_lite0", width=1.0, depth=1.0, image_size=224, lite=True),
+        _v1("efficientnet_lite1", width=1.0, depth=1.1, image_size=240, lite=True),
+        _v1("efficientnet_lite2", width=1.1, depth=1.2, image_size=260, lite=True),
+        _v1("efficientnet_lite3", width=1.2, depth=1.4, image_size=280, lite=True),
+        _v1("efficientnet_lite4", width=1.4, depth=1.8, image_size=300, lite=True),
+    )
+}

@@ -1,6 +1,7 @@
 """The `jaxcls show` commands: pictures of a config or a run, written to a file."""
 
 import contextlib
+import csv
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -182,13 +183,14 @@ def _curves(run: Path) -> "dict[str, np.ndarray] | None":
     path = run / "metrics.csv"
     try:
         rows = read_metrics(path)
+        if rows:
+            return metric_columns(rows)
+        _leave_out("curves", f"{path} has no rows")
     except OSError as error:
         _leave_out("curves", f"{path}: {error.strerror}")
-        return None
-    if not rows:
-        _leave_out("curves", f"{path} has no rows")
-        return None
-    return metric_columns(rows)
+    except (ValueError, csv.Error) as error:
+        _leave_out("curves", f"{path} is damaged ({error})")
+    return None
 
 
 def _confusion(classifier: "ImageClassifier", options: ShowRun) -> "tuple[np.ndarray | None, str]":

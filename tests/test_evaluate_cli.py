@@ -179,7 +179,19 @@ def no_metrics(path: Path) -> str:
     return f"{path}: No such file or directory"
 
 
-@pytest.mark.parametrize("lose", [empty_metrics, no_metrics])
+def damaged_metrics(path: Path) -> str:
+    path.write_text(path.read_text().replace("\n2,", "\ntwo,", 1))
+    return f"{path} is damaged (could not convert string to float: 'two')"
+
+
+def metrics_without_steps(path: Path) -> str:
+    path.write_text(path.read_text().replace("\n2,", "\n,", 1))
+    return f"{path} is damaged (a row has no step)"
+
+
+@pytest.mark.parametrize(
+    "lose", [empty_metrics, no_metrics, damaged_metrics, metrics_without_steps]
+)
 def test_without_its_metrics_a_run_is_drawn_without_curves(
     run: Path,
     lose: Callable[[Path], str],
@@ -198,11 +210,3 @@ def test_without_its_metrics_a_run_is_drawn_without_curves(
     assert capsys.readouterr().err.splitlines()[-1] == (
         "jaxcls: show run: there is nothing to draw of 'run'"
     )
-
-
-def test_damaged_metrics_are_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = run / "metrics.csv"
-    path.write_text(path.read_text().replace("\n2,", "\ntwo,", 1))
-    assert main(["show", "run", str(run), "-o", "run.svg"]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("jaxcls: metrics.csv is damaged: could not convert string to float")

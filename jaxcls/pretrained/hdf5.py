@@ -7,7 +7,9 @@ from typing import Any
 
 import h5py
 import numpy as np
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
+from jaxcls.pretrained.hdf5_texts import DamagedError, TextReader
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.limits import MAX_DIMENSIONS, check_total, single_precision
 
@@ -45,7 +47,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     try:
         with h5py.File(path, "r", locking=False) as file:
-            datasets, names, metadata = _walk(file)
+            datasets, names, metadata = _walk(file, TextReader(path.read_bytes()))
             total = 0
             for name, dataset in datasets.items():
                 total += _declared(name, dataset)
@@ -55,7 +57,15 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
                 tensors[name] = single_precision(np.asarray(dataset[()]))
     except _RefusedError as error:
         raise WeightsError(f"{path}: {error}") from None
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
+    except (
+        DamagedError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        KeyError,
+        OverflowError,
+    ) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
@@ -68,7 +78,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def _walk(
-    file: h5py.File,
+    file: h5py.File, reader: TextReader
 ) -> tuple[dict[str, h5py.Dataset], dict[str, dict[str, Any]], dict[str, str]]:
     """All data sets, and the attributes of all groups, without following any link outside."""
     datasets: dict[str, h5py.Dataset] = {}
@@ -78,12 +88,13 @@ def _walk(
     waiting: list[tuple[str, h5py.Group]] = [("", file)]
     while waiting:
         path, group = waiting.pop(0)
+        texts = reader.read(h5o.get_info(group.id).addr)
         for attribute in _NAMES:
-            value = _attribute(group, attribute)
+            value = _whole(texts, attribute)
             if value is not None:
                 names[attribute][path] = value
         for attribute in _WRITER:
-            value = _attribute(group, attribute)
+            value = texts.get(attribute)
             if isinstance(value, str):
                 metadata.setdefault(attribute, value)
         for name in group:
@@ -105,34 +116,24 @@ def _walk(
     return datasets, names, metadata
 
 
-def _attribute(group: h5py.Group, name: str) -> Any:
-    """A text or list of texts; None where there is none. Long lists are cut into name0, name1…."""
-    if name in group.attrs:
-        return _texts(group, name)
-    parts = []
-    while (part := f"{name}{len(parts)}") in group.attrs:
-        parts.append(_texts(group, part))
-    if not parts:
-        return None
-    return [text for part in parts for text in (part if isinstance(part, list) else [part])]
-
-
-def _texts(group: h5py.Group, name: str) -> Any:
-    attribute = group.attrs.get_id(name)
-    size = math.prod(attribute.shape or ()) * attribute.dtype.itemsize
-    if size > group.file.id.get_filesize():
-        raise _RefusedError(f"attribute {name} declares more than the file has")
-    if attribute.dtype.kind != "S" and h5py.check_string_dtype(attribute.dtype) is None:
-        return [] if attribute.shape == (0,) else None  # Keras writes an empty list as numbers
-    values = np.asarray(group.attrs[name], object)
-    texts = [v.decode() if isinstance(v, bytes) else str(v) for v in values.reshape(-1)]
-    return texts if values.ndim else texts[0]
+def _whole(texts: dict[str, str | list[str]], name: str) -> str | list[str] | None:
+    """An attribute, or None if there is none. Keras cuts long lists into name0, name1, …."""
+    if name in texts:
+        return texts[name]
+    parts: list[str] = []
+    number = 0
+    while isinstance(part := texts.get(f"{name}{number}"), list):
+        parts += part
+        number += 1
+    return parts if number else None
 
 
 def _declared(name: str, dataset: h5py.Dataset) -> int:
     """Bytes that a data set takes as an array, if it is plain numbers that lie in the file."""
     if dataset.dtype.kind not in "fiub":
         raise _RefusedError(f"data set {name[:80]} holds no numbers but {dataset.dtype}")
+    if dataset.id.get_type().get_size() != dataset.dtype.itemsize:
+        raise _RefusedError(f"data set {name[:80]} has numbers of an impossible size")
     plan = dataset.id.get_create_plist()
     if plan.get_layout() == h5py.h5d.VIRTUAL or plan.get_external_count():
         raise _RefusedError(f"data set {name[:80]} lies in other files")

@@ -26,7 +26,7 @@ def check_total(path: Path, declared: int) -> None:
     size = path.stat().st_size
     if declared > min(MAX_BYTES, max(ALWAYS_ALLOWED, MAX_GROWTH * size)):
         raise WeightsError(
-            f"{path}: declares more than {min(declared, 2**63)} bytes of tensors in a file of "
+            f"{path}: declares {declared} bytes of tensors in a file of "
             f"{size} bytes; this is no honest weights file"
         )
 
@@ -34,7 +34,8 @@ def check_total(path: Path, declared: int) -> None:
 def single_precision(array: np.ndarray) -> np.ndarray:
     """Floating-point numbers of any width as native float32; all else in the native byte order."""
     if array.dtype.kind == "f":
-        return np.ascontiguousarray(array, np.float32).reshape(array.shape)
+        with np.errstate(over="ignore"):  # to infinity; whoever uses the numbers looks for those
+            return np.ascontiguousarray(array, np.float32).reshape(array.shape)
     native = array.dtype.newbyteorder("=")
     return np.ascontiguousarray(array, native).reshape(array.shape)
 

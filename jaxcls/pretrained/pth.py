@@ -64,8 +64,9 @@ def read_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            records = _records(path, archive)
+            records = {record.filename: record for record in archive.infolist()}
             folder = _folder(path, records)
+            _check_records(path, archive.infolist())
 
             def read(name: str) -> bytes:
                 return archive.read(records[folder + name])
@@ -114,7 +115,8 @@ def read_stream(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     Returns and raises as `read_zip`.
     """
-    stream = io.BytesIO(path.read_bytes())
+    data = path.read_bytes()
+    stream = io.BytesIO(data)
     try:
         if unpickle(stream) != MAGIC_NUMBER:
             raise RefusedError("it is a pickle, but not one of PyTorch's files")
@@ -124,7 +126,7 @@ def read_stream(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         content = unpickle(stream)
         keys = unpickle(stream)
         state, metadata = _state_dict(content)
-        places = _storage_places(stream, keys, _all_storages(content))
+        places = _storage_places(data, stream.tell(), keys, _all_storages(content))
 
         def read_storage(storage: Storage) -> memoryview:
             if storage.key not in places:
@@ -132,28 +134,26 @@ def read_stream(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             start, stop = places[storage.key]
             if stop - start != storage.numel * _item_size(storage.kind):
                 raise RefusedError(f"storage {storage.key[:40]} has two sizes")
-            return stream.getbuffer()[start:stop]
+            return memoryview(data)[start:stop]
 
         return _tensors(path, state, read_storage, big_endian=False), metadata
     except RefusedError as error:
         raise WeightsError(f"{path}: {error}; {_REMEDY}") from None
 
 
-def _records(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The archive's records by name, if they can be read without surprises."""
-    records = {record.filename: record for record in archive.infolist()}
-    if len(records) != len(archive.infolist()):
+def _check_records(path: Path, records: list[zipfile.ZipInfo]) -> None:
+    """Refuses an archive whose records cannot be read without surprises."""
+    if len({record.filename for record in records}) != len(records):
         raise RefusedError("two records of the archive have one name")
-    for name, record in records.items():
+    for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise RefusedError(
-                f"record {name[:80]} is compressed, which torch.save never does, or lies about "
-                "its size"
+                f"record {record.filename[:80]} is compressed, which torch.save never does, or "
+                "lies about its size"
             )
     # Records that share bytes would make much out of little.
-    if sum(record.file_size for record in records.values()) > path.stat().st_size:
+    if sum(record.file_size for record in records) > path.stat().st_size:
         raise RefusedError("the archive's records declare more bytes than the file has")
-    return records
 
 
 def _folder(path: Path, records: dict[str, zipfile.ZipInfo]) -> str:
@@ -193,23 +193,21 @@ def _all_storages(content: Any) -> dict[str, Storage]:
 
 
 def _storage_places(
-    stream: io.BytesIO, keys: Any, storages: dict[str, Storage]
+    data: bytes, position: int, keys: Any, storages: dict[str, Storage]
 ) -> dict[str, tuple[int, int]]:
-    """Where each storage's numbers lie, from the place where the stream is."""
+    """Where each storage's numbers lie; the first one's count is at `position`."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise RefusedError("its list of storages is damaged")
-    end = len(stream.getbuffer())
-    position = stream.tell()
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         if key not in storages:
             raise RefusedError(f"storage {key[:40]} belongs to nothing")
-        if position + 8 > end:
+        if position + 8 > len(data):
             raise RefusedError("it is cut short; fetch it again")
-        (count,) = struct.unpack_from("<q", stream.getbuffer(), position)
+        (count,) = struct.unpack_from("<q", data, position)
         start = position + 8
         position = start + count * _item_size(storages[key].kind)
-        if count < 0 or position > end:
+        if count < 0 or position > len(data):
             raise RefusedError("it is cut short or damaged; fetch it again")
         places[key] = start, position
     return places

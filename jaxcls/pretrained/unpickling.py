@@ -233,9 +233,14 @@ def _find(module: str, name: str) -> _Global:
         return _Global(full, build=_BUILDERS[full])
     if module in ("torch", "torch.cuda") and name in STORAGES:
         return _Global(full, kind=STORAGES[name])
+    if module.startswith("torch.nn."):
+        raise RefusedError(
+            f"it is a whole pickled model, with {_short(full)}, not its tensors; nothing of it "
+            "was run"
+        )
     raise RefusedError(
         f"its pickle names {_short(full)}, which a table of tensors never needs: it is a whole "
-        "model, other Python objects, or an attack. Nothing of it was run"
+        "model, other Python objects, or an attack; nothing of it was run"
     )
 
 

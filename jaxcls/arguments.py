@@ -1,10 +1,11 @@
-"""The CONFIG argument that several commands take: a file, then overrides of its fields."""
+"""Arguments that several commands take: CONFIG, with overrides of its fields, and --step."""
 
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
-from jaxcls.config import Config, decode, encode, load_config
+from jaxcls.config import Config, DataConfig, decode, encode, load_config
 from jaxcls.errors import UserError
 
 
@@ -14,14 +15,28 @@ def take_config(arguments: list[str], prog: str) -> tuple[Path, Config, list[str
     Raises:
       UserError: no file is named, or it holds no valid config.
     """
-    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help")):
-        raise UserError(
-            f"usage: {prog} …: give the config file first, for example configs/digits.py"
-        )
-    if arguments[0].startswith("-"):
-        return Path("CONFIG"), Config(), arguments
-    path = Path(arguments[0])
-    return path, load_config(path), arguments[1:]
+    name, rest = take_first(arguments, prog, "the config file", example="configs/digits.py")
+    if name is None:
+        return Path("CONFIG"), Config(), rest
+    return Path(name), load_config(name), rest
+
+
+def take_first(
+    arguments: list[str], prog: str, what: str, *, example: str
+) -> tuple[str | None, list[str]]:
+    """The first argument, on which the defaults of the options depend, and the rest.
+
+    Returns:
+      None for the first argument where help is asked for.
+
+    Raises:
+      UserError: the first argument is missing, or an option.
+    """
+    if arguments and arguments[0] in ("-h", "--help"):
+        return None, arguments
+    if not arguments or arguments[0].startswith("-"):
+        raise UserError(f"usage: {prog} …: give {what} first, for example {example}")
+    return arguments[0], arguments[1:]
 
 
 def parse[T](kind: type[T], prog: str, arguments: list[str], *, default: T) -> T:
@@ -33,5 +48,29 @@ def parse[T](kind: type[T], prog: str, arguments: list[str], *, default: T) -> T
 
 
 def checked(config: Config) -> Config:
-    """The config after overrides, through the same gate as one from a file."""
-    return decode(encode(config))
+    """The config after overrides, through the same gate as one from a file, and filled in.
+
+    Raises:
+      UserError: a field is wrong, or there are no such weights or network.
+    """
+    from jaxcls.training.start import resolve
+
+    return resolve(decode(encode(config)))
+
+
+def checked_data(data: DataConfig) -> DataConfig:
+    """The fields of data after overrides, through the same gate."""
+    return decode(encode(Config(data=data, num_steps=1))).data
+
+
+def read_step(text: str) -> int | Literal["latest", "best"]:
+    """The checkpoint that an option --step asks for.
+
+    Raises:
+      UserError: it is neither latest, best nor a number.
+    """
+    if text == "latest" or text == "best":
+        return text
+    if text.isdecimal():
+        return int(text)
+    raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")

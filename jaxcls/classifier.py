@@ -1,30 +1,52 @@
-"""A trained network with all that prediction needs."""
+"""A network with all that prediction needs."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.checkpoint import Checkpoints
-from jaxcls.config import Config
+from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
 from jaxcls.data.decode import decode_image
 from jaxcls.data.images import evaluation_image
-from jaxcls.data.sources import open_source
+from jaxcls.data.sources import Source, open_source
+from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import make_mesh, replicated
-from jaxcls.rundir import RunInfo, checkpoint_dir, require_run
+from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
+from jaxcls.pretrained.importing import import_variables
+from jaxcls.pretrained.info import WeightsError, WeightsInfo
+from jaxcls.pretrained.presets import find_preset, preset, preset_names
+from jaxcls.pretrained.weights import open_weights, weights_info
+from jaxcls.results import Evaluation
 from jaxcls.training.assemble import model_from_config
-from jaxcls.training.evaluation import evaluate, make_eval_step, predict_logits
-from jaxcls.training.state import Variables, eval_variables_template
+from jaxcls.training.evaluation import (
+    evaluate,
+    make_eval_step,
+    predict_features,
+    predict_logits,
+)
+from jaxcls.training.predictions import make_predict_step, predict_split, probabilities_of
+from jaxcls.training.restore import Step, read_run_info, restore_run
+from jaxcls.training.start import resolve
+from jaxcls.training.state import Variables, overlay
 
-type Step = int | Literal["latest", "best"]
-type Images = np.ndarray | Sequence[np.ndarray] | Sequence[str | Path]
+type Image = np.ndarray | str | Path
+type Images = np.ndarray | Sequence[Image]
+
+
+class Guess(NamedTuple):
+    """A class for an image: its number, its name, and how probable it is."""
+
+    id: int
+    name: str
+    probability: float
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,18 +54,34 @@ class ImageClassifier:
     """A network, its weights, and how images are brought to it.
 
     Attributes:
-      config: of the training that made the weights.
-      class_names: in the order of the probabilities.
+      config: of the training that made the weights; for a preset or a file, what is known of it.
+      class_names: in the order of the probabilities; empty if the network has no classifier.
       model: the network.
       variables: {"params", "batch_stats"}, the moving averages where the training kept some.
-      step: of the checkpoint.
+      step: of the run's checkpoint; None for a preset or a file.
     """
 
     config: Config
     class_names: tuple[str, ...]
     model: EfficientNet
     variables: Variables
-    step: int
+    step: int | None = None
+
+    @classmethod
+    def load(cls, name: str | Path, *, step: Step = "latest") -> "ImageClassifier":
+        """A run's directory, a preset's name, or a weights file, whichever `name` is.
+
+        Raises:
+          UserError: it is none of them, or cannot be used.
+        """
+        if find_preset(str(name)):
+            return cls.from_preset(str(name))
+        if Path(name).is_file():
+            return cls.from_file(name)
+        if not Path(name).exists():
+            known = nearest(str(name), preset_names())
+            raise WeightsError(f"model {str(name)!r}: no such run, preset or weights file{known}")
+        return cls.from_run(name, step=step)
 
     @classmethod
     def from_run(cls, run: str | Path, *, step: Step = "latest") -> "ImageClassifier":
@@ -56,22 +94,81 @@ class ImageClassifier:
         Raises:
           UserError: no such run, no good checkpoint, or no such step.
         """
-        run = require_run(Path(run))
-        with Checkpoints(checkpoint_dir(run)) as checkpoints:
-            info = RunInfo.from_json(checkpoints.metadata(step))
-            model = model_from_config(info.config, num_classes=len(info.class_names))
-            template = eval_variables_template(
-                model,
-                image_size=info.config.data.image_size,
-                use_ema=info.config.optimizer.ema_decay > 0,
-            )
-            restored = checkpoints.restore(template, step, subset=True)
+        restored = restore_run(run, step=step)
         return cls(
-            config=info.config,
-            class_names=info.class_names,
-            model=model,
-            variables=restored.state.get("ema") or restored.state,
+            config=restored.info.config,
+            class_names=restored.info.class_names,
+            model=restored.model,
+            variables=restored.variables,
             step=restored.step,
+        )
+
+    @classmethod
+    def from_preset(
+        cls, name: str, *, num_classes: int | None = None, allow_missing: Sequence[str] = ()
+    ) -> "ImageClassifier":
+        """A published network with its weights, which are fetched if need be.
+
+        Args:
+          name: such as "efficientnetv2_b0_imagenet"; `jaxcls.pretrained.presets` lists them.
+          num_classes: of the classifier. Where the preset has another number, the classifier is
+            new, and tells nothing until it is trained; None keeps the preset's.
+          allow_missing: as for `from_file`.
+
+        Raises:
+          WeightsError: no such preset, or its weights cannot be had.
+        """
+        preset(name)
+        return cls._from_weights(name, None, num_classes, allow_missing)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        model: str | None = None,
+        num_classes: int | None = None,
+        allow_missing: Sequence[str] = (),
+    ) -> "ImageClassifier":
+        """A network with the weights of a file: safetensors, HDF5, or PyTorch's.
+
+        Args:
+          path: of the file.
+          model: name of the network (None: the one that the file names, or that its tensors fit).
+          num_classes: as for `from_preset`.
+          allow_missing: regular expressions of variables ("block1a/project_conv/kernel") that the
+            file may lack; they start at random.
+
+        Raises:
+          WeightsError: the file cannot be read, or does not fit.
+        """
+        return cls._from_weights(str(path), model, num_classes, allow_missing)
+
+    @classmethod
+    def _from_weights(
+        cls,
+        name: str,
+        model_name: str | None,
+        num_classes: int | None,
+        allow_missing: Sequence[str],
+    ) -> "ImageClassifier":
+        info = weights_info(name, model=model_name)
+        config = _config_of(name, info)
+        spec = model_from_config(config, num_classes=0).spec
+        values, _ = import_variables(
+            open_weights(name), spec, num_classes=num_classes, allow_missing=allow_missing
+        )
+        head = values["params"].get("classifier")
+        count = num_classes or (0 if head is None else head["bias"].shape[0])
+        model = model_from_config(config, num_classes=count)
+        images = jnp.zeros((1, spec.image_size, spec.image_size, 3))
+        return cls(
+            config=config,
+            class_names=class_names_for(info.class_names, count),
+            model=model,
+            variables=jax.jit(lambda given: overlay(model.init(jax.random.key(0), images), given))(
+                values
+            ),
         )
 
     def predict(self, images: Images, *, batch_size: int = 32) -> np.ndarray:
@@ -79,87 +176,242 @@ class ImageClassifier:
 
         Args:
           images: uint8 [N, height, width, 3], or a sequence of uint8 [height, width, 3] of any
-            sizes, or of paths of image files.
-          batch_size: images that go to the device at once.
+            sizes, or of paths of image files. Grey images may lack the last axis, or have 1 there.
+          batch_size: images that go to the device at once, at most.
 
         Returns:
           float32 [N, classes]; each row sums to 1, or with the sigmoid loss each entry stands for
           itself.
 
         Raises:
-          UserError: an image cannot be read; the message names it.
+          UserError: an image cannot be read, and the message names it; or the network has no
+            classifier.
         """
-        if not len(images):
-            return np.zeros((0, len(self.class_names)), np.float32)
-        rows = []
-        for start in range(0, len(images), batch_size):
-            chunk = [self._prepare(image) for image in images[start : start + batch_size]]
-            padding = [np.zeros_like(chunk[0])] * (
-                batch_size - len(chunk)
-            )  # one shape, one compile
-            probabilities = self._probabilities(np.stack(chunk + padding))
-            rows.append(np.asarray(probabilities)[: len(chunk)])
-        return np.concatenate(rows)
+        self._require_classifier()
+        logits = self._apply(images, _jitted_logits, batch_size, width=len(self.class_names))
+        return np.asarray(probabilities_of(jnp.asarray(logits), loss=self.config.loss.name))
 
-    def evaluate(
-        self, *, split: str | None = None, data_dir: str | None = None
-    ) -> dict[str, float]:
-        """Loss and accuracy over a split of the data that the network was trained on.
+    def features(self, images: Images, *, batch_size: int = 32) -> np.ndarray:
+        """The pooled features that the classifier sees.
 
         Args:
-          split: TFDS split syntax (None: `data.eval_split` of the config).
-          data_dir: where the prepared data lies (None: `data.data_dir` of the config).
+          images: as for `predict`.
+          batch_size: images that go to the device at once, at most.
 
         Returns:
-          loss (without label smoothing), top1 and top5 (shares), num_examples, and the step.
+          float32 [N, features].
 
         Raises:
-          UserError: the data cannot be read, or has other classes, or the loss is not finite.
+          UserError: an image cannot be read; the message names it.
         """
-        data = self.config.data
-        if data_dir is not None:
-            data = dataclasses.replace(data, data_dir=data_dir)
-        source = open_source(data, split or data.eval_split)
-        if source.class_names != self.class_names:
-            raise UserError(
-                f"data.source: {data.source!r} has {source.num_classes} classes that are not the "
-                f"{len(self.class_names)} classes of the run"
-            )
+        return self._apply(images, _jitted_features, batch_size, width=self.model.spec.head_filters)
+
+    def evaluate(
+        self, data: DataConfig | None = None, *, split: str | None = None
+    ) -> dict[str, float]:
+        """Loss and accuracy over a split of labelled images.
+
+        Args:
+          data: where they are and how they are brought to the network (None: `config.data`, for a
+            run the data that it was trained on). Other data have classes that the network knows by
+            their names, or by their WordNet ids where those are ImageNet's.
+          split: TFDS split syntax (None: `data.eval_split`).
+
+        Returns:
+          loss (without label smoothing), top1 and top5 (shares), num_examples, and a run's step.
+
+        Raises:
+          UserError: the data cannot be read, or has classes that the network does not know, or the
+            loss is not finite.
+        """
+        source, data, class_map = self._open(data, split)
+        if unknown := self._unknown(source, class_map):
+            raise UserError(unknown)
         mesh = make_mesh()
         eval_step = make_eval_step(self.model, loss=self.config.loss.name, mesh=mesh)
         variables = jax.device_put(self.variables, replicated(mesh))
-        metrics = evaluate(eval_step, variables, source, data, mesh=mesh)
-        if not math.isfinite(metrics["loss"]):
+        metrics = evaluate(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
+        self._require_finite(metrics, source)
+        return metrics | self._step()
+
+    def examine(
+        self, data: DataConfig | None = None, *, split: str | None = None, top: int = 5
+    ) -> Evaluation:
+        """Evaluates a split, and keeps what the network says to each of its examples.
+
+        Args:
+          data: as for `evaluate`, but it may have classes that the network does not know.
+          split: as for `evaluate`.
+          top: classes to keep for each example.
+
+        Returns:
+          The metrics of `evaluate`, the predictions, and from them a table of the classes, the
+          confusion matrix and a CSV file. Where the network does not know each class of the data,
+          those have numbers after its own, and the metrics are only num_examples.
+
+        Raises:
+          UserError: the data cannot be read, or the loss is not finite.
+        """
+        source, data, class_map = self._open(data, split)
+        mesh = make_mesh()
+        step = make_predict_step(self.model, loss=self.config.loss.name, mesh=mesh, top=top)
+        variables = jax.device_put(self.variables, replicated(mesh))
+        metrics, predictions = predict_split(
+            step, variables, source, data, mesh=mesh, class_map=class_map
+        )
+        class_names = self.class_names
+        if class_map is not None and max(class_map) >= len(class_names):
+            class_names += source.class_names
+            metrics = {"num_examples": metrics["num_examples"]}
+        else:
+            self._require_finite(metrics, source)
+        return Evaluation(
+            metrics=metrics | self._step(),
+            source=source,
+            class_names=class_names,
+            predictions=predictions,
+            class_map=class_map,
+        )
+
+    def _open(
+        self, data: DataConfig | None, split: str | None
+    ) -> tuple[Source, DataConfig, list[int] | None]:
+        """A split, and the network's number for each of its classes (None: they are the same)."""
+        self._require_classifier()
+        data = data or self.config.data
+        source = open_source(data, split or data.eval_split)
+        if source.class_names == self.class_names:
+            return source, data, None
+        return source, data, match_classes(source.class_names, self.class_names)
+
+    def _unknown(self, source: Source, class_map: list[int] | None) -> str:
+        """A sentence if the data have classes that the network does not know; else nothing."""
+        missing = [
+            name
+            for name, number in zip(source.class_names, class_map or (), strict=False)
+            if number >= len(self.class_names)
+        ]
+        if not missing:
+            return ""
+        return (
+            f"data.source: {len(missing)} of the {source.num_classes} classes of {source.name} are "
+            f"none of the {len(self.class_names)} classes of the network "
+            f"({textwrap.shorten(', '.join(missing), 100, placeholder=' …')}); "
+            f"fine-tune it on them, or ask for its predictions alone (--predictions FILE.csv)"
+        )
+
+    def _step(self) -> dict[str, int]:
+        return {} if self.step is None else {"step": self.step}
+
+    def _require_classifier(self) -> None:
+        if not self.class_names:
             raise UserError(
-                f"the loss of step {self.step} on {source.name} is {metrics['loss']}: its weights "
+                f"{self.config.model.weights!r} has no classifier; use features(), or fine-tune it"
+            )
+
+    def _require_finite(self, metrics: Mapping[str, float], source: Source) -> None:
+        if not math.isfinite(metrics["loss"]):
+            weights = self.config.model.weights if self.step is None else f"step {self.step}"
+            raise UserError(
+                f"the loss of {weights} on {source.name} is {metrics['loss']}: its weights "
                 f"are of no use; evaluate another step (--step)"
             )
-        return metrics | {"step": self.step}
 
-    def decode(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[tuple[str, float]]]:
-        """The `top` best class names with their probabilities, best first, a list an image."""
+    def rank(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[Guess]]:
+        """The `top` best classes, best first, a list an image; equal ones by class number."""
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [
-            [(self.class_names[index], float(row[index])) for index in best]
+            [Guess(int(index), self.class_names[index], float(row[index])) for index in best]
             for row, best in zip(probabilities, order, strict=True)
         ]
 
-    def _prepare(self, image: np.ndarray | str | Path) -> np.ndarray:
+    def decode(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[tuple[str, float]]]:
+        """The `top` best class names with their probabilities, best first, a list an image."""
+        return [
+            [(guess.name, guess.probability) for guess in best]
+            for best in self.rank(probabilities, top=top)
+        ]
+
+    def _apply(
+        self,
+        images: Images,
+        function: Callable[[EfficientNet, Variables, jax.Array], jax.Array],
+        batch_size: int,
+        *,
+        width: int,
+    ) -> np.ndarray:
+        """Maps images batch by batch; float32 [N, width]."""
+        if batch_size < 1:
+            raise UserError(f"batch_size: must be at least 1, got {batch_size}")
+        size = min(batch_size, len(images))
+        rows = [np.zeros((0, width), np.float32)]
+        for start in range(0, len(images), batch_size):
+            chunk = [self._prepare(image) for image in images[start : start + batch_size]]
+            padding = [np.zeros_like(chunk[0])] * (size - len(chunk))  # one shape, one compile
+            batch = jnp.asarray(np.stack(chunk + padding))
+            rows.append(np.asarray(function(self.model, self.variables, batch))[: len(chunk)])
+        return np.concatenate(rows)
+
+    def _prepare(self, image: Image) -> np.ndarray:
         data = self.config.data
         if isinstance(image, str | Path):
             image = read_image(Path(image), background=data.background)
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        shape = list(image.shape)
+        if image.ndim == 2:
+            image = image[:, :, None]
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
             raise UserError(
-                f"images: expected uint8 [height, width, 3], got {image.dtype} {list(image.shape)}"
+                f"images: expected uint8 [height, width, 3], or grey [height, width], got "
+                f"{image.dtype} {shape}"
             )
+        if image.shape[2] == 1:
+            image = np.repeat(image, 3, axis=2)
         return evaluation_image(image, data)
 
-    def _probabilities(self, images: np.ndarray) -> jax.Array:
-        activation = jax.nn.sigmoid if self.config.loss.name == "sigmoid" else jax.nn.softmax
-        return activation(_jitted_logits(self.model, self.variables, jnp.asarray(images)))
+
+def data_of(name: str) -> DataConfig:
+    """The data that a run is evaluated on, or for a preset or a file the preprocessing alone.
+
+    Raises:
+      UserError: there is no such run, preset or file.
+    """
+    if Path(name).is_dir() and not find_preset(name):
+        return read_run_info(name).config.data
+    return _config_of(name, weights_info(name)).data
+
+
+def _config_of(name: str, info: WeightsInfo) -> Config:
+    """What is known of the training that made a preset's or a file's weights."""
+    return resolve(
+        Config(
+            model=ModelConfig(name=info.model, weights=name),
+            data=DataConfig(image_size=0, canvas_size=0, crop_fraction=0, interpolation="auto"),
+            loss=LossConfig(name=info.activation),
+            num_steps=1,
+        )
+    )
 
 
 _jitted_logits = jax.jit(predict_logits, static_argnums=0)
+_jitted_features = jax.jit(predict_features, static_argnums=0)
+
+
+def class_names_for(names: tuple[str, ...] | None, num_classes: int) -> tuple[str, ...]:
+    """Names for the classes of a classifier; numbers where none are known for as many."""
+    if names is not None and len(names) == num_classes:
+        return names
+    return tuple(f"class {number}" for number in range(num_classes))
+
+
+def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
+    """Our number of each of their classes; those that we do not have get numbers after ours.
+
+    ImageNet's classes may go by their names or their WordNet ids.
+    """
+    names, wordnet_ids = imagenet_class_names(), imagenet_wordnet_ids()
+    aliases = {names: wordnet_ids, wordnet_ids: names}.get(tuple(ours), ())
+    numbers = {name: number for known in (aliases, ours) for number, name in enumerate(known)}
+    return [numbers.get(name, len(ours) + index) for index, name in enumerate(theirs)]
 
 
 def read_image(path: Path, *, background: str = "#ffffff") -> np.ndarray:

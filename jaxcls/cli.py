@@ -7,18 +7,28 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from jaxcls.arguments import checked, parse, take_config
-from jaxcls.config import Config
+from jaxcls.arguments import (
+    checked,
+    checked_data,
+    parse,
+    read_step,
+    take_config,
+    take_first,
+)
+from jaxcls.config import Config, DataConfig
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
 
-type Guesses = list[list[tuple[str, float]]]  # for each image, class names with probabilities
+if TYPE_CHECKING:
+    from jaxcls.classifier import Guess
+
+type Guesses = list[list["Guess"]]  # for each image, best first
 
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # after a save; the same command goes on (EX_TEMPFAIL)
@@ -27,15 +37,19 @@ USAGE = """\
 usage: jaxcls COMMAND ...
 
   jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or go on with a run
-  jaxcls evaluate RUN [--step latest|best|N] [--split NAME]     loss and accuracy of a checkpoint
-  jaxcls predict RUN IMAGE ... [--top 5] [--format table]       classes of image files
+  jaxcls evaluate MODEL [--step latest|best|N] [--split NAME]   loss and accuracy
+  jaxcls evaluate MODEL --per-class --predictions FILE.csv      of every class and example
+  jaxcls predict MODEL IMAGE ... [--top 5] [--format table]     classes of image files
+  jaxcls convert WEIGHTS -o FILE.safetensors [--model NAME]     anybody's weights to a file of ours
   jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
   jaxcls data CONFIG [--json]                                   what the data holds, and how fast
   jaxcls show data CONFIG -o FILE.png                           raw training images with labels
+  jaxcls show run RUN -o FILE.png                               curves and confusion matrix of a run
   jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
   jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
 
-CONFIG is a Python file that defines get_config(); RUN is the directory that training wrote.
+CONFIG is a Python file that defines get_config(). MODEL and WEIGHTS are the directory that training
+wrote, a preset such as efficientnet_lite0_imagenet, or a weights file.
 `jaxcls COMMAND --help` explains every option and every field of the config with its default.
 """
 
@@ -89,16 +103,17 @@ class Benchmark:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluates a checkpoint of a run; needs nothing but the run's directory and the data."""
+    """Evaluates MODEL (a run, a preset or a weights file) on the data of the run, or on others."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory that training wrote."""
+    data: DataConfig
     step: str = "latest"
-    """latest, best (by top-1 during training) or a step's number."""
+    """Of a run: latest, best (by top-1 during training) or a step's number."""
     split: str | None = None
-    """Split to evaluate, in TFDS syntax (None: data.eval_split of the run)."""
-    data_dir: str | None = None
-    """Folder of the prepared data sets (None: as the run had it)."""
+    """Split to evaluate, in TFDS syntax (None: data.eval_split)."""
+    per_class: bool = False
+    """Print a table of the classes, too, lowest accuracy first."""
+    predictions: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
+    """File to write, with a row for each example: its class and the five best guesses."""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -107,12 +122,12 @@ class Evaluate:
 class Predict:
     """Predicts the classes of image files."""
 
-    model: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory of a run."""
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
+    """Directory of a run, name of a preset, or a weights file."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Image files, folders of images, or patterns such as 'photos/*.jpg'."""
     step: str = "latest"
-    """latest, best (by top-1 during training) or a step's number."""
+    """Of a run: latest, best (by top-1 during training) or a step's number."""
     top: int = 5
     """Classes to show for each image."""
     format: Literal["table", "json", "csv"] = "table"
@@ -171,34 +186,76 @@ def _show(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    options = tyro.cli(Evaluate, prog="jaxcls evaluate", args=arguments)
-    step = _step(options.step)
+    prog = "jaxcls evaluate MODEL"
+    name, rest = take_first(
+        arguments, prog, "a run, a preset or a weights file", example="runs/digits"
+    )
+    data = DataConfig()
+    if name is not None:
+        from jaxcls.classifier import data_of
+
+        data = data_of(name)
+    options = parse(Evaluate, prog, rest, default=Evaluate(data=data))
+    step, data = read_step(options.step), checked_data(options.data)
     from jaxcls.classifier import ImageClassifier
+    from jaxcls.results import describe_classes, require_writable, whole_file
     from jaxcls.rundir import save_evaluation
 
-    classifier = ImageClassifier.from_run(options.run, step=step)
-    metrics = classifier.evaluate(split=options.split, data_dir=options.data_dir)
-    save_evaluation(options.run, metrics)
-    print(
-        f"step {metrics['step']}: top1 {metrics['top1']:.2%}, top5 {metrics['top5']:.2%}, "
-        f"loss {metrics['loss']:.4f}, {metrics['num_examples']} examples"
-    )
+    assert name is not None, "--help has ended the program"
+    if options.predictions is not None:
+        require_writable(options.predictions)
+    classifier = ImageClassifier.load(name, step=step)
+    evaluation = None
+    if options.per_class or options.predictions is not None:
+        evaluation = classifier.examine(data, split=options.split)
+        metrics = evaluation.metrics
+    else:
+        metrics = classifier.evaluate(data, split=options.split)
+    if classifier.step is not None:
+        save_evaluation(Path(name), metrics)
+    print(_describe_metrics(metrics))
+    report: dict[str, Any] = dict(metrics)
+    if evaluation is not None and options.per_class:
+        results = evaluation.per_class()
+        print(f"\n{describe_classes(results)}")
+        report["classes"] = [dataclasses.asdict(result) for result in results]
+    if evaluation is not None and options.predictions is not None:
+        with whole_file(options.predictions) as file:
+            evaluation.write_predictions(file)
+        print(f"wrote {options.predictions}")
     if options.json:
-        print(json.dumps(metrics))
+        print(json.dumps(report))
     return 0
+
+
+def _describe_metrics(metrics: Mapping[str, float]) -> str:
+    parts = [f"{metrics['num_examples']} examples"]
+    if "loss" in metrics:
+        shares = [f"{name} {metrics[name]:.2%}" for name in ("top1", "top5")]
+        parts = [*shares, f"loss {metrics['loss']:.4f}", *parts]
+    else:
+        parts.append("no accuracy, for the data have classes that the network does not know")
+    step = f"step {metrics['step']}: " if "step" in metrics else ""
+    return step + ", ".join(parts)
 
 
 def _predict(arguments: list[str]) -> int:
     options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
-    step, paths = _step(options.step), _image_paths(options.images)
+    step, paths = read_step(options.step), _image_paths(options.images)
     from jaxcls.classifier import ImageClassifier
 
-    classifier = ImageClassifier.from_run(options.model, step=step)
-    guesses = classifier.decode(classifier.predict(paths), top=options.top)
+    classifier = ImageClassifier.load(options.model, step=step)
+    guesses = classifier.rank(classifier.predict(paths), top=options.top)
     PRINTERS[options.format](paths, guesses)
     return 0
+
+
+def _convert(arguments: list[str]) -> int:
+    from jaxcls.convert import convert
+
+    return convert(arguments)
 
 
 def _benchmark(arguments: list[str]) -> int:
@@ -249,7 +306,7 @@ def _image_paths(patterns: Sequence[str]) -> list[str]:
     from jaxcls.data.decode import is_image_name
 
     if not patterns:
-        raise UserError("give image files, folders or patterns after the run")
+        raise UserError("give image files, folders or patterns after the model")
     paths: list[str] = []
     for pattern in patterns:
         if os.path.isdir(pattern):
@@ -267,16 +324,16 @@ def _image_paths(patterns: Sequence[str]) -> list[str]:
 
 def _print_table(paths: list[str], guesses: Guesses) -> None:
     width = max(len("image"), *map(len, paths))
-    names = max(len("class"), *(len(name) for best in guesses for name, _ in best))
+    names = max(len("class"), *(len(guess.name) for best in guesses for guess in best))
     print(f"{'image':{width}}  {'class':{names}}  probability")
     for path, best in zip(paths, guesses, strict=True):
-        for rank, (name, probability) in enumerate(best):
+        for rank, (_, name, probability) in enumerate(best):
             print(f"{'' if rank else path:{width}}  {name:{names}}  {probability:10.2%}")
 
 
 def _print_json(paths: list[str], guesses: Guesses) -> None:
     entries = [
-        {"image": path, "classes": [{"name": n, "probability": p} for n, p in best]}
+        {"image": path, "classes": [guess._asdict() for guess in best]}
         for path, best in zip(paths, guesses, strict=True)
     ]
     print(json.dumps(entries))
@@ -284,10 +341,10 @@ def _print_json(paths: list[str], guesses: Guesses) -> None:
 
 def _print_csv(paths: list[str], guesses: Guesses) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "rank", "class", "probability"])
+    writer.writerow(["image", "rank", "id", "class", "probability"])
     for path, best in zip(paths, guesses, strict=True):
-        for rank, (name, probability) in enumerate(best, start=1):
-            writer.writerow([path, rank, name, f"{probability:.6f}"])
+        for rank, (index, name, probability) in enumerate(best, start=1):
+            writer.writerow([path, rank, index, name, f"{probability:.6f}"])
 
 
 PRINTERS: dict[str, Callable[[list[str], Guesses], None]] = {
@@ -297,18 +354,11 @@ PRINTERS: dict[str, Callable[[list[str], Guesses], None]] = {
 }
 
 
-def _step(text: str) -> int | Literal["latest", "best"]:
-    if text == "latest" or text == "best":
-        return text
-    if text.isdecimal():
-        return int(text)
-    raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")
-
-
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "convert": _convert,
     "prepare": _prepare,
     "data": _data,
     "show": _show,

@@ -65,8 +65,9 @@ class ModelConfig:
     """Scale of a new classifier's random kernel; 0 starts it at zeros."""
     head_prior: bool = False
     """Start a new classifier's bias at the logarithm of each class' share of the training data."""
-    pooling: Literal["average", "max"] = "average"
-    """How the last features are pooled over height and width."""
+    pooling: Literal["average", "max"] | None = None
+    """How the last features are pooled over height and width (None: as the weights want it, or
+    average)."""
     dropout: DropRate = 0.2
     """Share of the pooled features dropped before the classifier."""
     drop_path: DropRate = 0.2

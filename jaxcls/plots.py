@@ -1,17 +1,27 @@
 """Pictures of a run, as Matplotlib figures."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure, FigureBase
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from jaxcls.errors import UserError
 from jaxcls.gallery import Row
 from jaxcls.training.schedules import Plan
+
+COUNTED = 20  # classes whose counts still fit into a confusion matrix
+NAMED = 40  # classes whose names still fit beside it
+LISTED = 20  # pairs of confused classes
+MARKED = 50  # points of a curve that are marked one by one
 
 
 def plot_schedule(plan: Plan) -> Figure:
@@ -26,13 +36,195 @@ def plot_schedule(plan: Plan) -> Figure:
     axes.set_xlim(0, plan.num_steps)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    epoch = plan.steps_per_epoch
+    _mark_epochs(axes, plan.steps_per_epoch)
+    return figure
+
+
+def plot_run(
+    metrics: Mapping[str, np.ndarray] | None,
+    confusion: np.ndarray | None,
+    class_names: Sequence[str],
+    *,
+    title: str = "",
+) -> Figure:
+    """The curves of a training beside the confusion of its classes, or the one that is given.
+
+    Args:
+      metrics: as for `plot_curves`.
+      confusion: as for `plot_confusion`.
+      class_names: as for `plot_confusion`.
+      title: of the confusion.
+    """
+    if confusion is None:
+        assert metrics is not None, "one of the two"
+        return plot_curves(metrics)
+    if metrics is None:
+        return plot_confusion(confusion, class_names, title=title)
+    width, height = _confusion_size(len(class_names))
+    figure = Figure(figsize=(6 + width, max(8.0, height)), layout="constrained")
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=(6, width))[0]
+    _draw_curves(left, metrics)
+    _draw_confusion(right, confusion, class_names, title=title)
+    return figure
+
+
+def plot_curves(metrics: Mapping[str, np.ndarray]) -> Figure:
+    """Loss, accuracy and learning rate over the steps of a training, with the epochs above.
+
+    Args:
+      metrics: the columns of metrics.csv, float [rows]; not a number where a row has no value.
+        Drawn are loss, top1 and top5, the same with eval_ before them, and learning_rate.
+    """
+    figure = Figure(figsize=(7, 8), layout="constrained")
+    _draw_curves(figure, metrics)
+    return figure
+
+
+def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], *, title: str = "") -> Figure:
+    """Which classes are taken for which, as shares of the examples of each class.
+
+    Up to 20 classes, the counts stand in the matrix; above 40 it has no names, and the pairs that
+    are confused most often are listed below it.
+
+    Args:
+      confusion: examples of class i that are taken for class j, int [classes, classes].
+      class_names: in the order of the matrix; long ones are cut.
+      title: what it is the confusion of.
+    """
+    figure = Figure(figsize=_confusion_size(len(class_names)), layout="constrained")
+    _draw_confusion(figure, confusion, class_names, title=title)
+    return figure
+
+
+def _mark_epochs(axes: Axes, steps_per_epoch: float) -> None:
     epochs = axes.secondary_xaxis(
         "top",
-        functions=(lambda step: np.divide(step, epoch), lambda count: np.multiply(count, epoch)),
+        functions=(
+            lambda step: np.divide(step, steps_per_epoch),
+            lambda count: np.multiply(count, steps_per_epoch),
+        ),
     )
     epochs.set_xlabel("epoch")
-    return figure
+
+
+def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
+    panels = {
+        "loss": {"training": "loss", "evaluation": "eval_loss"},
+        "accuracy": {
+            "training top-1": "top1",
+            "training top-5": "top5",
+            "evaluation top-1": "eval_top1",
+            "evaluation top-5": "eval_top5",
+        },
+        "learning rate": {"": "learning_rate"},
+    }
+    steps = metrics["step"]
+    all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, curves) in zip(all_axes, panels.items(), strict=True):
+        for name, column in curves.items():
+            there = np.isfinite(metrics[column])
+            if not there.any():
+                continue
+            evaluation = column.startswith("eval_")
+            axes.plot(
+                steps[there],
+                metrics[column][there],
+                color="tab:orange" if evaluation else "tab:blue",
+                linestyle="--" if column.endswith("top5") else "-",
+                marker="o" if there.sum() <= MARKED else None,
+                markersize=3,
+                label=name,
+            )
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+        if len(axes.lines) > 1:
+            axes.legend(fontsize=8)
+    loss, accuracy, rate = all_axes
+    accuracy.set_ylim(-0.02, 1.02)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    rate.set_ylim(bottom=0)
+    rate.set_xlabel("step")
+    rate.set_xlim(0, steps.max() * 1.02)
+    _mark_epochs(loss, _steps_per_epoch(metrics))
+
+
+def _steps_per_epoch(metrics: Mapping[str, np.ndarray]) -> float:
+    """From the last row, whose rounding of the epoch matters least."""
+    last = np.argmax(metrics["step"])
+    return metrics["step"][last] / max(metrics["epoch"][last], 1e-4)
+
+
+def _confusion_size(num_classes: int) -> tuple[float, float]:
+    """Width and height of the picture in inches."""
+    if num_classes > NAMED:
+        return 9.0, 12.0
+    side = max(5.0, 2.0 + 0.3 * num_classes)
+    return side + 1.5, side  # room for what stands beside a matrix that is square
+
+
+def _draw_confusion(
+    figure: FigureBase, confusion: np.ndarray, class_names: Sequence[str], *, title: str
+) -> None:
+    num_classes = len(class_names)
+    examples = confusion.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        shares = confusion / examples  # not a number without examples, which is drawn grey
+    if num_classes > NAMED:
+        figure, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 2))[:, 0]
+        _draw_confused_pairs(below.add_subplot(), confusion, class_names)
+    axes = figure.add_subplot()
+    colors = colormaps["Blues"].with_extremes(bad="lightgrey")
+    # The root makes rare confusions visible.
+    image = axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
+    beside = axes.inset_axes((1.03, 0, 0.04, 1))  # as high as the matrix
+    bar = figure.colorbar(image, cax=beside, format=PercentFormatter(1, decimals=0))
+    bar.set_ticks([0, 0.05, 0.2, 0.5, 1])
+    bar.set_label("share of the examples of a class")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("class")
+    axes.set_title(textwrap.fill(title, 60), fontsize=10, parse_math=False)
+    if num_classes <= NAMED:
+        names = [shorten(name, 18) for name in class_names]
+        size = 9 if num_classes <= COUNTED else 7
+        turned = max(map(len, names)) > 2
+        axes.set_xticks(
+            range(num_classes), names, rotation=90 if turned else 0, fontsize=size, parse_math=False
+        )
+        axes.set_yticks(range(num_classes), names, fontsize=size, parse_math=False)
+    if num_classes <= COUNTED:
+        for (row, column), count in np.ndenumerate(confusion):
+            if count:
+                color = "white" if shares[row, column] > 0.3 else "black"
+                axes.text(
+                    column, row, f"{count}", ha="center", va="center", color=color, fontsize=8
+                )
+
+
+def _draw_confused_pairs(axes: Axes, confusion: np.ndarray, class_names: Sequence[str]) -> None:
+    wrong = confusion * ~np.eye(len(confusion), dtype=bool)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:LISTED]
+    pairs = [divmod(int(place), len(confusion)) for place in order]
+    pairs = [pair for pair in pairs if wrong[pair]]
+    if not pairs:
+        axes.set_axis_off()
+        axes.text(0.5, 0.5, "no class is taken for another", ha="center", va="center")
+        return
+    counts = [wrong[pair] for pair in pairs]
+    shares = [wrong[pair] / confusion[pair[0]].sum() for pair in pairs]
+    names = [f"{shorten(class_names[i], 24)} → {shorten(class_names[j], 24)}" for i, j in pairs]
+    bars = axes.barh(range(len(pairs)), counts, color="tab:blue")
+    axes.bar_label(bars, [f" {share:.0%}" for share in shares], fontsize=8)
+    axes.set_yticks(range(len(pairs)), names, fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("examples, and their share of the class")
+    axes.set_title("most often confused: class → predicted", fontsize=10)
+
+
+def shorten(name: str, length: int) -> str:
+    """The name, cut to a length and ending in … where it is longer."""
+    return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
 def plot_gallery(rows: Sequence[Row]) -> Figure:
@@ -77,6 +269,24 @@ def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
         axes.imshow(image, interpolation="nearest" if max(height, width) < 64 else "antialiased")
         axes.set_title(f"{textwrap.shorten(title, 24)}\n{width} × {height}", fontsize=8)
     return figure
+
+
+def require_picture(path: Path) -> None:
+    """Checks that a picture can be written, before its content is computed.
+
+    Raises:
+      UserError: as `save_figure`.
+    """
+    formats = FigureCanvasBase.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in formats:
+        raise UserError(
+            f"cannot write picture {str(path)!r}: Format {path.suffix.removeprefix('.')!r} is not "
+            f"supported (supported formats: {', '.join(sorted(formats))})"
+        )
+    if not path.parent.is_dir():
+        raise UserError(f"cannot write picture {str(path)!r}: there is no folder {path.parent}")
+    if path.is_dir():
+        raise UserError(f"cannot write picture {str(path)!r}: it is a folder")
 
 
 def save_figure(figure: Figure, path: Path) -> None:

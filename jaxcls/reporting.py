@@ -4,10 +4,11 @@ import csv
 import logging
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 import rich.progress
 from rich.console import Console
 from tensorboardX import SummaryWriter
@@ -138,6 +139,18 @@ def read_metrics(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         whole = (line for line in file if line.endswith("\n"))
         return [row for row in csv.DictReader(whole) if None not in row.values()]
+
+
+def metric_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
+    """The columns of metrics.csv as float64 [rows], not a number where a row has no value.
+
+    Raises:
+      RunError: a value is no number.
+    """
+    try:
+        return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in COLUMNS}
+    except ValueError as error:
+        raise RunError(f"metrics.csv is damaged: {error}") from error
 
 
 def _open_csv(path: Path, start_step: int) -> TextIO:

@@ -2,17 +2,25 @@
 
 import contextlib
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxcls.arguments import checked, parse, take_config
+from jaxcls.arguments import checked, parse, read_step, take_config
 from jaxcls.augment_config import OpName
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from jaxcls.classifier import ImageClassifier
+
+MOST_CLASSES = 2000  # of a confusion matrix
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +58,23 @@ class ShowAugment:
     """Images (None: 8, or the whole batch if it is smaller)."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShowRun:
+    """Draws a run's curves, and the confusion of its classes on the evaluation split."""
+
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory that training wrote."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """Picture file: png, svg or pdf."""
+    step: str = "latest"
+    """Checkpoint of the confusion matrix: latest, best (by top-1 during training) or a step's
+    number."""
+    split: str | None = None
+    """Split of the confusion matrix, in TFDS syntax (None: data.eval_split of the run)."""
+    data_dir: str | None = None
+    """Folder of the prepared data sets (None: as the run had it)."""
+
+
 def show(arguments: list[str], *, usage: str) -> int:
     """Runs `jaxcls show WHAT …`; returns the exit status."""
     if arguments[:1] in (["-h"], ["--help"]):
@@ -57,12 +82,14 @@ def show(arguments: list[str], *, usage: str) -> int:
         return 0
     known = ", ".join(PICTURES)
     if not arguments:
-        raise UserError(f"show: expected one of {known}; usage: jaxcls show WHAT CONFIG -o FILE")
+        raise UserError(
+            f"show: expected one of {known}; usage: jaxcls show WHAT CONFIG|RUN -o FILE"
+        )
     what, *rest = arguments
     if what not in PICTURES:
         raise UserError(
             f"show: unknown picture {what!r}{nearest(what, PICTURES)} (known: {known}); "
-            f"usage: jaxcls show WHAT CONFIG -o FILE"
+            f"usage: jaxcls show WHAT CONFIG|RUN -o FILE"
         )
     return PICTURES[what](rest)
 
@@ -130,8 +157,74 @@ def _augment(arguments: list[str]) -> int:
     return 0
 
 
+def _run(arguments: list[str]) -> int:
+    options = tyro.cli(ShowRun, prog="jaxcls show run", args=arguments)
+    step = read_step(options.step)
+    from jaxcls.classifier import ImageClassifier
+    from jaxcls.plots import plot_run, require_picture, save_figure
+
+    require_picture(options.output)
+    classifier = ImageClassifier.from_run(options.run, step=step)
+    metrics = _curves(options.run)
+    confusion, title = _confusion(classifier, options)
+    if metrics is None and confusion is None:
+        raise UserError(f"show run: there is nothing to draw of {str(options.run)!r}")
+    figure = plot_run(metrics, confusion, classifier.class_names, title=title)
+    save_figure(figure, options.output)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _curves(run: Path) -> "dict[str, np.ndarray] | None":
+    """The columns of metrics.csv, or None, having said why."""
+    from jaxcls.reporting import metric_columns, read_metrics
+
+    path = run / "metrics.csv"
+    try:
+        rows = read_metrics(path)
+    except OSError as error:
+        _leave_out("curves", f"{path}: {error.strerror}")
+        return None
+    if not rows:
+        _leave_out("curves", f"{path} has no rows")
+        return None
+    return metric_columns(rows)
+
+
+def _confusion(classifier: "ImageClassifier", options: ShowRun) -> "tuple[np.ndarray | None, str]":
+    """The confusion matrix with its title, or None, having said why."""
+    num_classes = len(classifier.class_names)
+    if num_classes > MOST_CLASSES:
+        _leave_out(
+            "confusion matrix",
+            f"it would have {num_classes:,} classes; jaxcls evaluate --per-class lists them",
+        )
+        return None, ""
+    try:
+        data = classifier.config.data
+        if options.data_dir is not None:
+            data = dataclasses.replace(data, data_dir=options.data_dir)
+        evaluation = classifier.examine(data, split=options.split, top=1)
+    except UserError as error:
+        if options.split is not None or options.data_dir is not None:
+            raise
+        _leave_out("confusion matrix", str(error))
+        return None, ""
+    metrics, source = evaluation.metrics, evaluation.source
+    title = (
+        f"step {metrics['step']}: top-1 {metrics['top1']:.2%} of {metrics['num_examples']:,} "
+        f"examples of {source.name} {source.split!r}"
+    )
+    return evaluation.confusion_matrix(), title
+
+
+def _leave_out(what: str, why: str) -> None:
+    print(f"the picture is without {what}: {why}", file=sys.stderr)
+
+
 PICTURES: dict[str, Callable[[list[str]], int]] = {
     "augment": _augment,
     "data": _data,
+    "run": _run,
     "schedule": _schedule,
 }

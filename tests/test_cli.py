@@ -13,7 +13,7 @@ import pytest
 
 import jaxcls
 from jaxcls.augment_config import CenterCrop, Mix, RandAugment, RandomFlip
-from jaxcls.classifier import ImageClassifier
+from jaxcls.classifier import Guess, ImageClassifier
 from jaxcls.cli import COMMANDS, USAGE, main
 from jaxcls.config import Config, encode, load_config
 from jaxcls.decoding import leaves
@@ -151,7 +151,7 @@ def test_help_of_a_command_explains_every_field_with_its_default(
     ("command", "options"),
     [
         ("train", ["--workdir", "--allow-changes"]),
-        ("evaluate", ["RUN", "--step", "--split", "--data-dir", "--json"]),
+        ("evaluate", ["RUN", "--step", "--split", "--per-class", "--predictions FILE.csv"]),
         ("predict", ["RUN", "IMAGE ...", "--step", "--top", "--format {table,json,csv}"]),
         ("benchmark", ["--synthetic", "--seconds", "--json"]),
         ("prepare", ["SOURCE", "--data-dir"]),
@@ -537,8 +537,8 @@ class FakeClassifier:
     def predict(self, paths: list[str]) -> list[str]:
         return paths
 
-    def decode(self, images: list[str], *, top: int) -> list[list[tuple[str, float]]]:
-        return [[("cat, tabby", 0.75), ("dog", 0.25)][:top] for _ in images]
+    def rank(self, images: list[str], *, top: int) -> list[list[Guess]]:
+        return [[Guess(7, "cat, tabby", 0.75), Guess(2, "dog", 0.25)][:top] for _ in images]
 
 
 @pytest.fixture
@@ -566,7 +566,7 @@ def test_files_folders_and_patterns_are_found_in_a_stable_order(
     result = run("predict", "x", *images, "--format", "json", "--top", "1")
     assert result.status == 0
     assert json.loads(result.out) == [
-        {"image": path, "classes": [{"name": "cat, tabby", "probability": 0.75}]}
+        {"image": path, "classes": [{"id": 7, "name": "cat, tabby", "probability": 0.75}]}
         for path in expected
     ]
 
@@ -587,9 +587,9 @@ def test_csv_has_a_row_for_each_class(run: Run) -> None:
     out = run("predict", "x", "d.gif", "--format", "csv").out
     assert "\r" not in out
     assert list(csv.reader(io.StringIO(out))) == [
-        ["image", "rank", "class", "probability"],
-        ["d.gif", "1", "cat, tabby", "0.750000"],
-        ["d.gif", "2", "dog", "0.250000"],
+        ["image", "rank", "id", "class", "probability"],
+        ["d.gif", "1", "7", "cat, tabby", "0.750000"],
+        ["d.gif", "2", "2", "dog", "0.250000"],
     ]
 
 
@@ -605,7 +605,7 @@ def test_show_schedule_draws_a_picture(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "show: expected one of augment, data, schedule"),
+        ([], "show: expected one of augment, data, run, schedule"),
         (["shedule", "tiny.py"], "show: unknown picture 'shedule'; did you mean 'schedule'?"),
         (["schedule", "gone.py"], "config file 'gone.py' does not exist"),
         (

@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from jaxcls.data.folder_index import FolderIndex, read_index
 from jaxcls.data.records import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
@@ -44,8 +46,14 @@ class FolderSource(Source):
     def identity(self) -> str:
         return f"{super().identity}, files {_hash(chr(10).join(self.files), 0).hex()}"
 
+    def class_counts(self) -> np.ndarray:
+        return np.bincount(self.labels, minlength=self.num_classes)
+
     def describe(self, index: int) -> str:
-        return f"image {os.path.join(self.root, self.files[index])!r}"
+        return f"image {self.example_name(index)!r}"
+
+    def example_name(self, index: int) -> str:
+        return os.path.join(self.root, self.files[index])
 
     def __len__(self) -> int:
         return len(self.files)

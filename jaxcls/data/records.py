@@ -3,7 +3,10 @@
 import abc
 import dataclasses
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +51,20 @@ class Source(abc.ABC):
     def describe(self, index: int) -> str:
         """What an error calls record `index`."""
         return f"record {index} of {self.name} {self.split!r}"
+
+    def class_counts(self) -> np.ndarray:
+        """How many examples each class has, int64 [num_classes]; reads every record.
+
+        Raises:
+          DataError: a record cannot be read.
+        """
+        with ThreadPoolExecutor(8) as threads:
+            labels = list(threads.map(lambda index: self[index].label, range(len(self))))
+        return np.bincount(labels, minlength=self.num_classes)
+
+    def example_name(self, index: int) -> str:
+        """What a list of examples calls record `index`: its file, or else its number."""
+        return str(index)
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

@@ -2,12 +2,12 @@
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec
-from jaxcls.pretrained import torch
+from jaxcls.pretrained import keras, torch
 from jaxcls.pretrained.info import WeightsError, WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import variable_shapes
 
@@ -24,7 +24,8 @@ class Family:
         such a file cannot have may be left out.
       convert: (our name, the tensor) to our layout, values unchanged.
       ignored: regular expression of the whole names of tensors that carry no weights.
-      info: what the library's weights expect of a network when nothing else says so.
+      info: (spec, the file's tensors) to what the library's weights expect of a network when
+        nothing else says so.
     """
 
     name: str
@@ -32,12 +33,19 @@ class Family:
     names: Callable[[ModelSpec, Collection[str]], dict[str, str]]
     convert: Callable[[str, np.ndarray], np.ndarray]
     ignored: str
-    info: Callable[[ModelSpec], WeightsInfo]
+    info: Callable[[ModelSpec, Mapping[str, np.ndarray]], WeightsInfo]
 
 
 def _own_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
     del tensors
     return {path: path for path in variable_shapes(spec, num_classes=1)}
+
+
+def _of_network(
+    info: Callable[[ModelSpec], WeightsInfo],
+) -> Callable[[ModelSpec, Mapping[str, np.ndarray]], WeightsInfo]:
+    """Whatever the tensors are."""
+    return lambda spec, tensors: info(spec)
 
 
 FAMILIES = (
@@ -47,7 +55,7 @@ FAMILIES = (
         names=_own_names,
         convert=lambda path, tensor: tensor,
         ignored="",
-        info=info_of_spec,
+        info=_of_network(info_of_spec),
     ),
     Family(
         name="timm",
@@ -55,7 +63,7 @@ FAMILIES = (
         names=torch.timm_names,
         convert=torch.convert,
         ignored=torch.IGNORED,
-        info=torch.timm_info,
+        info=_of_network(torch.timm_info),
     ),
     Family(
         name="torchvision",
@@ -63,7 +71,7 @@ FAMILIES = (
         names=torch.torchvision_names,
         convert=torch.convert,
         ignored=torch.IGNORED,
-        info=torch.torchvision_info,
+        info=_of_network(torch.torchvision_info),
     ),
     Family(
         name="efficientnet-lite",
@@ -71,7 +79,31 @@ FAMILIES = (
         names=torch.lite_names,
         convert=torch.convert,
         ignored=torch.IGNORED,
-        info=torch.lite_info,
+        info=_of_network(torch.lite_info),
+    ),
+    Family(
+        name="keras",
+        telltale=keras.KERAS,
+        names=keras.keras_names,
+        convert=keras.convert,
+        ignored=keras.IGNORED,
+        info=keras.keras_info,
+    ),
+    Family(
+        name="keras_cv",
+        telltale=keras.KERAS_CV,
+        names=keras.keras_cv_names,
+        convert=keras.convert,
+        ignored=keras.IGNORED,
+        info=keras.keras_cv_info,
+    ),
+    Family(
+        name="keras_hub",
+        telltale=keras.KERAS_HUB,
+        names=keras.keras_names,
+        convert=keras.convert,
+        ignored=keras.IGNORED,
+        info=keras.keras_hub_info,
     ),
 )
 

@@ -17,8 +17,9 @@ from jaxcls.models.registry import create_model
 from jaxcls.parallel import check_divisible, replicated, split_by_example
 from jaxcls.training.optimizers import make_optimizer
 from jaxcls.training.schedules import Plan, make_plan
-from jaxcls.training.state import TrainState, init_state
+from jaxcls.training.state import TrainState, Variables, init_state, variables_template
 from jaxcls.training.step import make_train_step
+from jaxcls.training.transfer import adapt, frozen_shares, rate_factors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,7 @@ class Training:
       model: the network.
       plan: length and learning rate.
       step: the jitted `(state, batch) -> (state, metrics)`; donates the state (`make_train_step`).
-      init: makes the first state, on the mesh.
+      first_state: the jitted `(given) -> state`, on the mesh (`init_state`).
     """
 
     config: Config
@@ -39,7 +40,11 @@ class Training:
     model: EfficientNet
     plan: Plan
     step: Any
-    init: Callable[[], TrainState]
+    first_state: Callable[[Variables], TrainState]
+
+    def init(self, given: Variables | None = None) -> TrainState:
+        """Makes the first state, with the values of the variables that are given."""
+        return self.first_state(given or {})
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the state, without making it."""
@@ -109,7 +114,7 @@ def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
         padding=model.padding,
         mean=model.mean,
         std=model.std,
-        pooling=model.pooling,
+        pooling=model.pooling or "average",
         freeze_batch_norm=model.freeze_batch_norm,
         head_scale=model.head_scale,
         compute_dtype=config.compute_dtype,
@@ -126,8 +131,14 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
     check_divisible(config, mesh.size)
     model = model_from_config(config, num_classes=num_classes)
     plan = make_plan(config, num_examples)
-    optimizer = make_optimizer(config.optimizer, plan.learning_rate)
-    init = functools.partial(
+    params = variables_template(model, image_size=config.data.image_size)["params"]
+    frozen = frozen_shares(config.optimizer, params)
+    optimizer = adapt(
+        make_optimizer(config.optimizer, plan.learning_rate),
+        frozen=frozen,
+        factors=rate_factors(config.optimizer, params, model.spec),
+    )
+    first_state = functools.partial(
         init_state,
         model,
         optimizer,
@@ -141,7 +152,13 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
         model=model,
         plan=plan,
         step=make_train_step(
-            config, model, optimizer, plan.learning_rate, num_steps=plan.num_steps, mesh=mesh
+            config,
+            model,
+            optimizer,
+            plan.learning_rate,
+            frozen=frozen,
+            num_steps=plan.num_steps,
+            mesh=mesh,
         ),
-        init=jax.jit(init, out_shardings=replicated(mesh)),
+        first_state=jax.jit(first_state, out_shardings=replicated(mesh)),
     )

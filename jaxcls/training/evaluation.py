@@ -2,15 +2,16 @@
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.config import DataConfig
-from jaxcls.data.batches import eval_batches
+from jaxcls.data.batches import Batches, eval_batches
 from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
 from jaxcls.models.efficientnet import EfficientNet
@@ -32,12 +33,7 @@ def make_eval_step(model: EfficientNet, *, loss: str, mesh: Mesh) -> EvalStep:
 
     def eval_step(variables: Variables, batch: Mapping[str, Array]) -> dict[str, Array]:
         logits = predict_logits(model, variables, batch["images"])
-        labels, mask = batch["labels"], batch["mask"]
-        losses = LOSSES[loss](logits, soft_labels(labels, model.num_classes))
-        return {
-            "loss": jnp.sum(jnp.where(mask, losses, 0)),
-            **count_hits(logits, labels, mask),
-        }
+        return eval_sums(logits, batch["labels"], batch["mask"], loss=loss)
 
     everywhere, split = replicated(mesh), split_by_example(mesh)
     names = ("images", "labels", "mask")
@@ -49,11 +45,32 @@ def make_eval_step(model: EfficientNet, *, loss: str, mesh: Mesh) -> EvalStep:
     return lambda variables, batch: jitted(variables, {name: batch[name] for name in names})
 
 
+def eval_sums(logits: Array, labels: Array, mask: Array, *, loss: str) -> dict[str, Array]:
+    """Sums of loss, top1, top5 and num_examples over the unmasked examples of a batch.
+
+    Args:
+      logits: [batch, classes].
+      labels: class numbers, int [batch].
+      mask: bool [batch].
+      loss: as `loss.name` of the config.
+    """
+    losses = LOSSES[loss](logits, soft_labels(labels, logits.shape[-1]))
+    return {"loss": jnp.sum(jnp.where(mask, losses, 0)), **count_hits(logits, labels, mask)}
+
+
 def predict_logits(model: EfficientNet, variables: Variables, images: Array) -> Array:
     """Logits [batch, classes] of uint8 images [batch, size, size, 3], with moving statistics."""
     logits = model.apply(variables, normalize(images.astype(jnp.float32) / 255, model.spec))
     assert isinstance(logits, Array)
     return logits
+
+
+def predict_features(model: EfficientNet, variables: Variables, images: Array) -> Array:
+    """Pooled features [batch, features] of uint8 images [batch, size, size, 3]."""
+    images = normalize(images.astype(jnp.float32) / 255, model.spec)
+    features = model.apply(variables, images, features=True)
+    assert isinstance(features, Array)
+    return features
 
 
 def evaluate(
@@ -63,25 +80,73 @@ def evaluate(
     data: DataConfig,
     *,
     mesh: Mesh,
+    class_map: Sequence[int] | None = None,
 ) -> dict[str, float]:
     """Averages over all examples of a split.
 
     Every process calls this with its own share of the devices, and gets the same result.
 
+    Args:
+      eval_step: of `make_eval_step`.
+      variables: the network's, on every device.
+      source: the split.
+      data: how its images are brought to the network.
+      mesh: the devices.
+      class_map: the network's class of each class of the source (None: they are the same).
+
     Returns:
       loss, top1 and top5 (shares), and num_examples, of which broken images (data.broken "skip")
       are no part.
+    """
+    batches = each_batch(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
+    return average(batches, source, data)
+
+
+def each_batch[T](
+    step: Callable[[Variables, Mapping[str, Array]], T],
+    variables: Variables,
+    source: Source,
+    data: DataConfig,
+    *,
+    mesh: Mesh,
+    class_map: Sequence[int] | None = None,
+) -> Iterator[T]:
+    """What `step` makes of each batch of a split, on the host and in the split's order.
+
+    Args:
+      step: from variables and a batch, as `eval_batches` has it, to arrays that every device holds.
+      variables: the network's, on every device.
+      source: the split.
+      data: how its images are brought to the network.
+      mesh: the devices.
+      class_map: the network's class of each class of the source (None: they are the same).
     """
     sharding = split_by_example(mesh)
     batch_size = -(-data.batch_size // mesh.size) * mesh.size
     host_batches = eval_batches(
         source, data, batch_size=batch_size, rows=process_rows(sharding, batch_size)
     )
-    totals: dict[str, float] = defaultdict(float)
+    if class_map is not None:
+        host_batches = _relabelled(host_batches, np.asarray(class_map, np.int32))
     with contextlib.closing(to_device(host_batches, sharding, depth=data.prefetch)) as batches:
         for batch in batches:
-            for name, value in jax.device_get(eval_step(variables, batch)).items():
-                totals[name] += float(value)
+            yield jax.device_get(step(variables, batch))
+
+
+def average(
+    sums: Iterable[Mapping[str, Array]], source: Source, data: DataConfig
+) -> dict[str, float]:
+    """From the sums of all batches of a split to what `evaluate` returns."""
+    totals: dict[str, float] = defaultdict(float)
+    for batch_sums in sums:
+        for name, value in batch_sums.items():
+            totals[name] += float(value)
     count = totals.pop("num_examples")
     assert count == len(source) or data.broken == "skip", "every example counts once"
     return {name: total / count for name, total in totals.items()} | {"num_examples": int(count)}
+
+
+def _relabelled(batches: Batches, class_map: np.ndarray) -> Batches:
+    with contextlib.closing(batches):
+        for batch in batches:
+            yield batch | {"labels": class_map[batch["labels"]]}

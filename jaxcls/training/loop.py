@@ -21,6 +21,7 @@ from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run, record_run
 from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
+from jaxcls.training.start import first_values, resolve
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StopSignals
@@ -70,6 +71,7 @@ def train(
       UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
     """
     started, workdir = time.perf_counter(), Path(workdir)
+    config = resolve(config)
     source = open_source(config.data, config.data.train_split)
     eval_source = open_source(config.data, config.data.eval_split)
     training = assemble(
@@ -87,7 +89,7 @@ def train(
         compiling = None
         if training.plan.num_steps not in checkpoints.steps():  # meanwhile the state is made
             compiling = compiler.submit(training.compile_step)
-        state, start = _restore_or_init(training, checkpoints)
+        state, start, notes = _restore_or_init(training, checkpoints, source)
         record_run(workdir, info)  # not before: a restore that fails leaves the run as it was
         reporter = stack.enter_context(
             Reporter(
@@ -98,6 +100,8 @@ def train(
             )
         )
         reporter.say(_introduction(training, source, start))
+        if notes:
+            reporter.say(notes)
         for change in changes:
             reporter.say(f"changed since the run began: {change}")
         if config.model.batch_norm == "global" and config.optimizer.micro_batches > 1:
@@ -249,12 +253,18 @@ def open_checkpoints(workdir: Path, config: Config) -> Checkpoints:
     )
 
 
-def _restore_or_init(training: Training, checkpoints: Checkpoints) -> tuple[TrainState, int]:
-    """The newest good state and its step, or the first state and 0."""
+def _restore_or_init(
+    training: Training, checkpoints: Checkpoints, source: Source
+) -> tuple[TrainState, int, str]:
+    """The newest good state and its step, or the first state and 0; and what is to be said of it.
+
+    A run that goes on no longer needs the weights that it started from.
+    """
     if not checkpoints.any_saved():
-        return training.init(), 0
+        values, notes = first_values(training.config, training.model, source)
+        return training.init(values), 0, notes
     restored = checkpoints.restore(training.abstract_state())
-    return restored.state, restored.step
+    return restored.state, restored.step, ""
 
 
 @contextlib.contextmanager

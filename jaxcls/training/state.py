@@ -42,14 +42,25 @@ class TrainState:
 def init_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
+    given: Variables,
     *,
     seed: int,
     image_size: int,
     use_ema: bool,
 ) -> TrainState:
-    """The state before the first step; a pure function of its arguments, made to be jitted."""
+    """The state before the first step; a pure function of its arguments, made to be jitted.
+
+    Args:
+      model: the network.
+      optimizer: made for its parameters.
+      given: values that are known, such as pretrained ones: any part of {"params",
+        "batch_stats"}. The others are drawn at random.
+      seed: of the random values.
+      image_size: in pixels.
+      use_ema: keep moving averages.
+    """
     images = jnp.zeros((1, image_size, image_size, 3))
-    variables = model.init(jax.random.key(seed), images)
+    variables = overlay(model.init(jax.random.key(seed), images), given)
     averaged = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -60,15 +71,32 @@ def init_state(
     )
 
 
+def overlay(variables: PyTree, given: PyTree) -> PyTree:
+    """The variables, with the values of those that are given; nested dicts both."""
+    if not isinstance(variables, dict):
+        assert given.shape == variables.shape, "weights are checked when they are read"
+        return given.astype(variables.dtype)
+    assert given.keys() <= variables.keys(), "weights are checked when they are read"
+    return {
+        name: overlay(child, given[name]) if name in given else child
+        for name, child in variables.items()
+    }
+
+
 def eval_variables_template(model: nn.Module, *, image_size: int, use_ema: bool) -> PyTree:
     """Shapes and dtypes of the part of a `TrainState` that `eval_variables` needs.
 
     Its paths are those of the whole state, so that a checkpoint can be read in part.
     """
+    kept = variables_template(model, image_size=image_size)
+    return {"ema": kept} if use_ema else kept
+
+
+def variables_template(model: nn.Module, *, image_size: int) -> PyTree:
+    """Shapes and dtypes of a model's {"params", "batch_stats"}."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, jax.random.key(0), images)
-    kept = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
-    return {"ema": kept} if use_ema else kept
+    return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
 
 
 def update_ema(averages: Variables, latest: Variables, *, step: Array, decay: float) -> Variables:

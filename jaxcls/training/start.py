@@ -1,0 +1,162 @@
+"""What training starts from: the fields that weights decide, and the first values of variables.
+
+Weights are a preset, a file, or a run.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jaxcls.config import Config, ConfigError
+from jaxcls.data.records import Source
+from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.registry import model_spec
+from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
+from jaxcls.pretrained.importing import Report, import_variables
+from jaxcls.pretrained.info import WeightsInfo, info_of_spec
+from jaxcls.pretrained.weights import open_weights, weights_info
+from jaxcls.rundir import RunInfo
+from jaxcls.training.restore import read_run_info, restore_run
+from jaxcls.training.state import Variables
+
+
+def resolve(config: Config) -> Config:
+    """The config with every field filled in that was left to the weights or the network.
+
+    What it returns needs no weights to be understood, so a run keeps that. Resolving it again
+    changes nothing.
+
+    Raises:
+      ConfigError: no such network.
+      WeightsError: no such weights, or they are of another network.
+    """
+    model, data = config.model, config.data
+    name = None if model.name == "auto" else model.name
+    if model.weights is None:
+        assert name is not None, "the schema's rules see to it"
+        info = info_of_spec(model_spec(name))
+    else:
+        info = _info_of(model.weights, model=name)
+        model = dataclasses.replace(
+            model,
+            name=info.model,
+            padding=model.padding or info.padding,
+            pooling=model.pooling or info.pooling,
+            mean=model.mean or info.mean,
+            std=model.std or info.std,
+            batch_norm_epsilon=model.batch_norm_epsilon or info.batch_norm_epsilon,
+        )
+    image_size = data.image_size or info.image_size
+    interpolation = info.interpolation if data.interpolation == "auto" else data.interpolation
+    data = dataclasses.replace(
+        data,
+        image_size=image_size,
+        canvas_size=data.canvas_size or 2 * image_size,
+        crop_fraction=data.crop_fraction or info.crop_fraction,
+        interpolation=interpolation,
+    )
+    return dataclasses.replace(config, model=model, data=data)
+
+
+def first_values(config: Config, model: EfficientNet, source: Source) -> tuple[Variables, str]:
+    """The variables that do not start at random, and what is to be said of them.
+
+    The classifier of the weights is kept where it tells the same classes apart.
+
+    Args:
+      config: resolved.
+      model: of the config, for the source's classes.
+      source: the training data.
+
+    Raises:
+      WeightsError: the weights cannot be had, or do not fit.
+    """
+    values: Variables = {}
+    lines = []
+    if config.model.weights is not None:
+        values, classes, report = _load(config, model)
+        lines.append(f"weights {config.model.weights}: {report}")
+        if classes is None or not same_classes(classes, source.class_names):
+            values["params"].pop("classifier", None)
+            lines.append(f"a new classifier of {source.num_classes} classes")
+    if config.model.head_prior and "classifier" not in values.get("params", {}):
+        params = values.setdefault("params", {})
+        bias = prior_logits(source.class_counts(), loss=config.loss.name)
+        params["classifier"] = {"bias": bias}
+        lines.append("the classifier's bias starts at the classes' shares of the training data")
+    return values, "\n".join(lines)
+
+
+def same_classes(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    """Whether two lists name the same classes in the same order.
+
+    ImageNet's may go by their names or their WordNet ids.
+    """
+    return ours == theirs or {ours, theirs} == {imagenet_class_names(), imagenet_wordnet_ids()}
+
+
+def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
+    """Logits that predict each class' share of the examples.
+
+    Args:
+      counts: examples a class; one more is counted of each, so that none has a share of 0.
+      loss: "softmax", or "sigmoid" for independent classes.
+
+    Returns:
+      float32 [classes].
+    """
+    shares = (counts + 1) / (counts.sum() + len(counts))
+    logits = np.log(shares) if loss == "softmax" else np.log(shares) - np.log1p(-shares)
+    return logits.astype(np.float32)
+
+
+def _is_run(weights: str) -> bool:
+    return Path(weights).is_dir()
+
+
+def _info_of(weights: str, *, model: str | None) -> WeightsInfo:
+    if not _is_run(weights):
+        return weights_info(weights, model=model)
+    info = run_weights_info(read_run_info(weights))
+    if model not in (None, info.model):
+        raise ConfigError(f"model.weights: run {weights!r} has {info.model}, not {model}")
+    return info
+
+
+def run_weights_info(run: RunInfo) -> WeightsInfo:
+    """What belongs to the weights of a run."""
+    model, data = run.config.model, run.config.data
+    assert data.interpolation != "auto", "a run keeps a resolved config"
+    spec = model_spec(model.name)
+    return WeightsInfo(
+        model=model.name,
+        mean=model.mean or spec.mean,
+        std=model.std or spec.std,
+        padding=model.padding or spec.padding,
+        batch_norm_epsilon=model.batch_norm_epsilon or spec.batch_norm_epsilon,
+        pooling=model.pooling or "average",
+        activation=run.config.loss.name,
+        image_size=data.image_size,
+        crop_fraction=data.crop_fraction,
+        interpolation=data.interpolation,
+        class_names=run.class_names,
+    )
+
+
+def _load(
+    config: Config, model: EfficientNet
+) -> tuple[Variables, tuple[str, ...] | None, Report | str]:
+    """The variables of the weights, their class names, and a report."""
+    weights = config.model.weights
+    assert weights is not None
+    if _is_run(weights):
+        restored = restore_run(weights)
+        return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
+    values, report = import_variables(
+        open_weights(weights),
+        model.spec,
+        num_classes=None,
+        allow_missing=config.model.allow_missing,
+    )
+    return values, weights_info(weights, model=model.spec.name).class_names, report

@@ -99,8 +99,8 @@ def test_groups_that_do_not_divide_the_batch(groups):
 @pytest.mark.parametrize("size", [3, 5])
 def test_symmetric_padding_is_half_a_kernel_on_both_sides(height, width, stride, size):
     rng = np.random.default_rng(4)
-    x = rng.normal(size=(2, height, width, 3)).astype(np.float32)
-    kernel = rng.normal(size=(size, size, 3, 4)).astype(np.float32)
+    x = jnp.asarray(rng.normal(size=(2, height, width, 3)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(size, size, 3, 4)), jnp.float32)
     y = layers.Conv(4, size, stride, "symmetric").apply({"params": {"kernel": kernel}}, x)
     pads = [(size // 2, size // 2)] * 2
     dimensions = ("NHWC", "HWIO", "NHWC")

@@ -1,4 +1,4 @@
-"""Brings `keras.applications.EfficientNetV2*` and ours to the same weights, for parity tests."""
+"""Brings `keras.applications.EfficientNet*` and ours to the same weights, for parity tests."""
 
 import re
 from typing import Any
@@ -13,13 +13,14 @@ from jaxcls.models.efficientnet import EfficientNet
 KERAS_NAMES = {
     f"efficientnetv2_{variant}": f"EfficientNetV2{variant.upper()}"
     for variant in ("b0", "b1", "b2", "b3", "s", "m", "l")
-}
+} | {f"efficientnet_b{number}": f"EfficientNetB{number}" for number in range(8)}
 
 # A Keras layer inside a block -> ours.
 _LAYERS = {
     "expand_conv": "expand_conv",
     "expand_bn": "expand_bn",
-    "dwconv2": "depthwise_conv",
+    "dwconv": "depthwise_conv",  # V1
+    "dwconv2": "depthwise_conv",  # V2
     "bn": "depthwise_bn",
     "se_reduce": "se/reduce",
     "se_expand": "se/expand",
@@ -44,19 +45,33 @@ _VARIABLES = {
 
 
 def keras_model(name: str, *, image_size: int, num_classes: int = 1000) -> Any:
-    """The Keras model for one of our names, without preprocessing and softmax."""
+    """The Keras model for one of our names, without softmax.
+
+    V2 comes without preprocessing. V1 has one built in: it divides by 255, and a normalisation that
+    without published weights does nothing.
+    """
+    switch = {"include_preprocessing": False} if name.startswith("efficientnetv2") else {}
     return getattr(keras.applications, KERAS_NAMES[name])(
         weights=None,
-        include_preprocessing=False,
         input_shape=(image_size, image_size, 3),
         classes=num_classes,
         classifier_activation=None,
+        **switch,
     )
 
 
+def keras_images(name: str, images: Any) -> Any:
+    """What to give the Keras model so that its first convolution sees `images`."""
+    return images if name.startswith("efficientnetv2") else images * 255
+
+
 def weights_of(model: Any) -> list[Any]:
-    """The model's variables but for the random seeds of its dropout layers."""
-    return [variable for variable in model.variables if variable.name != "seed_generator_state"]
+    """The model's variables but for those of dropout (random seeds) and preprocessing."""
+    return [
+        variable
+        for variable in model.variables
+        if variable.name != "seed_generator_state" and "normalization/" not in variable.path
+    ]
 
 
 def randomise(model: Any, *, seed: int) -> None:

@@ -48,19 +48,24 @@ def parse[T](kind: type[T], prog: str, arguments: list[str], *, default: T) -> T
 
 
 def checked(config: Config) -> Config:
-    """The config after overrides, through the same gate as one from a file, and filled in.
+    """The config after overrides, through the same gate as one from a file."""
+    return decode(encode(config))
+
+
+def checked_data(data: DataConfig) -> DataConfig:
+    """The fields of data after overrides, through the same gate."""
+    return checked(Config(data=data, num_steps=1)).data
+
+
+def resolved(config: Config) -> Config:
+    """The config after overrides, with what it leaves to the weights or the network filled in.
 
     Raises:
       UserError: a field is wrong, or there are no such weights or network.
     """
     from jaxcls.training.start import resolve
 
-    return resolve(decode(encode(config)))
-
-
-def checked_data(data: DataConfig) -> DataConfig:
-    """The fields of data after overrides, through the same gate."""
-    return decode(encode(Config(data=data, num_steps=1))).data
+    return resolve(checked(config))
 
 
 def read_step(text: str) -> int | Literal["latest", "best"]:

@@ -18,6 +18,7 @@ from jaxcls.arguments import (
     checked_data,
     parse,
     read_step,
+    resolved,
     take_config,
     take_first,
 )
@@ -262,7 +263,7 @@ def _benchmark(arguments: list[str]) -> int:
     prog = "jaxcls benchmark CONFIG"
     _, config, rest = take_config(arguments, prog)
     options = parse(Benchmark, prog, rest, default=Benchmark(config=config))
-    config = checked(options.config)
+    config = resolved(options.config)
     from jaxcls.benchmark import benchmark, describe
 
     report = benchmark(config, synthetic=options.synthetic, seconds=options.seconds)

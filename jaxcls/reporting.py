@@ -145,12 +145,12 @@ def metric_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
     """The columns of metrics.csv as float64 [rows], not a number where a row has no value.
 
     Raises:
-      RunError: a value is no number.
+      ValueError: a value is no number, or a row has no step.
     """
-    try:
-        return {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in COLUMNS}
-    except ValueError as error:
-        raise RunError(f"metrics.csv is damaged: {error}") from error
+    columns = {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in COLUMNS}
+    if not np.isfinite(columns["step"]).all():
+        raise ValueError("a row has no step")
+    return columns
 
 
 def _open_csv(path: Path, start_step: int) -> TextIO:

@@ -95,10 +95,8 @@ def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
       RunError: the directory cannot be written, or fields that decide the result have changed and
         `allow_changes` is not set.
     """
-    record = run / "config.json"
     changes: list[str] = []
-    if record.is_file():
-        old = _read(record)
+    if (old := recorded_info(run)) is not None:
         changes = [
             f"{field}: {before!r} -> {after!r}"
             for field, (before, after) in changed_fields(old.config, info.config).items()
@@ -154,7 +152,15 @@ def _not_writable(run: Path, error: OSError) -> RunError:
     )
 
 
-def _read(record: Path) -> RunInfo:
+def recorded_info(run: Path) -> RunInfo | None:
+    """What describes the run in a directory; None where none was started yet.
+
+    Raises:
+      RunError: its record is damaged, or of another version.
+    """
+    record = run / "config.json"
+    if not record.is_file():
+        return None
     try:
         return RunInfo.from_json(json.loads(record.read_text()))
     except ConfigError as error:

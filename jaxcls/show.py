@@ -1,6 +1,7 @@
 """The `jaxcls show` commands: pictures of a config or a run, written to a file."""
 
 import contextlib
+import csv
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxcls.arguments import checked, parse, read_step, take_config
+from jaxcls.arguments import parse, read_step, resolved, take_config
 from jaxcls.augment_config import OpName
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
@@ -103,7 +104,7 @@ def _schedule(arguments: list[str]) -> int:
     from jaxcls.plots import plot_schedule, save_figure
     from jaxcls.training.schedules import make_plan
 
-    config = checked(options.config)
+    config = resolved(options.config)
     source = open_source(config.data, config.data.train_split)
     save_figure(plot_schedule(make_plan(config, len(source))), options.output)
     print(f"wrote {options.output}")
@@ -122,7 +123,7 @@ def _data(arguments: list[str]) -> int:
     from jaxcls.gallery import valid_images
     from jaxcls.plots import plot_images, save_figure
 
-    config = checked(options.config)
+    config = resolved(options.config)
     source = open_source(config.data, config.data.train_split)
     rows = range(min(options.count, config.data.batch_size, len(source)))
     data = dataclasses.replace(config.data, last_batch="straddle")  # a set may be small
@@ -145,7 +146,7 @@ def _augment(arguments: list[str]) -> int:
     from jaxcls.gallery import augmentation_rows, sweep_rows
     from jaxcls.plots import plot_gallery, save_figure
 
-    config = checked(options.config)
+    config = resolved(options.config)
     source = open_source(config.data, config.data.train_split)
     count = min(8, config.data.batch_size) if options.count is None else options.count
     if options.op is None:
@@ -182,13 +183,14 @@ def _curves(run: Path) -> "dict[str, np.ndarray] | None":
     path = run / "metrics.csv"
     try:
         rows = read_metrics(path)
+        if rows:
+            return metric_columns(rows)
+        _leave_out("curves", f"{path} has no rows")
     except OSError as error:
         _leave_out("curves", f"{path}: {error.strerror}")
-        return None
-    if not rows:
-        _leave_out("curves", f"{path} has no rows")
-        return None
-    return metric_columns(rows)
+    except (ValueError, csv.Error) as error:
+        _leave_out("curves", f"{path} is damaged ({error})")
+    return None
 
 
 def _confusion(classifier: "ImageClassifier", options: ShowRun) -> "tuple[np.ndarray | None, str]":

@@ -100,6 +100,11 @@ def test_decode_names_the_best_classes(classifier: ImageClassifier) -> None:
     assert len(classifier.decode(probabilities, top=50)[0]) == 10
 
 
+def test_equal_probabilities_rank_by_class(classifier: ImageClassifier) -> None:
+    (guesses,) = classifier.rank(np.full((1, 10), 0.1, np.float32), top=3)
+    assert [guess.id for guess in guesses] == [0, 1, 2]
+
+
 def test_best_and_numbered_steps(tiny_run: tuple[Path, Outcome]) -> None:
     assert ImageClassifier.from_run(tiny_run[0], step=8).step == 8
     assert ImageClassifier.from_run(tiny_run[0], step="best").step in {4, 8, 12}
@@ -169,6 +174,9 @@ def test_predict_command(
         assert [entry["image"] for entry in entries] == [str(path) for path in files]
         names = [[guess["name"] for guess in entry["classes"]] for entry in entries]
         assert names == [[name for name, _ in guesses] for guesses in best]
+        for guess in itertools.chain(*(entry["classes"] for entry in entries)):
+            assert list(guess) == ["id", "name", "probability"]
+            assert classifier.class_names[guess["id"]] == guess["name"]
     else:
         lines = out.splitlines()[1:]
         assert len(lines) == 2 * len(files)

@@ -3,10 +3,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from jaxcls.config import ScheduleConfig
 from jaxcls.errors import UserError
-from jaxcls.plots import plot_images, plot_schedule, save_figure
+from jaxcls.plots import (
+    plot_confusion,
+    plot_curves,
+    plot_images,
+    plot_run,
+    plot_schedule,
+    require_picture,
+    save_figure,
+)
 from jaxcls.training.schedules import Plan, make_schedule
 
 
@@ -79,11 +89,20 @@ def test_an_unknown_format_is_refused_with_the_known_ones(
     assert "is not supported" in message
     assert "png" in message
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError) as before:
+        require_picture(tmp_path / name)
+    assert str(before.value) == message
 
 
 def test_a_folder_that_is_not_there_is_named(figure: Figure, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot write picture '.*/gone/a\.png': .*No such file"):
         save_figure(figure, tmp_path / "gone" / "a.png")
+    with pytest.raises(UserError, match=r"cannot write picture '.*/gone/a\.png': there is no f"):
+        require_picture(tmp_path / "gone" / "a.png")
+    (tmp_path / "b.png").mkdir()
+    with pytest.raises(UserError, match=r"cannot write picture '.*/b\.png': it is a folder"):
+        require_picture(tmp_path / "b.png")
+    require_picture(tmp_path / "a.PNG")
 
 
 def test_images_are_shown_with_their_titles_and_sizes() -> None:
@@ -97,3 +116,130 @@ def test_images_are_shown_with_their_titles_and_sizes() -> None:
     assert shown[3].get_title() == "class 3\n9 × 7"
     assert len(shown[7].get_title().splitlines()[0]) <= 24
     figure.draw_without_rendering()
+
+
+# Runs
+
+
+NAN = float("nan")
+
+
+def make_metrics(**columns: list[float]) -> dict[str, np.ndarray]:
+    names = ["step", "epoch", "learning_rate"]
+    names += [prefix + name for prefix in ("", "eval_") for name in ("loss", "top1", "top5")]
+    rows = len(columns["step"])
+    return {name: np.array(columns.get(name, [NAN] * rows), float) for name in names}
+
+
+METRICS = make_metrics(
+    step=[10, 20, 25, 30],
+    epoch=[0.4, 0.8, 1.0, 1.2],
+    loss=[2.0, 1.5, NAN, 1.0],
+    top1=[0.1, 0.2, NAN, 0.3],
+    top5=[0.5, 0.6, NAN, 0.7],
+    learning_rate=[0.1, 0.2, NAN, 0.1],
+    eval_loss=[NAN, NAN, 1.75, NAN],
+    eval_top1=[NAN, NAN, 0.25, NAN],
+    eval_top5=[NAN, NAN, 0.75, NAN],
+)
+
+
+def points(line: Line2D) -> list[tuple[float, float]]:
+    pairs = zip(np.asarray(line.get_xdata()), np.asarray(line.get_ydata()), strict=True)
+    return [(float(x), float(y)) for x, y in pairs]
+
+
+def test_curves_of_training_and_evaluation_are_drawn_where_they_have_values() -> None:
+    figure = plot_curves(METRICS)
+    loss, accuracy, rate = figure.axes
+    assert {line.get_label(): points(line) for line in loss.lines} == {
+        "training": [(10, 2.0), (20, 1.5), (30, 1.0)],
+        "evaluation": [(25, 1.75)],
+    }
+    assert {line.get_label(): points(line) for line in accuracy.lines} == {
+        "training top-1": [(10, 0.1), (20, 0.2), (30, 0.3)],
+        "training top-5": [(10, 0.5), (20, 0.6), (30, 0.7)],
+        "evaluation top-1": [(25, 0.25)],
+        "evaluation top-5": [(25, 0.75)],
+    }
+    assert points(rate.lines[0]) == [(10, 0.1), (20, 0.2), (30, 0.1)]
+    assert rate.get_xlabel() == "step"
+    assert [line.get_marker() for line in loss.lines] == ["o", "o"]  # a point alone has no line
+
+
+def test_epochs_are_marked_above_the_curves() -> None:
+    figure = plot_curves(METRICS)
+    figure.draw_without_rendering()
+    (epochs,) = figure.axes[0].child_axes
+    low, high = figure.axes[0].get_xlim()
+    assert (epochs.get_xlabel(), low) == ("epoch", 0)
+    assert high >= 30
+    assert epochs.get_xlim() == pytest.approx((0, high / 25))
+
+
+def test_a_single_row_and_a_row_of_the_first_step_are_drawn(tmp_path: Path) -> None:
+    for step, epoch in [(1, 0.0), (1, 0.25)]:
+        metrics = make_metrics(step=[step], epoch=[epoch], loss=[2.0], top1=[0.5], top5=[1.0])
+        figure = plot_curves(metrics)
+        assert points(figure.axes[0].lines[0]) == [(1, 2.0)]
+        save_figure(figure, tmp_path / "curves.svg")
+
+
+def make_confusion(count: int) -> np.ndarray:
+    """All of a class right but one that is taken for the next; class 1 has no examples."""
+    matrix = 9 * np.eye(count, dtype=int) + np.roll(np.eye(count, dtype=int), 1, axis=1)
+    matrix[1] = 0
+    return matrix
+
+
+@pytest.mark.parametrize("count", [2, 10, 20, 21, 40, 41, 102])
+def test_a_confusion_matrix_shows_the_shares_of_each_class(count: int) -> None:
+    matrix = make_confusion(count)
+    names = [f"class {index} with a very long name" for index in range(count)]
+    figure = plot_confusion(matrix, names, title="all $of it")
+    figure.draw_without_rendering()
+    (axes,) = (axes for axes in figure.axes if axes.images)
+    shown = np.ma.filled(np.ma.asarray(axes.images[0].get_array()), NAN)
+    assert np.isnan(shown[1]).all()  # no examples, no shares
+    np.testing.assert_allclose(shown[2:].sum(axis=1), 1)
+    assert shown[0, 0] == pytest.approx(0.9)
+    assert shown[0, 1] == pytest.approx(0.1)
+    assert axes.get_title() == "all $of it"
+    texts = [text.get_text() for text in axes.texts]
+    assert texts == ([str(number) for number in matrix[matrix > 0]] if count <= 20 else [])
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    if count <= 40:
+        assert len(labels) == count
+        assert labels[1] == "class 1 with a ve…"
+    else:
+        assert not any("class" in label for label in labels)
+
+
+def test_with_many_classes_the_most_confused_pairs_are_listed() -> None:
+    matrix = make_confusion(50)
+    matrix[7, 30], matrix[49, 3] = 10, 5
+    names = [f"class {index}" for index in range(50)]
+    bars, _ = plot_confusion(matrix, names).axes
+    listed = [label.get_text() for label in bars.get_yticklabels()]
+    assert len(listed) == 20
+    assert listed[:3] == ["class 7 → class 30", "class 49 → class 3", "class 0 → class 1"]
+    lengths = [patch.get_width() for patch in bars.patches if isinstance(patch, Rectangle)]
+    assert lengths[:3] == [10, 5, 1]
+    assert [text.get_text() for text in bars.texts[:3]] == [" 50%", " 33%", " 10%"]
+
+
+def test_a_perfect_network_confuses_nothing() -> None:
+    names = [f"class {index}" for index in range(50)]
+    figure = plot_confusion(np.eye(50, dtype=int), names)
+    assert [text.get_text() for text in figure.axes[0].texts] == ["no class is taken for another"]
+    figure.draw_without_rendering()
+
+
+def test_a_run_is_curves_beside_confusion() -> None:
+    names = ["cat", "dog", "horse"]
+    figure = plot_run(METRICS, make_confusion(3), names, title="step 30")
+    labels = [axes.get_ylabel() for axes in figure.axes]
+    assert labels == ["loss", "accuracy", "learning rate", "class"]
+    assert figure.axes[-1].get_title() == "step 30"
+    assert len(plot_run(METRICS, None, names).axes) == 3
+    assert len(plot_run(None, make_confusion(3), names).axes) == 1

@@ -6,7 +6,8 @@ jaxcls train configs/guide/caltech101.py
 About 3,060 training and 6,080 test photos of many sizes, with 102 labels (101 things, and
 background). As in the guide: EfficientNetV2-B1 at 224 with global max pooling and dropout 0.5,
 batches of 32; flip, crop and resize, RandAugment, and one of CutMix and MixUp a batch; label
-smoothing 0.1; SGD with momentum 0.9; warmup over 10 % of the steps, 0.01 held for 45 %, then a cosine.
+smoothing 0.1; SGD with momentum 0.9; warmup over 10 % of the steps, 0.01 held for 45 %, then a
+cosine.
 
 Where the guide slips, this does not: it counts 101 classes and 9,000 photos, and its warmup's start
 of 0.05, above the target, is ignored by its own code; ours starts at 0. Its decay of 5e-4 is read

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2104.00298, table 4) and their reference code; timm's bloc
 own `rw` variant. The tests import `keras.applications` weights to prove the tables.
 """
 
+import dataclasses
 import math
 
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
@@ -107,6 +108,24 @@ def _v2(
     )
 
 
+def _rw_t() -> ModelSpec:
+    """timm's tiny V2, made for PyTorch's conventions."""
+    return dataclasses.replace(
+        _v2(
+            "efficientnetv2_rw_t",
+            stem=24,
+            repeats=(2, 4, 4, 6, 9, 14),
+            filters=(24, 40, 48, 104, 128, 208),
+            image_size=224,
+        ),
+        head_filters=1024,
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        padding="symmetric",
+        batch_norm_epsilon=1e-5,
+    )
+
+
 # --- Both ----------------------------------------------------------------------------------------
 
 
@@ -156,6 +175,7 @@ SPECS = {
             filters=(32, 64, 96, 192, 256, 512, 640),
             image_size=512,
         ),
+        _rw_t(),
         _v1("efficientnet_b0", width=1.0, depth=1.0, image_size=224),
         _v1("efficientnet_b1", width=1.0, depth=1.1, image_size=240),
         _v1("efficientnet_b2", width=1.1, depth=1.2, image_size=260),

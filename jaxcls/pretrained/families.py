@@ -117,9 +117,9 @@ def find_family(names: Collection[str]) -> Family:
     for family in FAMILIES:
         if any(re.fullmatch(family.telltale, name) for name in names):
             return family
-    looked_for = ", ".join(f"{family.telltale} ({family.name})" for family in FAMILIES)
+    known = ", ".join(family.name for family in FAMILIES)
     found = ", ".join(list(names)[:5]) or "none"
     raise WeightsError(
-        f"its tensors are named as in no library that is known here; looked for {looked_for}; "
+        f"its tensors are named as those of an EfficientNet in none of {known}; "
         f"the first names in the file: {found}"
     )

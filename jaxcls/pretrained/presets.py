@@ -35,7 +35,7 @@ _HALF: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 # Name, timm's tag, size of evaluation, crop fraction, mean and std, top-1. Sources: timm 1.0.31's
 # default_cfgs in models/efficientnet.py (the size is test_input_size where there is one), and its
-# results at that size. It squeezes the images for M, L, XL and B3's _ft1k into the square; here they
+# results at that size. For M, L, XL and B3 (_ft1k) it squeezes images into the square; here they
 # keep their shape and lose their sides.
 _TIMM = (
     ("efficientnetv2_b0_imagenet", "in1k", 224, 0.875, _IMAGENET, 0.78386),

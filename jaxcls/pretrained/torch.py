@@ -51,13 +51,13 @@ _TIMM_SIZES = {"efficientnet_lite3": 300, "efficientnet_lite4": 380}
 
 
 def timm_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
-    """Of `tf_efficientnet_*` (V1, Lite), `tf_efficientnetv2_*` and `efficientnetv2_rw_*`."""
+    """Of `tf_efficientnet_*` (V1, Lite), `tf_efficientnetv2_*` and `efficientnetv2_rw_t`."""
     del tensors
     return _names(spec, _timm_layers(spec))
 
 
 def timm_info(spec: ModelSpec) -> WeightsInfo:
-    """Of the `tf_` and `rw` weights for ImageNet's 1000 classes.
+    """Of the `tf_` and `rw_t` weights for ImageNet's 1000 classes.
 
     timm's own `efficientnet_b*` have the same names, but want symmetric padding and epsilon 1e-5.
     """

@@ -17,7 +17,13 @@ from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.reporting import Reporter
-from jaxcls.rundir import RunInfo, checkpoint_dir, prepare_run, record_run
+from jaxcls.rundir import (
+    RunInfo,
+    checkpoint_dir,
+    prepare_run,
+    record_run,
+    recorded_info,
+)
 from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
@@ -71,7 +77,7 @@ def train(
       UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
     """
     started, workdir = time.perf_counter(), Path(workdir)
-    config = resolve(config)
+    config = resolve(config, recorded=recorded_info(workdir))
     source = open_source(config.data, config.data.train_split)
     eval_source = open_source(config.data, config.data.eval_split)
     training = assemble(

@@ -21,11 +21,15 @@ from jaxcls.training.restore import read_run_info, restore_run
 from jaxcls.training.state import Variables
 
 
-def resolve(config: Config) -> Config:
+def resolve(config: Config, *, recorded: RunInfo | None = None) -> Config:
     """The config with every field filled in that was left to the weights or the network.
 
     What it returns needs no weights to be understood, so a run keeps that. Resolving it again
     changes nothing.
+
+    Args:
+      config: the experiment.
+      recorded: of the run, if it was started before; then the weights need not be there any more.
 
     Raises:
       ConfigError: no such network.
@@ -37,7 +41,10 @@ def resolve(config: Config) -> Config:
         assert name is not None, "the schema's rules see to it"
         info = info_of_spec(model_spec(name))
     else:
-        info = _info_of(model.weights, model=name)
+        if recorded is not None and recorded.config.model.weights == model.weights:
+            info = run_weights_info(recorded)
+        else:
+            info = _info_of(model.weights, model=name)
         model = dataclasses.replace(
             model,
             name=info.model,

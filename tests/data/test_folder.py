@@ -42,6 +42,7 @@ def test_folders_of_splits(make_photos):
             source.describe(index)
             == f"image '{root}/train/{['cat', 'dog'][record.label]}/{number:04}.png'"
         )
+        assert source.describe(index) == f"image {source.example_name(index)!r}"
         seen.add(number)
     assert seen == set(range(7))
     assert [len(opened(root, split)) for split in ("test", "val", "test+val")] == [2, 1, 3]

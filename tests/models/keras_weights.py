@@ -20,8 +20,8 @@ KERAS_NAMES = {
 _LAYERS = {
     "expand_conv": "expand_conv",
     "expand_bn": "expand_bn",
-    "dwconv": "depthwise_conv",  # of V1
-    "dwconv2": "depthwise_conv",  # of V2
+    "dwconv": "depthwise_conv",  # V1
+    "dwconv2": "depthwise_conv",  # V2
     "bn": "depthwise_bn",
     "se_reduce": "se/reduce",
     "se_expand": "se/expand",
@@ -48,6 +48,8 @@ _VARIABLES = {
 def keras_model(name: str, *, image_size: int, num_classes: int = 1000) -> Any:
     """The Keras model for one of our names, without softmax, and V2 without preprocessing.
 
+    V1 divides by 255, and has a normalisation that does nothing without published weights.
+
     Its kernels are 0: to draw them takes a compilation a shape, 10 seconds a model.
     """
     preprocessing = {"include_preprocessing": False} if "v2" in name else {}
@@ -64,6 +66,11 @@ def keras_model(name: str, *, image_size: int, num_classes: int = 1000) -> Any:
             classes=num_classes,
             classifier_activation=None,
         )
+
+
+def keras_images(name: str, images: Any) -> Any:
+    """What to give the Keras model so that its first convolution sees `images`."""
+    return images if name.startswith("efficientnetv2") else images * 255
 
 
 def weights_of(model: Any) -> list[Any]:

@@ -4,6 +4,7 @@ A two-stage model with both kinds of block stands for the large ones: it compile
 """
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -107,6 +108,69 @@ def test_bfloat16_keeps_float32_parameters_and_logits(images, variables, gradien
     np.testing.assert_allclose(logits, exact, atol=0.03 * float(jnp.max(jnp.abs(exact))))
     loss, _ = _gradients(model, variables, images)
     assert loss == pytest.approx(float(gradients[0]), rel=0.03)
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_scale_and_bias(images, variables):
+    """In training it computes what evaluation does, and that reaches every parameter's gradient."""
+    model = _tiny(dropout=0.0, drop_path=0.0, freeze_batch_norm=True)
+    rng = np.random.default_rng(5)
+    stats = jax.tree.map(
+        lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape), leaf.dtype),
+        variables["batch_stats"],
+    )
+    variables = {**variables, "batch_stats": stats}
+
+    def loss(params, train):
+        logits, updated = model.apply(
+            {**variables, "params": params}, images, train=train, mutable=["batch_stats"]
+        )
+        return jnp.sum(jnp.asarray(logits) ** 2), updated["batch_stats"]
+
+    both = jax.jit(jax.grad(loss, has_aux=True), static_argnums=1)
+    (grads, kept), (expected, _) = (both(variables["params"], train) for train in (True, False))
+    jax.tree.map(np.testing.assert_array_equal, kept, stats)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), grads, expected)
+    for name in ("scale", "bias"):
+        assert np.any(grads["block1a"]["project_bn"][name])
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+def test_features_are_what_the_classifier_reads(images, variables, pooling):
+    logits: Any = _tiny(pooling=pooling).apply(variables, images)
+    features: Any = _tiny(pooling=pooling).apply(variables, images, features=True)
+    assert features.shape == (BATCH, 16)
+    assert features.dtype == jnp.float32
+    classifier = variables["params"]["classifier"]
+    expected = features @ classifier["kernel"] + classifier["bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-5, atol=1e-6)
+    headless = dataclasses.replace(_tiny(pooling=pooling), num_classes=0)
+    params = {name: leaf for name, leaf in variables["params"].items() if name != "classifier"}
+    alone: Any = headless.apply({**variables, "params": params}, images)
+    np.testing.assert_allclose(alone, features, rtol=1e-6)
+    made = jax.eval_shape(headless.init, jax.random.key(0), images)["params"]
+    assert jax.tree.structure(made) == jax.tree.structure(params)
+
+
+def test_pooling(images, variables):
+    """On a picture of one last pixel both are the same; on more, the largest is above the mean."""
+    pooled = [
+        _tiny(pooling=pooling).apply(variables, images[:, :size, :size], features=True)
+        for size in (4, 16)
+        for pooling in ("average", "max")
+    ]
+    small_mean, small_max, mean, largest = (np.asarray(array) for array in pooled)
+    np.testing.assert_array_equal(small_mean, small_max)
+    assert np.all(largest > mean)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5])
+def test_head_scale_scales_the_new_classifier_alone(images, variables, scale):
+    made = _tiny(head_scale=scale).init(jax.random.key(0), images)
+    classifier = made["params"].pop("classifier")
+    whole = variables["params"]["classifier"]
+    np.testing.assert_allclose(classifier["kernel"], scale * whole["kernel"], rtol=1e-5, atol=1e-7)
+    others = {name: leaf for name, leaf in variables["params"].items() if name != "classifier"}
+    jax.tree.map(np.testing.assert_array_equal, made["params"], others)
 
 
 def test_initial_values():

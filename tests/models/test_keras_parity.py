@@ -15,11 +15,14 @@ CASES = [
     ("efficientnetv2_b0", None),
     ("efficientnetv2_b2", 65),
     ("efficientnetv2_s", 64),
+    ("efficientnet_b0", 65),
+    pytest.param("efficientnet_b3", 64, marks=pytest.mark.long),
     *(
         pytest.param(f"efficientnetv2_{variant}", size, marks=pytest.mark.slow)
         for variant, size in [("b1", None), ("b2", None), ("b3", None), ("m", 64), ("l", 64)]
     ),
     *(pytest.param(f"efficientnetv2_{v}", None, marks=pytest.mark.long) for v in "sml"),
+    *(pytest.param(f"efficientnet_b{n}", None, marks=pytest.mark.long) for n in range(8)),
 ]
 
 
@@ -33,7 +36,7 @@ def test_logits_equal_keras(name: str, image_size: int | None):
     images = np.random.default_rng(2).normal(size=(1, size, size, 3)).astype(np.float32)
     trained, fixed = ([v.value for v in group] for group in _variables(theirs))
     expected = jax.jit(lambda x: theirs.stateless_call(trained, fixed, x, training=False)[0])(
-        images
+        kw.keras_images(name, images)
     )
     logits = jax.jit(ours.apply)(variables, images)
     assert logits.dtype == jnp.float32

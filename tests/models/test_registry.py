@@ -1,5 +1,6 @@
 """The block tables have the published parameter counts."""
 
+import dataclasses
 import math
 
 import jax
@@ -10,7 +11,7 @@ from jaxcls.models.registry import create_model, model_names, model_spec
 
 # Parameters with 1000 classes, and parameters and moving statistics without the classifier (as
 # Keras counts them, less the 7 numbers of the normalisation that its V1 models start with). Source:
-# keras.applications; XL: its block table and the paper's 208 M; Lite: timm and its weights files.
+# keras.applications; XL: its block table and the paper's 208 M; Lite and rw_t: timm.
 COUNTS = {
     "efficientnetv2_b0": (7_139_704, 5_919_312),
     "efficientnetv2_b1": (8_141_052, 6_931_124),
@@ -20,6 +21,7 @@ COUNTS = {
     "efficientnetv2_m": (54_139_356, 53_150_388),
     "efficientnetv2_l": (118_515_272, 117_746_848),
     "efficientnetv2_xl": (208_119_808, 207_615_832),
+    "efficientnetv2_rw_t": (13_649_388, 12_743_412),
     "efficientnet_b0": (5_288_548, 4_049_564),
     "efficientnet_b1": (7_794_184, 6_575_232),
     "efficientnet_b2": (9_109_994, 7_768_562),
@@ -61,9 +63,24 @@ def test_unknown_name_names_the_nearest():
         model_spec("efficientnetv2_b9")
 
 
+def test_what_the_caller_gives_replaces_the_specs_own():
+    changed = create_model(
+        "efficientnet_b0", num_classes=2, padding="symmetric", std=(1, 1, 1)
+    ).spec
+    own = model_spec("efficientnet_b0")
+    assert changed == dataclasses.replace(own, padding="symmetric", std=(1, 1, 1))
+    assert create_model("efficientnet_b0", num_classes=2, batch_norm_epsilon=1e-5).spec == (
+        dataclasses.replace(own, batch_norm_epsilon=1e-5)
+    )
+    assert create_model("efficientnet_b0", num_classes=2).spec == own
+
+
 def test_input_conventions():
     assert model_spec("efficientnetv2_b0").mean == (0.485, 0.456, 0.406)
     small = model_spec("efficientnetv2_s")
     pixel = 200
     ours = (pixel / 255 - small.mean[0]) / small.std[0]
     assert ours == pytest.approx((pixel - 128) / 128)
+    lite = model_spec("efficientnet_lite0")
+    ours = (pixel / 255 - lite.mean[0]) / lite.std[0]
+    assert ours == pytest.approx((pixel - 127) / 128)

@@ -258,7 +258,7 @@ def test_a_kernel_is_turned_tap_by_tap() -> None:
 def test_what_torchvision_wants(
     name: str, epsilon: float, size: int, crop: float, interpolation: str
 ) -> None:
-    info = find_family(["features.0.0.weight"]).info(model_spec(name))
+    info = find_family(["features.0.0.weight"]).info(model_spec(name), {})
     assert info.model == name
     assert info.padding == "symmetric"
     assert info.batch_norm_epsilon == epsilon
@@ -283,7 +283,7 @@ def test_what_torchvision_wants(
 def test_what_timm_wants(
     name: str, mean: float, size: int, crop: float, interpolation: str
 ) -> None:
-    info = find_family(["conv_stem.weight"]).info(model_spec(name))
+    info = find_family(["conv_stem.weight"]).info(model_spec(name), {})
     assert (info.padding, info.batch_norm_epsilon) == ("same", 1e-3)
     assert (info.mean[0], info.image_size, info.interpolation) == (mean, size, interpolation)
     assert info.crop_fraction == pytest.approx(crop, abs=0.003)

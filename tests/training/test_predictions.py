@@ -1,4 +1,5 @@
 import dataclasses
+import re
 from pathlib import Path
 
 import jax
@@ -10,7 +11,7 @@ from jaxcls.config import Config, DataConfig
 from jaxcls.data.decode import decode_image
 from jaxcls.data.records import Record, Source
 from jaxcls.data.sources import open_source
-from jaxcls.parallel import make_mesh, replicated
+from jaxcls.parallel import make_mesh, replicated, split_by_example
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.loop import Outcome
 from jaxcls.training.predictions import Predictions, make_predict_step, predict_split
@@ -163,3 +164,25 @@ def test_equal_logits_and_no_numbers_rank_by_class(
     flat = jax.tree.map(lambda leaf: np.full_like(leaf, value), classifier.variables)
     _, found = predict(dataclasses.replace(classifier, variables=flat), source)
     np.testing.assert_array_equal(found.classes, np.tile(np.arange(5), (50, 1)))
+
+
+def test_only_the_best_classes_leave_their_device(classifier: ImageClassifier) -> None:
+    mesh = make_mesh()
+    step = make_predict_step(classifier.model, loss="softmax", mesh=mesh, top=3)
+    batch = {
+        "images": jax.ShapeDtypeStruct((32, 16, 16, 3), np.uint8),
+        "labels": jax.ShapeDtypeStruct((32,), np.int32),
+        "mask": jax.ShapeDtypeStruct((32,), bool),
+        "index": jax.ShapeDtypeStruct((32,), np.int32),
+    }
+    split = {
+        name: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=split_by_example(mesh))
+        for name, array in batch.items()
+    }
+    variables = jax.device_get(classifier.variables)
+    text = jax.jit(step).lower(variables, split).compile().as_text()
+    assert text is not None
+    gathered = re.findall(r"= (\w+\[[\d,]*\])\S* all-gather\(", text)
+    assert sorted(gathered) == ["f32[32,3]", "pred[32]", "s32[32,3]", "s32[32]", "s32[32]"]
+    assert "all-to-all" not in text
+    assert "collective-permute" not in text

@@ -1,0 +1,274 @@
+"""safetensors and HDF5; what is no weights file at all; damage of every kind to every format."""
+
+import json
+import os
+import random
+import resource
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import ml_dtypes
+import numpy as np
+import pytest
+import torch_files as tf
+from safetensors.numpy import save_file
+
+from jaxcls.pretrained.files import read_weights
+from jaxcls.pretrained.info import WeightsError
+
+MATRIX = np.random.default_rng(0).standard_normal((6, 4)).astype("f4")
+
+
+def safetensors_bytes(header: Any, data: bytes) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def entry(kind: str, shape: list[int], start: int, stop: int) -> dict[str, Any]:
+    return {"dtype": kind, "shape": shape, "data_offsets": [start, stop]}
+
+
+def test_reads_safetensors(tmp_path: Path) -> None:
+    arrays = {
+        "single": MATRIX,
+        "bfloat16": MATRIX.astype(ml_dtypes.bfloat16),
+        "half": MATRIX.astype("f2"),
+        "double": MATRIX.astype("f8"),
+        "count": np.array(7),
+        "flags": np.array([True, False]),
+        "none": np.empty((0, 3), "f4"),
+    }
+    save_file(arrays, tmp_path / "w.pth", {"made by": "a test"})
+    read = read_weights(str(tmp_path / "w.pth"))
+    assert read.path == tmp_path / "w.pth"
+    assert read.metadata == {"made by": "a test"}
+    assert read.tensors.keys() == arrays.keys()
+    for name, array in arrays.items():
+        kept = array if name in ("count", "flags") else array.astype("f4")
+        np.testing.assert_array_equal(read.tensors[name], kept, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (safetensors_bytes({"a": entry("F32", [4], 0, 16)}, bytes(15)), "damaged or cut short"),
+        (safetensors_bytes({"a": entry("F32", [4], 0, 16)}, bytes(17)), "damaged or cut short"),
+        (safetensors_bytes({"a": entry("F32", [5], 0, 16)}, bytes(16)), "damaged or cut short"),
+        (safetensors_bytes({"a": entry("F32", [2**62, 4], 0, 16)}, bytes(16)), "damaged"),
+        (
+            safetensors_bytes(
+                {"a": entry("F32", [4], 0, 16), "b": entry("F32", [2], 8, 16)}, bytes(16)
+            ),
+            "damaged or cut short",
+        ),
+        (safetensors_bytes({"a": entry("F32", [4], 16, 0)}, bytes(16)), "damaged or cut short"),
+        (safetensors_bytes({"a": entry("F32", [0, 2**62], 0, 0)}, b""), "impossible shape"),
+        (safetensors_bytes({"a": entry("F8_E4M3", [4], 0, 4)}, bytes(4)), "of type F8_E4M3"),
+        (safetensors_bytes(b"{" + b"[" * 100_000, b""), "damaged or cut short"),
+        (safetensors_bytes({}, b""), "no tensors"),
+        ((2**62).to_bytes(8, "little") + b"{}", "claims 4611686018427387904 bytes"),
+        ((2**20).to_bytes(8, "little") + b"{}", "is cut short"),
+    ],
+)
+def test_refuses_safetensors_that_lie(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "w").write_bytes(data)
+    with pytest.raises(WeightsError, match=f"w: .*{says}"):
+        read_weights(tmp_path / "w")
+
+
+def test_reads_hdf5_as_keras_writes_it(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w.bin", "w") as file:
+        file.attrs["keras_version"] = "3.12.0"
+        file.attrs["backend"] = b"jax"
+        file.attrs["layer_names"] = ["stem", "top"]
+        stem = file.create_group("stem")
+        stem.attrs["weight_names"] = [b"stem/kernel:0", b"stem/count"]
+        stem["stem/kernel:0"] = MATRIX.astype("f2")
+        stem["stem/count"] = np.array(7)
+        top = file.create_group("top")
+        top.attrs["weight_names"] = []
+        top.attrs["name"] = "größe"
+        top.create_dataset("packed", data=MATRIX, compression="gzip", shuffle=True)
+        long = file.create_group("long")
+        names = [f"{'x' * 200}{number}" for number in range(400)]
+        long.attrs["weight_names0"] = [name.encode() for name in names[:200]]
+        long.attrs["weight_names1"] = [name.encode() for name in names[200:]]
+    read = read_weights(tmp_path / "w.bin")
+    assert read.tensors.keys() == {"stem/stem/kernel:0", "stem/stem/count", "top/packed"}
+    np.testing.assert_array_equal(
+        read.tensors["stem/stem/kernel:0"], MATRIX.astype("f2").astype("f4"), strict=True
+    )
+    np.testing.assert_array_equal(read.tensors["top/packed"], MATRIX, strict=True)
+    assert read.tensors["stem/stem/count"].dtype == np.int64
+    assert read.metadata["keras_version"] == "3.12.0"
+    assert read.metadata["backend"] == "jax"
+    assert json.loads(read.metadata["layer_names"]) == {"": ["stem", "top"]}
+    assert json.loads(read.metadata["name"]) == {"top": "größe"}
+    assert json.loads(read.metadata["weight_names"]) == {
+        "stem": ["stem/kernel:0", "stem/count"],
+        "top": [],
+        "long": names,
+    }
+
+
+def virtual(file: h5py.File) -> None:
+    layout = h5py.VirtualLayout((4,), "f4")
+    layout[:] = h5py.VirtualSource("other.h5", "a", shape=(4,))
+    file.create_virtual_dataset("a", layout)
+
+
+def bomb(file: h5py.File) -> None:
+    big = file.create_dataset("a", (2**28,), "f4", chunks=(2**16,), compression="gzip")
+    big[0] = 1
+
+
+def circle(file: h5py.File) -> None:
+    file.create_group("g")["h"] = file["/"]
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda file: file.create_dataset("a", (2**40,), "f4"), "declares 4398046511104 bytes"),
+        (lambda file: file.create_dataset("a", (2**40,), "f4", chunks=(64,)), "declares"),
+        (bomb, "declares 1073741824 bytes of tensors"),
+        (
+            lambda file: file.create_dataset("a", (4,), "u1", external=[("secret", 0, 4)]),
+            "lies in other files",
+        ),
+        (virtual, "lies in other files"),
+        (lambda file: file.update(a=h5py.ExternalLink("other.h5", "/a")), "a is a link"),
+        (lambda file: file.update(a=h5py.SoftLink("/b")), "a is a link"),
+        (circle, "g/h is reached twice"),
+        (
+            lambda file: file.create_dataset("a", data=file.ref, dtype=h5py.ref_dtype),
+            "holds no numbers",
+        ),
+        (lambda file: file.create_dataset("a", data="text"), "holds no numbers"),
+        (lambda file: file.create_dataset("a", data=MATRIX, compression="lzf"), "than gzip"),
+        (lambda file: file.create_dataset("a", data=h5py.Empty("f4")), "no usable shape"),
+        (lambda file: None, "holds no tensors"),
+    ],
+)
+def test_refuses_hdf5_that_lies_or_leads_out(
+    tmp_path: Path, make: Callable[[h5py.File], Any], says: str
+) -> None:
+    (tmp_path / "secret").write_bytes(b"1234")
+    with h5py.File(tmp_path / "w", "w") as file:
+        make(file)
+    with pytest.raises(WeightsError, match=f"w: .*{says}"):
+        read_weights(tmp_path / "w")
+
+
+def test_a_text_that_claims_4_gb_takes_no_memory(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "w", "w") as file:
+        file["a"] = MATRIX
+        file.attrs["backend"] = "jax"
+    data = (tmp_path / "w").read_bytes()
+    place = data.index(b"backend\0")
+    length = data.index(b"\3\0\0\0", place + 8)
+    (tmp_path / "w").write_bytes(data[:length] + b"\xff" * 4 + data[length + 4 :])
+    with pytest.raises(WeightsError, match=r"w: .*a text lies nowhere"):
+        read_weights(tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"", "is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"\n<!DOCTYPE html>\n<html><body>404</body></html>", "is a web page"),
+        (b'{"error": "not found"}', "is a text file"),
+        (b"cos\nsystem\n(S'touch ran'\ntR.", "is a text file"),
+        (bytes(600), "begins with 00 00 00"),
+        (bytes(257) + b"ustar" + bytes(300), "is a tar archive"),
+        (b"\x80\x02K\x01.", "not one of PyTorch's"),
+    ],
+)
+def test_says_what_is_no_weights_file(tmp_path: Path, data: bytes, says: str) -> None:
+    (tmp_path / "w.safetensors").write_bytes(data)
+    with pytest.raises(WeightsError, match=f"w.safetensors: .*{says}"):
+        read_weights(tmp_path / "w.safetensors")
+
+
+def test_says_what_is_no_file(tmp_path: Path) -> None:
+    (tmp_path / "weights.h5").touch()
+    with pytest.raises(WeightsError, match=r"wieghts.h5: no such file.*weights.h5"):
+        read_weights(tmp_path / "wieghts.h5")
+    with pytest.raises(WeightsError, match="no such file"):
+        read_weights(tmp_path / "nowhere" / "weights.h5")
+    with pytest.raises(WeightsError, match="is a folder"):
+        read_weights(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(WeightsError, match="no regular file"):
+        read_weights(tmp_path / "pipe")
+
+
+def write_hdf5(path: Path) -> Path:
+    with h5py.File(path, "w") as file:
+        file.attrs["keras_version"] = "3"
+        file.attrs["layer_names"] = ["a", "b"]
+        for name in "ab":
+            file.create_group(name).attrs["weight_names"] = [f"{name}/kernel".encode()]
+            file[f"{name}/{name}/kernel"] = MATRIX
+    return path
+
+
+def write_safetensors(path: Path) -> Path:
+    save_file({"a": MATRIX, "b": MATRIX.astype("f2")}, path, {"a": "b"})
+    return path
+
+
+def torch_content() -> dict[str, Any]:
+    return {"state_dict": {"module.a": tf.whole("0", MATRIX), "module.b": tf.whole("1", MATRIX)}}
+
+
+WRITERS: dict[str, Callable[[Path], Path]] = {
+    "hdf5": write_hdf5,
+    "safetensors": write_safetensors,
+    "zip": lambda path: tf.write_zip(path, torch_content()),
+    "stream": lambda path: tf.write_stream(path, torch_content()),
+}
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_refuses_half_a_file(tmp_path: Path, kind: str) -> None:
+    path = WRITERS[kind](tmp_path / "w")
+    assert read_weights(path).tensors
+    data = path.read_bytes()
+    for part in (0.02, 0.25, 0.5, 0.75, 0.99):
+        path.write_bytes(data[: int(part * len(data))])
+        with pytest.raises(WeightsError, match="w: "):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_damage_is_refused_or_harmless(tmp_path: Path, kind: str) -> None:
+    path = WRITERS[kind](tmp_path / "w")
+    data, draw, outcomes = path.read_bytes(), random.Random(0), {"read": 0, "refused": 0}
+    peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+    for _ in range(250):
+        damaged = bytearray(data)
+        for _ in range(draw.choice([1, 1, 2, 8])):
+            place = draw.randrange(len(data))
+            damaged[place : place + 8] = draw.choice(
+                [
+                    bytes([data[place] ^ 1 << draw.randrange(8)]) + data[place + 1 : place + 8],
+                    bytes([draw.randrange(256)]) + data[place + 1 : place + 8],
+                    b"\xff" * 4 + data[place + 4 : place + 8],
+                    draw.randbytes(8),
+                ]
+            )
+        path.write_bytes(damaged[: draw.choice([len(data), draw.randrange(len(data))])])
+        try:
+            read_weights(path)
+            outcomes["read"] += 1
+        except WeightsError as error:
+            assert str(path) in str(error)  # noqa: PT017
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 0
+    assert time.process_time() - start < 20
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 300_000  # kB

@@ -48,5 +48,5 @@ def get_config() -> Config:
             ema_decay=0.98,
         ),
         schedule=ScheduleConfig(name="cosine", warmup=0.1),
-        num_epochs=20,
+        num_epochs=10,
     )

@@ -1,0 +1,237 @@
+"""Presets and weights files as the MODEL of `predict`, `evaluate` and `convert`."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from sklearn.datasets import load_sample_image
+
+from jaxcls import ImageClassifier
+from jaxcls.classifier import match_classes
+from jaxcls.cli import main
+from jaxcls.errors import UserError
+from jaxcls.models.registry import model_spec
+from jaxcls.pretrained.files import read_weights
+from jaxcls.pretrained.hub import fetch_weights
+from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
+from jaxcls.pretrained.importing import import_variables
+from jaxcls.pretrained.info import WeightsError
+from jaxcls.pretrained.presets import preset
+from jaxcls.training.loop import Outcome
+
+LITE0 = "efficientnet_lite0_imagenet"
+CLASSES = ("daisy", "espresso", "palace")
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of one photo a class, where commands are given."""
+    monkeypatch.chdir(tmp_path)
+    arrays = (
+        load_sample_image("flower.jpg"),
+        skimage.data.coffee(),
+        load_sample_image("china.jpg"),
+    )
+    for name, array in zip(CLASSES, arrays, strict=True):
+        for split in ("train", "test"):
+            Path("photos", split, name).mkdir(parents=True)
+            Image.fromarray(array).save(Path("photos", split, name, "photo.jpg"), quality=95)
+    return Path("photos")
+
+
+@pytest.fixture
+def converted(tiny_run: tuple[Path, Outcome], tmp_path: Path) -> Path:
+    """The tiny run as a weights file."""
+    path = tmp_path / "tiny.safetensors"
+    assert main(["convert", str(tiny_run[0]), "-o", str(path)]) == 0
+    return path
+
+
+def error(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    return capsys.readouterr().err
+
+
+# Predict and evaluate
+
+
+def test_a_preset_predicts_files(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["predict", LITE0, str(photos / "test"), "--top", "1", "--format", "json"]) == 0
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["classes"][0]["name"] for entry in entries] == list(CLASSES)
+    assert [entry["classes"][0]["id"] for entry in entries] == [985, 967, 698]
+
+
+@pytest.mark.parametrize("names", [imagenet_class_names(), imagenet_wordnet_ids()])
+def test_a_preset_is_evaluated_on_classes_that_it_knows(
+    photos: Path, names: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = [imagenet_class_names().index(name) for name in CLASSES]
+    for split in ("train", "test"):
+        for number, name in zip(numbers, CLASSES, strict=True):
+            (photos / split / name).rename(photos / split / names[number])
+    options = ["--data.source", f"folder:{photos}", "--data.batch-size", "8", "--json"]
+    assert main(["evaluate", LITE0, *options]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert metrics["top1"] == metrics["top5"] == 1
+    assert metrics["num_examples"] == 3
+    assert "step" not in metrics
+
+
+def test_other_classes_get_predictions_but_no_accuracy(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for split in ("train", "test"):
+        (photos / split / "palace").rename(photos / split / "house")
+    options = ["--data.source", f"folder:{photos}", "--data.batch-size", "8"]
+    message = error(capsys, "evaluate", LITE0, *options)
+    assert "1 of the 3 classes of photos are none of the 1000 classes of the network" in message
+    assert "house" in message
+    assert "--predictions FILE.csv" in message
+    assert main(["evaluate", LITE0, *options, "--predictions", "guesses.csv"]) == 0
+    assert "3 examples, no accuracy" in capsys.readouterr().out
+    rows = list(csv.DictReader(Path("guesses.csv").read_text().splitlines()))
+    assert {row["label"]: row["predicted"] for row in rows} == {
+        "daisy": "daisy", "espresso": "espresso", "house": "palace",
+    }  # fmt: skip
+
+
+def test_classes_are_matched_by_name_or_wordnet_id() -> None:
+    names, ids = imagenet_class_names(), imagenet_wordnet_ids()
+    assert match_classes([names[7], "nothing", ids[3]], names) == [7, 1001, 3]
+    assert match_classes([names[7], ids[3]], ids) == [7, 3]
+    assert match_classes(["b", ids[3], "a"], ("a", "b")) == [1, 3, 0]
+
+
+def test_a_model_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error(capsys, "predict", "eficientnet_lite0_imagenet", __file__)
+    assert "no such run, preset or weights file; did you mean 'efficientnet_lite0" in message
+
+
+# Other classifiers
+
+
+def test_a_new_classifier_on_a_preset() -> None:
+    classifier = ImageClassifier.from_preset(LITE0, num_classes=2)
+    original = ImageClassifier.from_preset(LITE0)
+    assert classifier.class_names == ("class 0", "class 1")
+    photo = skimage.data.chelsea()
+    assert classifier.predict([photo]).shape == (1, 2)
+    np.testing.assert_array_equal(classifier.features([photo]), original.features([photo]))
+
+
+def test_a_file_without_a_classifier_gives_features_alone(converted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "headless.safetensors"
+    keep_tensors(converted, path, lambda name: "classifier" not in name)
+    headless, whole = ImageClassifier.from_file(path), ImageClassifier.from_file(converted)
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    np.testing.assert_array_equal(headless.features(images), whole.features(images))
+    for use in (lambda: headless.predict(images), headless.evaluate):
+        with pytest.raises(UserError, match="has no classifier; use features"):
+            use()
+    assert ImageClassifier.from_file(path, num_classes=4).predict(images).shape == (1, 4)
+
+
+def test_what_may_be_missing_starts_at_random(converted: Path, tmp_path: Path) -> None:
+    path = tmp_path / "part.safetensors"
+    keep_tensors(converted, path, lambda name: "block3b" not in name)
+    with pytest.raises(WeightsError, match=r"missing(.|\n)*block3b/depthwise_conv/kernel"):
+        ImageClassifier.from_file(path)
+    part = ImageClassifier.from_file(path, allow_missing=["block3b.*"]).variables["params"]
+    whole = ImageClassifier.from_file(converted).variables["params"]
+    kernels = [params["block3b"]["project_conv"]["kernel"] for params in (part, whole)]
+    assert kernels[0].shape == kernels[1].shape
+    assert np.abs(kernels[0] - kernels[1]).max() > 0.01
+    np.testing.assert_array_equal(part["stem_conv"]["kernel"], whole["stem_conv"]["kernel"])
+
+
+def keep_tensors(source: Path, target: Path, wanted: Callable[[str], bool]) -> None:
+    """Copies a weights file with some of its tensors."""
+    with safe_open(source, "numpy") as file:
+        metadata = file.metadata()
+    tensors = {name: array for name, array in load_file(source).items() if wanted(name)}
+    save_file(tensors, target, metadata)
+
+
+# Convert
+
+
+def test_a_converted_run_predicts_the_same(
+    converted: Path, tiny_run: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from_file, from_run = (
+        ImageClassifier.from_file(converted),
+        ImageClassifier.from_run(tiny_run[0]),
+    )
+    assert from_file.class_names == from_run.class_names
+    assert from_file.model == from_run.model.copy(dropout=from_file.model.dropout)
+    images = np.random.default_rng(0).integers(256, size=(4, 20, 30, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(from_file.predict(images), from_run.predict(images))
+    assert main(["evaluate", str(converted), "--data.source", "digits", "--json"]) == 0
+    metrics = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert metrics["top1"] == tiny_run[1].metrics["top1"]
+
+
+def test_converting_again_changes_no_bit(converted: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.safetensors"
+    assert main(["convert", str(converted), "-o", str(again)]) == 0
+    assert again.read_bytes() == converted.read_bytes()
+
+
+def test_a_file_of_pytorch_is_converted_with_a_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody names the network: only one has these tensors."""
+    path, output = fetch_weights(preset(LITE0)), tmp_path / "lite0.safetensors"
+    assert main(["convert", str(path), "--output", str(output)]) == 0
+    report = capsys.readouterr().out
+    assert "247 variables filled from tensors with efficientnet-lite names" in report
+    assert f"wrote {output}: efficientnet_lite0, 224 px" in report
+    spec = model_spec("efficientnet_lite0")
+    stored, expected = (
+        import_variables(read_weights(file), spec, num_classes=None)[0] for file in (output, path)
+    )
+    jax.tree.map(np.testing.assert_array_equal, stored, expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["-o", "out.pth"], "--output: the file is safetensors; call it so, got out.pth"),
+        (["-o", "out.safetensors", "--model", "efficientnetv2_b0"], "not of efficientnetv2_b0"),
+        (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' fits no variable"),
+        (["-o", "no/such\0folder/out.safetensors"], "cannot be written"),
+    ],
+)
+def test_mistakes_of_convert_leave_nothing_behind(
+    converted: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    expected: str,
+) -> None:
+    empty = converted.parent / "empty"
+    empty.mkdir()
+    monkeypatch.chdir(empty)
+    assert expected in error(capsys, "convert", str(converted), *options)
+    assert not any(empty.iterdir())
+
+
+def test_a_truncated_file_is_named(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut, image = tmp_path / "cut.safetensors", tmp_path / "image.png"
+    cut.write_bytes(converted.read_bytes()[: converted.stat().st_size // 2])
+    Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
+    message = error(capsys, "predict", str(cut), str(image))
+    assert str(cut) in message
+    assert "cut short" in message

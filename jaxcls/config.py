@@ -54,8 +54,8 @@ class ModelConfig:
     """The network."""
 
     name: str = "efficientnetv2_b0"
-    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl}, efficientnet_{b0..b7}, efficientnet_lite{0..4}; auto:
-    the network of the weights"""
+    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl,rw_t}, efficientnet_{b0..b7}, efficientnet_lite{0..4};
+    auto: the network of the weights"""
     weights: str | None = None
     """What training starts from: a preset, a weights file, or a run (None: random values)."""
     allow_missing: Annotated[tuple[Regex, ...], MAY_BE_EMPTY] = ()

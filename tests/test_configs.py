@@ -1,18 +1,27 @@
 """Each config is valid, and its data path works on a small set with the real one's features."""
 
+import csv
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
+import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
+from jaxcls.classifier import ImageClassifier
 from jaxcls.config import Config, load_config
 from jaxcls.data.batches import eval_batches, train_batches
 from jaxcls.data.sources import open_source
+from jaxcls.models.registry import create_model, model_spec
+from jaxcls.parallel import make_mesh
+from jaxcls.pretrained.info import info_of_spec
+from jaxcls.pretrained.stored import write_weights
+from jaxcls.training.loop import train
 from jaxcls.training.schedules import make_plan
 
 ROOT = Path(__file__).parents[1] / "configs"
@@ -72,7 +81,7 @@ def prepare_small(name: str, data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CONFIGS if name not in ("digits.py", "photos.py")]
+    "name", [name for name in CONFIGS if load_config(ROOT / name).data.source.startswith("tfds:")]
 )
 def test_data_path_of_a_config(name: str, tmp_path: Path) -> None:
     config = load_config(ROOT / name)
@@ -99,3 +108,58 @@ def test_data_path_of_a_config(name: str, tmp_path: Path) -> None:
     sizes = (len(source), len(eval_source))
     assert seen == sizes[1]
     assert sizes == ((18, 2) if "[" in data.train_split else (NUM_EXAMPLES, NUM_EXAMPLES))
+
+
+@pytest.mark.parametrize("name", ["cats_vs_dogs", "caltech101"])
+def test_the_guides_trainings_run_from_end_to_end(name: str, tmp_path: Path) -> None:
+    """On a few photos under the set's real features, with the tiny network (or its weights)."""
+    prepare_small(name, tmp_path)
+    config = load_config(ROOT / f"guide/{name}.py")
+    weights = None
+    if config.model.weights is not None:
+        weights = str(tmp_path / "tiny.safetensors")
+        variables = jax.jit(create_model("tiny", num_classes=1000).init)(
+            jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
+        )
+        write_weights(weights, jax.device_get(variables), info_of_spec(model_spec("tiny")))
+    small = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, name="tiny", weights=weights),
+        data=dataclasses.replace(
+            config.data, data_dir=str(tmp_path), batch_size=16, image_size=32, canvas_size=48
+        ),
+        num_epochs=2,
+    )
+    outcome = train(small, tmp_path / "run", mesh=make_mesh(jax.devices()[:1]))
+    with (tmp_path / "run/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["eval_top1"]]
+    assert len(rows) == 2, "an evaluation each epoch"
+    assert all(row["eval_top5"] for row in rows)
+    assert outcome.step == outcome.num_steps == 2
+    classifier = ImageClassifier.from_run(tmp_path / "run")
+    assert len(classifier.class_names) == {"cats_vs_dogs": 2, "caltech101": 102}[name]
+    assert classifier.model.pooling == {"cats_vs_dogs": "average", "caltech101": "max"}[name]
+    log = (tmp_path / "run/log.txt").read_text()
+    assert ("a new classifier of 2 classes" in log) == (weights is not None)
+
+
+def test_the_guides_recipes() -> None:
+    """What the guide says, number by number."""
+    cats, caltech = (
+        load_config(ROOT / f"guide/{name}.py") for name in ("cats_vs_dogs", "caltech101")
+    )
+    assert cats.model.weights == "efficientnetv2_b0_imagenet"
+    assert (cats.data.batch_size, cats.data.image_size, cats.data.crop_fraction) == (32, 224, 1.0)
+    assert (cats.optimizer.name, cats.optimizer.learning_rate) == ("sgd", 0.01)
+    assert cats.num_epochs == 1
+    assert (caltech.model.name, caltech.model.pooling) == ("efficientnetv2_b1", "max")
+    assert (caltech.model.dropout, caltech.loss.label_smoothing) == (0.5, 0.1)
+    assert caltech.optimizer.options == {"momentum": 0.9}
+    assert (caltech.optimizer.learning_rate, caltech.optimizer.weight_decay) == (0.01, 5e-4)
+    plan = make_plan(caltech, 3059)
+    rates = [
+        np.asarray(plan.learning_rate(share * plan.num_steps)) for share in (0, 0.1, 0.5, 0.55, 1)
+    ]
+    np.testing.assert_allclose(rates, [0, 0.01, 0.01, 0.01, 0], atol=1e-7)
+    middle = np.asarray(plan.learning_rate(0.775 * plan.num_steps))
+    assert middle == pytest.approx(0.005, rel=1e-3)

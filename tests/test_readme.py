@@ -30,6 +30,18 @@ def get_config():
 """
 
 
+SMALL_FINETUNE = """
+import dataclasses
+_full = get_config
+def get_config():
+    config = _full()
+    data = dataclasses.replace(config.data, image_size=32, batch_size=8)
+    optimizer = dataclasses.replace(config.optimizer, freeze={"(stem|block|head).*": 1.0})
+    return dataclasses.replace(
+        config, data=data, optimizer=optimizer, num_epochs=None, num_steps=1)
+"""
+
+
 def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
@@ -44,6 +56,8 @@ def folder(
     for name in ("digits", "photos"):
         with (folder / f"configs/{name}.py").open("a") as file:
             file.write(SMALL)
+    with (folder / "configs/finetune.py").open("a") as file:
+        file.write(SMALL_FINETUNE)
     shutil.copytree(tiny_run[0], folder / "runs/digits")
     source = open_source(tiny_config.data, "test")
     for index in range(80):
@@ -54,13 +68,16 @@ def folder(
         (place / f"{index}.png").write_bytes(record.image)
     for index in range(2):
         (folder / f"photos/{index}.png").write_bytes(source[index].image)
+    weights = folder / "lite0.safetensors"
+    assert main(["convert", "efficientnet_lite0_imagenet", "-o", str(weights)]) == 0
     return folder
 
 
 def test_the_commands_are_found() -> None:
     assert len(COMMANDS) >= 10
     assert COMMANDS[0] == "jaxcls train configs/digits.py"
-    for name in ("train", "evaluate", "predict", "prepare", "data", "show", "benchmark"):
+    names = ("train", "evaluate", "predict", "convert", "prepare", "data", "show", "benchmark")
+    for name in names:
         assert any(command.split()[1] == name for command in COMMANDS)
 
 

@@ -5,14 +5,14 @@ jaxcls train configs/finetune.py --data.source folder:photos --model.weights PRE
 jaxcls train configs/finetune.py --data.source tfds:tf_flowers --num-epochs 5
 
 Any preset, weights file or run on any data: image size, crop, interpolation and normalisation are
-those of the weights. A start for some hundred photos and up: AdamW, slower from the classifier back to
-the stem, batch norm as the weights have it, a classifier that starts at zeros. Only the classifier
-(a linear probe) with --optimizer.freeze '(stem|block|head).*' 1. With thousands of photos, more
-epochs and --model.no-freeze-batch-norm may reach more.
+those of the weights. A start for some hundred photos and up: AdamW, slower from the classifier back
+to the stem, batch norm as the weights have it, a classifier that starts at zeros. Only the
+classifier (a linear probe) with --optimizer.freeze '(stem|block|head).*' 1. With thousands of
+photos, more epochs and --model.no-freeze-batch-norm may reach more.
 
-Measured with efficientnet_lite0_imagenet on 262 photos of food in five classes, tested on 58 others,
-mean of three seeds: 92.5 % in four minutes on two CPU cores, a linear probe 89.1 % in one to two;
-the same network from scratch has 58.6 % by then (one seed).
+Measured with efficientnet_lite0_imagenet on 262 photos of food in five classes, tested on 58
+others, mean of three seeds: 92.5 % in four minutes on two CPU cores, a linear probe 89.1 % in one
+to two. The same network from scratch has 58.6 % by then (one seed).
 """
 
 from jaxcls.augment_config import RandAugment, RandomCropAndResize, RandomFlip

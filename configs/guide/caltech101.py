@@ -32,6 +32,7 @@ def get_config() -> Config:
             source="tfds:caltech101",
             batch_size=32,
             image_size=224,
+            crop_fraction=1.0,
             canvas_size=320,  # photos are about 300x200: nearly all lie unshrunk
         ),
         augment=(

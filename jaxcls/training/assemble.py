@@ -15,11 +15,10 @@ from jaxcls.decoding import ConfigError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import create_model
 from jaxcls.parallel import check_divisible, replicated, split_by_example
-from jaxcls.training.optimizers import make_optimizer
 from jaxcls.training.schedules import Plan, make_plan
 from jaxcls.training.state import TrainState, Variables, init_state, variables_template
 from jaxcls.training.step import make_train_step
-from jaxcls.training.transfer import adapt, frozen_shares, rate_factors
+from jaxcls.training.transfer import first_steps, make_transfer_optimizer, rate_factors
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -132,11 +131,13 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
     model = model_from_config(config, num_classes=num_classes)
     plan = make_plan(config, num_examples)
     params = variables_template(model, image_size=config.data.image_size)["params"]
-    frozen = frozen_shares(config.optimizer, params)
-    optimizer = adapt(
-        make_optimizer(config.optimizer, plan.learning_rate),
-        frozen=frozen,
+    first = first_steps(config.optimizer, params, num_steps=plan.num_steps)
+    optimizer = make_transfer_optimizer(
+        config.optimizer,
+        plan.learning_rate,
+        first=first,
         factors=rate_factors(config.optimizer, params, model.spec),
+        num_steps=plan.num_steps,
     )
     first_state = functools.partial(
         init_state,
@@ -156,7 +157,7 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
             model,
             optimizer,
             plan.learning_rate,
-            frozen=frozen,
+            first=first,
             num_steps=plan.num_steps,
             mesh=mesh,
         ),

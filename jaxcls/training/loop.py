@@ -110,7 +110,7 @@ def train(
             reporter.say(notes)
         for change in changes:
             reporter.say(f"changed since the run began: {change}")
-        if config.model.batch_norm == "global" and config.optimizer.micro_batches > 1:
+        if _micro_batches_matter(config):
             reporter.say(UNEQUAL_MICRO_BATCHES)
         if missed := Calendar.of(training).missed_evaluations(config):
             reporter.say(missed)
@@ -287,6 +287,12 @@ def device_batches(training: Training, source: Source, *, start: int) -> Iterato
     )
     with contextlib.closing(to_device(host_batches, sharding, depth=data.prefetch)) as batches:
         yield ({name: batch[name] for name in BATCH_FIELDS} for batch in batches)
+
+
+def _micro_batches_matter(config: Config) -> bool:
+    model = config.model
+    global_statistics = model.batch_norm == "global" and not model.freeze_batch_norm
+    return global_statistics and config.optimizer.micro_batches > 1
 
 
 def _introduction(training: Training, source: Source, start: int) -> str:

@@ -32,7 +32,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     *,
-    frozen: PyTree,
+    first: PyTree,
     num_steps: int,
     mesh: Mesh,
 ) -> Any:
@@ -43,8 +43,8 @@ def make_train_step(
     (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
     and ema; top-k counts against the labels' largest class.
 
-    Strengths of the augmentation, and which parameters are `frozen` (`frozen_shares`), may depend
-    on the share of the `num_steps` that is over.
+    Strengths of the augmentation may depend on the share of the `num_steps` that is over, and each
+    parameter has a `first` step at which it trains (`first_steps`).
 
     Every draw follows from the config's seed, the step and the example's place in the batch. With
     grouped batch norm, micro-batches give the same step as the whole batch.
@@ -64,7 +64,10 @@ def make_train_step(
             augment_key, done, batch["images"], batch["sizes"], labels, batch["positions"]
         )
         logits, updated = model.apply(
-            {"params": stop_frozen(params, frozen), "batch_stats": batch_stats},
+            {
+                "params": stop_frozen(params, first, num_steps=num_steps),
+                "batch_stats": batch_stats,
+            },
             normalize(images, model.spec),
             train=True,
             positions=batch["positions"],
@@ -80,14 +83,14 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = step_keys(config.seed, state.step)
-        batch_size, done = batch["labels"].shape[0], progress(state.step, num_steps)
+        batch_size = batch["labels"].shape[0]
         batch = {**batch, "positions": jnp.arange(batch_size, dtype=jnp.int32)}
         compute = functools.partial(
             gradients,
             state.params,
             state.batch_stats,
             keys=keys,
-            done=done,
+            done=progress(state.step, num_steps),
         )
         if config.optimizer.micro_batches == 1:
             grads, (batch_stats, sums) = compute(batch)
@@ -96,10 +99,8 @@ def make_train_step(
                 compute, split_rows(batch, config.optimizer.micro_batches, mesh)
             )
         grads, sums = jax.tree.map(lambda total: total / batch_size, (grads, sums))
-        # Of what is frozen the optimizer sees neither gradients nor values that would decay.
-        grads, decaying = (zero_frozen(tree, frozen, done) for tree in (grads, state.params))
-        updates, opt_state = optimizer.update(grads, state.opt_state, decaying)
-        updates = zero_frozen(updates, frozen, done)  # some optimizers move without a gradient
+        grads = zero_frozen(grads, first, state.step)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = state.ema
         if ema is not None:

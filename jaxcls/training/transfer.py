@@ -1,9 +1,10 @@
 """Which parameters train, from when on, and how fast: freezing, layer-wise decay, rates by pattern.
 
-A parameter is named by its path, such as "block1a/project_conv/kernel". Trees of floats have the
+A parameter is named by its path, such as "block1a/project_conv/kernel". Trees of numbers have the
 structure of the parameters.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -16,21 +17,26 @@ from jax import Array, lax
 from jaxcls.config import OptimizerConfig
 from jaxcls.decoding import ConfigError, nearest
 from jaxcls.models.efficientnet import ModelSpec, block_names
+from jaxcls.training.optimizers import make_optimizer
 
 PyTree = Any
 
 
-def frozen_shares(optimizer: OptimizerConfig, params: PyTree) -> PyTree:
-    """The share of the training for which each parameter is frozen: 0 for never, 1 for always.
+def first_steps(optimizer: OptimizerConfig, params: PyTree, *, num_steps: int) -> PyTree:
+    """The first step, counted from 0, at which each parameter trains; `num_steps` for never.
 
     Args:
       optimizer: `freeze` is used.
       params: parameters, or their shapes.
+      num_steps: of the training.
 
     Raises:
-      ConfigError: a pattern that matches no parameter.
+      ConfigError: a pattern that matches no parameter, or nothing is left to train.
     """
-    return _first_match(optimizer.freeze, params, field="optimizer.freeze", otherwise=0.0)
+    shares = _first_match(optimizer.freeze, params, field="optimizer.freeze", otherwise=0.0)
+    if min(jax.tree.leaves(shares)) == 1:
+        raise ConfigError("optimizer.freeze: freezes every parameter for all of the training")
+    return jax.tree.map(lambda share: round(share * num_steps), shares)
 
 
 def rate_factors(optimizer: OptimizerConfig, params: PyTree, spec: ModelSpec) -> PyTree:
@@ -59,39 +65,76 @@ def rate_factors(optimizer: OptimizerConfig, params: PyTree, spec: ModelSpec) ->
     return jax.tree_util.tree_map_with_path(decayed, rates)
 
 
-def adapt(
-    optimizer: optax.GradientTransformation, *, frozen: PyTree, factors: PyTree
+def make_transfer_optimizer(
+    optimizer: OptimizerConfig,
+    schedule: optax.Schedule,
+    *,
+    first: PyTree,
+    factors: PyTree,
+    num_steps: int,
 ) -> optax.GradientTransformation:
-    """The optimizer with `rate_factors`, and without state for what is always frozen.
+    """The optimizer of a config, for parameters that begin to train at different steps.
 
-    A factor on the update is one on the learning rate, weight decay included, because every optax
-    optimizer multiplies by its learning rate last.
+    Those that begin together have an optimizer of their own, which is at rest until then: with the
+    others' count, Adam would no longer correct for its averages' start at 0, and begin with a jump.
+    Those that never train have none.
+
+    Args:
+      optimizer: all of it but `freeze`, `rates` and `layer_decay`.
+      schedule: the learning rate at a step of the training.
+      first: `first_steps`.
+      factors: `rate_factors`. A factor on the update is one on the learning rate, weight decay
+        included, because every optax optimizer multiplies by its learning rate last.
+      num_steps: of the training.
+
+    Raises:
+      ConfigError: an unknown optimizer, or an option that it does not take.
     """
-    if any(share == 1 for share in jax.tree.leaves(frozen)):
-        optimizer = optax.masked(optimizer, jax.tree.map(lambda share: share < 1, frozen))
+    begins = set(jax.tree.leaves(first))
+    if begins == {0}:
+        whole = make_optimizer(optimizer, schedule)
+    else:
+        unclipped = dataclasses.replace(optimizer, clip_norm=None)
+        parts = {
+            begin: optax.set_to_zero()
+            if begin == num_steps
+            else _resting_until(begin, unclipped, schedule)
+            for begin in begins
+        }
+        whole = optax.partition(parts, first)
+        if optimizer.clip_norm is not None:
+            whole = optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), whole)
     if any(factor != 1 for factor in jax.tree.leaves(factors)):
         scale = optax.stateless(
             lambda updates, _: jax.tree.map(
                 lambda update, factor: update * jnp.asarray(factor, update.dtype), updates, factors
             )
         )
-        optimizer = optax.chain(optimizer, scale)
-    return optimizer
+        whole = optax.chain(whole, scale)
+    return whole
 
 
-def stop_frozen(params: PyTree, frozen: PyTree) -> PyTree:
-    """The parameters, those that are always frozen as constants that need no gradient."""
+def _resting_until(
+    begin: int, optimizer: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer that leaves its state and the parameters alone before a step."""
+    if not begin:
+        return make_optimizer(optimizer, schedule)
+    late = make_optimizer(optimizer, lambda count: schedule(count + begin))
+    return optax.conditionally_mask(late, lambda step, **_: jnp.greater_equal(step, begin))
+
+
+def stop_frozen(params: PyTree, first: PyTree, *, num_steps: int) -> PyTree:
+    """The parameters, those that never train as constants that need no gradient."""
     return jax.tree.map(
-        lambda leaf, share: lax.stop_gradient(leaf) if share == 1 else leaf, params, frozen
+        lambda leaf, begin: lax.stop_gradient(leaf) if begin == num_steps else leaf, params, first
     )
 
 
-def zero_frozen(updates: PyTree, frozen: PyTree, done: Array) -> PyTree:
-    """A tree like the parameters, with zeros for what is frozen when `done` of all is over."""
+def zero_frozen(grads: PyTree, first: PyTree, step: Array) -> PyTree:
+    """Gradients, with zeros for what does not train yet: they count for no norm."""
     return jax.tree.map(
-        lambda leaf, share: leaf if share in (0, 1) else jnp.where(done >= share, leaf, 0),
-        updates,
-        frozen,
+        lambda leaf, begin: jnp.where(step >= begin, leaf, 0) if begin else leaf, grads, first
     )
 
 

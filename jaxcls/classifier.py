@@ -15,15 +15,14 @@ from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
 from jaxcls.data.decode import decode_image
 from jaxcls.data.images import evaluation_image
 from jaxcls.data.sources import Source, open_source
-from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import make_mesh, replicated
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
 from jaxcls.pretrained.importing import import_variables
-from jaxcls.pretrained.info import WeightsError, WeightsInfo
-from jaxcls.pretrained.presets import find_preset, preset, preset_names
-from jaxcls.pretrained.weights import open_weights, weights_info
+from jaxcls.pretrained.info import WeightsInfo
+from jaxcls.pretrained.presets import preset
+from jaxcls.pretrained.weights import kind_of_weights, open_weights, weights_info
 from jaxcls.results import Evaluation
 from jaxcls.training.assemble import model_from_config
 from jaxcls.training.evaluation import (
@@ -74,14 +73,12 @@ class ImageClassifier:
         Raises:
           UserError: it is none of them, or cannot be used.
         """
-        if find_preset(str(name)):
-            return cls.from_preset(str(name))
-        if Path(name).is_file():
-            return cls.from_file(name)
-        if not Path(name).exists():
-            known = nearest(str(name), preset_names())
-            raise WeightsError(f"model {str(name)!r}: no such run, preset or weights file{known}")
-        return cls.from_run(name, step=step)
+        kind = kind_of_weights(str(name))
+        if kind == "run":
+            return cls.from_run(name, step=step)
+        if step != "latest":
+            raise UserError(f"--step: only a run has steps, and {str(name)!r} is a {kind}")
+        return cls.from_preset(str(name)) if kind == "preset" else cls.from_file(name)
 
     @classmethod
     def from_run(cls, run: str | Path, *, step: Step = "latest") -> "ImageClassifier":
@@ -154,6 +151,8 @@ class ImageClassifier:
     ) -> "ImageClassifier":
         info = weights_info(name, model=model_name)
         config = _config_of(name, info)
+        if num_classes is not None and num_classes < 1:
+            raise UserError(f"num_classes: must be at least 1, got {num_classes}")
         spec = model_from_config(config, num_classes=0).spec
         values, _ = import_variables(
             open_weights(name), spec, num_classes=num_classes, allow_missing=allow_missing
@@ -271,6 +270,7 @@ class ImageClassifier:
             class_names=class_names,
             predictions=predictions,
             class_map=class_map,
+            num_known=len(self.class_names),
         )
 
     def _open(
@@ -279,6 +279,11 @@ class ImageClassifier:
         """A split, and the network's number for each of its classes (None: they are the same)."""
         self._require_classifier()
         data = data or self.config.data
+        if not data.source:
+            raise UserError(
+                f"data.source: say what {self.config.model.weights!r} is to be evaluated on, for "
+                f"example --data.source folder:photos"
+            )
         source = open_source(data, split or data.eval_split)
         if source.class_names == self.class_names:
             return source, data, None
@@ -343,6 +348,11 @@ class ImageClassifier:
         """Maps images batch by batch; float32 [N, width]."""
         if batch_size < 1:
             raise UserError(f"batch_size: must be at least 1, got {batch_size}")
+        if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim != 4):
+            raise UserError(
+                "images: expected uint8 [N, height, width, 3] or a list of images; put a single "
+                "image in a list"
+            )
         size = min(batch_size, len(images))
         rows = [np.zeros((0, width), np.float32)]
         for start in range(0, len(images), batch_size):
@@ -375,7 +385,7 @@ def data_of(name: str) -> DataConfig:
     Raises:
       UserError: there is no such run, preset or file.
     """
-    if Path(name).is_dir() and not find_preset(name):
+    if kind_of_weights(name) == "run":
         return read_run_info(name).config.data
     return _config_of(name, weights_info(name)).data
 
@@ -385,10 +395,13 @@ def _config_of(name: str, info: WeightsInfo) -> Config:
     return resolve(
         Config(
             model=ModelConfig(name=info.model, weights=name),
-            data=DataConfig(image_size=0, canvas_size=0, crop_fraction=0, interpolation="auto"),
+            data=DataConfig(
+                source="", image_size=0, canvas_size=0, crop_fraction=0, interpolation="auto"
+            ),
             loss=LossConfig(name=info.activation),
             num_steps=1,
-        )
+        ),
+        info,
     )
 
 

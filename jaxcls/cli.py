@@ -44,6 +44,7 @@ usage: jaxcls COMMAND ...
   jaxcls convert WEIGHTS -o FILE.safetensors [--model NAME]     anybody's weights to a file of ours
   jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
   jaxcls data CONFIG [--json]                                   what the data holds, and how fast
+  jaxcls show augment CONFIG -o FILE.png                        what augmentation does to images
   jaxcls show data CONFIG -o FILE.png                           raw training images with labels
   jaxcls show run RUN -o FILE.png                               curves and confusion matrix of a run
   jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
@@ -191,12 +192,12 @@ def _evaluate(arguments: list[str]) -> int:
     name, rest = take_first(
         arguments, prog, "a run, a preset or a weights file", example="runs/digits"
     )
-    data = DataConfig()
+    own_data = DataConfig()
     if name is not None:
         from jaxcls.classifier import data_of
 
-        data = data_of(name)
-    options = parse(Evaluate, prog, rest, default=Evaluate(data=data))
+        own_data = data_of(name)
+    options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
     step, data = read_step(options.step), checked_data(options.data)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.results import describe_classes, require_writable, whole_file
@@ -212,7 +213,7 @@ def _evaluate(arguments: list[str]) -> int:
         metrics = evaluation.metrics
     else:
         metrics = classifier.evaluate(data, split=options.split)
-    if classifier.step is not None:
+    if classifier.step is not None and data.source == own_data.source:
         save_evaluation(Path(name), metrics)
     print(_describe_metrics(metrics))
     report: dict[str, Any] = dict(metrics)

@@ -35,15 +35,19 @@ def convert(arguments: list[str]) -> int:
     from jaxcls.models.registry import model_spec
     from jaxcls.pretrained.importing import import_variables
     from jaxcls.pretrained.stored import write_weights
-    from jaxcls.pretrained.weights import open_weights, weights_info
+    from jaxcls.pretrained.weights import kind_of_weights, open_weights, weights_info
     from jaxcls.training.restore import restore_run
     from jaxcls.training.start import run_weights_info
 
-    if Path(options.weights).is_dir():
+    if kind_of_weights(options.weights) == "run":
+        if options.model is not None or options.allow_missing:
+            raise UserError("--model, --allow-missing: a run knows its network, and lacks nothing")
         restored = restore_run(options.weights, step=read_step(options.step))
         info, variables = run_weights_info(restored.info), restored.variables
         report = f"step {restored.step} of the run"
     else:
+        if options.step != "latest":
+            raise UserError(f"--step: only a run has steps, and {options.weights!r} is none")
         info = weights_info(options.weights, model=options.model)
         variables, report = import_variables(
             open_weights(options.weights),

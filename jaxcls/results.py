@@ -56,6 +56,7 @@ class Evaluation:
       class_names: the network's, in the order of its class numbers.
       predictions: for each example.
       class_map: the network's class of each class of the source (None: they are the same).
+      num_known: classes that the network knows; later numbers stand for other classes of the data.
     """
 
     metrics: Mapping[str, float]
@@ -63,6 +64,7 @@ class Evaluation:
     class_names: tuple[str, ...]
     predictions: Predictions
     class_map: Sequence[int] | None = None
+    num_known: int | None = None
 
     @property
     def classes(self) -> list[int]:
@@ -75,6 +77,7 @@ class Evaluation:
         """Every class of the data, lowest accuracy first; those without examples last."""
         labels, predicted = self.predictions.labels, self.predictions.predicted
         num_classes = len(self.class_names)
+        known = num_classes if self.num_known is None else self.num_known
         num_examples = np.bincount(labels, minlength=num_classes)
         num_predicted = np.bincount(predicted, minlength=num_classes)
         num_right = np.bincount(labels[labels == predicted], minlength=num_classes)
@@ -84,7 +87,7 @@ class Evaluation:
                 id=index,
                 name=self.class_names[index],
                 num_examples=int(num_examples[index]),
-                top1=_share(num_right[index], num_examples[index]),
+                top1=_share(num_right[index], num_examples[index]) if index < known else None,
                 precision=_share(num_right[index], num_predicted[index]),
                 confused_with=worst.get(index),
             )

@@ -20,8 +20,9 @@ from typing import Any
 
 import jaxcls
 from jaxcls.config import Config, changed_fields, decode, encode
-from jaxcls.decoding import ConfigError
+from jaxcls.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.errors import UserError
+from jaxcls.pretrained.info import WeightsInfo
 
 logger = logging.getLogger("jaxcls")
 
@@ -40,11 +41,14 @@ class RunInfo:
       config: the training's.
       class_names: in the order of the logits.
       data: which training data it was (`Source.identity`); None where that is not known.
+      weights: of the weights that it started from, without class names; None if it started from
+        random values.
     """
 
     config: Config
     class_names: tuple[str, ...]
     data: str | None = None
+    weights: WeightsInfo | None = None
 
     def to_json(self) -> dict[str, Any]:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -52,6 +56,7 @@ class RunInfo:
             "config": encode(self.config),
             "class_names": list(self.class_names),
             "data": self.data,
+            "weights": encode_fields(self.weights),
             "versions": {
                 "jaxcls": jaxcls.__version__,
                 "python": platform.python_version(),
@@ -61,10 +66,12 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, values: Any) -> "RunInfo":
+        weights = values.get("weights")
         return cls(
             config=decode(values["config"]),
             class_names=tuple(values["class_names"]),
             data=values.get("data"),
+            weights=weights and decode_fields(WeightsInfo, weights, prefix="weights."),
         )
 
 

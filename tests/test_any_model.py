@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -97,8 +98,12 @@ def test_other_classes_get_predictions_but_no_accuracy(
     assert "1 of the 3 classes of photos are none of the 1000 classes of the network" in message
     assert "house" in message
     assert "--predictions FILE.csv" in message
-    assert main(["evaluate", LITE0, *options, "--predictions", "guesses.csv"]) == 0
-    assert "3 examples, no accuracy" in capsys.readouterr().out
+    more = ["--predictions", "guesses.csv", "--per-class"]
+    assert main(["evaluate", LITE0, *options, *more]) == 0
+    table = capsys.readouterr().out
+    assert "3 examples, no accuracy" in table
+    (house,) = (line.split() for line in table.splitlines() if line.startswith("house "))
+    assert house == ["house", "1", "-", "-", "palace", "(1)"]
     rows = list(csv.DictReader(Path("guesses.csv").read_text().splitlines()))
     assert {row["label"]: row["predicted"] for row in rows} == {
         "daisy": "daisy", "espresso": "espresso", "house": "palace",
@@ -117,6 +122,25 @@ def test_a_model_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) 
     assert "no such run, preset or weights file; did you mean 'efficientnet_lite0" in message
 
 
+def test_a_preset_has_no_steps_and_no_data_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error(capsys, "evaluate", LITE0, "--step", "best")
+    assert f"--step: only a run has steps, and {LITE0!r} is a preset" in message
+    assert f"data.source: say what {LITE0!r} is to be evaluated on" in error(
+        capsys, "evaluate", LITE0
+    )
+
+
+def test_other_data_leave_a_runs_evaluation_alone(
+    photos: Path, tiny_run: tuple[Path, Outcome]
+) -> None:
+    run = shutil.copytree(tiny_run[0], "run")
+    assert main(["evaluate", str(run)]) == 0
+    before = (run / "eval.json").read_bytes()
+    options = ["--data.source", f"folder:{photos}", "--predictions", "guesses.csv"]
+    assert main(["evaluate", str(run), *options]) == 0
+    assert (run / "eval.json").read_bytes() == before
+
+
 # Other classifiers
 
 
@@ -124,6 +148,8 @@ def test_a_new_classifier_on_a_preset() -> None:
     classifier = ImageClassifier.from_preset(LITE0, num_classes=2)
     original = ImageClassifier.from_preset(LITE0)
     assert classifier.class_names == ("class 0", "class 1")
+    with pytest.raises(UserError, match="num_classes: must be at least 1, got 0"):
+        ImageClassifier.from_preset(LITE0, num_classes=0)
     photo = skimage.data.chelsea()
     assert classifier.predict([photo]).shape == (1, 2)
     np.testing.assert_array_equal(classifier.features([photo]), original.features([photo]))
@@ -197,6 +223,7 @@ def test_a_file_of_pytorch_is_converted_with_a_report(
     assert "247 variables filled from tensors with efficientnet-lite names" in report
     assert f"wrote {output}: efficientnet_lite0, 224 px" in report
     spec = model_spec("efficientnet_lite0")
+    assert ImageClassifier.from_file(path).class_names == imagenet_class_names()
     stored, expected = (
         import_variables(read_weights(file), spec, num_classes=None)[0] for file in (output, path)
     )
@@ -208,6 +235,7 @@ def test_a_file_of_pytorch_is_converted_with_a_report(
     [
         (["-o", "out.pth"], "--output: the file is safetensors; call it so, got out.pth"),
         (["-o", "out.safetensors", "--model", "efficientnetv2_b0"], "not of efficientnetv2_b0"),
+        (["-o", "out.safetensors", "--step", "best"], "--step: only a run has steps"),
         (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' fits no variable"),
         (["-o", "../tiny.safetensors/out.safetensors"], "cannot be written"),
     ],

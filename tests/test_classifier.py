@@ -2,6 +2,7 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,6 +48,14 @@ def test_evaluation_without_a_config_equals_the_one_in_training(
     assert metrics["top1"] == expected["top1"]
     assert metrics["top5"] == expected["top5"]
     assert metrics["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "single", ["photo.png", Path("photo.png"), np.zeros((20, 30, 3), np.uint8)]
+)
+def test_a_single_image_belongs_into_a_list(classifier: ImageClassifier, single: Any) -> None:
+    with pytest.raises(UserError, match="put a single image in a list"):
+        classifier.predict(single)
 
 
 def test_evaluation_counts_what_prediction_guesses(

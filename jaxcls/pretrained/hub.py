@@ -106,7 +106,7 @@ def _why(preset: Preset, error: Exception) -> str:
 def _by_hand(preset: Preset) -> str:
     return (
         f"`hf download {preset.repository} {preset.file}` fetches it where there is a connection; "
-        f"give the file with --model.weights FILE --model.name {preset.info.model}"
+        f"then give the file in place of the preset (training: --model.weights FILE)"
     )
 
 

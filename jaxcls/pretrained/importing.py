@@ -120,6 +120,16 @@ def _family(file: WeightsFile) -> Family:
         raise WeightsError(f"{file.path}: {error}") from None
 
 
+def count_classes(file: WeightsFile, spec: ModelSpec) -> int:
+    """How many classes a file's classifier tells apart; 0 if it has none.
+
+    Raises:
+      WeightsError: the file's names are of no known family.
+    """
+    family = find_family(file.tensors)
+    return _num_classes(file, family, family.names(spec, file.tensors))
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Match:
     """A file laid beside a network.

@@ -1,16 +1,35 @@
-"""Weights by name: a preset, or a file."""
+"""Weights by name: a preset, a file, or a run (whose checkpoint is read elsewhere)."""
 
+import dataclasses
 from pathlib import Path
+from typing import Literal
 
 from jaxcls.decoding import nearest
 from jaxcls.models.registry import model_spec
 from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights
-from jaxcls.pretrained.importing import fitting_models
+from jaxcls.pretrained.imagenet import imagenet_class_names
+from jaxcls.pretrained.importing import count_classes, fitting_models
 from jaxcls.pretrained.info import WeightsError, WeightsInfo
 from jaxcls.pretrained.presets import find_preset, preset_names
 from jaxcls.pretrained.stored import stored_info
+
+
+def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
+    """What a name stands for. A preset comes first, and a folder is a run.
+
+    Raises:
+      WeightsError: there is nothing of that name.
+    """
+    if find_preset(name):
+        return "preset"
+    if Path(name).is_dir():
+        return "run"
+    if not Path(name).exists():
+        known = nearest(name, preset_names())
+        raise WeightsError(f"weights {name!r}: no such run, preset or weights file{known}")
+    return "file"
 
 
 def weights_info(name: str, *, model: str | None = None) -> WeightsInfo:
@@ -26,7 +45,7 @@ def weights_info(name: str, *, model: str | None = None) -> WeightsInfo:
     if preset := find_preset(name):
         info = preset.info
     else:
-        info = file_info(read_weights(_require_file(name)), model=model)
+        info = file_info(open_weights(name), model=model)
     if model not in (None, info.model):
         raise WeightsError(f"weights {name!r} are of {info.model}, not of {model}")
     return info
@@ -39,11 +58,13 @@ def open_weights(name: str) -> WeightsFile:
       WeightsError: no such weights, or they cannot be fetched or read.
     """
     preset = find_preset(name)
-    return read_weights(fetch_weights(preset) if preset else _require_file(name))
+    return read_weights(fetch_weights(preset) if preset else name)
 
 
 def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
     """What a file says of itself, or what its naming and the network's name imply.
+
+    The classes of another library's file with 1000 of them are taken for ImageNet's.
 
     Args:
       file: what `read_weights` gave.
@@ -60,13 +81,7 @@ def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
             found = f"fit {', '.join(fitting)}" if fitting else "fit no network that is known here"
             raise WeightsError(f"{file.path}: its tensors {found}; name the network")
         (model,) = fitting
-    return find_family(file.tensors).info(model_spec(model), file.tensors)
-
-
-def _require_file(name: str) -> Path:
-    path = Path(name)
-    if not path.exists():
-        raise WeightsError(
-            f"weights {name!r}: no such preset or file{nearest(name, preset_names())}"
-        )
-    return path
+    spec, names = model_spec(model), imagenet_class_names()
+    info = find_family(file.tensors).info(spec, file.tensors)
+    known = names if count_classes(file, spec) == len(names) else None
+    return dataclasses.replace(info, class_names=known)

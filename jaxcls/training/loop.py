@@ -27,7 +27,7 @@ from jaxcls.rundir import (
 from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
-from jaxcls.training.start import first_values, resolve
+from jaxcls.training.start import first_values, info_for, resolve
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StopSignals
@@ -77,7 +77,8 @@ def train(
       UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
     """
     started, workdir = time.perf_counter(), Path(workdir)
-    config = resolve(config, recorded=recorded_info(workdir))
+    weights = info_for(config, recorded=recorded_info(workdir))
+    config = resolve(config, weights)
     source = open_source(config.data, config.data.train_split)
     eval_source = open_source(config.data, config.data.eval_split)
     training = assemble(
@@ -86,7 +87,12 @@ def train(
         num_examples=len(source),
         mesh=mesh or make_mesh(),
     )
-    info = RunInfo(config=config, class_names=source.class_names, data=source.identity)
+    info = RunInfo(
+        config=config,
+        class_names=source.class_names,
+        data=source.identity,
+        weights=weights and dataclasses.replace(weights, class_names=None),
+    )
     changes = prepare_run(workdir, info, allow_changes=allow_changes)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())

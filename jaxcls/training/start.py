@@ -4,7 +4,6 @@ Weights are a preset, a file, or a run.
 """
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -15,13 +14,34 @@ from jaxcls.models.registry import model_spec
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
 from jaxcls.pretrained.importing import Report, import_variables
 from jaxcls.pretrained.info import WeightsInfo, info_of_spec
-from jaxcls.pretrained.weights import open_weights, weights_info
+from jaxcls.pretrained.weights import kind_of_weights, open_weights, weights_info
 from jaxcls.rundir import RunInfo
 from jaxcls.training.restore import read_run_info, restore_run
 from jaxcls.training.state import Variables
 
 
-def resolve(config: Config, *, recorded: RunInfo | None = None) -> Config:
+def info_for(config: Config, *, recorded: RunInfo | None = None) -> WeightsInfo | None:
+    """What belongs to the weights that a config starts from; None if it starts from none.
+
+    Args:
+      config: the experiment.
+      recorded: of the run, if it was started before; then the weights need not be there any more.
+
+    Raises:
+      UserError: no such weights, or they cannot be used.
+    """
+    weights = config.model.weights
+    if weights is None:
+        return None
+    if recorded is not None and recorded.config.model.weights == weights:
+        return recorded.weights
+    model = None if config.model.name == "auto" else config.model.name
+    if kind_of_weights(weights) == "run":
+        return run_weights_info(read_run_info(weights))
+    return weights_info(weights, model=model)
+
+
+def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
     """The config with every field filled in that was left to the weights or the network.
 
     What it returns needs no weights to be understood, so a run keeps that. Resolving it again
@@ -29,22 +49,22 @@ def resolve(config: Config, *, recorded: RunInfo | None = None) -> Config:
 
     Args:
       config: the experiment.
-      recorded: of the run, if it was started before; then the weights need not be there any more.
+      info: of its weights (None: they are looked up).
 
     Raises:
-      ConfigError: no such network.
-      WeightsError: no such weights, or they are of another network.
+      ConfigError: no such network, or the weights are of another one.
+      WeightsError: no such weights, or they cannot be used.
     """
     model, data = config.model, config.data
-    name = None if model.name == "auto" else model.name
-    if model.weights is None:
-        assert name is not None, "the schema's rules see to it"
-        info = info_of_spec(model_spec(name))
+    info = info or info_for(config)
+    if info is None:
+        info = info_of_spec(model_spec(model.name))
     else:
-        if recorded is not None and recorded.config.model.weights == model.weights:
-            info = run_weights_info(recorded)
-        else:
-            info = _info_of(model.weights, model=name)
+        if model.name not in ("auto", info.model):
+            raise ConfigError(
+                f"model.name: {model.name}, but the weights {model.weights!r} are of {info.model}; "
+                f'"auto" takes the network of the weights'
+            )
         model = dataclasses.replace(
             model,
             name=info.model,
@@ -118,19 +138,6 @@ def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
     return logits.astype(np.float32)
 
 
-def _is_run(weights: str) -> bool:
-    return Path(weights).is_dir()
-
-
-def _info_of(weights: str, *, model: str | None) -> WeightsInfo:
-    if not _is_run(weights):
-        return weights_info(weights, model=model)
-    info = run_weights_info(read_run_info(weights))
-    if model not in (None, info.model):
-        raise ConfigError(f"model.weights: run {weights!r} has {info.model}, not {model}")
-    return info
-
-
 def run_weights_info(run: RunInfo) -> WeightsInfo:
     """What belongs to the weights of a run."""
     model, data = run.config.model, run.config.data
@@ -157,7 +164,7 @@ def _load(
     """The variables of the weights, their class names, and a report."""
     weights = config.model.weights
     assert weights is not None
-    if _is_run(weights):
+    if kind_of_weights(weights) == "run":
         restored = restore_run(weights)
         return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
     values, report = import_variables(

@@ -151,6 +151,13 @@ def test_training_starts_from_a_run_and_goes_on_without_it(
     assert f"weights {old}: step 12 of the run" in (tmp_path / "new" / "log.txt").read_text()
     old.unlink()
     assert train(config, tmp_path / "new", mesh=mesh).step == 2
+    for section, changes in (("model", {"pooling": "max"}), ("data", {"image_size": 20})):
+        part = dataclasses.replace(getattr(config, section), **changes)
+        with pytest.raises(UserError, match=rf"changed:\n  {section}\.{next(iter(changes))}"):
+            train(dataclasses.replace(config, **{section: part}), tmp_path / "new", mesh=mesh)
+    named = dataclasses.replace(config.model, name="efficientnetv2_b0")
+    with pytest.raises(UserError, match="are of tiny"):
+        train(dataclasses.replace(config, model=named), tmp_path / "new", mesh=mesh)
 
 
 def test_the_bias_starts_at_the_classes_shares() -> None:
@@ -187,7 +194,13 @@ def test_weights_of_another_network_are_named(weights: Path) -> None:
     assert "are of efficientnet_lite0, not of efficientnetv2_b0" in message
 
 
+def test_the_network_of_a_run_is_its_own(tiny_run: tuple[Path, Outcome]) -> None:
+    message = error_of(config_of(tiny_run[0], name="efficientnetv2_b0"))
+    assert message.startswith("model.name: efficientnetv2_b0, but the weights")
+    assert "are of tiny" in message
+
+
 def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     message = error_of(config_of("eficientnet_lite0_imagenet"))
-    assert "no such preset or file; did you mean 'efficientnet_lite0_imagenet'?" in message
+    assert "no such run, preset or weights file; did you mean 'efficientnet_lite0_" in message
     assert "has no checkpoint" in error_of(config_of(tmp_path))

@@ -24,6 +24,7 @@ from jaxcls.pretrained.info import WeightsInfo
 from jaxcls.pretrained.presets import preset
 from jaxcls.pretrained.weights import kind_of_weights, open_weights, weights_info
 from jaxcls.results import Evaluation
+from jaxcls.rundir import recorded_info
 from jaxcls.training.assemble import model_from_config
 from jaxcls.training.evaluation import (
     evaluate,
@@ -386,7 +387,8 @@ def data_of(name: str) -> DataConfig:
       UserError: there is no such run, preset or file.
     """
     if kind_of_weights(name) == "run":
-        return read_run_info(name).config.data
+        info = recorded_info(Path(name)) or read_run_info(name)
+        return info.config.data
     return _config_of(name, weights_info(name)).data
 
 

@@ -66,10 +66,11 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, values: Any) -> "RunInfo":
+        config, class_names = decode(values["config"]), tuple(values["class_names"])
         weights = values.get("weights")
         return cls(
-            config=decode(values["config"]),
-            class_names=tuple(values["class_names"]),
+            config=config,
+            class_names=class_names,
             data=values.get("data"),
             weights=weights and decode_fields(WeightsInfo, weights, prefix="weights."),
         )

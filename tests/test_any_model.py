@@ -133,7 +133,7 @@ def test_a_preset_has_no_steps_and_no_data_of_its_own(capsys: pytest.CaptureFixt
 def test_other_data_leave_a_runs_evaluation_alone(
     photos: Path, tiny_run: tuple[Path, Outcome]
 ) -> None:
-    run = shutil.copytree(tiny_run[0], "run")
+    run = Path(shutil.copytree(tiny_run[0], "run"))
     assert main(["evaluate", str(run)]) == 0
     before = (run / "eval.json").read_bytes()
     options = ["--data.source", f"folder:{photos}", "--predictions", "guesses.csv"]

@@ -151,8 +151,19 @@ def test_help_of_a_command_explains_every_field_with_its_default(
     ("command", "options"),
     [
         ("train", ["--workdir", "--allow-changes"]),
-        ("evaluate", ["RUN", "--step", "--split", "--per-class", "--predictions FILE.csv"]),
-        ("predict", ["RUN", "IMAGE ...", "--step", "--top", "--format {table,json,csv}"]),
+        (
+            "evaluate",
+            [
+                "MODEL",
+                "--data.source",
+                "--step",
+                "--split",
+                "--per-class",
+                "--predictions FILE.csv",
+            ],
+        ),
+        ("predict", ["MODEL", "IMAGE ...", "--step", "--top", "--format {table,json,csv}"]),
+        ("convert", ["WEIGHTS", "--output", "-o", "--model", "--allow-missing", "--step"]),
         ("benchmark", ["--synthetic", "--seconds", "--json"]),
         ("prepare", ["SOURCE", "--data-dir"]),
         ("data", ["--split", "--limit", "--json"]),
@@ -460,9 +471,7 @@ def test_a_fault_of_ours_is_not_hidden(run: Run, fake_train: FakeTrain) -> None:
 
 @pytest.mark.parametrize("command", [["evaluate", "gone"], ["predict", "gone", "tiny.py"]])
 def test_a_missing_run_is_named(message: Message, command: list[str]) -> None:
-    assert message(*command) == (
-        "jaxcls: run 'gone' does not exist; train it with: jaxcls train CONFIG\n"
-    )
+    assert message(*command) == "jaxcls: weights 'gone': no such run, preset or weights file\n"
 
 
 @pytest.mark.parametrize("rest", [["evaluate"], ["predict", "tiny.py"]])
@@ -489,7 +498,10 @@ def test_a_run_without_a_checkpoint_is_named(message: Message, step: str) -> Non
 
 
 @pytest.mark.parametrize("step", ["newest", "-1", "1.5", "", "²"])
-@pytest.mark.parametrize("command", [["evaluate", "gone"], ["predict", "gone", "tiny.py"]])
+@pytest.mark.parametrize(
+    "command",
+    [["evaluate", "efficientnet_lite0_imagenet"], ["predict", "gone", "tiny.py"]],
+)
 def test_a_step_is_latest_best_or_a_number(
     message: Message, command: Sequence[str], step: str
 ) -> None:
@@ -508,7 +520,7 @@ def test_a_step_is_latest_best_or_a_number(
         (["tiny.py", "*.jpg"], "image '*.jpg': no such file, folder of images or pattern"),
         (["empty"], "image 'empty': no such file, folder of images or pattern"),
         (["emp*"], "image 'emp*': no such file, folder of images or pattern"),
-        ([], "give image files, folders or patterns after the run"),
+        ([], "give image files, folders or patterns after the model"),
     ],
 )
 def test_images_that_are_not_there_are_named(
@@ -547,7 +559,7 @@ def photos(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("photos/b.png", "photos/a.JPG", "photos/deep/c.webp", "photos/notes.txt", "d.gif"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("")
-    monkeypatch.setattr(ImageClassifier, "from_run", lambda *_, **__: FakeClassifier())
+    monkeypatch.setattr(ImageClassifier, "load", lambda *_, **__: FakeClassifier())
 
 
 @pytest.mark.usefixtures("photos")

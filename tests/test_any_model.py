@@ -188,6 +188,31 @@ def keep_tensors(source: Path, target: Path, wanted: Callable[[str], bool]) -> N
     save_file(tensors, target, metadata)
 
 
+def test_what_is_wrong_is_named_although_nobody_names_the_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The network is the one that the tensors come closest to."""
+    whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
+    tensors = read_weights(fetch_weights(preset(LITE0))).tensors
+    missing = "_blocks.3._project_conv.weight"
+    save_file({name: array for name, array in tensors.items() if name != missing}, cut)
+    save_file(tensors, whole)
+    assert "247 variables" in converted_by(capsys, whole, tmp_path)
+    message = error(capsys, "convert", str(cut), "-o", str(tmp_path / "out.safetensors"))
+    assert f"{cut} does not fit efficientnet_lite0: 246 of 247 variables are good" in message
+    assert f"block3a/project_conv/kernel ({missing})" in message
+    options = ["--allow-missing", "block3a/project_conv/.*"]
+    assert "as allowed (1)" in converted_by(capsys, cut, tmp_path, *options)
+
+
+def converted_by(
+    capsys: pytest.CaptureFixture[str], path: Path, folder: Path, *options: str
+) -> str:
+    capsys.readouterr()
+    assert main(["convert", str(path), "-o", str(folder / "x.safetensors"), *options]) == 0
+    return capsys.readouterr().out
+
+
 # Convert
 
 

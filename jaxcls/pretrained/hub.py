@@ -105,8 +105,9 @@ def _why(preset: Preset, error: Exception) -> str:
 
 def _by_hand(preset: Preset) -> str:
     return (
-        f"`hf download {preset.repository} {preset.file}` fetches it where there is a connection; "
-        f"then give the file in place of the preset (training: --model.weights FILE)"
+        f"`hf download {preset.repository} {preset.file}` fetches it into the cache where there is "
+        f"a connection; then copy that cache, or give the file in place of the preset "
+        f"(in training, --model.weights FILE)"
     )
 
 

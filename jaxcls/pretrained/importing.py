@@ -113,6 +113,21 @@ def fitting_models(file: WeightsFile) -> tuple[str, ...]:
     )
 
 
+def nearest_model(file: WeightsFile) -> str:
+    """The network that a file's names and shapes come closest to.
+
+    Raises:
+      WeightsError: the file's names are of no known family.
+    """
+    family = _family(file)
+
+    def agreement(name: str) -> int:
+        match = _match(file, family, model_spec(name), num_classes=None)
+        return len(match.views) - len(match.missing) - len(match.wrong) - len(match.unused)
+
+    return max(model_names(), key=agreement)
+
+
 def _family(file: WeightsFile) -> Family:
     try:
         return find_family(file.tensors)

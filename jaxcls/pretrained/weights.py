@@ -10,7 +10,7 @@ from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights
 from jaxcls.pretrained.imagenet import imagenet_class_names
-from jaxcls.pretrained.importing import count_classes, fitting_models
+from jaxcls.pretrained.importing import count_classes, fitting_models, nearest_model
 from jaxcls.pretrained.info import WeightsError, WeightsInfo
 from jaxcls.pretrained.presets import find_preset, preset_names
 from jaxcls.pretrained.stored import stored_info
@@ -24,9 +24,13 @@ def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
     """
     if find_preset(name):
         return "preset"
-    if Path(name).is_dir():
-        return "run"
-    if not Path(name).exists():
+    try:
+        if Path(name).is_dir():
+            return "run"
+        exists = Path(name).exists()
+    except OSError as error:
+        raise WeightsError(f"weights {name[:80]!r}: {error.strerror}") from error
+    if not exists:
         known = nearest(name, preset_names())
         raise WeightsError(f"weights {name!r}: no such run, preset or weights file{known}")
     return "file"
@@ -68,19 +72,20 @@ def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
 
     Args:
       file: what `read_weights` gave.
-      model: name of the network; None: the one that the tensors fit.
+      model: name of the network; None: the one that the tensors fit, or come closest to.
 
     Raises:
-      WeightsError: the tensors fit no network, or several.
+      WeightsError: the tensors fit several networks.
     """
     if info := stored_info(file):
         return info
     if model is None:
-        fitting = fitting_models(file)
-        if len(fitting) != 1:
-            found = f"fit {', '.join(fitting)}" if fitting else "fit no network that is known here"
-            raise WeightsError(f"{file.path}: its tensors {found}; name the network")
-        (model,) = fitting
+        fitting = fitting_models(file) or (nearest_model(file),)  # its import says what is wrong
+        if len(fitting) > 1:
+            raise WeightsError(
+                f"{file.path}: its tensors fit {' and '.join(fitting)}; name the network"
+            )
+        model = fitting[0]
     spec, names = model_spec(model), imagenet_class_names()
     info = find_family(file.tensors).info(spec, file.tensors)
     known = names if count_classes(file, spec) == len(names) else None

@@ -236,7 +236,9 @@ def test_offline(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
         fetch_weights(PRESET)
     assert str(cache) in str(raised.value)
     assert BY_HAND in str(raised.value)
-    assert "--model.weights FILE --model.name efficientnetv2_b0" in str(raised.value)
+    assert "give the file in place of the preset (in training, --model.weights FILE)" in str(
+        raised.value
+    )
     assert hub.requests == []
 
 

@@ -99,3 +99,21 @@ def test_an_unknown_name_gets_the_nearest() -> None:
         preset("efficientnetv2_b0_imagnet")
     with pytest.raises(WeightsError, match="known: efficientnetv2_b0_imagenet, "):
         preset("resnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "crop", "mean"),
+    [
+        ("efficientnetv2_b3_imagenet", 300, 0.904, 0.485),
+        ("efficientnetv2_b3_imagenet21k", 300, 0.904, 0.5),
+        ("efficientnetv2_b3_imagenet21k_ft1k", 300, 0.9, 0.5),
+        ("efficientnetv2_s_imagenet", 384, 1.0, 0.5),
+        ("efficientnet_b0_imagenet", 224, 0.875, 0.485),
+        ("efficientnet_lite2_imagenet", 260, 260 / 292, 127 / 255),
+    ],
+)
+def test_preprocessing_is_that_of_the_publisher(
+    name: str, size: int, crop: float, mean: float
+) -> None:
+    info = preset(name).info
+    assert (info.image_size, info.crop_fraction, info.mean[0]) == (size, crop, mean)

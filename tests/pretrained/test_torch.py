@@ -19,6 +19,7 @@ from jaxcls.pretrained.variables import variable_shapes
 # timm 1.0.31, torchvision 0.28.0, efficientnet_lite_pytorch 0.1.0 and efficientnet_pytorch 0.7.1.
 PUBLISHED = {
     "timm": {
+        "efficientnetv2_rw_t": (653, "33001004f7d578b0"),
         "tf_efficientnetv2_b0": (361, "ff0d8ccc23bc30b0"),
         "tf_efficientnetv2_b1": (443, "fe1cafad14c7fbe0"),
         "tf_efficientnetv2_b2": (462, "12e9f62522b2c9e8"),

@@ -80,12 +80,12 @@ def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
     if info := stored_info(file):
         return info
     if model is None:
-        fitting = fitting_models(file) or (nearest_model(file),)  # its import says what is wrong
+        fitting = fitting_models(file)
         if len(fitting) > 1:
             raise WeightsError(
                 f"{file.path}: its tensors fit {' and '.join(fitting)}; name the network"
             )
-        model = fitting[0]
+        model = fitting[0] if fitting else nearest_model(file)  # the import says what is wrong
     spec, names = model_spec(model), imagenet_class_names()
     info = find_family(file.tensors).info(spec, file.tensors)
     known = names if count_classes(file, spec) == len(names) else None

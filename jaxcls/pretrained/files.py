@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -11,9 +10,9 @@ import numpy as np
 import safetensors
 
 from jaxcls.decoding import nearest
-from jaxcls.pretrained import hdf5, pth
+from jaxcls.pretrained import pth
 from jaxcls.pretrained.info import WeightsError
-from jaxcls.pretrained.limits import MAX_BYTES, check_total, single_precision, widen_bfloat16
+from jaxcls.pretrained.limits import MAX_BYTES, single_precision, widen_bfloat16
 
 MAX_HEADER = 32 * 2**20  # bytes of a safetensors header: 300 000 tensors
 
@@ -42,7 +41,7 @@ class WeightsFile:
       path: the file.
       tensors: by the file's own names; floating-point ones are float32 whatever the file has.
       metadata: what the file says beside, and what was done to read it: safetensors' own table;
-        for HDF5 see `hdf5.read`; for PyTorch "state_dict", "prefix" and "left_out", see `pth`.
+        for PyTorch "state_dict", "prefix" and "left_out", see `pth`.
     """
 
     path: Path
@@ -89,7 +88,9 @@ def _reader(path: Path) -> Callable[[Path], tuple[dict[str, np.ndarray], dict[st
     with path.open("rb") as file:
         start = file.read(1024)
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        return hdf5.read
+        from jaxcls.pretrained import hdf5  # h5py takes a while to import
+
+        return lambda path: (hdf5.read(path), {})
     if start.startswith(b"PK\x03\x04"):
         return pth.read_zip
     if text := _text(start):
@@ -127,7 +128,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER:
-        raise WeightsError(f"{path}: the safetensors header claims {length} bytes")
+        raise WeightsError(
+            f"{path}: is no safetensors file, or damaged: its header would have {length} bytes; "
+            "fetch it again"
+        )
     if length > len(data) - 8:
         raise WeightsError(
             f"{path}: is cut short: its header has {length} bytes, the file {len(data)}; "
@@ -140,7 +144,6 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         raise WeightsError(
             f"{path}: is damaged or cut short ({str(error)[:200]}); fetch it again"
         ) from None
-    check_total(path, sum(math.prod(e["shape"]) * 4 for _, e in entries if e["dtype"] != "I8"))
     tensors = {}
     for name, entry in entries:
         tensors[name] = _safetensors_array(

@@ -10,7 +10,6 @@ MAX_BYTES = 16 * 2**30  # of tensors; the largest EfficientNet has 0.5 GB
 MAX_GROWTH = 8  # times the file's size: half precision read as single needs 2
 ALWAYS_ALLOWED = 64 * 2**20  # bytes; a small file of zeros compresses well
 MAX_DIMENSIONS = 8
-MAX_DIMENSION = 2**31  # in length; matters where another one is 0
 
 
 def check_total(path: Path, declared: int) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.limits import (
-    MAX_DIMENSION,
+    MAX_BYTES,
     MAX_DIMENSIONS,
     check_total,
     single_precision,
@@ -307,7 +307,8 @@ def _check(name: str, tensor: Tensor) -> None:
         len(shape) != len(strides)
         or len(shape) > MAX_DIMENSIONS
         or min(numbers) < 0
-        or max(shape, default=0) > MAX_DIMENSION
+        or math.prod(max(n, 1) for n in shape) > MAX_BYTES  # also where another length is 0
+        or max(strides, default=0) > MAX_BYTES
     ):
         raise RefusedError(f"tensor {name[:80]} has an impossible shape, offset or stride")
     count = math.prod(shape)

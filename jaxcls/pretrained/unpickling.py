@@ -102,12 +102,20 @@ class _Machine:
     def __init__(self) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}  # a list would grow to whatever number a pickle says
+        self._num_items = 0  # handed to calls, again and again if a memo names them
 
     def result(self) -> Any:
         """What is left at the end."""
         if len(self._stack) != 1 or self._stack[0] is _MARK:
             raise RefusedError("its pickle is damaged (it does not end with one value)")
         return self._stack[0]
+
+    def _charge(self, arguments: Any) -> None:
+        """Counts what a call may copy: a few bytes can hand over the same long list many times."""
+        if isinstance(arguments, tuple):
+            self._num_items += sum(len(a) for a in arguments if isinstance(a, list | tuple | dict))
+        if self._num_items > MAX_OPCODES:
+            raise RefusedError("its pickle hands over more values than a table of tensors needs")
 
     def step(self, opcode: str, argument: Any) -> None:
         """Carries out one opcode with the argument that follows it in the file."""
@@ -177,6 +185,7 @@ class _Machine:
                 stack.append(_storage(self._pop()))
             case "REDUCE":
                 arguments, function = self._pop(), self._pop()
+                self._charge(arguments)
                 stack.append(_call(function, arguments))
             case "BUILD":
                 # PyTorch hangs versions on a state dict (_metadata); no tensor depends on them.

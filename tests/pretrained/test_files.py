@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ def test_reads_safetensors(tmp_path: Path) -> None:
         (safetensors_bytes({"a": entry("F8_E4M3", [4], 0, 4)}, bytes(4)), "of type F8_E4M3"),
         (safetensors_bytes(b"{" + b"[" * 100_000, b""), "damaged or cut short"),
         (safetensors_bytes({}, b""), "no tensors"),
-        ((2**62).to_bytes(8, "little") + b"{}", "claims 4611686018427387904 bytes"),
+        ((2**62).to_bytes(8, "little") + b"{}", "would have 4611686018427387904 bytes"),
         ((2**20).to_bytes(8, "little") + b"{}", "is cut short"),
     ],
 )
@@ -90,28 +91,14 @@ def test_reads_hdf5_as_keras_writes_it(tmp_path: Path) -> None:
         stem["stem/count"] = np.array(7)
         top = file.create_group("top")
         top.attrs["weight_names"] = []
-        top.attrs["name"] = "größe"
-        top.create_dataset("packed", data=MATRIX, compression="gzip", shuffle=True)
-        long = file.create_group("long")
-        names = [f"{'x' * 200}{number}" for number in range(400)]
-        long.attrs["weight_names0"] = [name.encode() for name in names[:200]]
-        long.attrs["weight_names1"] = [name.encode() for name in names[200:]]
+        top.create_dataset("chunked", data=MATRIX, chunks=(1, 2))
     read = read_weights(tmp_path / "w.bin")
-    assert read.tensors.keys() == {"stem/stem/kernel:0", "stem/stem/count", "top/packed"}
+    assert read.tensors.keys() == {"stem/stem/kernel:0", "stem/stem/count", "top/chunked"}
     np.testing.assert_array_equal(
         read.tensors["stem/stem/kernel:0"], MATRIX.astype("f2").astype("f4"), strict=True
     )
-    np.testing.assert_array_equal(read.tensors["top/packed"], MATRIX, strict=True)
+    np.testing.assert_array_equal(read.tensors["top/chunked"], MATRIX, strict=True)
     assert read.tensors["stem/stem/count"].dtype == np.int64
-    assert read.metadata["keras_version"] == "3.12.0"
-    assert read.metadata["backend"] == "jax"
-    assert json.loads(read.metadata["layer_names"]) == {"": ["stem", "top"]}
-    assert json.loads(read.metadata["name"]) == {"top": "größe"}
-    assert json.loads(read.metadata["weight_names"]) == {
-        "stem": ["stem/kernel:0", "stem/count"],
-        "top": [],
-        "long": names,
-    }
 
 
 def virtual(file: h5py.File) -> None:
@@ -121,8 +108,9 @@ def virtual(file: h5py.File) -> None:
 
 
 def bomb(file: h5py.File) -> None:
-    big = file.create_dataset("a", (2**28,), "f4", chunks=(2**16,), compression="gzip")
-    big[0] = 1
+    """Declares 16 numbers, but its one chunk becomes 16 million when it is unpacked."""
+    small = file.create_dataset("a", (16,), "f4", chunks=(16,), compression="gzip")
+    small.id.write_direct_chunk((0,), zlib.compress(bytes(2**26)))
 
 
 def circle(file: h5py.File) -> None:
@@ -134,7 +122,7 @@ def circle(file: h5py.File) -> None:
     [
         (lambda file: file.create_dataset("a", (2**40,), "f4"), "declares 4398046511104 bytes"),
         (lambda file: file.create_dataset("a", (2**40,), "f4", chunks=(64,)), "declares"),
-        (bomb, "declares 1073741824 bytes of tensors"),
+        (bomb, "a is compressed"),
         (
             lambda file: file.create_dataset("a", (4,), "u1", external=[("secret", 0, 4)]),
             "lies in other files",
@@ -148,7 +136,7 @@ def circle(file: h5py.File) -> None:
             "holds no numbers",
         ),
         (lambda file: file.create_dataset("a", data="text"), "holds no numbers"),
-        (lambda file: file.create_dataset("a", data=MATRIX, compression="lzf"), "than gzip"),
+        (lambda file: file.create_dataset("a", data=MATRIX, compression="lzf"), "is compressed"),
         (lambda file: file.create_dataset("a", data=h5py.Empty("f4")), "no usable shape"),
         (lambda file: None, "holds no tensors"),
     ],
@@ -160,18 +148,6 @@ def test_refuses_hdf5_that_lies_or_leads_out(
     with h5py.File(tmp_path / "w", "w") as file:
         make(file)
     with pytest.raises(WeightsError, match=f"w: .*{says}"):
-        read_weights(tmp_path / "w")
-
-
-def test_a_text_that_claims_4_gb_takes_no_memory(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "w", "w") as file:
-        file["a"] = MATRIX
-        file.attrs["backend"] = "jax"
-    data = (tmp_path / "w").read_bytes()
-    place = data.index(b"backend\0")
-    length = data.index(b"\3\0\0\0", place + 8)
-    (tmp_path / "w").write_bytes(data[:length] + b"\xff" * 4 + data[length + 4 :])
-    with pytest.raises(WeightsError, match=r"w: .*a text lies nowhere"):
         read_weights(tmp_path / "w")
 
 

@@ -158,6 +158,8 @@ def test_refuses_what_is_no_table_of_tensors(
         ((2**62, 4), (0, 0), 0),
         ((2, 2), (2**62, 2), 0),
         ((0, 2**62), (1, 1), 0),
+        ((0, 2**31, 2**31, 2**31), (1, 1, 1, 1), 0),
+        ((1, 4), (2**79, 1), 0),
         ((-2, -2), (1, 1), 0),
         ((1,) * 40, (1,) * 40, 0),
         ((5, 5), (1, 1), 0),
@@ -211,6 +213,18 @@ OPCODES = {
 def test_refuses_strange_opcodes(tmp_path: Path, write: Any, name: str) -> None:
     with pytest.raises(WeightsError, match=r"w: it"):
         read_weights(write(tmp_path / "w", OPCODES[name], {}))
+
+
+@pytest.mark.parametrize("write", [tf.write_records, tf.write_stream_bytes])
+def test_refuses_a_long_list_that_is_handed_over_again_and_again(
+    tmp_path: Path, write: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unpickling, "MAX_OPCODES", 1000)
+    pairs = b"](" + b"K\x01K\x02\x86" * 100 + b"eq\x00"
+    call = b"ccollections\nOrderedDict\nh\x00\x85R"
+    data = b"\x80\x02](" + pairs + call * 20 + b"e."
+    with pytest.raises(WeightsError, match="hands over more values"):
+        read_weights(write(tmp_path / "w", data, {}))
 
 
 def test_refuses_endless_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

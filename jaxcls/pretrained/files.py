@@ -12,7 +12,7 @@ import safetensors
 from jaxcls.decoding import nearest
 from jaxcls.pretrained import pth
 from jaxcls.pretrained.info import WeightsError
-from jaxcls.pretrained.limits import MAX_BYTES, single_precision, widen_bfloat16
+from jaxcls.pretrained.limits import MAX_BYTES, printable, single_precision, widen_bfloat16
 
 MAX_HEADER = 32 * 2**20  # bytes of a safetensors header: 300 000 tensors
 
@@ -40,13 +40,14 @@ class WeightsFile:
     Attributes:
       path: the file.
       tensors: by the file's own names; floating-point ones are float32 whatever the file has.
-      metadata: what the file says beside, and what was done to read it: safetensors' own table;
-        for PyTorch "state_dict", "prefix" and "left_out", see `pth`.
+      metadata: what a safetensors file says beside; other formats have none.
+      notes: sentences on what was done to find the tensors in a PyTorch file.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 def read_weights(path: str | Path) -> WeightsFile:
@@ -61,17 +62,17 @@ def read_weights(path: str | Path) -> WeightsFile:
     """
     path = Path(path)
     try:
-        tensors, metadata = _reader(path)(path)
+        file = _reader(path)(path)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
     except MemoryError:
         raise WeightsError(f"{path}: does not fit into memory") from None
-    if not tensors:
+    if not file.tensors:
         raise WeightsError(f"{path}: holds no tensors")
-    return WeightsFile(path, tensors, metadata)
+    return file
 
 
-def _reader(path: Path) -> Callable[[Path], tuple[dict[str, np.ndarray], dict[str, str]]]:
+def _reader(path: Path) -> Callable[[Path], WeightsFile]:
     """The function that reads this kind of file."""
     if not path.exists():
         there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -88,17 +89,15 @@ def _reader(path: Path) -> Callable[[Path], tuple[dict[str, np.ndarray], dict[st
     with path.open("rb") as file:
         start = file.read(1024)
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
-        from jaxcls.pretrained import hdf5  # h5py takes a while to import
-
-        return lambda path: (hdf5.read(path), {})
+        return _read_hdf5
     if start.startswith(b"PK\x03\x04"):
-        return pth.read_zip
+        return lambda path: _read_torch(path, pth.read_zip)
     if text := _text(start):
         raise WeightsError(f"{path}: {text}")
     if start[8:9] == b"{":
         return _read_safetensors  # before PyTorch's: its first byte can be 0x80, too
     if start[0] == 0x80:
-        return pth.read_stream
+        return lambda path: _read_torch(path, pth.read_stream)
     if start[257:262] == b"ustar":
         raise WeightsError(
             f"{path}: is a tar archive; unpack it and name the weights file in it. (PyTorch before "
@@ -124,13 +123,26 @@ def _text(start: bytes) -> str | None:
     return f"is a text file, not weights; it begins with {text[:60]!r}"
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def _read_hdf5(path: Path) -> WeightsFile:
+    from jaxcls.pretrained import hdf5  # h5py loads slowly, and few files need it
+
+    return WeightsFile(path, hdf5.read(path), {})
+
+
+def _read_torch(
+    path: Path, read: Callable[[Path], tuple[dict[str, np.ndarray], tuple[str, ...]]]
+) -> WeightsFile:
+    tensors, notes = read(path)
+    return WeightsFile(path, tensors, {}, notes)
+
+
+def _read_safetensors(path: Path) -> WeightsFile:
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER:
         raise WeightsError(
-            f"{path}: is no safetensors file, or damaged: its header would have {length} bytes; "
-            "fetch it again"
+            f"{path}: as safetensors its header would have {length} bytes, and at most "
+            f"{MAX_HEADER} are read; it is damaged or something else: fetch it again"
         )
     if length > len(data) - 8:
         raise WeightsError(
@@ -142,14 +154,14 @@ def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: is damaged or cut short ({str(error)[:200]}); fetch it again"
+            f"{path}: is damaged or cut short ({printable(error, 200)}); fetch it again"
         ) from None
     tensors = {}
     for name, entry in entries:
         tensors[name] = _safetensors_array(
             path, name, entry["dtype"], entry["shape"], entry["data"]
         )
-    return tensors, metadata
+    return WeightsFile(path, tensors, metadata)
 
 
 def _safetensors_array(
@@ -157,7 +169,8 @@ def _safetensors_array(
 ) -> np.ndarray:
     if kind not in _SAFETENSORS:
         raise WeightsError(
-            f"{path}: tensor {name[:80]} is of type {kind}, which is not read; save it as float32"
+            f"{path}: tensor {printable(name)} is of type {kind}, which is not read; "
+            "save it as float32"
         )
     numbers = np.frombuffer(data, _SAFETENSORS[kind])
     if kind == "BF16":
@@ -167,4 +180,4 @@ def _safetensors_array(
     try:
         return single_precision(numbers.reshape(shape).copy())
     except ValueError:
-        raise WeightsError(f"{path}: tensor {name[:80]} has an impossible shape") from None
+        raise WeightsError(f"{path}: tensor {printable(name)} has an impossible shape") from None

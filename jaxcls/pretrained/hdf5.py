@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 
 from jaxcls.pretrained.info import WeightsError
-from jaxcls.pretrained.limits import MAX_DIMENSIONS, check_total, single_precision
+from jaxcls.pretrained.limits import MAX_DIMENSIONS, check_total, printable, single_precision
 
 MAX_OBJECTS = 100_000
 MAX_DEPTH = 64
@@ -24,8 +24,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
       path: an HDF5 file.
 
     Returns:
-      By full path without the leading slash, "block1a_expand_conv/kernel:0"; floating-point ones
-      as float32.
+      By full path without the leading slash, "block1a_expand_conv/kernel:0"; floating-point ones as
+      float32.
 
     Raises:
       WeightsError: it is damaged, has links or storage outside, or data sets that are no numbers,
@@ -38,25 +38,19 @@ def read(path: Path) -> dict[str, np.ndarray]:
             for name, dataset in datasets.items():
                 total += _declared(name, dataset)
             check_total(path, total)
-            return {
-                name: single_precision(np.asarray(dataset[()]))
-                for name, dataset in datasets.items()
-            }
+            tensors = {}
+            for name, dataset in datasets.items():
+                tensors[name] = single_precision(np.asarray(dataset[()]))
     except _RefusedError as error:
         raise WeightsError(f"{path}: {error}") from None
-    except (
-        OSError,
-        RuntimeError,
-        ValueError,
-        TypeError,
-        KeyError,
-        OverflowError,
-    ) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"{path}: the HDF5 file is damaged or cut short ({str(error)[:200]}); fetch it again"
+            f"{path}: the HDF5 file is damaged or cut short ({printable(error, 200)}); "
+            "fetch it again"
         ) from None
+    return tensors
 
 
 def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
@@ -69,17 +63,19 @@ def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
         for name in group:
             full = f"{path}/{name}" if path else str(name)
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise _RefusedError(f"{full[:80]} is a link, which may lead out of the file")
+                raise _RefusedError(f"{printable(full)} is a link, which may lead out of the file")
             entry = group[name]
             if entry in seen or full.count("/") > MAX_DEPTH or len(seen) > MAX_OBJECTS:
-                raise _RefusedError(f"{full[:80]} is reached twice, or there are too many objects")
+                raise _RefusedError(
+                    f"{printable(full)} is reached twice, or there are too many objects"
+                )
             if isinstance(entry, h5py.Group):
                 seen.add(entry)
                 waiting.append((full, entry))
             elif isinstance(entry, h5py.Dataset):
                 datasets[full] = entry
             else:
-                raise _RefusedError(f"{full[:80]} is neither a group nor a data set")
+                raise _RefusedError(f"{printable(full)} is neither a group nor a data set")
             if len(datasets) > MAX_OBJECTS:
                 raise _RefusedError(f"it has more than {MAX_OBJECTS} data sets")
     return datasets
@@ -88,20 +84,23 @@ def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
 def _declared(name: str, dataset: h5py.Dataset) -> int:
     """Bytes that a data set takes as an array, if it is plain numbers that lie in the file."""
     if dataset.dtype.kind not in "fiub":
-        raise _RefusedError(f"data set {name[:80]} holds no numbers but {dataset.dtype}")
+        raise _RefusedError(f"data set {printable(name)} holds no numbers but {dataset.dtype}")
     if dataset.id.get_type().get_size() != dataset.dtype.itemsize:
-        raise _RefusedError(f"data set {name[:80]} has numbers of an impossible size")
+        raise _RefusedError(f"data set {printable(name)} has numbers of an impossible size")
     plan = dataset.id.get_create_plist()
     if plan.get_layout() == h5py.h5d.VIRTUAL or plan.get_external_count():
-        raise _RefusedError(f"data set {name[:80]} lies in other files")
+        raise _RefusedError(f"data set {printable(name)} lies in other files")
     if dataset.shape is None or dataset.ndim > MAX_DIMENSIONS:
-        raise _RefusedError(f"data set {name[:80]} has no usable shape")
+        raise _RefusedError(f"data set {printable(name)} has no usable shape")
     size = math.prod(dataset.shape) * dataset.dtype.itemsize
     stored = dataset.id.get_storage_size()
-    if plan.get_nfilters():  # a chunk of few bytes may become gigabytes, whatever is declared
-        raise _RefusedError(f"data set {name[:80]} is compressed; write the file without that")
+    if plan.get_nfilters():  # a chunk may inflate to far more than its data set declares
+        raise _RefusedError(
+            f"data set {printable(name)} is compressed, which Keras never does; save it again "
+            "without: h5repack -f NONE"
+        )
     if stored < size:
-        raise _RefusedError(f"data set {name[:80]} declares {size} bytes, but has {stored}")
+        raise _RefusedError(f"data set {printable(name)} declares {size} bytes, but has {stored}")
     if plan.get_layout() == h5py.h5d.CHUNKED:
         size = max(size, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
     return max(size, math.prod(dataset.shape) * 4)

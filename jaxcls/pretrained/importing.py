@@ -14,6 +14,7 @@ from jaxcls.models.registry import model_names, model_spec
 from jaxcls.pretrained.families import Family, find_family
 from jaxcls.pretrained.files import WeightsFile
 from jaxcls.pretrained.info import WeightsError
+from jaxcls.pretrained.limits import printable
 from jaxcls.pretrained.variables import variable_shapes, without_collection
 
 type Variables = dict[str, Any]
@@ -37,6 +38,8 @@ class Report:
       allowed: variables that the file does not have, as `allow_missing` permits.
       unused: tensors that belong to no variable.
       reshaped: sentences on what was changed besides the layout.
+      ignored: how many tensors carry no weights, such as PyTorch's counters.
+      notes: sentences on what was done to find the tensors in the file.
     """
 
     family: str
@@ -45,12 +48,19 @@ class Report:
     allowed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     reshaped: tuple[str, ...] = ()
+    ignored: int = 0
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [f"{self.mapped} variables filled from tensors with {self.family} names"]
+        lines += self.notes
         lines += _listing("missing in the file", self.missing)
         lines += _listing("missing in the file, as allowed", self.allowed)
         lines += _listing("unused tensors", self.unused)
+        if self.ignored:
+            lines.append(
+                f"{self.ignored} tensor{'s carry' if self.ignored > 1 else ' carries'} no weights"
+            )
         lines += self.reshaped
         return "\n".join(lines)
 
@@ -93,6 +103,8 @@ def import_variables(
         allowed=tuple(name for name in absent if name in allowed),
         unused=match.unused,
         reshaped=match.reshaped,
+        ignored=match.ignored,
+        notes=file.notes,
     )
     if match.wrong or report.missing or report.unused:
         raise WeightsError(_misfit(file, spec, match, report))
@@ -132,7 +144,7 @@ def _family(file: WeightsFile) -> Family:
     try:
         return find_family(file.tensors)
     except WeightsError as error:
-        raise WeightsError(f"{file.path}: {error}") from None
+        raise WeightsError(f"{file.path}: {printable(error, 1000)}") from None
 
 
 def count_classes(file: WeightsFile, spec: ModelSpec) -> int:
@@ -141,7 +153,7 @@ def count_classes(file: WeightsFile, spec: ModelSpec) -> int:
     Raises:
       WeightsError: the file's names are of no known family.
     """
-    family = find_family(file.tensors)
+    family = _family(file)
     return _num_classes(file, family, family.names(spec, file.tensors))
 
 
@@ -156,6 +168,7 @@ class _Match:
       unused: tensors without a variable.
       wrong: sentences on tensors of another shape or type.
       reshaped: sentences on what was changed.
+      ignored: how many tensors carry no weights.
     """
 
     names: dict[str, str]
@@ -164,6 +177,7 @@ class _Match:
     unused: tuple[str, ...]
     wrong: tuple[str, ...]
     reshaped: tuple[str, ...]
+    ignored: int
 
     @property
     def fits(self) -> bool:
@@ -201,11 +215,8 @@ def _match(
     claimed = {names.get(path) for path in kept}
     if classes != found:
         claimed |= {names.get(_KERNEL), names.get(_BIAS)}
-    unused = [
-        name
-        for name in file.tensors
-        if name not in claimed and not re.fullmatch(family.ignored, name)
-    ]
+    rest = [name for name in file.tensors if name not in claimed]
+    unused = [name for name in rest if not re.fullmatch(family.ignored, name)]
     return _Match(
         names=names,
         views=views,
@@ -213,6 +224,7 @@ def _match(
         unused=tuple(unused),
         wrong=tuple(wrong),
         reshaped=tuple(reshaped),
+        ignored=len(rest) - len(unused),
     )
 
 
@@ -287,7 +299,7 @@ def _listing(title: str, items: Sequence[str]) -> Iterator[str]:
     """Lines that list the first items, and how many there are."""
     if items:
         yield f"{title} ({len(items)}):"
-        yield from (f"  {item}" for item in items[:_LISTED])
+        yield from (f"  {printable(item, 300)}" for item in items[:_LISTED])
         if len(items) > _LISTED:
             yield f"  and {len(items) - _LISTED} more"
 

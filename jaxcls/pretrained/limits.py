@@ -1,4 +1,4 @@
-"""What a file may claim to hold, before memory is taken for it."""
+"""What a file may claim to hold, before memory is taken for it, and how its texts are shown."""
 
 from pathlib import Path
 
@@ -28,6 +28,13 @@ def check_total(path: Path, declared: int) -> None:
             f"{path}: declares {declared} bytes of tensors in a file of "
             f"{size} bytes; this is no honest weights file"
         )
+
+
+def printable(text: object, length: int = 80) -> str:
+    """The start of a text out of a file, harmless on a terminal: "\\n" and "\\x1b" are escaped."""
+    text = str(text)
+    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:length])
+    return shown if len(text) <= length else f"{shown}…"
 
 
 def single_precision(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ little-endian on every machine.
 """
 
 import io
-import json
 import math
 import struct
 import zipfile
@@ -21,8 +20,8 @@ import numpy as np
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.limits import (
     MAX_BYTES,
-    MAX_DIMENSIONS,
     check_total,
+    printable,
     single_precision,
     widen_bfloat16,
 )
@@ -44,12 +43,13 @@ STATE_DICTS = (
 PREFIXES = ("module.", "_orig_mod.", "model.")
 _AVERAGED = "n_averaged"  # AveragedModel's counter stands beside its "module."
 
+_LISTED = 10
 _REMEDY = "save model.state_dict() with safetensors, or with torch.save"
 
 type _Bytes = bytes | memoryview
 
 
-def read_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_zip(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads what `torch.save` of version 1.6 and later writes.
 
     Args:
@@ -57,7 +57,7 @@ def read_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
     Returns:
       tensors: by their names in the state dict; floating-point ones as float32.
-      metadata: see `_state_dict`.
+      notes: see `_state_dict`.
 
     Raises:
       WeightsError: it is another archive, damaged, or holds more than a table of tensors.
@@ -74,20 +74,20 @@ def read_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             order = read("byteorder") if f"{folder}byteorder" in records else b"little"
             if order not in (b"little", b"big"):
                 raise RefusedError("its byte order is neither little nor big")
-            state, metadata = _state_dict(unpickle(io.BytesIO(read("data.pkl"))))
+            state, notes = _state_dict(unpickle(io.BytesIO(read("data.pkl"))))
 
             def read_storage(storage: Storage) -> bytes:
                 record = records.get(f"{folder}data/{storage.key}")
                 if record is None:
-                    raise RefusedError(f"there is no record data/{storage.key[:40]}")
+                    raise RefusedError(f"there is no record data/{printable(storage.key, 40)}")
                 if record.file_size != storage.numel * _item_size(storage.kind):
                     raise RefusedError(
-                        f"record data/{storage.key[:40]} has {record.file_size} bytes, but "
-                        f"{storage.numel} numbers are declared"
+                        f"record data/{printable(storage.key, 40)} has {record.file_size} bytes, "
+                        f"but {storage.numel} numbers are declared"
                     )
                 return archive.read(record)
 
-            return _tensors(path, state, read_storage, big_endian=order == b"big"), metadata
+            return _tensors(path, state, read_storage, big_endian=order == b"big"), notes
     except RefusedError as error:
         raise WeightsError(f"{path}: {error}; {_REMEDY}") from None
     except (
@@ -103,11 +103,12 @@ def read_zip(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"{path}: the zip archive is damaged or cut short ({error}); fetch it again"
+            f"{path}: the zip archive is damaged or cut short ({printable(error, 200)}); "
+            "fetch it again"
         ) from None
 
 
-def read_stream(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_stream(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads what `torch.save` before version 1.6 wrote, and now writes when asked for.
 
     Args:
@@ -125,18 +126,18 @@ def read_stream(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         unpickle(stream)  # the machine's sizes of integers: nothing depends on them
         content = unpickle(stream)
         keys = unpickle(stream)
-        state, metadata = _state_dict(content)
+        state, notes = _state_dict(content)
         places = _storage_places(data, stream.tell(), keys, _all_storages(content))
 
         def read_storage(storage: Storage) -> memoryview:
             if storage.key not in places:
-                raise RefusedError(f"there is no storage {storage.key[:40]}")
+                raise RefusedError(f"there is no storage {printable(storage.key, 40)}")
             start, stop = places[storage.key]
             if stop - start != storage.numel * _item_size(storage.kind):
-                raise RefusedError(f"storage {storage.key[:40]} has two sizes")
+                raise RefusedError(f"storage {printable(storage.key, 40)} has two sizes")
             return memoryview(data)[start:stop]
 
-        return _tensors(path, state, read_storage, big_endian=False), metadata
+        return _tensors(path, state, read_storage, big_endian=False), notes
     except RefusedError as error:
         raise WeightsError(f"{path}: {error}; {_REMEDY}") from None
 
@@ -148,8 +149,8 @@ def _check_records(path: Path, records: list[zipfile.ZipInfo]) -> None:
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise RefusedError(
-                f"record {record.filename[:80]} is compressed, which torch.save never does, or "
-                "lies about its size"
+                f"record {printable(record.filename)} is compressed, which torch.save never does, "
+                "or lies about its size"
             )
     # Records that share bytes would make much out of little.
     if sum(record.file_size for record in records) > path.stat().st_size:
@@ -169,7 +170,9 @@ def _folder(path: Path, records: dict[str, zipfile.ZipInfo]) -> str:
         )
     if len(set(folders)) != 1:
         some = ", ".join(sorted(records)[:3])
-        raise RefusedError(f"it is a zip archive, but not one of PyTorch's (it has {some[:200]})")
+        raise RefusedError(
+            f"it is a zip archive, but not one of PyTorch's (it has {printable(some, 200)})"
+        )
     return folders[0]
 
 
@@ -185,7 +188,7 @@ def _all_storages(content: Any) -> dict[str, Storage]:
         if isinstance(value, Storage):
             other = found.setdefault(value.key, value)
             if other.kind != value.kind:
-                raise RefusedError(f"storage {value.key[:40]} has two types")
+                raise RefusedError(f"storage {printable(value.key, 40)} has two types")
         elif isinstance(value, dict | list | tuple) and id(value) not in seen:
             seen.add(id(value))
             waiting.extend(value.values() if isinstance(value, dict) else value)
@@ -201,7 +204,7 @@ def _storage_places(
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         if key not in storages:
-            raise RefusedError(f"storage {key[:40]} belongs to nothing")
+            raise RefusedError(f"storage {printable(key, 40)} belongs to nothing")
         if position + 8 > len(data):
             raise RefusedError("it is cut short; fetch it again")
         (count,) = struct.unpack_from("<q", data, position)
@@ -213,40 +216,42 @@ def _storage_places(
     return places
 
 
-def _state_dict(content: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The table of tensors in what was saved, and what was done to get it.
+def _state_dict(content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The table of tensors in what was saved, and sentences on what was done to get it.
 
-    The metadata's fields, each only if it applies: "state_dict", the entry where the table was;
-    "prefix", what all names began with and was taken off; "left_out", the names of all other
-    entries, as a JSON list.
+    They say, each only if it applies, in which entry the table was, what all names began with and
+    was taken off, and which other entries there are.
     """
     if isinstance(content, Tensor):
         raise RefusedError("it holds one tensor without a name")
     if not isinstance(content, dict):
         raise RefusedError(f"it holds a {type(content).__name__}, not a table of tensors")
-    metadata = {}
+    notes: list[str] = []
     table = content
     for key in STATE_DICTS:
         if isinstance(content.get(key), dict) and _only_tensors(content[key]):
-            metadata["state_dict"] = key
+            notes.append(f"tensors taken from the checkpoint's entry {key}")
             table = content[key]
             break
     state = _only_tensors(table)
     if not state:
         some = ", ".join(str(key)[:40] for key in list(content)[:5])
         raise RefusedError(
-            f"it holds no tensors at its top or under {', '.join(STATE_DICTS)} (it has {some})"
+            f"it holds no tensors at its top or under {', '.join(STATE_DICTS)} "
+            f"(it has {printable(some, 200)})"
         )
     left_out = [str(key) for key in content if table is not content and content[key] is not table]
     left_out += [str(key) for key in table if key not in state]
     prefix, state = _strip_prefix(state)
     if prefix:
-        metadata["prefix"] = prefix
+        notes.append(f"prefix {prefix} taken off all names")
         if _AVERAGED in table:
             left_out.append(_AVERAGED)
     if left_out:
-        metadata["left_out"] = json.dumps(left_out)
-    return state, metadata
+        some = ", ".join(printable(name, 40) for name in left_out[:_LISTED])
+        more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
+        notes.append(f"left out of the checkpoint: {some}{more}")
+    return state, tuple(notes)
 
 
 def _only_tensors(table: dict[Any, Any]) -> dict[str, Tensor]:
@@ -303,18 +308,17 @@ def _check(name: str, tensor: Tensor) -> None:
     """Refuses a view that reaches out of its storage, or shows its numbers more than once."""
     storage, offset, shape, strides = tensor
     numbers = (offset, *shape, *strides)
+    count = math.prod(shape)
     if (
         len(shape) != len(strides)
-        or len(shape) > MAX_DIMENSIONS
         or min(numbers) < 0
-        or math.prod(max(n, 1) for n in shape) > MAX_BYTES  # also where another length is 0
-        or max(strides, default=0) > MAX_BYTES
+        or (count and max(strides, default=0) > storage.numel)
+        or math.prod(max(n, 1) for n in shape) * 8 > MAX_BYTES  # NumPy counts bytes where n is 0
     ):
-        raise RefusedError(f"tensor {name[:80]} has an impossible shape, offset or stride")
-    count = math.prod(shape)
+        raise RefusedError(f"tensor {printable(name)} has an impossible shape, offset or stride")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if count > storage.numel or (count and last >= storage.numel):
-        raise RefusedError(f"tensor {name[:80]} reaches out of its storage")
+        raise RefusedError(f"tensor {printable(name)} reaches out of its storage")
 
 
 def _item_size(kind: str) -> int:

@@ -12,7 +12,9 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-MAX_OPCODES = 2_000_000  # a tensor needs about 30
+from jaxcls.pretrained.limits import MAX_DIMENSIONS, printable
+
+MAX_OPCODES = 2_000_000  # and copied items; a tensor needs about 30
 MAX_INT = 2**80  # PyTorch's magic number has 79 bits
 
 # Name of the storage's class in torch -> its numbers, without the byte order.
@@ -87,12 +89,12 @@ def unpickle(stream: io.BytesIO) -> Any:
     """
     machine = _Machine()
     try:
-        for number, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-            if number >= MAX_OPCODES:
-                raise RefusedError(f"its pickle has more than {MAX_OPCODES} opcodes")
+        for opcode, argument, _ in pickletools.genops(stream):
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, OverflowError) as error:
-        raise RefusedError(f"its pickle is damaged or cut short ({_short(error)})") from None
+        raise RefusedError(
+            f"its pickle is damaged or cut short ({printable(error, 120)})"
+        ) from None
     return machine.result()
 
 
@@ -102,7 +104,7 @@ class _Machine:
     def __init__(self) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}  # a list would grow to whatever number a pickle says
-        self._num_items = 0  # handed to calls, again and again if a memo names them
+        self._spent = 0
 
     def result(self) -> Any:
         """What is left at the end."""
@@ -110,15 +112,9 @@ class _Machine:
             raise RefusedError("its pickle is damaged (it does not end with one value)")
         return self._stack[0]
 
-    def _charge(self, arguments: Any) -> None:
-        """Counts what a call may copy: a few bytes can hand over the same long list many times."""
-        if isinstance(arguments, tuple):
-            self._num_items += sum(len(a) for a in arguments if isinstance(a, list | tuple | dict))
-        if self._num_items > MAX_OPCODES:
-            raise RefusedError("its pickle hands over more values than a table of tensors needs")
-
     def step(self, opcode: str, argument: Any) -> None:
         """Carries out one opcode with the argument that follows it in the file."""
+        self._spend(1)
         stack = self._stack
         match opcode:
             case "PROTO" | "FRAME" | "STOP":
@@ -185,8 +181,7 @@ class _Machine:
                 stack.append(_storage(self._pop()))
             case "REDUCE":
                 arguments, function = self._pop(), self._pop()
-                self._charge(arguments)
-                stack.append(_call(function, arguments))
+                stack.append(self._call(function, arguments))
             case "BUILD":
                 # PyTorch hangs versions on a state dict (_metadata); no tensor depends on them.
                 state = self._pop()
@@ -196,6 +191,24 @@ class _Machine:
                 raise RefusedError(
                     f"its pickle uses {opcode}, which a table of tensors never needs"
                 )
+
+    def _spend(self, count: int) -> None:
+        self._spent += count
+        if self._spent > MAX_OPCODES:
+            raise RefusedError(f"its pickle has more than {MAX_OPCODES} opcodes and copied items")
+
+    def _call(self, function: Any, arguments: Any) -> Any:
+        if not isinstance(function, _Global) or function.build is None:
+            raise RefusedError("its pickle calls something that is no function")
+        if not isinstance(arguments, tuple):
+            raise RefusedError(f"its pickle calls {function.name} without arguments")
+        self._spend(len(arguments))
+        # One list may be recalled for many calls, and each call copies it.
+        self._spend(sum(len(items) for items in arguments if isinstance(items, list | tuple)))
+        try:
+            return function.build(*arguments)
+        except TypeError:
+            raise RefusedError(f"its pickle calls {function.name} with wrong arguments") from None
 
     def _pop(self) -> Any:
         value = self._stack.pop()
@@ -244,24 +257,13 @@ def _find(module: str, name: str) -> _Global:
         return _Global(full, kind=STORAGES[name])
     if module.startswith("torch.nn."):
         raise RefusedError(
-            f"it is a whole pickled model, with {_short(full)}, not its tensors; nothing of it "
+            f"it is a whole pickled model, with {printable(full)}, not its tensors; nothing of it "
             "was run"
         )
     raise RefusedError(
-        f"its pickle names {_short(full)}, which a table of tensors never needs: it is a whole "
+        f"its pickle names {printable(full)}, which a table of tensors never needs: it is a whole "
         "model, other Python objects, or an attack; nothing of it was run"
     )
-
-
-def _call(function: Any, arguments: Any) -> Any:
-    if not isinstance(function, _Global) or function.build is None:
-        raise RefusedError("its pickle calls something that is no function")
-    if not isinstance(arguments, tuple):
-        raise RefusedError(f"its pickle calls {function.name} without arguments")
-    try:
-        return function.build(*arguments)
-    except TypeError:
-        raise RefusedError(f"its pickle calls {function.name} with wrong arguments") from None
 
 
 def _storage(description: Any) -> Storage:
@@ -321,14 +323,11 @@ def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Tensor:
 def _integers(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple | list):
         raise TypeError
+    if len(values) > MAX_DIMENSIONS:
+        raise RefusedError(f"it has a tensor of more than {MAX_DIMENSIONS} dimensions")
     if not all(isinstance(value, int) and not isinstance(value, bool) for value in values):
         raise TypeError
     return tuple(values)
-
-
-def _short(text: object) -> str:
-    text = str(text)
-    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {

@@ -1,5 +1,6 @@
 """What an import accepts, changes, reports and refuses."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,28 @@ def test_every_variable_gets_its_tensor() -> None:
     assert report.family == "timm"
     assert report.mapped == len(arrays)
     assert (report.missing, report.allowed, report.unused, report.reshaped) == ((), (), (), ())
-    assert str(report) == f"{len(arrays)} variables filled from tensors with timm names"
+    assert (report.ignored, report.notes) == (1, ())
+    assert str(report) == (
+        f"{len(arrays)} variables filled from tensors with timm names\n1 tensor carries no weights"
+    )
+
+
+def test_the_report_says_what_was_left_in_the_file() -> None:
+    file = dataclasses.replace(timm_file(), notes=("prefix module. taken off all names",))
+    file.tensors["bn2.num_batches_tracked"] = np.array(3, np.int64)
+    _, report = import_variables(file, SPEC, num_classes=None)
+    assert str(report).splitlines()[1:] == [
+        "prefix module. taken off all names",
+        "2 tensors carry no weights",
+    ]
+
+
+def test_names_are_escaped() -> None:
+    file = timm_file()
+    file.tensors["x\n\x1b[31m"] = np.zeros(3, np.float32)
+    assert "unused tensors (1):\n  x\\n\\x1b[31m" in refusal(file)
+    file = WeightsFile(Path("w"), {"x\n\x1b[31m": np.zeros(3, np.float32)}, {})
+    assert "names in the file: x\\n\\x1b[31m" in refusal(file)
 
 
 def test_same_number_of_classes_asked_for() -> None:

@@ -18,11 +18,11 @@ from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import make_mesh, replicated
-from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
+from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.importing import import_variables
 from jaxcls.pretrained.info import WeightsInfo
 from jaxcls.pretrained.presets import preset
-from jaxcls.pretrained.weights import kind_of_weights, open_weights, weights_info
+from jaxcls.pretrained.weights import kind_of_weights, load_weights, weights_info
 from jaxcls.results import Evaluation
 from jaxcls.rundir import recorded_info
 from jaxcls.training.assemble import model_from_config
@@ -150,13 +150,13 @@ class ImageClassifier:
         num_classes: int | None,
         allow_missing: Sequence[str],
     ) -> "ImageClassifier":
-        info = weights_info(name, model=model_name)
-        config = _config_of(name, info)
         if num_classes is not None and num_classes < 1:
             raise UserError(f"num_classes: must be at least 1, got {num_classes}")
+        file, info = load_weights(name, model=model_name)
+        config = _config_of(name, info)
         spec = model_from_config(config, num_classes=0).spec
         values, _ = import_variables(
-            open_weights(name), spec, num_classes=num_classes, allow_missing=allow_missing
+            file, spec, num_classes=num_classes, allow_missing=allow_missing
         )
         head = values["params"].get("classifier")
         count = num_classes or (0 if head is None else head["bias"].shape[0])
@@ -423,8 +423,7 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
 
     ImageNet's classes may go by their names or their WordNet ids.
     """
-    names, wordnet_ids = imagenet_class_names(), imagenet_wordnet_ids()
-    aliases = {names: wordnet_ids, wordnet_ids: names}.get(tuple(ours), ())
+    aliases = other_imagenet_names(tuple(ours)) or ()
     numbers = {name: number for known in (aliases, ours) for number, name in enumerate(known)}
     return [numbers.get(name, len(ours) + index) for index, name in enumerate(theirs)]
 

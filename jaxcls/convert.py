@@ -35,7 +35,7 @@ def convert(arguments: list[str]) -> int:
     from jaxcls.models.registry import model_spec
     from jaxcls.pretrained.importing import import_variables
     from jaxcls.pretrained.stored import write_weights
-    from jaxcls.pretrained.weights import kind_of_weights, open_weights, weights_info
+    from jaxcls.pretrained.weights import kind_of_weights, load_weights
     from jaxcls.training.restore import restore_run
     from jaxcls.training.start import run_weights_info
 
@@ -48,9 +48,9 @@ def convert(arguments: list[str]) -> int:
     else:
         if options.step != "latest":
             raise UserError(f"--step: only a run has steps, and {options.weights!r} is none")
-        info = weights_info(options.weights, model=options.model)
+        file, info = load_weights(options.weights, model=options.model)
         variables, report = import_variables(
-            open_weights(options.weights),
+            file,
             model_spec(info.model),
             num_classes=None,
             allow_missing=options.allow_missing,

@@ -10,8 +10,8 @@ import math
 
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 # (x - 128) / 128 and (x - 127) / 128 on 0..255 images, written for images in [0, 1].
 _HALF = (128 / 255, 128 / 255, 128 / 255)
 _LITE_MEAN = (127 / 255, 127 / 255, 127 / 255)
@@ -53,8 +53,8 @@ def _v1(name: str, *, width: float, depth: float, image_size: int, lite: bool = 
         stages=stages,
         head_filters=1280 if lite else _round_up_filters(1280, width),
         image_size=image_size,
-        mean=_LITE_MEAN if lite else _IMAGENET_MEAN,
-        std=_HALF if lite else _IMAGENET_STD,
+        mean=_LITE_MEAN if lite else IMAGENET_MEAN,
+        std=_HALF if lite else IMAGENET_STD,
         activation="relu6" if lite else "silu",
     )
 
@@ -89,8 +89,8 @@ def _v2_b(name: str, *, width: float, depth: float, image_size: int) -> ModelSpe
         stages=_v2_stages(repeats, filters),
         head_filters=_round_filters(1280, width),
         image_size=image_size,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
     )
 
 
@@ -119,8 +119,8 @@ def _rw_t() -> ModelSpec:
             image_size=224,
         ),
         head_filters=1024,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         padding="symmetric",
         batch_norm_epsilon=1e-5,
     )

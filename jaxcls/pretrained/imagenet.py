@@ -20,6 +20,12 @@ def imagenet_wordnet_ids() -> tuple[str, ...]:
     return tuple(wordnet_id for wordnet_id, _ in _classes())
 
 
+def other_imagenet_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
+    """ImageNet's WordNet ids for its class names, and the names for the ids; None for others."""
+    class_names, wordnet_ids = imagenet_class_names(), imagenet_wordnet_ids()
+    return {class_names: wordnet_ids, wordnet_ids: class_names}.get(names)
+
+
 @functools.cache
 def _classes() -> tuple[tuple[str, str], ...]:
     lines = (

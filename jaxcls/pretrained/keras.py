@@ -13,11 +13,9 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec, block_names
+from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD
 from jaxcls.pretrained.info import Triple, WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import layer_of, variable_shapes
-
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
@@ -89,8 +87,8 @@ def keras_hub_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Weight
     del tensors
     return info_of_spec(
         spec,
-        mean=_IMAGENET_MEAN,
-        std=_IMAGENET_STD,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
         padding="symmetric",
         batch_norm_epsilon=1e-5,
         interpolation="bicubic",
@@ -113,7 +111,7 @@ def _normalisation(tensors: Mapping[str, np.ndarray]) -> dict[str, Triple]:
     mean, variance = (found.get(a, found.get(b)) for a, b in (("mean", "0"), ("variance", "1")))
     if mean is None or variance is None:
         return {}
-    std = variance if np.allclose(variance, _IMAGENET_STD) else np.sqrt(variance)
+    std = variance if np.allclose(variance, IMAGENET_STD) else np.sqrt(variance)
     return {"mean": _triple(mean), "std": _triple(std)}
 
 

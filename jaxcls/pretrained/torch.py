@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterator
 import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec, StageSpec, block_names
+from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD
 from jaxcls.pretrained.info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import layer_of, variable_shapes
 
-_IMAGENET_MEAN = (0.485, 0.456, 0.406)
-_IMAGENET_STD = (0.229, 0.224, 0.225)
 _HALF = (0.5, 0.5, 0.5)
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
@@ -63,7 +62,7 @@ def timm_info(spec: ModelSpec) -> WeightsInfo:
     """
     uncropped = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
     size = _TIMM_SIZES.get(spec.name, spec.image_size)
-    changes = {} if spec.mean == _IMAGENET_MEAN else {"mean": _HALF, "std": _HALF}
+    changes = {} if spec.mean == IMAGENET_MEAN else {"mean": _HALF, "std": _HALF}
     return info_of_spec(
         spec,
         **changes,
@@ -144,8 +143,8 @@ def torchvision_info(spec: ModelSpec) -> WeightsInfo:
         spec,
         padding="symmetric",
         batch_norm_epsilon=1e-5 if re.fullmatch("efficientnet_b[0-4]", spec.name) else 1e-3,
-        mean=_HALF if halves else _IMAGENET_MEAN,
-        std=_HALF if halves else _IMAGENET_STD,
+        mean=_HALF if halves else IMAGENET_MEAN,
+        std=_HALF if halves else IMAGENET_STD,
         image_size=size,
         crop_fraction=size / resized,
         interpolation=interpolation,

@@ -39,30 +39,34 @@ def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
 def weights_info(name: str, *, model: str | None = None) -> WeightsInfo:
     """The network and the preprocessing that belong to weights. Fetches nothing.
 
+    Args and raises as `load_weights`.
+    """
+    if preset := find_preset(name):
+        return _require_model(name, preset.info, model)
+    return load_weights(name, model=model)[1]
+
+
+def load_weights(name: str, *, model: str | None = None) -> tuple[WeightsFile, WeightsInfo]:
+    """The tensors of a preset, which is fetched if need be, or of a file, and what belongs to them.
+
     Args:
       name: a preset or a file.
       model: name of the network that the caller wants; None: whichever the weights are for.
 
     Raises:
-      WeightsError: no such weights, or they are for another network.
+      WeightsError: no such weights, or they cannot be fetched or read, or are of another network.
     """
     if preset := find_preset(name):
-        info = preset.info
-    else:
-        info = file_info(open_weights(name), model=model)
+        info = _require_model(name, preset.info, model)  # before anything is fetched
+        return read_weights(fetch_weights(preset)), info
+    file = read_weights(name)
+    return file, _require_model(name, file_info(file, model=model), model)
+
+
+def _require_model(name: str, info: WeightsInfo, model: str | None) -> WeightsInfo:
     if model not in (None, info.model):
         raise WeightsError(f"weights {name!r} are of {info.model}, not of {model}")
     return info
-
-
-def open_weights(name: str) -> WeightsFile:
-    """The tensors of a preset, which is fetched if need be, or of a file.
-
-    Raises:
-      WeightsError: no such weights, or they cannot be fetched or read.
-    """
-    preset = find_preset(name)
-    return read_weights(fetch_weights(preset) if preset else name)
 
 
 def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:

@@ -11,10 +11,10 @@ from jaxcls.config import Config, ConfigError
 from jaxcls.data.records import Source
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import model_spec
-from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
+from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.importing import Report, import_variables
 from jaxcls.pretrained.info import WeightsInfo, info_of_spec
-from jaxcls.pretrained.weights import kind_of_weights, open_weights, weights_info
+from jaxcls.pretrained.weights import kind_of_weights, load_weights, weights_info
 from jaxcls.rundir import RunInfo
 from jaxcls.training.restore import read_run_info, restore_run
 from jaxcls.training.state import Variables
@@ -120,7 +120,7 @@ def same_classes(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
 
     ImageNet's may go by their names or their WordNet ids.
     """
-    return ours == theirs or {ours, theirs} == {imagenet_class_names(), imagenet_wordnet_ids()}
+    return theirs in (ours, other_imagenet_names(ours))
 
 
 def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
@@ -167,10 +167,8 @@ def _load(
     if kind_of_weights(weights) == "run":
         restored = restore_run(weights)
         return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
+    file, info = load_weights(weights, model=model.spec.name)
     values, report = import_variables(
-        open_weights(weights),
-        model.spec,
-        num_classes=None,
-        allow_missing=config.model.allow_missing,
+        file, model.spec, num_classes=None, allow_missing=config.model.allow_missing
     )
-    return values, weights_info(weights, model=model.spec.name).class_names, report
+    return values, info.class_names, report

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 type Guesses = list[list["Guess"]]  # for each image, best first
 
 EXIT_USER_ERROR = 2
-EXIT_STOPPED = 75  # after a save; the same command goes on (EX_TEMPFAIL)
 
 USAGE = """\
 usage: jaxcls COMMAND ...
@@ -167,9 +166,11 @@ def _train(arguments: list[str]) -> int:
     default = Train(config=config, workdir=Path("runs") / path.stem)
     options = parse(Train, "jaxcls train CONFIG", rest, default=default)
     from jaxcls.training.loop import train
+    from jaxcls.training.stopping import EXIT_STOPPED, ignore_signals
 
     outcome = train(checked(options.config), options.workdir, allow_changes=options.allow_changes)
     if outcome.stopped_by:
+        ignore_signals()
         print(
             f"stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.num_steps}, "
             f"which is saved; the same command goes on from there",

@@ -249,6 +249,9 @@ class Config:
     """Steps between evaluations (None: one an epoch). The last step is always evaluated."""
     log_every_steps: Annotated[Count, OPERATIONAL] = 20
     """Steps between lines in metrics.csv and TensorBoard."""
+    stuck_after_seconds: Annotated[float, Range(0), OPERATIONAL] = 600.0
+    """Of several processes: when one makes no progress for this long (six times that while it
+    starts), all end with status 1 and name it. 0 turns that off."""
 
 
 def load_config(path: str | Path) -> Config:

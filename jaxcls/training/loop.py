@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.checkpoint import Checkpoints
@@ -28,9 +29,10 @@ from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
 from jaxcls.training.start import first_values, info_for, resolve
-from jaxcls.training.state import TrainState
+from jaxcls.training.state import TrainState, Variables
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
-from jaxcls.training.stopping import StopSignals
+from jaxcls.training.stopping import StoppedError, StopSignals
+from jaxcls.training.watchdog import Watchdog
 
 UNEQUAL_MICRO_BATCHES = (
     'warning: with model.batch_norm "global", each micro-batch is normalised by itself, so '
@@ -96,6 +98,8 @@ def train(
     changes = prepare_run(workdir, info, allow_changes=allow_changes)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
+        stop.leave_at_once = True  # until a step is taken
+        watchdog = stack.enter_context(Watchdog(stuck_after=config.stuck_after_seconds))
         checkpoints = stack.enter_context(open_checkpoints(workdir, config))
         compiler = stack.enter_context(ThreadPoolExecutor(1, "compile"))
         compiling = None
@@ -123,7 +127,16 @@ def train(
         if start >= training.plan.num_steps:
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
         run = Run(
-            started, training, compiling, source, eval_source, info, checkpoints, reporter, stop
+            started,
+            training,
+            compiling,
+            source,
+            eval_source,
+            info,
+            checkpoints,
+            reporter,
+            stop,
+            watchdog,
         )
         outcome = run.advance(state, start)
         for part in (source, eval_source):
@@ -148,6 +161,7 @@ class Run:
     checkpoints: Checkpoints
     reporter: Reporter
     stop: StopSignals
+    watchdog: Watchdog
 
     def advance(self, state: TrainState, start: int) -> Outcome:
         """Takes the steps after `start`, up to the last one or a signal."""
@@ -159,23 +173,34 @@ class Run:
             program = self._compile()
             meter = Meter(self.info.config.data.batch_size)
             for step in range(start + 1, calendar.num_steps + 1):
+                self.watchdog.moved(step - 1, "reading data")
                 with self._keeping(step - 1, state, meter), meter.waiting():
                     batch = next(batches)
+                self.watchdog.moved(step - 1, "taking the next step")
                 state, step_metrics = program(state, batch)
                 meter.add(step, step_metrics)
-                ending = step == calendar.num_steps or self.stop.received is not None
+                if step == start + 1:
+                    meter.check()  # waits until all processes have taken it
+                    self.stop.leave_at_once = False
+                ending = step == calendar.num_steps or self.stop.agreed()
                 if ending or step == start + 1 or calendar.reads(step):
                     self.reporter.log(step, meter.read())
                 if step == start + 1:
                     seconds = time.perf_counter() - self.started
                     self.reporter.say(f"took the first step {seconds:.1f} s after the start")
+                score = None
                 if calendar.evaluates(step):
-                    with self._keeping(step, state, meter):
-                        metrics = eval_step(state)
-                    require_finite(step, "evaluation loss", metrics["loss"])
-                    self.reporter.evaluated(step, metrics)
+                    try:
+                        with self._keeping(step, state, meter):
+                            metrics = eval_step(step, state)
+                    except StoppedError:
+                        ending = True
+                    else:
+                        require_finite(step, "evaluation loss", metrics["loss"])
+                        self.reporter.evaluated(step, metrics)
+                        score = metrics["top1"]
                 if ending or calendar.saves(step):
-                    score = metrics["top1"] if calendar.evaluates(step) else None
+                    self.watchdog.moved(step, "saving")
                     self.checkpoints.save(step, state, metadata=self.info.to_json(), metric=score)
                 if ending:
                     break
@@ -199,12 +224,23 @@ class Run:
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
             raise UserError(f"{error}\n{saved}; mend it and give the same command again") from error
 
-    def _make_eval_step(self) -> Callable[[TrainState], dict[str, float]]:
+    def _make_eval_step(self) -> Callable[[int, TrainState], dict[str, float]]:
         config, mesh = self.info.config, self.training.mesh
         eval_step = make_eval_step(self.training.model, loss=config.loss.name, mesh=mesh)
-        return lambda state: evaluate(
-            eval_step, state.eval_variables, self.eval_source, config.data, mesh=mesh
-        )
+
+        def evaluate_after(step: int, state: TrainState) -> dict[str, float]:
+            def step_or_stop(variables: Variables, batch: Mapping[str, Array]) -> dict[str, Array]:
+                # The last step's is not cut short: no later run would make up for it.
+                self.watchdog.moved(step, "evaluating")
+                if self.stop.agreed() and step < self.training.plan.num_steps:
+                    raise StoppedError
+                return eval_step(variables, batch)
+
+            return evaluate(
+                step_or_stop, state.eval_variables, self.eval_source, config.data, mesh=mesh
+            )
+
+        return evaluate_after
 
     def _compile(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         compiled = self.compiling.result() if self.compiling else self.training.compile_step()

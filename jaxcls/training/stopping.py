@@ -1,30 +1,141 @@
-"""Stopping on a signal, between two steps."""
+"""Stopping on a signal: all processes of a job after the same step, or at once before the first."""
 
+import os
+import select
 import signal
+import threading
+import time
 from types import FrameType
+from typing import Self
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxcls.training.watchdog import coordination_client, end_now
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
+
+# Where JAX's preemption service (jaxlib's PreemptionSyncManager) notes the first notice of a job.
+NOTICE = "RECEIVED_PREEMPTION_NOTICE"
+_LEAVING = "jaxcls/leaving/"
+_POLL_SECONDS = 0.5
+_LEAVE_SECONDS = 10.0
+
+
+class StoppedError(Exception):
+    """The work was cut short, because the processes have agreed to stop."""
 
 
 class StopSignals:
-    """Inside the `with`, SIGINT and SIGTERM are noted instead of obeyed.
+    """Inside the `with`, SIGINT, SIGTERM and preemption notices are noted instead of obeyed.
+
+    Of several processes, each knows of a signal that any of them got. There the preemption service
+    handles SIGTERM itself, in C++, since `jax.distributed.initialize`: a handler of ours would take
+    its place, so SIGINT is turned into SIGTERM.
 
     Attributes:
-      received: name of the first signal, or None.
+      received: what was received first, as far as this process knows, or None.
+      leave_at_once: whether there is nothing to save, so that a signal ends the process with status
+        75 at once, even while the main thread compiles.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
+        self.leave_at_once = False
+        self._client = coordination_client()
         self._previous = {}
+        self._calls = 0
+        self._agreed = False
+        self._left = threading.Event()
 
-    def __enter__(self) -> "StopSignals":
-        for number in SIGNALS:
+    def __enter__(self) -> Self:
+        ours = SIGNALS if self._client is None else (signal.SIGINT,)
+        # Python runs a handler in the main thread and not during a compile; but the number of the
+        # signal comes through this pipe at any time.
+        self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._previous_fd = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+        for number in ours:
             self._previous[number] = signal.signal(number, self._note)
+        self._watcher = threading.Thread(target=self._watch, name="jaxcls-signals", daemon=True)
+        self._watcher.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_fd)
+        self._left.set()
+        self._watcher.join()
+        for end in self._pipe:
+            os.close(end)
+
+    def agreed(self) -> bool:
+        """Whether to stop here; the same answer in every process.
+
+        All processes call it equally often, between two pieces of work.
+        """
+        if self._client is None:
+            return self.received is not None
+        self._calls += 1
+        # True at one call only, the same in all processes.
+        if multihost_utils.reached_preemption_sync_point(self._calls):
+            self._agreed = True
+            self.received = self.received or "SIGTERM"
+        return self._agreed
 
     def _note(self, number: int, _: FrameType | None) -> None:
         self.received = self.received or signal.Signals(number).name
+
+    def _watch(self) -> None:
+        while not self._left.is_set():
+            if select.select([self._pipe[0]], [], [], _POLL_SECONDS)[0]:
+                for number in os.read(self._pipe[0], 64):
+                    self._note_early(number)
+            if self._client is not None:
+                self._ask_the_others()
+            if self.received and self.leave_at_once:
+                self._leave()
+
+    def _note_early(self, number: int) -> None:
+        if number not in self._previous:
+            return
+        self._note(number, None)
+        if self._client is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _ask_the_others(self) -> None:
+        try:
+            self._client.key_value_try_get(NOTICE)
+        except jax.errors.JaxRuntimeError:  # there is none
+            return
+        self.received = self.received or "SIGTERM"
+        # One that was still at its start has left; its step will never come.
+        if self._client.key_value_dir_get(_LEAVING):
+            self._leave()
+
+    def _leave(self) -> None:
+        if self._client is not None:
+            self._leave_together()
+        end_now(
+            EXIT_STOPPED,
+            f"stopped by {self.received} before the first step; nothing was trained since the "
+            f"start, and the same command starts again",
+        )
+
+    def _leave_together(self) -> None:
+        """Waits for the others: where one is missing, what they do fails with another status."""
+        self._client.key_value_set(f"{_LEAVING}{jax.process_index()}", "", allow_overwrite=True)
+        until = time.monotonic() + _LEAVE_SECONDS
+        while time.monotonic() < until:
+            if len(self._client.key_value_dir_get(_LEAVING)) == jax.process_count():
+                break
+            time.sleep(_POLL_SECONDS / 5)
+        if jax.process_index() == 0:  # without its service the others abort
+            time.sleep(2 * _POLL_SECONDS)
+
+
+def ignore_signals() -> None:
+    """Lets a process that has stopped end in peace."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

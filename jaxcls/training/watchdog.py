@@ -1,0 +1,184 @@
+"""A watchdog over the processes of a job: when one is gone or stuck, the others end and name it.
+
+Each process tells the others, through the key-value store of JAX's coordination service, how far it
+is. That store lives in process 0.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Self
+
+import jax
+from jax._src import distributed
+
+GONE_SECONDS = 60.0  # below the 100 s after which JAX itself aborts, without saying much
+FAILED_SECONDS = 10.0  # for the others to see their own error
+START_PATIENCE = 6  # compiling may take that many times as long as anything else
+EXIT_FAILED = 1
+
+_PREFIX = "jaxcls/progress/"
+
+
+def coordination_client() -> Any:
+    """The client of JAX's coordination service; None where there is one process."""
+    return distributed.global_state.client if jax.process_count() > 1 else None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a process is.
+
+    Attributes:
+      moves: how often it has gone on to something; the same sequence in every process.
+      step: the last step that it took.
+      phase: what it is doing.
+      ended: "done" or "failed" once it has left the training.
+      beat: counts the messages, so that a silent process can be told from one that is stuck.
+    """
+
+    moves: int = 0
+    step: int = 0
+    phase: str = "starting"
+    ended: str | None = None
+    beat: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Seen:
+    """The last message of a process, and when by our own clock, in seconds, it went on."""
+
+    progress: Progress
+    moved_at: float
+    heard_at: float
+
+    def update(self, progress: Progress, now: float) -> "Seen":
+        same = dataclasses.replace(progress, beat=self.progress.beat) == self.progress
+        return Seen(
+            progress=progress,
+            moved_at=self.moved_at if same else now,
+            heard_at=now if progress.beat != self.progress.beat else self.heard_at,
+        )
+
+
+def verdict(seen: Mapping[int, Seen], now: float, *, stuck_after: float) -> str | None:
+    """What is wrong with the job, naming the processes; None if nothing is.
+
+    Args:
+      seen: of each process.
+      now: the time, in seconds.
+      stuck_after: seconds without a move after which a process is stuck.
+    """
+    gone_after = min(GONE_SECONDS, stuck_after)
+    for process, its in sorted(seen.items()):
+        if its.progress.ended == "failed" and now - its.moved_at > FAILED_SECONDS:
+            return f"process {process} failed after {_where(its.progress)}; its own log says why"
+        if not its.progress.ended and now - its.heard_at > gone_after:
+            return (
+                f"process {process} has not been heard of for {now - its.heard_at:.0f} s; it was "
+                f"last at {_where(its.progress)}"
+            )
+    running = {process: its for process, its in seen.items() if not its.progress.ended}
+    if not running:
+        return None
+    # The others may wait for those that are furthest behind.
+    moves = min(its.progress.moves for its in running.values())
+    behind = {process: its for process, its in running.items() if its.progress.moves == moves}
+    its = next(iter(behind.values()))
+    patience = stuck_after * (START_PATIENCE if its.progress.phase == "starting" else 1)
+    since = max(its.moved_at for its in behind.values())
+    if now - since <= patience:
+        return None
+    one = len(behind) == 1
+    names = ("process " if one else "processes ") + ", ".join(map(str, sorted(behind)))
+    has = "has" if one else "have"
+    return f"{names} {has} been at {_where(its.progress)} for {now - since:.0f} s"
+
+
+def _where(progress: Progress) -> str:
+    return f"step {progress.step} ({progress.phase})"
+
+
+class Watchdog:
+    """Inside the `with`, ends this process with status 1 when one of the job is gone or stuck.
+
+    Does nothing where there is one process. `moved` is called at the same places in all processes.
+    """
+
+    def __init__(self, *, stuck_after: float):
+        """`stuck_after`: seconds without a move after which a process is stuck; 0 turns all off."""
+        self._client = coordination_client() if stuck_after else None
+        self._stuck_after = stuck_after
+        self._interval = min(5.0, stuck_after / 10)
+        self._mine = Progress()
+        self._seen: dict[int, Seen] = {}
+        self._answered_at = time.monotonic()
+        self._left = threading.Event()
+
+    def moved(self, step: int, phase: str) -> None:
+        """Notes what this process does from now on, `step` being the last step it took."""
+        self._mine = dataclasses.replace(
+            self._mine, moves=self._mine.moves + 1, step=step, phase=phase
+        )
+
+    def __enter__(self) -> Self:
+        if self._client is not None:
+            # Two threads: where process 0 is stopped as a whole, the first one hangs, too.
+            for work in (self._exchange, self._judge):
+                threading.Thread(target=work, name="jaxcls-watchdog", daemon=True).start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._left.set()
+        self._mine = dataclasses.replace(self._mine, ended="failed" if kind else "done")
+
+    def _exchange(self) -> None:
+        """Tells how far this process is, and hears of the others."""
+        leaving = False
+        while not leaving:
+            leaving = self._left.wait(self._interval)
+            try:
+                self._tell()
+                self._hear()
+            except jax.errors.JaxRuntimeError:  # `_judge` tells how long that lasts
+                continue
+            self._answered_at = time.monotonic()
+
+    def _tell(self) -> None:
+        beat = self._mine.beat + 1
+        self._mine = dataclasses.replace(self._mine, beat=beat)
+        text = json.dumps(dataclasses.asdict(self._mine))
+        key = f"{_PREFIX}{jax.process_index()}"
+        self._client.key_value_set(key, text, allow_overwrite=True)
+
+    def _hear(self) -> None:
+        now = time.monotonic()
+        seen = dict(self._seen)
+        for key, text in self._client.key_value_dir_get(_PREFIX):
+            process, progress = int(key.rpartition("/")[2]), Progress(**json.loads(text))
+            first = Seen(progress=progress, moved_at=now, heard_at=now)
+            seen[process] = seen.get(process, first).update(progress, now)
+        self._seen = seen
+
+    def _judge(self) -> None:
+        while not self._left.wait(self._interval):
+            now = time.monotonic()
+            silent = now - self._answered_at
+            if silent > min(GONE_SECONDS, self._stuck_after) + self._interval:
+                problem = f"process 0, through which all others talk, is silent for {silent:.0f} s"
+            else:
+                problem = verdict(self._seen, now, stuck_after=self._stuck_after)
+            if problem and not self._left.is_set():
+                end_now(EXIT_FAILED, f"jaxcls: {problem}; process {jax.process_index()} ends")
+
+
+def end_now(status: int, message: str) -> None:
+    """Ends the process from any thread, whatever the others do."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(status)

@@ -111,7 +111,7 @@ class Watchdog:
 
     def __init__(self, *, stuck_after: float):
         """`stuck_after`: seconds without a move after which a process is stuck; 0 turns all off."""
-        self._client = coordination_client() if stuck_after else None
+        self._client: Any = coordination_client() if stuck_after else None
         self._stuck_after = stuck_after
         self._interval = min(5.0, stuck_after / 10)
         self._mine = Progress()

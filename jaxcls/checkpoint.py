@@ -28,9 +28,9 @@ from typing import Any, Literal, Self
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from jaxcls.distributed import first_problem, is_first
 from jaxcls.errors import UserError
 from jaxcls.fingerprint import (
     fingerprint,
@@ -132,8 +132,8 @@ class Checkpoints:
         arrays = flatten(state)
         record = _make_record(step, arrays, metadata=metadata, metric=metric)
         _raise_together(self._by_first_process(self._prepare_directory))
-        if _any_process("it exists" if self._folder(step).exists() else None):
-            problem = _any_process(self._read_back(step, record))
+        if first_problem("it exists" if self._folder(step).exists() else None):
+            problem = first_problem(self._read_back(step, record))
             if problem is None:
                 logger.info("checkpoint %s is there already", self._folder(step))
                 return
@@ -159,11 +159,11 @@ class Checkpoints:
         if self._pending is None:
             return
         step, future = self._pending
-        problem = _any_process(future.result())
+        problem = first_problem(future.result())
         self._pending = None
         tidy_up = self._discard if problem else self._prune
         untidy = self._by_first_process(lambda: tidy_up(step))
-        if _any_process(untidy):  # nobody goes on before the first process is done
+        if first_problem(untidy):  # nobody goes on before the first process is done
             logger.warning("%s", untidy)
         _raise_together(problem)
 
@@ -336,24 +336,24 @@ class Checkpoints:
         return record
 
     def _load(self, step: int, targets: Mapping[str, Any]) -> dict[str, jax.Array]:
-        default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        template = {
-            path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or default)
-            for path, x in targets.items()
-        }
-        stored = {path: x for path, x in template.items() if x.size}  # Orbax stores no empty ones
+        folder, default = self._folder(step), jax.local_devices()[0]
+        # Orbax stores no empty ones, and gives those without a sharding to one process alone.
+        split = {path: x for path, x in targets.items() if x.size and x.sharding}
+        local = [path for path, x in targets.items() if x.size and not x.sharding]
         loaded, problem = {}, None
         try:
-            loaded = _load_arrays(self._folder(step), stored, jax.Array)
+            loaded = _load_arrays(folder, split, jax.Array)
+            arrays = _load_arrays(folder, dict.fromkeys(local, np.ndarray), np.ndarray)
+            loaded |= jax.device_put(arrays, default)
         except Exception as error:  # damaged files make Orbax raise nearly anything
             problem = self._damaged(step, f"cannot read its arrays: {_one_line(error)}")
         _raise_together(problem, _DamagedError)
         empty = {
-            path: jnp.zeros(x.shape, x.dtype, device=x.sharding)
-            for path, x in template.items()
+            path: jnp.zeros(x.shape, x.dtype, device=x.sharding or default)
+            for path, x in targets.items()
             if not x.size
         }
-        return {path: (loaded | empty)[path] for path in template}
+        return {path: (loaded | empty)[path] for path in targets}
 
     def _read_back(self, step: int, record: dict[str, Any]) -> str | None:
         """What is wrong with a step on disk, if anything. Processes share the arrays out."""
@@ -397,7 +397,7 @@ class Checkpoints:
     # Tidying up, by the first process alone.
 
     def _by_first_process(self, act: Callable[[], None]) -> str | None:
-        if jax.process_index() == 0:
+        if is_first():
             try:
                 act()
             except OSError as error:
@@ -499,22 +499,10 @@ def _load_arrays[T](folder: Path, template: Mapping[str, Any], kind: type[T]) ->
     return loaded
 
 
-def _any_process(problem: str | None) -> str | None:
-    """The first problem that any process reports: the same answer in all of them."""
-    if jax.process_count() == 1:
-        return problem
-    mine = np.zeros(1024, np.uint8)
-    text = (problem or "").encode()[: mine.size]
-    mine[: len(text)] = np.frombuffer(text, np.uint8)
-    everyone = np.asarray(multihost_utils.process_allgather(mine))
-    texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in everyone]
-    return next((text for text in texts if text), None)
-
-
 def _raise_together(
     problem: str | CheckpointError | None, kind: type[CheckpointError] = CheckpointError
 ) -> None:
     """Raises in every process if any has a problem."""
-    text = _any_process(None if problem is None else str(problem))
+    text = first_problem(None if problem is None else str(problem))
     if text is not None:
         raise kind(text)

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -22,6 +23,8 @@ from jaxcls.arguments import (
     take_config,
     take_first,
 )
+from jaxcls.cluster import EXIT_STOPPED, EXIT_USER_ERROR, JobOptions, join, joined, leave
+from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config, DataConfig
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
@@ -29,9 +32,11 @@ from jaxcls.errors import UserError
 if TYPE_CHECKING:
     from jaxcls.classifier import Guess
 
+ALONE = JobOptions()
+
 type Guesses = list[list["Guess"]]  # for each image, best first
 
-EXIT_USER_ERROR = 2
+EXIT_FAILED = 1
 
 USAGE = """\
 usage: jaxcls COMMAND ...
@@ -64,6 +69,7 @@ class Train:
     """Directory of the run; made if it is not there."""
     allow_changes: bool = False
     """Go on with a run although fields that decide its result have changed."""
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,7 @@ class Evaluate:
     """File to write, with a row for each example: its class and the five best guesses."""
     json: bool = False
     """Print one JSON object as the last line."""
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -133,6 +140,7 @@ class Predict:
     """Classes to show for each image."""
     format: Literal["table", "json", "csv"] = "table"
     """How to print them."""
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,10 +148,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
-        return _dispatch(arguments)
+        status = _dispatch(arguments)
     except UserError as error:
         print(f"jaxcls: {error}", file=sys.stderr)
-        return EXIT_USER_ERROR
+        status = EXIT_USER_ERROR
+    except Exception:
+        if not joined():
+            raise
+        traceback.print_exc()
+        status = EXIT_FAILED
+    return leave(status)
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -165,10 +179,18 @@ def _train(arguments: list[str]) -> int:
     path, config, rest = take_config(arguments, "jaxcls train CONFIG")
     default = Train(config=config, workdir=Path("runs") / path.stem)
     options = parse(Train, "jaxcls train CONFIG", rest, default=default)
+    config = checked(options.config)
+    _start(options.job)
+    from jaxcls.distributed import is_first
     from jaxcls.training.loop import train
-    from jaxcls.training.stopping import EXIT_STOPPED, ignore_signals
+    from jaxcls.training.stopping import ignore_signals
 
-    outcome = train(checked(options.config), options.workdir, allow_changes=options.allow_changes)
+    outcome = train(
+        config,
+        options.workdir,
+        allow_changes=options.allow_changes,
+        log_all_processes=options.job.log_all_processes,
+    )
     if outcome.stopped_by:
         ignore_signals()
         print(
@@ -177,9 +199,16 @@ def _train(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return EXIT_STOPPED
-    print(f"the run lies in {options.workdir}; evaluate it with:")
-    print(f"  jaxcls evaluate {options.workdir}")
+    if is_first():
+        print(f"the run lies in {options.workdir}; evaluate it with:")
+        print(f"  jaxcls evaluate {options.workdir}")
     return 0
+
+
+def _start(job: JobOptions) -> None:
+    """What comes before a command computes: the job that it is part of, and JAX's cache."""
+    join(job)
+    keep_compiled()
 
 
 def _show(arguments: list[str]) -> int:
@@ -200,7 +229,9 @@ def _evaluate(arguments: list[str]) -> int:
         own_data = data_of(name)
     options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
     step, data = read_step(options.step), checked_data(options.data)
+    _start(options.job)
     from jaxcls.classifier import ImageClassifier
+    from jaxcls.distributed import is_first
     from jaxcls.results import describe_classes, require_writable, whole_file
     from jaxcls.rundir import save_evaluation
 
@@ -214,6 +245,8 @@ def _evaluate(arguments: list[str]) -> int:
         metrics = evaluation.metrics
     else:
         metrics = classifier.evaluate(data, split=options.split)
+    if not is_first():
+        return 0
     if classifier.step is not None and data.source == own_data.source:
         save_evaluation(Path(name), metrics)
     print(_describe_metrics(metrics))
@@ -247,11 +280,14 @@ def _predict(arguments: list[str]) -> int:
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
     step, paths = read_step(options.step), _image_paths(options.images)
+    _start(options.job)
     from jaxcls.classifier import ImageClassifier
+    from jaxcls.distributed import is_first
 
     classifier = ImageClassifier.load(options.model, step=step)
     guesses = classifier.rank(classifier.predict(paths), top=options.top)
-    PRINTERS[options.format](paths, guesses)
+    if is_first():
+        PRINTERS[options.format](paths, guesses)
     return 0
 
 
@@ -266,6 +302,7 @@ def _benchmark(arguments: list[str]) -> int:
     _, config, rest = take_config(arguments, prog)
     options = parse(Benchmark, prog, rest, default=Benchmark(config=config))
     config = resolved(options.config)
+    keep_compiled()
     from jaxcls.benchmark import benchmark, describe
 
     report = benchmark(config, synthetic=options.synthetic, seconds=options.seconds)

@@ -55,9 +55,7 @@ class Reporter:
         self._csv = _open_csv(run / "metrics.csv", start_step)
         self._writer = SummaryWriter(str(run), purge_step=start_step + 1)
         self._rows = _rows(self._csv)
-        self._log = logging.FileHandler(run / "log.txt", encoding="utf-8")
-        self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        logger.addHandler(self._log)  # warnings belong to the run's log, too
+        self._log = _log_to(run / "log.txt")
         self._started = time.perf_counter()
         self._last: Mapping[str, float] = {}
         self._progress = rich.progress.Progress(
@@ -75,7 +73,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """Prints a line above the progress bar, and keeps it in log.txt."""
         self._console.print(text, markup=False)
-        self._log.handle(logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None))
+        self._log.handle(_record(text))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes the training metrics of the steps up to and including `step`."""
@@ -132,6 +130,49 @@ class Reporter:
         self._csv.flush()
         for name, value in kept.items():
             self._writer.add_scalar(prefix + name.removeprefix("eval_"), value, step)
+
+
+class QuietReporter:
+    """In place of a `Reporter` in the other processes of a job: shows nothing.
+
+    It may keep a log of its own, log.N.txt of process N.
+    """
+
+    def __init__(self, log: Path | None):
+        self._log = None if log is None else _log_to(log)
+
+    def say(self, text: str) -> None:
+        """Keeps a line in the log."""
+        if self._log is not None:
+            self._log.handle(_record(text))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes the training metrics in the log."""
+        self.say(f"step {step}  {_describe(metrics)}")
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes an evaluation in the log."""
+        self.say(f"step {step}  test loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}")
+
+    def __enter__(self) -> "QuietReporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._log is not None:
+            logger.removeHandler(self._log)
+            self._log.close()
+
+
+def _log_to(path: Path) -> logging.Handler:
+    """A handler that also gets the warnings, which belong to the run's log, too."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    logger.addHandler(handler)
+    return handler
+
+
+def _record(text: str) -> logging.LogRecord:
+    return logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None)
 
 
 def read_metrics(path: Path) -> list[dict[str, str]]:

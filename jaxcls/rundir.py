@@ -14,13 +14,17 @@ import json
 import logging
 import os
 import platform
+import secrets
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jaxcls
+from jaxcls.cluster import JobError
 from jaxcls.config import Config, changed_fields, decode, encode
 from jaxcls.decoding import ConfigError, decode_fields, encode_fields
+from jaxcls.distributed import exchange, is_first, together
 from jaxcls.errors import UserError
 from jaxcls.pretrained.info import WeightsInfo
 
@@ -125,6 +129,37 @@ def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
     except OSError as error:
         raise _not_writable(run, error) from error
     return changes
+
+
+def require_shared(run: Path) -> None:
+    """Checks that all processes of a job see the same directory.
+
+    Raises:
+      JobError: one does not see what process 0 wrote there.
+    """
+    name = exchange(f".shared.{secrets.token_hex(8)}")[0]
+    try:
+        if is_first():
+            (run / name).touch()
+        exchange("written")
+        with together():
+            if not _appears(run / name):
+                raise JobError(
+                    f"run directory {str(run)!r} is not the one that process 0 writes to; give all "
+                    f"processes a --workdir that they share, on a shared disk or in a bucket"
+                )
+    finally:
+        if is_first():
+            (run / name).unlink(missing_ok=True)
+
+
+def _appears(path: Path) -> bool:
+    """Whether a file is there, or comes within seconds; a network's disk may be late."""
+    for _ in range(50):
+        if path.exists():
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def record_run(run: Path, info: RunInfo) -> None:

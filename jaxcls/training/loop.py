@@ -6,24 +6,29 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import jax
 from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.checkpoint import Checkpoints
-from jaxcls.config import Config
+from jaxcls.config import Config, encode
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source, open_source
+from jaxcls.decoding import flatten
+from jaxcls.distributed import by_first, client, is_first, require_same, together
 from jaxcls.errors import UserError
 from jaxcls.parallel import make_mesh, split_by_example
-from jaxcls.reporting import Reporter
+from jaxcls.reporting import QuietReporter, Reporter
 from jaxcls.rundir import (
     RunInfo,
     checkpoint_dir,
     prepare_run,
     record_run,
     recorded_info,
+    require_shared,
 )
 from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
@@ -63,6 +68,7 @@ def train(
     *,
     mesh: Mesh | None = None,
     allow_changes: bool = False,
+    log_all_processes: bool = False,
 ) -> Outcome:
     """Trains, or goes on where the run in `workdir` stopped.
 
@@ -74,28 +80,32 @@ def train(
       workdir: the run's directory; made if it is not there.
       mesh: the devices, by default all.
       allow_changes: go on with a run although fields that decide its result have changed.
+      log_all_processes: keep a log of every process of the job, not only of the first.
 
     Raises:
       UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
     """
     started, workdir = time.perf_counter(), Path(workdir)
-    weights = info_for(config, recorded=recorded_info(workdir))
-    config = resolve(config, weights)
-    source = open_source(config.data, config.data.train_split)
-    eval_source = open_source(config.data, config.data.eval_split)
-    training = assemble(
-        config,
-        num_classes=source.num_classes,
-        num_examples=len(source),
-        mesh=mesh or make_mesh(),
-    )
-    info = RunInfo(
-        config=config,
-        class_names=source.class_names,
-        data=source.identity,
-        weights=weights and dataclasses.replace(weights, class_names=None),
-    )
-    changes = prepare_run(workdir, info, allow_changes=allow_changes)
+    with together():
+        weights = info_for(config, recorded=recorded_info(workdir))
+        config = resolve(config, weights)
+        source = open_source(config.data, config.data.train_split)
+        eval_source = open_source(config.data, config.data.eval_split)
+        training = assemble(
+            config,
+            num_classes=source.num_classes,
+            num_examples=len(source),
+            mesh=mesh or make_mesh(),
+        )
+        info = RunInfo(
+            config=config,
+            class_names=source.class_names,
+            data=source.identity,
+            weights=weights and dataclasses.replace(weights, class_names=None),
+        )
+        changes = prepare_run(workdir, info, allow_changes=allow_changes)
+    require_same(_facts(info, eval_source))
+    require_shared(workdir)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         stop.leave_at_once = True  # until a step is taken
@@ -106,15 +116,12 @@ def train(
         if training.plan.num_steps not in checkpoints.steps():  # meanwhile the state is made
             compiling = compiler.submit(training.compile_step)
         state, start, notes = _restore_or_init(training, checkpoints, source)
-        record_run(workdir, info)  # not before: a restore that fails leaves the run as it was
-        reporter = stack.enter_context(
-            Reporter(
-                workdir,
-                num_steps=training.plan.num_steps,
-                steps_per_epoch=training.plan.steps_per_epoch,
-                start_step=start,
+        # Not before: a restore that fails leaves the run as it was.
+        by_first(lambda: record_run(workdir, info))
+        with together():
+            reporter = stack.enter_context(
+                _reporter(workdir, training, start, log_all_processes=log_all_processes)
             )
-        )
         reporter.say(_introduction(training, source, start))
         if notes:
             reporter.say(notes)
@@ -159,7 +166,7 @@ class Run:
     eval_source: Source
     info: RunInfo
     checkpoints: Checkpoints
-    reporter: Reporter
+    reporter: Reporter | QuietReporter
     stop: StopSignals
     watchdog: Watchdog
 
@@ -212,10 +219,15 @@ class Run:
 
     @contextlib.contextmanager
     def _keeping(self, step: int, state: TrainState, meter: Meter) -> Iterator[None]:
-        """Saves the state after `step`, if it is good, when data inside cannot be used."""
+        """Saves the state after `step`, if it is good, when data inside cannot be used.
+
+        Of several processes only this one knows of it, so nothing can be saved together.
+        """
         try:
             yield
         except UserError as error:
+            if client() is not None:
+                raise
             meter.check()
             self.checkpoints.wait()
             if step and step not in self.checkpoints.steps():
@@ -309,10 +321,33 @@ def _restore_or_init(
     A run that goes on no longer needs the weights that it started from.
     """
     if not checkpoints.any_saved():
-        values, notes = first_values(training.config, training.model, source)
+        with together():
+            values, notes = first_values(training.config, training.model, source)
         return training.init(values), 0, notes
     restored = checkpoints.restore(training.abstract_state())
     return restored.state, restored.step, ""
+
+
+def _facts(info: RunInfo, eval_source: Source) -> dict[str, Any]:
+    """What must be the same in all processes of a job, by its names."""
+    described = info.to_json()
+    config = flatten(encode(info.config))
+    del described["config"]
+    return {**described, "evaluation data": eval_source.identity, **config}
+
+
+def _reporter(
+    workdir: Path, training: Training, start: int, *, log_all_processes: bool
+) -> Reporter | QuietReporter:
+    if not is_first():
+        log = workdir / f"log.{jax.process_index()}.txt"
+        return QuietReporter(log if log_all_processes else None)
+    return Reporter(
+        workdir,
+        num_steps=training.plan.num_steps,
+        steps_per_epoch=training.plan.steps_per_epoch,
+        start_step=start,
+    )
 
 
 @contextlib.contextmanager

@@ -11,10 +11,11 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from jaxcls.training.watchdog import coordination_client, end_now
+from jaxcls.cluster import EXIT_STOPPED
+from jaxcls.distributed import client
+from jaxcls.training.watchdog import end_now
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
-EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
 
 # Where JAX's preemption service (jaxlib's PreemptionSyncManager) notes the first notice of a job.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
@@ -43,7 +44,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.received: str | None = None
         self.leave_at_once = False
-        self._client = coordination_client()
+        self._client = client()
         self._previous = {}
         self._calls = 0
         self._agreed = False

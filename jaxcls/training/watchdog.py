@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
-from jax._src import distributed
+
+from jaxcls.distributed import client
 
 GONE_SECONDS = 60.0  # below the 100 s after which JAX itself aborts, without saying much
 FAILED_SECONDS = 10.0  # for the others to see their own error
@@ -22,11 +23,6 @@ START_PATIENCE = 6  # compiling may take that many times as long as anything els
 EXIT_FAILED = 1
 
 _PREFIX = "jaxcls/progress/"
-
-
-def coordination_client() -> Any:
-    """The client of JAX's coordination service; None where there is one process."""
-    return distributed.global_state.client if jax.process_count() > 1 else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,7 +107,7 @@ class Watchdog:
 
     def __init__(self, *, stuck_after: float):
         """`stuck_after`: seconds without a move after which a process is stuck; 0 turns all off."""
-        self._client: Any = coordination_client() if stuck_after else None
+        self._client: Any = client() if stuck_after else None
         self._stuck_after = stuck_after
         self._interval = min(5.0, stuck_after / 10)
         self._mine = Progress()

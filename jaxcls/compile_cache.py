@@ -1,0 +1,43 @@
+"""Compiled programs are kept in the user's cache folder, so that a run's restart need not compile.
+
+JAX keys them by program, options and versions; one that cannot be read is compiled again.
+"""
+
+import logging
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+
+MAX_BYTES = 4 << 30  # the longest unused go first
+
+logger = logging.getLogger("jaxcls")
+
+
+def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where compiled programs of this user lie."""
+    home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "jaxcls" / "compiled"
+
+
+def keep_compiled() -> None:
+    """Turns the cache on, unless JAX's own settings name a folder or turn it off.
+
+    A folder that others could write to is not used: what lies in it is run.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    folder = cache_folder()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
+    except OSError as error:
+        logger.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
+        return
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        logger.warning("compiled programs are not kept: others may write to %s", folder)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)

@@ -1,0 +1,101 @@
+"""What the processes of a job agree on, through the key-value store of JAX's coordination service.
+
+With one process, all of it is immediate. All processes call the same functions in the same order.
+"""
+
+import contextlib
+import itertools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+from jax._src import distributed
+
+from jaxcls.cluster import JobError
+from jaxcls.errors import UserError
+
+WAIT_SECONDS = 3600  # longer than any save; the watchdog ends a job that is stuck sooner
+
+_PREFIX = "jaxcls/exchange/"
+_calls = itertools.count()
+
+
+def client() -> Any:
+    """The client of JAX's coordination service; None where there is one process."""
+    return distributed.global_state.client if jax.process_count() > 1 else None
+
+
+def is_first() -> bool:
+    """Whether this is process 0, which writes and shows what one process alone should."""
+    return jax.process_index() == 0
+
+
+def exchange(text: str) -> list[str]:
+    """What each process gave, in their order."""
+    service = client()
+    if service is None:
+        return [text]
+    call, mine = next(_calls), jax.process_index()
+    service.key_value_set(f"{_PREFIX}{call}/{mine}", text or " ")  # the store takes no empty texts
+    texts = [
+        service.blocking_key_value_get(f"{_PREFIX}{call}/{process}", WAIT_SECONDS * 1000)
+        for process in range(jax.process_count())
+    ]
+    if call:  # all have read the last ones, or they would not have come here
+        service.key_value_delete(f"{_PREFIX}{call - 1}/{mine}")
+    return ["" if got == " " else got for got in texts]
+
+
+def first_problem(problem: str | None) -> str | None:
+    """The first problem that any process has: the same answer in all of them."""
+    return next((text for text in exchange(problem or "") if text), None)
+
+
+def by_first(act: Callable[[], None]) -> None:
+    """Does something in process 0 alone; the others wait for it.
+
+    Raises:
+      UserError: what it raised, in every process.
+    """
+    with together():
+        if is_first():
+            act()
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A user's mistake that one process meets inside ends the work of all.
+
+    Raises:
+      UserError: its own, or else that of the first process that has one.
+    """
+    mine: UserError | None = None
+    try:
+        yield
+    except UserError as error:
+        mine = error
+    texts = exchange("" if mine is None else str(mine))
+    if mine is not None:
+        raise mine
+    for process, text in enumerate(texts):
+        if text:
+            raise JobError(f"process {process}: {text}")
+
+
+def require_same(facts: Mapping[str, Any]) -> None:
+    """Checks that every process has the same facts, by their names.
+
+    Raises:
+      JobError: names the first one that differs, and its value in two processes.
+    """
+    mine = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
+    theirs = [json.loads(text) for text in exchange(json.dumps(mine))]
+    for process, other in enumerate(theirs):
+        for name in sorted(theirs[0].keys() | other.keys()):
+            if other.get(name) != theirs[0].get(name):
+                raise JobError(
+                    f"the processes of this job differ in {name}: {theirs[0].get(name)} in process "
+                    f"0, {other.get(name)} in process {process}; start all of them with the same "
+                    f"command, files and versions"
+                )

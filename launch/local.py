@@ -1,0 +1,168 @@
+"""Starts a job of several processes on this machine.
+
+    python launch/local.py -n 4 -- jaxcls train configs/digits.py
+
+Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which `jaxcls
+train`, `evaluate` and `predict` understand; a GPU of its own where there are GPUs; and on a CPU as
+many devices as --devices says. Signals go to all of them. The status is 0 when all end with 0, 75
+when the job was stopped and goes on with the same command, and else that of the first one that
+failed.
+"""
+
+import argparse
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+STOPPED = 75
+USER_ERROR = 2
+GRACE_SECONDS = 90  # those that are left then name the one that failed, and end
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = parse(arguments)
+    signals: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: signals.append(number))
+    for attempt in range(options.restart + 1):
+        status = run(options, signals)
+        if status in (0, USER_ERROR) or signals or attempt == options.restart:
+            return status
+        print(f"the job ended with status {status}; starting it again", file=sys.stderr)
+    raise AssertionError("the last attempt returns")
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("-n", type=int, required=True, metavar="N", help="processes to start")
+    parser.add_argument("--devices", type=int, default=1, help="CPU devices a process (default 1)")
+    parser.add_argument("--log-dir", type=Path, help="also write what process N prints to N.log")
+    parser.add_argument(
+        "--restart", type=int, default=0, help="times to start all again after a crash or a stop"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the commands and end")
+    parser.add_argument("command", nargs="+", metavar="-- COMMAND", help="what each process runs")
+    options = parser.parse_args(arguments)
+    if options.n < 1 or options.devices < 1 or options.restart < 0:
+        parser.error("-n and --devices must be at least 1, --restart at least 0")
+    return options
+
+
+def run(options: argparse.Namespace, signals: list[int]) -> int:
+    """Runs the job once and returns its status."""
+    settings = environments(options.n, options.devices)
+    if options.dry_run:
+        for own in settings:
+            print(" ".join([*(f"{k}={v!r}" for k, v in own.items()), *options.command]))
+        return 0
+    processes: list[subprocess.Popen[str]] = []
+    readers = []
+    for number, own in enumerate(settings):
+        try:
+            process = subprocess.Popen(
+                options.command,
+                env=os.environ | own,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
+                start_new_session=True,  # a Ctrl-C reaches them once, through us
+            )
+        except OSError as error:
+            print(f"local.py: cannot run {options.command[0]!r}: {error.strerror}", file=sys.stderr)
+            end(processes)
+            return USER_ERROR
+        processes.append(process)
+        assert process.stdout is not None
+        reader = threading.Thread(target=show, args=(number, process.stdout, options.log_dir))
+        reader.start()
+        readers.append(reader)
+    status = wait(processes, signals)
+    for reader in readers:
+        reader.join()
+    return status
+
+
+def environments(count: int, devices: int) -> list[dict[str, str]]:
+    """The variables of each process."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    gpus = visible_gpus()
+    if gpus and len(gpus) < count:
+        raise SystemExit(f"local.py: -n {count}: this machine has {len(gpus)} GPUs, one a process")
+    flags = os.environ.get("XLA_FLAGS", "")
+    return [
+        {
+            "JAX_COORDINATOR_ADDRESS": address,
+            "JAX_NUM_PROCESSES": str(count),
+            "JAX_PROCESS_ID": str(number),
+            "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}".strip(),
+            **({"CUDA_VISIBLE_DEVICES": gpus[number]} if gpus else {}),
+        }
+        for number in range(count)
+    ]
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
+        return []
+    if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in named.split(",") if name and name != "-1"]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    lines = [line for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [str(number) for number in range(len(lines))]
+
+
+def show(number: int, stream: IO[str], log_dir: Path | None) -> None:
+    """Prints each line of a process with its number in front."""
+    if log_dir is not None:
+        log_dir.mkdir(parents=True, exist_ok=True)
+    with Path(os.devnull if log_dir is None else log_dir / f"{number}.log").open("w") as log:
+        for line in stream:
+            log.write(line)
+            log.flush()
+            sys.stderr.write(f"[{number}] {line}")
+            sys.stderr.flush()
+
+
+def wait(processes: list[subprocess.Popen[str]], signals: list[int]) -> int:
+    """Hands signals on, and waits; ends those that are left some time after one has failed."""
+    handed_on, failed_at, status = 0, None, 0
+    while any(process.poll() is None for process in processes):
+        for number in signals[handed_on:]:
+            handed_on += 1
+            for process in processes:
+                if process.poll() is None:
+                    process.send_signal(number)
+        bad = [p.returncode for p in processes if p.returncode not in (None, 0, STOPPED)]
+        if bad and failed_at is None:
+            failed_at, status = time.monotonic(), bad[0]
+        if failed_at is not None and time.monotonic() - failed_at > GRACE_SECONDS:
+            end(processes)
+        time.sleep(0.05)
+    codes = [process.returncode for process in processes]
+    bad = [code for code in codes if code not in (0, STOPPED)]
+    status = status or (bad[0] if bad else max(codes))
+    return 128 - status if status < 0 else status  # a signal's, as the shell has it
+
+
+def end(processes: list[subprocess.Popen[str]]) -> None:
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -51,7 +51,9 @@ def test_a_small_topology_is_rehearsed(tmp_path: Path, state: str) -> None:
     assert report["bytes_per_image"] > 0
     assert report["flops_per_image"] > 0
     assert report["largest_batch_per_device"] is None
-    assert not report["collectives"].keys() & {"all-to-all", "collective-permute"}
+    assert "all-to-all" not in report["collectives"]
+    if state == "fsdp":  # parts of the kernels' gradients go round; one image's features are more
+        assert report["collective_bytes"]["collective-permute"] < 16 * 16 * 16 * 32 * 2
     if state == "replicated":
         assert set(report["collectives"]) == {"all-reduce"}
         assert report["collectives"]["all-reduce"] <= 3

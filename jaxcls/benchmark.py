@@ -48,7 +48,7 @@ def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) 
         config,
         num_classes=source.num_classes if source else SYNTHETIC_CLASSES,
         num_examples=len(source) if source else SYNTHETIC_EXAMPLES,
-        mesh=make_mesh(),
+        mesh=make_mesh(parallel=config.parallel),
     )
     compiled = training.compile_step()
     batch = synthetic_batch(training)

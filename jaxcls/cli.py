@@ -53,6 +53,7 @@ usage: jaxcls COMMAND ...
   jaxcls show run RUN -o FILE.png                               curves and confusion matrix of a run
   jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
   jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
+  jaxcls compile CONFIG [--topology v5e:4x4] [--search]         whether it fits, before it is run
 
 CONFIG is a Python file that defines get_config(). MODEL and WEIGHTS are the directory that training
 wrote, a preset such as efficientnet_lite0_imagenet, or a weights file.
@@ -104,6 +105,24 @@ class Benchmark:
     """Leave the data out: random images of 1,000 classes."""
     seconds: float = 5.0
     """Least time that each part is measured for."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compile:
+    """Compiles the training step and tells whether it fits, its memory, traffic and collectives."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    topology: str | None = None
+    """TPUs to compile for, such as v5e:4x4, which need not be there (None: this machine's devices).
+    Needs the extra tpu-compiler."""
+    batch_per_chip: int | None = None
+    """Sets data.batch_size to this many images for each device."""
+    num_classes: int | None = None
+    """Of the classifier (None: as the data have; they need not be there for ImageNet)."""
+    search: bool = False
+    """Find the largest batch a device that fits, by up to six more compiles."""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -312,6 +331,44 @@ def _benchmark(arguments: list[str]) -> int:
     return 0
 
 
+def _compile(arguments: list[str]) -> int:
+    prog = "jaxcls compile CONFIG"
+    _, config, rest = take_config(arguments, prog)
+    options = parse(Compile, prog, rest, default=Compile(config=config))
+    for name, value in (
+        ("--batch-per-chip", options.batch_per_chip),
+        ("--num-classes", options.num_classes),
+    ):
+        if value is not None and value < 1:
+            raise UserError(f"{name}: must be at least 1, got {value}")
+    from jaxcls.topologies import chip_of, devices_of, prepare_environment
+
+    devices = chip = None
+    if options.topology is not None:
+        chip = chip_of(options.topology)
+        prepare_environment()
+        devices = devices_of(options.topology)
+    import jax
+
+    from jaxcls.rehearsal import describe, rehearse
+
+    config = options.config
+    if options.batch_per_chip is not None:
+        size = options.batch_per_chip * len(devices or jax.devices())
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
+    report = rehearse(
+        resolved(config),
+        devices=devices,
+        chip=chip,
+        num_classes=options.num_classes,
+        search=options.search,
+    )
+    print(describe(report))
+    if options.json:
+        print(json.dumps(report))
+    return 0 if report["fits"] else 1
+
+
 def _prepare(arguments: list[str]) -> int:
     options = tyro.cli(Prepare, prog="jaxcls prepare", args=arguments)
     from jaxcls.data.sources import prepare_source
@@ -403,4 +460,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "data": _data,
     "show": _show,
     "benchmark": _benchmark,
+    "compile": _compile,
 }

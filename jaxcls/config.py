@@ -225,6 +225,18 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How the training state lies on the devices. Results do not depend on it beyond rounding."""
+
+    state: Annotated[Literal["replicated", "zero1", "fsdp"], OPERATIONAL] = "replicated"
+    """replicated: a copy on every device; zero1: the optimizer's state and the moving averages are
+    split over all devices; fsdp: the parameters, too, over fsdp_devices."""
+    fsdp_devices: Annotated[Count | None, OPERATIONAL] = None
+    """fsdp: how many devices share one copy of the state (None: the largest divisor of the number
+    of devices that is at most 16)."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config:
     """One experiment."""
 
@@ -236,6 +248,7 @@ class Config:
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the network's arithmetic; parameters stay float32. float64 is for checks and needs
     JAX_ENABLE_X64=1; then parameters are float64 too."""

@@ -1,11 +1,13 @@
 """The mesh of devices and how arrays lie on it.
 
-One axis, `data`: batches are split over it by example, everything else is a copy on every device.
+Batches are split by example over all axes: `data` alone, or with fully sharded parameters `data`
+and `fsdp`. The state is a copy on every device, or split along one axis (`state_shardings`).
 """
 
 import functools
 import glob
 import logging
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -14,10 +16,11 @@ import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.augment_config import mix_of
-from jaxcls.config import Config
+from jaxcls.config import Config, ParallelConfig
 from jaxcls.decoding import ConfigError
 
-DATA_AXIS = "data"
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+MAX_FSDP_DEVICES = 16  # few dimensions of the networks are divisible by more
 
 # By the extra that makes JAX use what stands behind these device files.
 ACCELERATOR_FILES = {
@@ -28,14 +31,40 @@ ACCELERATOR_FILES = {
 logger = logging.getLogger("jaxcls")
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A one-dimensional mesh over `devices` (default: all of them)."""
+def make_mesh(
+    devices: Sequence[Any] | None = None, *, parallel: ParallelConfig | None = None
+) -> Mesh:
+    """A mesh over `devices` (default: all of them): [data], or [data, fsdp] if `parallel` says so.
+
+    Raises:
+      ConfigError: parallel.fsdp_devices does not divide the devices, or is given without fsdp.
+    """
+    parallel = parallel or ParallelConfig()
     if devices is None:
         devices = jax.devices()
         warn_of_idle_accelerator()
+    shape = {DATA_AXIS: len(devices)}
+    if parallel.state == "fsdp":
+        shards = parallel.fsdp_devices or largest_divisor(len(devices), MAX_FSDP_DEVICES)
+        if shards > MAX_FSDP_DEVICES or len(devices) % shards:
+            raise ConfigError(
+                f"parallel.fsdp_devices: expected a divisor of the {len(devices)} devices that is "
+                f"at most {MAX_FSDP_DEVICES}, got {shards}"
+            )
+        shape = {DATA_AXIS: len(devices) // shards, FSDP_AXIS: shards}
+    elif parallel.fsdp_devices is not None:
+        raise ConfigError('parallel.fsdp_devices: has no meaning unless parallel.state is "fsdp"')
     return jax.make_mesh(
-        (len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices
+        tuple(shape.values()),
+        tuple(shape),
+        axis_types=(AxisType.Auto,) * len(shape),
+        devices=devices,
     )
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is at most `at_most`."""
+    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
 
 
 @functools.cache  # one warning is enough
@@ -54,12 +83,48 @@ def warn_of_idle_accelerator() -> None:
 
 def split_by_example(mesh: Mesh) -> NamedSharding:
     """For arrays whose first axis is the batch."""
-    return NamedSharding(mesh, PartitionSpec(DATA_AXIS))
+    return NamedSharding(mesh, batch_spec(mesh))
+
+
+def batch_spec(mesh: Mesh) -> PartitionSpec:
+    """Splits a first axis over all devices, in the mesh's order."""
+    return PartitionSpec(mesh.axis_names if len(mesh.axis_names) > 1 else DATA_AXIS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """For arrays of which every device holds a copy."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def split_leaves(tree: Any, mesh: Mesh, axis: str) -> Any:
+    """For each array of a tree, a sharding that splits its largest dimension that `axis` divides.
+
+    An array without such a dimension stays a copy on every device.
+    """
+
+    def split(leaf: Any) -> NamedSharding:
+        sizes = [(size, dim) for dim, size in enumerate(leaf.shape) if size % mesh.shape[axis] == 0]
+        if not sizes or mesh.shape[axis] == 1:
+            return replicated(mesh)
+        _, dim = max(sizes)
+        return NamedSharding(mesh, PartitionSpec(*[None] * dim, axis))
+
+    return jax.tree.map(split, tree)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that one device holds of a tree of arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def replicated_bytes(tree: Any) -> int:
+    """Of `bytes_per_device`, those of arrays that every device has a copy of."""
+    return bytes_per_device(
+        [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.is_fully_replicated]
+    )
 
 
 def check_divisible(config: Config, num_devices: int) -> None:

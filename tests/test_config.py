@@ -348,6 +348,8 @@ def test_operational_fields_may_change_in_a_run_and_the_others_may_not() -> None
         "checkpoint.keep_best",
         "eval_every_steps",
         "log_every_steps",
+        "parallel.state",
+        "parallel.fsdp_devices",
     }
     assert operational_fields() == operational
     old = Config(num_steps=10)

@@ -77,7 +77,7 @@ def test_the_commands_are_found() -> None:
     assert len(COMMANDS) >= 10
     assert COMMANDS[0] == "jaxcls train configs/digits.py"
     names = ("train", "evaluate", "predict", "convert", "prepare", "data", "show", "benchmark")
-    for name in names:
+    for name in (*names, "compile"):
         assert any(command.split()[1] == name for command in COMMANDS)
 
 

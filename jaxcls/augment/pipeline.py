@@ -24,7 +24,7 @@ from jaxcls.augment_config import (
     TrivialAugment,
     mix_of,
 )
-from jaxcls.parallel import DATA_AXIS
+from jaxcls.parallel import batch_spec
 
 Augment = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
 
@@ -81,7 +81,7 @@ def make_augment(
 
     if mesh is None:
         return apply
-    rows, same = PartitionSpec(DATA_AXIS), PartitionSpec()
+    rows, same = batch_spec(mesh), PartitionSpec()
     return jax.shard_map(
         apply,
         mesh=mesh,

@@ -14,9 +14,15 @@ from jaxcls.config import Config
 from jaxcls.decoding import ConfigError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import create_model
-from jaxcls.parallel import check_divisible, replicated, split_by_example
+from jaxcls.parallel import check_divisible, split_by_example
 from jaxcls.training.schedules import Plan, make_plan
-from jaxcls.training.state import TrainState, Variables, init_state, variables_template
+from jaxcls.training.state import (
+    TrainState,
+    Variables,
+    init_state,
+    state_shardings,
+    variables_template,
+)
 from jaxcls.training.step import make_train_step
 from jaxcls.training.transfer import first_steps, make_transfer_optimizer, rate_factors
 
@@ -32,6 +38,7 @@ class Training:
       plan: length and learning rate.
       step: the jitted `(state, batch) -> (state, metrics)`; donates the state (`make_train_step`).
       first_state: the jitted `(given) -> state`, on the mesh (`init_state`).
+      shardings: where each array of the state lies.
     """
 
     config: Config
@@ -40,6 +47,7 @@ class Training:
     plan: Plan
     step: Any
     first_state: Callable[[Variables], TrainState]
+    shardings: TrainState
 
     def init(self, given: Variables | None = None) -> TrainState:
         """Makes the first state, with the values of the variables that are given."""
@@ -47,10 +55,10 @@ class Training:
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the state, without making it."""
-        sharding = replicated(self.mesh)
         return jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             jax.eval_shape(self.init),
+            self.shardings,
         )
 
     def abstract_batch(self) -> Any:
@@ -147,6 +155,8 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
         image_size=config.data.image_size,
         use_ema=config.optimizer.ema_decay > 0,
     )
+    shapes = jax.eval_shape(first_state, {})
+    shardings, update_shardings = state_shardings(shapes, config.parallel, mesh)
     return Training(
         config=config,
         mesh=mesh,
@@ -160,6 +170,9 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
             first=first,
             num_steps=plan.num_steps,
             mesh=mesh,
+            shardings=shardings,
+            update_shardings=update_shardings,
         ),
-        first_state=jax.jit(first_state, out_shardings=replicated(mesh)),
+        first_state=jax.jit(first_state, out_shardings=shardings),
+        shardings=shardings,
     )

@@ -28,18 +28,21 @@ def make_eval_step(model: EfficientNet, *, loss: str, mesh: Mesh) -> EvalStep:
     """Makes the jitted `(variables, batch) -> sums` of loss, top1, top5 and num_examples.
 
     The batch is {"images": uint8 [batch, size, size, 3], "labels": int32 [batch], "mask": bool
-    [batch]}; masked examples count for nothing. The loss is without label smoothing.
+    [batch]}; masked examples count for nothing. The loss is without label smoothing. The variables
+    may lie on the mesh as they like, copied or split.
     """
 
+    everywhere, split = replicated(mesh), split_by_example(mesh)
+
     def eval_step(variables: Variables, batch: Mapping[str, Array]) -> dict[str, Array]:
+        variables = jax.lax.with_sharding_constraint(variables, everywhere)
         logits = predict_logits(model, variables, batch["images"])
         return eval_sums(logits, batch["labels"], batch["mask"], loss=loss)
 
-    everywhere, split = replicated(mesh), split_by_example(mesh)
     names = ("images", "labels", "mask")
     jitted = jax.jit(
         eval_step,
-        in_shardings=(everywhere, dict.fromkeys(names, split)),
+        in_shardings=(None, dict.fromkeys(names, split)),
         out_shardings=everywhere,
     )
     return lambda variables, batch: jitted(variables, {name: batch[name] for name in names})
@@ -88,7 +91,7 @@ def evaluate(
 
     Args:
       eval_step: of `make_eval_step`.
-      variables: the network's, on every device.
+      variables: the network's, on the mesh.
       source: the split.
       data: how its images are brought to the network.
       mesh: the devices.

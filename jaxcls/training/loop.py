@@ -20,7 +20,7 @@ from jaxcls.data.sources import Source, open_source
 from jaxcls.decoding import flatten
 from jaxcls.distributed import by_first, client, is_first, require_same, together
 from jaxcls.errors import UserError
-from jaxcls.parallel import make_mesh, split_by_example
+from jaxcls.parallel import bytes_per_device, make_mesh, split_by_example
 from jaxcls.reporting import QuietReporter, Reporter
 from jaxcls.rundir import (
     RunInfo,
@@ -95,7 +95,7 @@ def train(
             config,
             num_classes=source.num_classes,
             num_examples=len(source),
-            mesh=mesh or make_mesh(),
+            mesh=mesh or make_mesh(parallel=config.parallel),
         )
         info = RunInfo(
             config=config,
@@ -374,9 +374,11 @@ def _micro_batches_matter(config: Config) -> bool:
 
 def _introduction(training: Training, source: Source, start: int) -> str:
     config, data, devices = training.config, training.config.data, training.mesh.devices
+    state_megabytes = bytes_per_device(training.abstract_state()) / 1e6
     return (
         f"{'resuming after step ' + str(start) if start else 'training'}: {config.model.name} on "
         f"{source.name} ({len(source)} images, {source.num_classes} classes), "
         f"{training.plan.num_steps} steps of {data.batch_size} at {data.image_size} px, "
-        f"{config.compute_dtype}, {devices.size} x {devices.flat[0].device_kind}"
+        f"{config.compute_dtype}, {devices.size} x {devices.flat[0].device_kind}, "
+        f"state {config.parallel.state} ({state_megabytes:.1f} MB a device)"
     )

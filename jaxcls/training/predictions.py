@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from jaxcls.config import DataConfig
 from jaxcls.data.sources import Source
 from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.parallel import DATA_AXIS, replicated, split_by_example
+from jaxcls.parallel import batch_spec, replicated, split_by_example
 from jaxcls.training.evaluation import average, each_batch, eval_sums, predict_logits
 from jaxcls.training.state import Variables
 
@@ -68,7 +68,7 @@ def make_predict_step(model: EfficientNet, *, loss: str, mesh: Mesh, top: int = 
         probabilities = probabilities_of(logits, loss=loss).astype(jnp.float32)
         return classes, jnp.take_along_axis(probabilities, classes, axis=-1)
 
-    rows_of_each_device = PartitionSpec(DATA_AXIS)
+    rows_of_each_device = batch_spec(mesh)
     best_on_each_device = jax.shard_map(
         best, mesh=mesh, in_specs=rows_of_each_device, out_specs=rows_of_each_device
     )

@@ -8,6 +8,10 @@ import optax
 from flax import linen as nn
 from flax import struct
 from jax import Array
+from jax.sharding import Mesh
+
+from jaxcls.config import ParallelConfig
+from jaxcls.parallel import DATA_AXIS, FSDP_AXIS, replicated, split_leaves
 
 PyTree = Any
 Variables = dict[str, PyTree]
@@ -69,6 +73,20 @@ def init_state(
         opt_state=optimizer.init(variables["params"]),
         ema=averaged if use_ema else None,
     )
+
+
+def state_shardings(
+    shapes: TrainState, parallel: ParallelConfig, mesh: Mesh
+) -> tuple[TrainState, PyTree]:
+    """Where each array of the state lies, and each parameter's gradient and update."""
+    everywhere = replicated(mesh)
+    whole = jax.tree.map(lambda _: everywhere, shapes)
+    if parallel.state == "replicated":
+        return whole, whole.params
+    axis = FSDP_AXIS if parallel.state == "fsdp" else DATA_AXIS
+    split = split_leaves(shapes, mesh, axis)
+    params = split.params if parallel.state == "fsdp" else whole.params
+    return whole.replace(params=params, opt_state=split.opt_state, ema=split.ema), split.params
 
 
 def overlay(variables: PyTree, given: PyTree) -> PyTree:

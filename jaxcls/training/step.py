@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.models.efficientnet import EfficientNet, ModelSpec
-from jaxcls.parallel import DATA_AXIS, replicated, split_by_example
+from jaxcls.parallel import batch_spec, replicated, split_by_example
 from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
 from jaxcls.training.metrics import count_hits
 from jaxcls.training.state import TrainState, update_ema
@@ -35,6 +35,8 @@ def make_train_step(
     first: PyTree,
     num_steps: int,
     mesh: Mesh,
+    shardings: TrainState,
+    update_shardings: PyTree,
 ) -> Any:
     """Makes the jitted step `(state, batch) -> (state, metrics)`; it donates the state.
 
@@ -46,6 +48,10 @@ def make_train_step(
     Strengths of the augmentation may depend on the share of the `num_steps` that is over, and each
     parameter has a `first` step at which it trains (`first_steps`).
 
+    The state lies as `shardings` says, and the gradients and updates as `update_shardings`: where
+    those are split, each device updates its part. The network computes with whole parameters, so
+    that no image is moved.
+
     Every draw follows from the config's seed, the step and the example's place in the batch. With
     grouped batch norm, micro-batches give the same step as the whole batch.
     """
@@ -56,6 +62,7 @@ def make_train_step(
         mesh=mesh,
     )
     losses = LOSSES[config.loss.name]
+    everywhere = replicated(mesh)
 
     def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array):
         augment_key, dropout_key = keys
@@ -87,7 +94,7 @@ def make_train_step(
         batch = {**batch, "positions": jnp.arange(batch_size, dtype=jnp.int32)}
         compute = functools.partial(
             gradients,
-            state.params,
+            jax.lax.with_sharding_constraint(state.params, everywhere),
             state.batch_stats,
             keys=keys,
             done=progress(state.step, num_steps),
@@ -99,6 +106,7 @@ def make_train_step(
                 compute, split_rows(batch, config.optimizer.micro_batches, mesh)
             )
         grads, sums = jax.tree.map(lambda total: total / batch_size, (grads, sums))
+        grads = jax.lax.with_sharding_constraint(grads, update_shardings)
         grads = zero_frozen(grads, first, state.step)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -126,11 +134,10 @@ def make_train_step(
         )
         return state, metrics
 
-    everywhere = replicated(mesh)
     return jax.jit(
         step,
-        in_shardings=(everywhere, dict.fromkeys(BATCH_FIELDS, split_by_example(mesh))),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(shardings, dict.fromkeys(BATCH_FIELDS, split_by_example(mesh))),
+        out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
 
@@ -160,8 +167,8 @@ def split_rows(batch: Batch, micro_batches: int, mesh: Mesh) -> Batch:
     Each device cuts its own rows: consecutive micro-batches of the global batch would have to be
     gathered from other devices.
     """
-    devices = mesh.shape[DATA_AXIS]
-    cut = NamedSharding(mesh, PartitionSpec(None, DATA_AXIS))
+    devices = mesh.size
+    cut = NamedSharding(mesh, PartitionSpec(None, *batch_spec(mesh)))
 
     def split(array: Array) -> Array:
         rest = array.shape[1:]

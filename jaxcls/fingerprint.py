@@ -31,7 +31,7 @@ def fingerprint(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, Any]]:
     """Shape, dtype and digest of each array, as JSON.
 
     All processes call it with the same names. Each sums over the shards of which it holds the
-    first replica.
+    first replica, and adds what the others have of arrays that it holds in part.
     """
     shards = {
         name: [shard for shard in x.addressable_shards if shard.replica_id == 0]
@@ -50,7 +50,9 @@ def fingerprint(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, Any]]:
     )
     if jax.process_count() > 1:  # as 32-bit words: JAX has 64-bit ones only when told so
         words = np.asarray(multihost_utils.process_allgather(sums.view(np.uint32)))
-        sums = np.ascontiguousarray(words).view(np.uint64).sum(axis=0, dtype=np.uint64)
+        total = np.ascontiguousarray(words).view(np.uint64).sum(axis=0, dtype=np.uint64)
+        whole = [x.is_fully_addressable for x in arrays.values()]
+        sums = np.where(whole, sums, total)
     return {
         name: _describe(x) | {"digest": f"{int(total):016x}"}
         for (name, x), total in zip(arrays.items(), sums, strict=True)

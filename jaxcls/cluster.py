@@ -110,6 +110,8 @@ def join(options: JobOptions) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if place.process_id:
         _await_coordinator(place.coordinator, options.join_timeout)
+    else:
+        _require_free(place.coordinator)
     problem = (
         f"the {place.num_processes} processes of the job did not all join at {place.coordinator} "
         f"within {options.join_timeout} s; see whether every one was started, with the same "
@@ -252,6 +254,19 @@ def _await_coordinator(address: str, timeout: float) -> None:
         f"--coordinator: process 0 does not answer at {address} within {timeout} s ({problem}); "
         f"start it, give its address, or wait longer with --join-timeout"
     )
+
+
+def _require_free(address: str) -> None:
+    """Checks that process 0 can listen. (jaxlib would crash.)"""
+    port = int(address.rpartition(":")[2])
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        raise JobError(
+            f"--coordinator: port {port} cannot be listened at ({error.strerror}); end what uses "
+            f"it, or choose another one for all processes"
+        ) from error
 
 
 def _give_up(problem: str) -> None:

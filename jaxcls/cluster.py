@@ -89,7 +89,7 @@ def find_place(options: JobOptions, environment: Mapping[str, str] = os.environ)
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise JobError(
-            f"the job's processes cannot be found through {scheduler.name}: {error}; give "
+            f"the job's processes cannot be found through {scheduler.__name__}: {error}; give "
             f"--coordinator HOST:PORT --num-processes N --process-id I"
         ) from error
 
@@ -229,7 +229,7 @@ def _scheduler(environment: Mapping[str, str]) -> "type[ClusterEnv] | None":
         if kind.opt_in_only_method:
             continue
         # Any pod of Kubernetes looks like one of a job to JAX.
-        if kind.name == "k8s" and "JOB_COMPLETION_INDEX" not in environment:
+        if kind.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in environment:
             continue
         # A shell in an allocation of several tasks is a step of one.
         if kind.name == "slurm" and environment.get("SLURM_STEP_NUM_TASKS") == "1":

@@ -119,7 +119,8 @@ def main(arguments: Sequence[str]) -> None:
     training = assemble(config, num_classes=10, num_examples=1000, mesh=mesh)
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(3, training.init(), metadata={})
-    np.savez(out / f"{process}.npz", **{name.replace("/", "|"): x for name, x in found.items()})
+    arrays: dict[str, Any] = {name.replace("/", "|"): x for name, x in found.items()}
+    np.savez(out / f"{process}.npz", **arrays)
     (out / f"{process}.json").write_text(json.dumps(report))
     leave(0)
 

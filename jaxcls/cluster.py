@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
 FAREWELL_SECONDS = 10.0
+SHUTDOWN_SECONDS = 60  # after the first process has ended, for the last one to
 
 _ENDED = "jaxcls/ended/"
 
@@ -78,6 +79,8 @@ def find_place(options: JobOptions, environment: Mapping[str, str] = os.environ)
         return None
     try:
         own = scheduler.get_local_process_id()
+        if "," not in environment.get("CUDA_VISIBLE_DEVICES", ","):
+            own = None  # it sees its own GPU alone
         return Place(
             coordinator=scheduler.get_coordinator_address(
                 timeout_secs=options.join_timeout,
@@ -129,6 +132,7 @@ def join(options: JobOptions) -> None:
             place.local_device_ids,
             cluster_detection_method="deactivate",
             initialization_timeout=options.join_timeout + 60,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:  # JaxRuntimeError is one
         raise JobError(f"--coordinator: {place.coordinator}: {_first_line(error)}") from error

@@ -62,6 +62,13 @@ def test_slurm_gives_a_place_and_one_device(environment: Any) -> None:
     assert (place.num_processes, place.process_id, place.local_device_ids) == (8, 5, [1])
 
 
+def test_a_task_of_slurm_that_sees_one_gpu_uses_it(environment: Any) -> None:
+    place = environment(JobOptions(), SLURM | {"CUDA_VISIBLE_DEVICES": "0"})
+    assert place.local_device_ids is None
+    place = environment(JobOptions(), SLURM | {"CUDA_VISIBLE_DEVICES": "0,1"})
+    assert place.local_device_ids == [1]
+
+
 @pytest.mark.parametrize("change", [{"SLURM_NTASKS": "1"}, {"SLURM_STEP_NUM_TASKS": "1"}])
 def test_a_single_task_of_slurm_is_alone(environment: Any, change: dict[str, str]) -> None:
     assert environment(JobOptions(), SLURM | change) is None

@@ -135,17 +135,15 @@ def step_seconds(count: int) -> float:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
     flags = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    job = [
-        subprocess.Popen(
-            [*f"taskset -c {process}".split(), sys.executable, "-c", SCALING]
-            + f"{count} {process} {address}".split(),
-            cwd=ROOT,
-            env=os.environ | flags,
-            stdout=subprocess.PIPE,
-            text=True,
+    job = []
+    for process in range(count):
+        place = [str(count), str(process), address]
+        command = ["taskset", "-c", str(process), sys.executable, "-c", SCALING, *place]
+        job.append(
+            subprocess.Popen(
+                command, cwd=ROOT, env=os.environ | flags, stdout=subprocess.PIPE, text=True
+            )
         )
-        for process in range(count)
-    ]
     outs = [process.communicate()[0] for process in job]
     assert [process.returncode for process in job] == [0] * count
     return float(outs[0].split()[-1])  # gloo greets before

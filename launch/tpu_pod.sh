@@ -83,7 +83,7 @@ run_command() {
 ask() {
   local answer=$1
   shift
-  run_command "$@"
+  "$@"
   if $dry_run; then echo "$answer"; fi
 }
 
@@ -114,7 +114,7 @@ on_workers() { # WORKERS COMMAND ...: runs tpu_worker.sh COMMAND there
 tpu_state() {
   local errors status=0 state
   errors=$(mktemp "$scratch/errors.XXXXXX")
-  state=$(ask "$1" gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
+  state=$(ask "$1" run_command gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
     --format="value(state.state)" 2>"$errors") || status=$?
   if ((status == 0)); then
     echo "$state"

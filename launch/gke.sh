@@ -66,22 +66,21 @@ yaml_list() {
 }
 
 show() {
-  local text chips
+  local text chips index
   chips=$((${topology//x/*}))
   ((chips % chips_per_host == 0)) ||
     die 2 "--topology: the $chips chips of $topology are not a multiple of --chips-per-host $chips_per_host"
   text=$(<"$(dirname "${BASH_SOURCE[0]}")/gke_jobset.yaml")
   $spot || text=$(grep -v '# only with --spot$' <<<"$text")
-  # shellcheck disable=SC2016  # the words of the template are meant
-  text=${text//'${NAME}'/"$name"}
-  text=${text//'${IMAGE}'/"$image"}
-  text=${text//'${ACCELERATOR}'/"$accelerator"}
-  text=${text//'${TOPOLOGY}'/"$topology"}
-  text=${text//'${CHIPS_PER_HOST}'/"$chips_per_host"}
-  text=${text//'${HOSTS}'/"$((chips / chips_per_host))"}
-  text=${text//'${MAX_RESTARTS}'/"$max_restarts"}
-  text=${text//'${SERVICE_ACCOUNT}'/"$service_account"}
-  text=${text//'${ARGUMENTS}'/"$(yaml_list train "${training[@]}")"}
+  local pairs=(
+    NAME "$name" IMAGE "$image" ACCELERATOR "$accelerator" TOPOLOGY "$topology"
+    CHIPS_PER_HOST "$chips_per_host" HOSTS "$((chips / chips_per_host))"
+    MAX_RESTARTS "$max_restarts" SERVICE_ACCOUNT "$service_account"
+    ARGUMENTS "$(yaml_list train "${training[@]}")"
+  )
+  for ((index = 0; index < ${#pairs[@]}; index += 2)); do
+    text=${text//"\${${pairs[index]}\}"/"${pairs[index + 1]}"}
+  done
   echo "$text"
 }
 

@@ -83,7 +83,7 @@ run_command() {
 ask() {
   local answer=$1
   shift
-  "$@"
+  "$@" || return
   if $dry_run; then echo "$answer"; fi
 }
 

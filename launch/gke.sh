@@ -66,7 +66,7 @@ yaml_list() {
 }
 
 show() {
-  local text chips index
+  local text chips index word
   chips=$((${topology//x/*}))
   ((chips % chips_per_host == 0)) ||
     die 2 "--topology: the $chips chips of $topology are not a multiple of --chips-per-host $chips_per_host"
@@ -79,7 +79,8 @@ show() {
     ARGUMENTS "$(yaml_list train "${training[@]}")"
   )
   for ((index = 0; index < ${#pairs[@]}; index += 2)); do
-    text=${text//"\${${pairs[index]}\}"/"${pairs[index + 1]}"}
+    word="\${${pairs[index]}}"
+    text=${text//"$word"/"${pairs[index + 1]}"}
   done
   echo "$text"
 }

@@ -152,9 +152,11 @@ request_tpu() {
   say "asking for $accelerator_type as $name"
   if run_command gcloud compute tpus queued-resources create "$name" --node-id="$name" \
     --accelerator-type="$accelerator_type" --runtime-version="$runtime_version" "${tier[@]}" \
-    "${place[@]}" 2> >(tee "$errors" >&2); then
+    "${place[@]}" 2>"$errors"; then
+    cat "$errors" >&2
     return
   fi
+  cat "$errors" >&2
   if grep -qiE 'quota|RESOURCE_EXHAUSTED' "$errors"; then
     die 1 "the project has no quota for $accelerator_type${tier[*]:+ (spot)} in this zone: ask for" \
       "more on the console's page IAM & Admin > Quotas, or name another --zone, a smaller" \

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 
-# Answers come from the first rule whose pattern the call matches: the rule's next reply, and the last
-# one for ever. What matches none succeeds silently.
+# Answers come from the first rule whose pattern the call matches: the rule's next reply, and the
+# last one for ever. What matches none succeeds silently.
 FAKE = """#!/usr/bin/env bash
 call="{name} $*"
 printf '%s\\n' "$call" >> '{folder}/calls'

@@ -1,5 +1,6 @@
 """tpu_pod.sh against a gcloud that records its calls and fails as Cloud TPU does."""
 
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,18 @@ from fakes import Fakes, Reply
 
 PLACE = "--zone=us-west4-a --project=p"
 CONFIG = "configs/imagenet/efficientnetv2_b0.py"
-OPTIONS = (
-    "--name b0 --accelerator-type v5litepod-16 --runtime-version v2-alpha-tpuv5-lite "
-    "--zone us-west4-a --project p"
-).split()
+OPTIONS = [
+    "--name",
+    "b0",
+    "--accelerator-type",
+    "v5litepod-16",
+    "--runtime-version",
+    "v2-alpha-tpuv5-lite",
+    "--zone",
+    "us-west4-a",
+    "--project",
+    "p",
+]
 TRAINING = ("--", CONFIG, "--workdir", "gs://bucket/run")
 
 RESOURCES = "gcloud compute tpus queued-resources"
@@ -30,7 +39,8 @@ UNPACK = (
 
 
 def worker(command: str, workers: str = "all") -> str:
-    return f"{VM} ssh b0 --worker={workers} {PLACE} --command=bash jaxcls/launch/tpu_worker.sh {command}"
+    script = "bash jaxcls/launch/tpu_worker.sh"
+    return f"{VM} ssh b0 --worker={workers} {PLACE} --command={script} {command}"
 
 
 INSTALL = [COPY, UNPACK, worker("install .")]
@@ -234,7 +244,9 @@ def test_waiting_for_a_tpu_has_an_end(gcloud: Fakes) -> None:
 
 
 def test_a_failing_gcloud_is_shown(gcloud: Fakes) -> None:
-    gcloud.on("describe", Reply(err="ERROR: PERMISSION_DENIED: tpu.queuedResources.get\n", status=1))
+    gcloud.on(
+        "describe", Reply(err="ERROR: PERMISSION_DENIED: tpu.queuedResources.get\n", status=1)
+    )
     result = launch(gcloud, "create")
     assert result.returncode == 1
     assert gcloud.calls() == [DESCRIBE] * 5
@@ -286,8 +298,6 @@ def test_code_from_a_wheel_or_a_url(gcloud: Fakes, tmp_path: Path) -> None:
     kept = tmp_path / "kept.tar.gz"
     gcloud.on("tpu-vm scp", Reply(script=f"cp \"$5\" '{kept}'"))
     launch(gcloud, "install", "--code", str(wheel))
-    import tarfile
-
     with tarfile.open(kept) as archive:
         names = set(archive.getnames())
     assert {f"wheels/{wheel.name}", CONFIG, "launch/tpu_worker.sh"} <= names

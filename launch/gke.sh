@@ -1,0 +1,233 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of a GKE cluster with gke_jobset.yaml. `gke.sh --help` explains it.
+set -euo pipefail
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "gke: bash 4.4 or newer is needed; this is $BASH_VERSION" >&2
+  exit 2
+fi
+
+usage() {
+  cat <<'END'
+usage: bash launch/gke.sh PHASE --name NAME [option ...] [-- CONFIG argument of jaxcls train ...]
+
+  show      print the filled-in gke_jobset.yaml
+  apply     start the training; where it runs already, nothing changes
+  logs      show the log of worker 0, over restarts, until the training ends
+  run       apply and logs; the exit status is that of the training
+  status    say what the JobSet and its pods do
+  delete    delete the JobSet and its pods
+
+  --name NAME               name of the JobSet
+  --image IMAGE             built with launch/Dockerfile and pushed where the cluster can read it
+  --accelerator TYPE        label of the nodes: tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice, ...
+  --topology TOPOLOGY       label of the nodes: 4x4, 2x2x4, ...
+  --chips-per-host N        chips of one node (default: 4)
+  --spot                    nodes that may be taken away at any time
+  --service-account NAME    of Kubernetes, with access to the buckets (default: default)
+  --data-dir PATH           where the prepared data sets lie, such as gs://BUCKET/tfds
+  --max-restarts N          restarts after a crash; those after a disruption or a stop do not count
+                            (default: 3)
+  --namespace NAMESPACE     (default: that of kubectl's context)
+  --dry-run                 print the commands, run nothing
+
+JobSet 0.8 or newer must be installed in the cluster. Exit status: 0 done; 2 your mistake (or the
+training's exit status 2); 1 else. Seconds between two looks are JAXCLS_POLL_SECONDS (10).
+END
+}
+
+POLL_SECONDS=${JAXCLS_POLL_SECONDS:-10}
+
+say() { echo "gke: $*" >&2; }
+
+die() { # STATUS MESSAGE
+  local status=$1
+  shift
+  say "$*"
+  exit "$status"
+}
+
+run_kubectl() {
+  if $dry_run; then
+    echo "kubectl ${namespace[*]}${namespace[*]:+ }$*" >&3
+  else
+    kubectl "${namespace[@]}" "$@"
+  fi
+}
+
+# The words as a list of YAML (and JSON) strings.
+yaml_list() {
+  local word list=''
+  for word in "$@"; do
+    word=${word//\\/\\\\}
+    list+=", \"${word//\"/\\\"}\""
+  done
+  echo "[${list:2}]"
+}
+
+show() {
+  local text chips index word
+  chips=$((${topology//x/*}))
+  ((chips % chips_per_host == 0)) ||
+    die 2 "--topology: the $chips chips of $topology are not a multiple of --chips-per-host $chips_per_host"
+  text=$(<"$(dirname "${BASH_SOURCE[0]}")/gke_jobset.yaml")
+  $spot || text=$(grep -v '# only with --spot$' <<<"$text")
+  local pairs=(
+    NAME "$name" IMAGE "$image" ACCELERATOR "$accelerator" TOPOLOGY "$topology"
+    CHIPS_PER_HOST "$chips_per_host" HOSTS "$((chips / chips_per_host))"
+    MAX_RESTARTS "$max_restarts" SERVICE_ACCOUNT "$service_account"
+    ARGUMENTS "$(yaml_list train "${training[@]}")"
+  )
+  for ((index = 0; index < ${#pairs[@]}; index += 2)); do
+    word="\${${pairs[index]}}"
+    text=${text//"$word"/"${pairs[index + 1]}"}
+  done
+  echo "$text"
+}
+
+apply() {
+  local manifest
+  manifest=$(show)
+  if $dry_run; then echo "$manifest" >&3; fi
+  run_kubectl apply --filename=- <<<"$manifest"
+}
+
+# Completed, Failed, or nothing while it runs.
+terminal_state() {
+  run_kubectl get jobset "$name" --output='jsonpath={.status.terminalState}'
+}
+
+newest_worker_0() {
+  run_kubectl get pods --sort-by=.metadata.creationTimestamp --output=name --selector="$(selector)" |
+    tail -n 1
+}
+
+selector() {
+  echo "jobset.sigs.k8s.io/jobset-name=$name,batch.kubernetes.io/job-completion-index=0"
+}
+
+logs() {
+  local state pod failures=0 since=()
+  while :; do
+    if state=$(terminal_state); then failures=0; else failures=$((failures + 1)); fi
+    ((failures < 5)) || die 1 "kubectl cannot see the JobSet $name; the training may go on"
+    if pod=$(newest_worker_0) && [[ -n $pod ]]; then
+      # A pod that does not run yet has no log. What was shown once is not shown again.
+      if run_kubectl logs --follow "${since[@]}" "$pod"; then
+        since=(--since-time="$(date -u +%Y-%m-%dT%H:%M:%SZ)")
+      fi
+    fi
+    if $dry_run; then
+      run_kubectl logs --follow POD
+      return
+    fi
+    case $state in
+      Completed)
+        say "the training is done"
+        return
+        ;;
+      Failed) report_failure ;;
+    esac
+    sleep "$POLL_SECONDS"
+  done
+}
+
+report_failure() {
+  local statuses
+  say "$(run_kubectl get jobset "$name" \
+    --output='jsonpath={.status.conditions[?(@.type=="Failed")].message}')"
+  statuses=$(run_kubectl get jobs --selector="jobset.sigs.k8s.io/jobset-name=$name" \
+    --output='jsonpath={.items[*].status.conditions[?(@.type=="Failed")].message}')
+  if [[ $statuses == *"exit code 2 "* ]]; then
+    die 2 "the training ended with status 2, a mistake that no restart mends; it says which above"
+  fi
+  die 1 "the training failed, and no restart is left (--max-restarts $max_restarts)"
+}
+
+run() {
+  apply
+  logs
+}
+
+status() {
+  run_kubectl get jobset "$name"
+  run_kubectl get pods --selector="jobset.sigs.k8s.io/jobset-name=$name" --output=wide
+}
+
+delete() { run_kubectl delete jobset "$name" --ignore-not-found; }
+
+phase=${1:-}
+case $phase in
+  show | apply | logs | run | status | delete) shift ;;
+  -h | --help | help)
+    usage
+    exit 0
+    ;;
+  *)
+    usage >&2
+    exit 2
+    ;;
+esac
+
+name='' image='' accelerator='' topology='' chips_per_host=4
+service_account=default data_dir='' max_restarts=3
+spot=false dry_run=false
+namespace=() training=()
+
+while (($#)); do
+  case $1 in
+    --spot | --dry-run) ;;
+    --) ;;
+    *) (($# >= 2)) || [[ $1 == --help || $1 == -h ]] || die 2 "$1: give a value" ;;
+  esac
+  case $1 in
+    --name) name=$2 ;;
+    --image) image=$2 ;;
+    --accelerator) accelerator=$2 ;;
+    --topology) topology=$2 ;;
+    --chips-per-host) chips_per_host=$2 ;;
+    --service-account) service_account=$2 ;;
+    --data-dir) data_dir=$2 ;;
+    --max-restarts) max_restarts=$2 ;;
+    --namespace) namespace=("--namespace=$2") ;;
+    --spot) spot=true ;;
+    --dry-run) dry_run=true ;;
+    --help | -h)
+      usage
+      exit 0
+      ;;
+    --)
+      shift
+      training=("$@")
+      break
+      ;;
+    *) die 2 "unknown option $1; see bash launch/gke.sh --help" ;;
+  esac
+  case $1 in
+    --spot | --dry-run) shift ;;
+    *) shift 2 ;;
+  esac
+done
+
+label='^[a-z]([-a-z0-9]*[a-z0-9])?$'
+[[ $name =~ $label ]] || die 2 "--name: give lower-case letters, digits and -, got '$name'"
+[[ $max_restarts =~ ^[0-9]+$ ]] || die 2 "--max-restarts: give a whole number, got '$max_restarts'"
+case $phase in
+  show | apply | run)
+    [[ $image =~ ^[^[:space:]]+$ ]] || die 2 "--image: give the image that launch/Dockerfile makes"
+    [[ $accelerator =~ $label ]] || die 2 "--accelerator: give the label of the nodes, such as tpu-v5-lite-podslice"
+    [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || die 2 "--topology: give one such as 4x4, got '$topology'"
+    [[ $chips_per_host =~ ^[1-9][0-9]*$ ]] || die 2 "--chips-per-host: give a number, got '$chips_per_host'"
+    [[ $service_account =~ $label ]] || die 2 "--service-account: give a name, got '$service_account'"
+    ((${#training[@]})) || die 2 "give the config and arguments of jaxcls train after --"
+    [[ " ${training[*]}" == *" --workdir"[=\ ]*://* ]] ||
+      die 2 "give --workdir with a bucket, such as gs://BUCKET/RUN: what a pod writes is lost with it"
+    if [[ -n $data_dir ]]; then training+=(--data.data-dir "$data_dir"); fi
+    ;;
+esac
+command -v kubectl >/dev/null || $dry_run ||
+  die 2 "kubectl is not installed; see kubernetes.io/docs/tasks/tools"
+
+exec 3>&1
+trap 'say "interrupted. The training goes on; delete it with: bash launch/gke.sh delete --name $name"; exit 130' INT TERM
+"$phase"

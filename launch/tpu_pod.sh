@@ -1,0 +1,458 @@
+#!/usr/bin/env bash
+# Trains on a TPU pod with Cloud TPU's queued resources. `tpu_pod.sh --help` explains it.
+set -euo pipefail
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "tpu_pod: bash 4.4 or newer is needed; this is $BASH_VERSION" >&2
+  exit 2
+fi
+
+usage() {
+  cat <<'END'
+usage: bash launch/tpu_pod.sh PHASE --name NAME [option ...] [-- CONFIG argument of jaxcls train ...]
+
+  create    ask for a TPU (a queued resource with one node) and wait until it is ready
+  install   copy the code, configs/ and, with --stage, the data to all workers
+  start     start the training on all workers; where it runs already, it goes on
+  logs      show the log of worker 0 until the training ends
+  status    say what the TPU and the training do
+  stop      ask the training to save and exit
+  run       create, install, start and logs; and again after a preemption, a stop or a crash
+  collect   copy the run from worker 0 to runs/, or say in which bucket it lies
+  delete    delete the TPU
+
+Give every phase the same options and arguments.
+
+  --name NAME               name of the queued resource and of its node
+  --accelerator-type TYPE   for example v5litepod-16, v5p-32 or v6e-16
+  --runtime-version VERSION for example v2-alpha-tpuv5-lite, v2-alpha-tpuv5 or v2-alpha-tpuv6e
+  --spot                    cheaper, and may be taken away at any time
+  --zone ZONE, --project PROJECT
+                            (default: those of `gcloud config`)
+  --code SOURCE             a folder (default: the one that holds launch/), a wheel, or a URL that pip
+                            takes, such as git+https://HOST/PATH@COMMIT
+  --data-dir gs://PATH      where the prepared data sets lie
+  --stage                   copy them to each worker's disk first, instead of reading the bucket
+  --create-timeout SECONDS  how long to wait for the TPU (default: 86400)
+  --max-restarts N          run: restarts after a crash; those after a preemption or a stop do not
+                            count (default: 3)
+  --delete                  run: delete the TPU when the run has ended, however it has
+  --dry-run                 print the commands, run nothing
+
+Exit status: 0 done; 2 your mistake (or the training's exit status 2), which no restart mends; 1 else.
+Seconds between two looks at the TPU are JAXCLS_POLL_SECONDS (30); a failed ssh is tried again after
+JAXCLS_BACKOFF_SECONDS (5), then twice as long, five times in all.
+END
+}
+
+POLL_SECONDS=${JAXCLS_POLL_SECONDS:-30}
+BACKOFF_SECONDS=${JAXCLS_BACKOFF_SECONDS:-5}
+ATTEMPTS=5
+SILENT_LOOKS=20 # looks at a training whose worker 0 writes nothing more, before it is stopped
+
+say() { echo "tpu_pod: $*" >&2; }
+
+die() { # STATUS MESSAGE
+  local status=$1
+  shift
+  say "$*"
+  exit "$status"
+}
+
+# The words as a shell would read them back.
+quoted() {
+  local word line=''
+  for word in "$@"; do
+    [[ $word =~ ^[A-Za-z0-9_./:=@,+%-]+$ ]] || word=${word@Q}
+    line+=" $word"
+  done
+  echo "${line:1}"
+}
+
+# ---- Commands. Every one that leaves this machine goes through `run_command` or `ask`.
+
+run_command() {
+  if $dry_run; then
+    quoted "$@" >&3
+  else
+    "$@"
+  fi
+}
+
+# ask ANSWER COMMAND ...: the command's output; in a dry run the ANSWER, which lets the run go on.
+ask() {
+  local answer=$1
+  shift
+  "$@" || return
+  if $dry_run; then echo "$answer"; fi
+}
+
+# Runs a command until it succeeds, at most ATTEMPTS times. Status 2 is no accident: it ends at once.
+retry() {
+  local delay=$BACKOFF_SECONDS attempt status
+  for ((attempt = 1; ; attempt++)); do
+    status=0
+    "$@" || status=$?
+    if ((status == 0 || status == 2 || attempt == ATTEMPTS)); then return "$status"; fi
+    say "this failed with status $status (attempt $attempt of $ATTEMPTS); again in $delay s"
+    sleep "$delay"
+    delay=$((delay * 2))
+  done
+}
+
+on_workers() { # WORKERS COMMAND ...: runs tpu_worker.sh COMMAND there
+  local workers=$1
+  shift
+  run_command gcloud compute tpus tpu-vm ssh "$name" --worker="$workers" "${place[@]}" \
+    --command="bash jaxcls/launch/tpu_worker.sh $(quoted "$@")"
+}
+
+# ---- The TPU
+
+# tpu_state ANSWER: CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, FAILED,
+# SUSPENDING, SUSPENDED or DELETING; NOT_FOUND if there is none.
+tpu_state() {
+  local errors status=0 state
+  errors=$(mktemp "$scratch/errors.XXXXXX")
+  state=$(ask "$1" run_command gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
+    --format="value(state.state)" 2>"$errors") || status=$?
+  if ((status == 0)); then
+    echo "$state"
+  elif grep -q NOT_FOUND "$errors"; then
+    echo NOT_FOUND
+  else
+    cat "$errors" >&2
+    return 1
+  fi
+}
+
+create() {
+  local state
+  state=$(retry tpu_state NOT_FOUND) || die 1 "cannot ask for the state of $name"
+  while [[ $state == DELETING ]]; do
+    sleep "$POLL_SECONDS"
+    state=$(retry tpu_state NOT_FOUND) || die 1 "cannot ask for the state of $name"
+  done
+  case $state in
+    NOT_FOUND) request_tpu ;;
+    FAILED | SUSPENDING | SUSPENDED)
+      say "the queued resource $name is $state and will not come back; making it anew"
+      delete
+      request_tpu
+      ;;
+    *) say "the queued resource $name is there already ($state)" ;;
+  esac
+  tpu_exists=true
+  wait_until_active
+}
+
+request_tpu() {
+  local errors
+  errors=$(mktemp "$scratch/errors.XXXXXX")
+  say "asking for $accelerator_type as $name"
+  if run_command gcloud compute tpus queued-resources create "$name" --node-id="$name" \
+    --accelerator-type="$accelerator_type" --runtime-version="$runtime_version" "${tier[@]}" \
+    "${place[@]}" 2>"$errors"; then
+    cat "$errors" >&2
+    return
+  fi
+  cat "$errors" >&2
+  if grep -qiE 'quota|RESOURCE_EXHAUSTED' "$errors"; then
+    die 1 "the project has no quota for $accelerator_type${tier[*]:+ (spot)} in this zone: ask for" \
+      "more on the console's page IAM & Admin > Quotas, or name another --zone, a smaller" \
+      "--accelerator-type, or --spot, which has a quota of its own"
+  fi
+  die 1 "gcloud could not make the queued resource $name; it says why above"
+}
+
+wait_until_active() {
+  local state last='' deadline=$((SECONDS + create_timeout))
+  while :; do
+    state=$(retry tpu_state ACTIVE) || die 1 "cannot ask for the state of $name"
+    [[ $state == "$last" ]] || say "$name is $state"
+    last=$state
+    case $state in
+      ACTIVE) return ;;
+      FAILED | SUSPENDING | SUSPENDED | DELETING | NOT_FOUND)
+        explain_state
+        die 1 "$name did not become ready: it is $state. Delete it with: bash launch/tpu_pod.sh" \
+          "delete --name $name"
+        ;;
+    esac
+    if ((SECONDS >= deadline)); then
+      die 1 "$name is still $state after $create_timeout s (--create-timeout). It stays in the queue:" \
+        "the same command waits on, and 'bash launch/tpu_pod.sh delete --name $name' takes it out"
+    fi
+    sleep "$POLL_SECONDS"
+  done
+}
+
+explain_state() {
+  run_command gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
+    --format="yaml(state)" >&2 || true
+}
+
+delete() {
+  say "deleting $name"
+  retry run_command gcloud compute tpus queued-resources delete "$name" --force --quiet "${place[@]}"
+  tpu_exists=false
+}
+
+# ---- The code and the training
+
+install() {
+  local archive=$scratch/jaxcls.tar.gz source=. extra=()
+  case $code in
+    *.whl)
+      [[ -f $code ]] || die 2 "--code: there is no wheel $code"
+      source=wheels/$(basename "$code")
+      mkdir -p "$scratch/wheels"
+      cp "$code" "$scratch/wheels/"
+      extra=(--directory="$scratch" wheels)
+      ;;
+    *://*) source=$code ;;
+    *)
+      [[ -f $code/pyproject.toml ]] || die 2 "--code: $code holds no pyproject.toml"
+      extra=(--directory="$(cd "$code" && pwd)" pyproject.toml README.md LICENSE jaxcls)
+      ;;
+  esac
+  run_command tar --create --gzip --file="$archive" --exclude=__pycache__ --directory="$root" \
+    launch/tpu_worker.sh configs "${extra[@]}"
+  retry run_command gcloud compute tpus tpu-vm scp "$archive" "$name:jaxcls.tar.gz" --worker=all \
+    "${place[@]}" || die 1 "cannot copy the code to the workers"
+  retry run_command gcloud compute tpus tpu-vm ssh "$name" --worker=all "${place[@]}" \
+    --command="mkdir -p jaxcls && tar -xzf jaxcls.tar.gz -C jaxcls" ||
+    die 1 "cannot unpack the code on the workers"
+  retry on_workers all install "$source" || die 1 "cannot install jaxcls on the workers"
+  if $stage; then
+    retry on_workers all stage "$data_dir" || die 1 "cannot copy $data_dir to the workers"
+  fi
+}
+
+start() {
+  : >"$log"
+  retry on_workers all start "${training[@]}" || die 1 "cannot start the training on all workers"
+}
+
+# Shows what worker 0 has written since the last look, until the training or the connection ends.
+show_log() {
+  on_workers 0 logs "$(($(wc -l <"$log") + 1))" | tee -a "$log"
+}
+
+logs() { retry show_log; }
+
+# What became of the training, over all workers: running, 0, 2, 75, lost (workers know nothing of
+# it), or crashed STATUS.
+training_state() {
+  local lines states
+  lines=$(retry ask "jaxcls-status worker-0 exited 0" on_workers all status) || return 1
+  states=$(sed -n 's/^jaxcls-status [^ ]* //p' <<<"$lines" | sort -u)
+  case $'\n'$states$'\n' in
+    *$'\nrunning\n'*) echo running ;;
+    *$'\nexited 2\n'*) echo 2 ;;
+    *$'\nabsent\n'* | $'\n\n') echo lost ;;
+    $'\nexited 0\n') echo 0 ;;
+    *) grep -vxE 'exited (0|75)' <<<"$states" | head -n 1 | sed 's/exited/crashed/' | grep . || echo 75 ;;
+  esac
+}
+
+# Shows the log until the training has ended on all workers; sets `outcome` to its state, or to
+# preempted.
+watch_training() {
+  local state silent=0 lines=0 last_lines=0
+  while :; do
+    show_log || say "the connection to worker 0 has ended"
+    state=$(retry tpu_state ACTIVE) || die 1 "cannot ask for the state of $name; the training goes on"
+    if [[ $state != ACTIVE ]]; then
+      say "$name is $state"
+      outcome=preempted
+      return
+    fi
+    # Of a worker that was taken away a moment ago, the TPU's state tells a little later.
+    outcome=$(training_state) || outcome=unreachable
+    case $outcome in running | unreachable) ;; *) return ;; esac
+    lines=$(wc -l <"$log")
+    silent=$((lines > last_lines ? 0 : silent + 1))
+    last_lines=$lines
+    if ((silent == SILENT_LOOKS)); then
+      say "worker 0 is silent and the training is $outcome; stopping it"
+      return
+    fi
+    sleep "$POLL_SECONDS"
+  done
+}
+
+run() {
+  local crashes=0
+  create
+  install
+  while :; do
+    start
+    watch_training
+    case $outcome in
+      0)
+        say "the training is done"
+        return
+        ;;
+      2) die 2 "the training ended with status 2, a mistake that no restart mends; it says which above" ;;
+      75) say "the training was stopped after a save; starting it again" ;;
+      preempted | lost)
+        say "the TPU was taken away; asking for another one"
+        create
+        install
+        continue
+        ;;
+      *)
+        say "the training ended: $outcome"
+        ((crashes < max_restarts)) || die 1 "no restart is left (--max-restarts $max_restarts)"
+        crashes=$((crashes + 1))
+        say "starting it again (restart $crashes of $max_restarts)"
+        ;;
+    esac
+    retry on_workers all stop || say "not all workers could be told to stop"
+  done
+}
+
+status() {
+  say "$name is $(tpu_state ACTIVE)"
+  on_workers all status
+}
+
+stop() { retry on_workers all stop; }
+
+collect() {
+  case $workdir in
+    *://*)
+      say "the run lies in $workdir; copy it with: gcloud storage rsync --recursive $workdir" \
+        "runs/$(basename "$workdir")"
+      ;;
+    *)
+      run_command mkdir -p runs
+      retry run_command gcloud compute tpus tpu-vm scp --recurse "$name:jaxcls/$workdir" runs/ \
+        --worker=0 "${place[@]}" || die 1 "cannot copy $workdir from worker 0"
+      ;;
+  esac
+}
+
+# ---- The command line
+
+require_accelerator() {
+  [[ -n $accelerator_type ]] || die 2 "give --accelerator-type, for example v5litepod-16"
+  [[ -n $runtime_version ]] || die 2 "give --runtime-version, for example v2-alpha-tpuv5-lite"
+}
+
+require_training() {
+  local index
+  ((${#training[@]})) || die 2 "give the config and arguments of jaxcls train after --"
+  [[ -f $root/${training[0]} && ${training[0]} == configs/* ]] ||
+    die 2 "${training[0]}: the config must be a file of configs/, which is copied to the workers"
+  workdir=runs/$(basename "${training[0]}" .py)
+  for ((index = 1; index < ${#training[@]}; index++)); do
+    case ${training[index]} in
+      --workdir=*) workdir=${training[index]#*=} ;;
+      --workdir) workdir=${training[index + 1]:-} ;;
+    esac
+  done
+  [[ $workdir == *://* || $phase == collect ]] ||
+    say "warning: $workdir lies on the workers' disks and is lost with them; give --workdir gs://..."
+}
+
+finish() {
+  local status=$?
+  trap - EXIT INT TERM
+  if $tpu_exists && [[ $phase == run ]]; then
+    if $delete_after && ! $interrupted; then
+      delete || say "could not delete $name"
+    else
+      $dry_run || say "the TPU is still there and is paid for; delete it with: bash" \
+        "launch/tpu_pod.sh delete --name $name ${place[*]}"
+    fi
+  fi
+  rm -rf "$scratch"
+  exit "$status"
+}
+
+interrupt() {
+  interrupted=true
+  say "interrupted. What runs on the TPU goes on; the same command attaches to it again"
+  exit 130
+}
+
+phase=${1:-}
+case $phase in
+  create | install | start | logs | status | stop | run | collect | delete) shift ;;
+  -h | --help | help)
+    usage
+    exit 0
+    ;;
+  *)
+    usage >&2
+    exit 2
+    ;;
+esac
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+name='' accelerator_type='' runtime_version='' code=$root data_dir=''
+create_timeout=86400 max_restarts=3
+stage=false dry_run=false delete_after=false interrupted=false tpu_exists=false
+place=() tier=() training=()
+outcome='' workdir=''
+
+while (($#)); do
+  case $1 in
+    --name | --accelerator-type | --runtime-version | --zone | --project | --code | --data-dir | \
+      --create-timeout | --max-restarts)
+      (($# >= 2)) || die 2 "$1: give a value"
+      ;;
+  esac
+  case $1 in
+    --name) name=$2 ;;
+    --accelerator-type) accelerator_type=$2 ;;
+    --runtime-version) runtime_version=$2 ;;
+    --zone | --project) place+=("$1=$2") ;;
+    --code) code=$2 ;;
+    --data-dir) data_dir=$2 ;;
+    --create-timeout) create_timeout=$2 ;;
+    --max-restarts) max_restarts=$2 ;;
+    --spot) tier=(--spot) ;;
+    --stage) stage=true ;;
+    --delete) delete_after=true ;;
+    --dry-run) dry_run=true ;;
+    --help | -h)
+      usage
+      exit 0
+      ;;
+    --)
+      shift
+      training=("$@")
+      break
+      ;;
+    *) die 2 "unknown option $1; see bash launch/tpu_pod.sh --help" ;;
+  esac
+  case $1 in
+    --spot | --stage | --delete | --dry-run) shift ;;
+    *) shift 2 ;;
+  esac
+done
+
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die 2 "--name: give lower-case letters, digits and -, got '$name'"
+[[ $create_timeout =~ ^[0-9]+$ ]] || die 2 "--create-timeout: give whole seconds, got '$create_timeout'"
+[[ $max_restarts =~ ^[0-9]+$ ]] || die 2 "--max-restarts: give a whole number, got '$max_restarts'"
+[[ -z $data_dir || $data_dir == gs://* ]] || die 2 "--data-dir: give a gs:// path, got '$data_dir'"
+if $stage && [[ -z $data_dir ]]; then die 2 "--stage: give --data-dir, which it copies"; fi
+if ((${#training[@]})) && [[ -n $data_dir ]]; then
+  if $stage; then training+=(--data.data-dir data); else training+=(--data.data-dir "$data_dir"); fi
+fi
+command -v gcloud >/dev/null || $dry_run ||
+  die 2 "gcloud is not installed; see cloud.google.com/sdk/docs/install"
+
+exec 3>&1
+scratch=$(mktemp -d)
+log=$scratch/log.txt
+: >"$log"
+trap finish EXIT
+trap interrupt INT TERM
+
+case $phase in create | run) require_accelerator ;; esac
+case $phase in start | run | collect) require_training ;; esac
+"$phase"

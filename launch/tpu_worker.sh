@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# What tpu_pod.sh runs on each worker of a TPU pod, in the folder that it copied there (the parent of
+# this file's). The training outlives the ssh connection that started it; worker/ holds its process
+# number, its log and, once it has ended, its exit status.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+GRACE_SECONDS=${JAXCLS_GRACE_SECONDS:-120} # from SIGTERM to SIGKILL
+mkdir -p worker
+
+is_running() {
+  local pid
+  pid=$(cat worker/pid 2>/dev/null) || return 1
+  # After a reboot another process may have the number.
+  grep -qs tpu_worker "/proc/$pid/cmdline"
+}
+
+# install SOURCE: a URL that pip can install from, or "." for this folder.
+install() {
+  local source=$1
+  case $source in
+    .) source=file://$PWD ;;
+    wheels/*) source=file://$PWD/$source ;;
+  esac
+  export PATH=$HOME/.local/bin:$PATH
+  command -v uv >/dev/null || python3 -m pip install --quiet --user uv
+  [[ -d .venv ]] || uv venv --quiet --python 3.12 .venv
+  uv pip install --quiet --python .venv/bin/python --reinstall-package jaxcls "jaxcls[tpu,gcs] @ $source"
+}
+
+# stage gs://BUCKET/FOLDER: copies it to data/; a second time, only what has changed.
+stage() {
+  mkdir -p data
+  gcloud storage rsync --recursive "$1" data
+}
+
+# start ARGUMENT ...: starts `jaxcls train ARGUMENT ...`, unless it runs already.
+start() {
+  if is_running; then
+    echo "tpu_worker: the training runs already on $(hostname); attaching to it"
+    return
+  fi
+  [[ ! -e worker/log.txt ]] || mv worker/log.txt "worker/log-$(date +%Y%m%d-%H%M%S).txt"
+  rm -f worker/status
+  : >worker/log.txt
+  setsid nohup bash launch/tpu_worker.sh supervise "$@" >>worker/log.txt 2>&1 </dev/null &
+  echo $! >worker/pid
+  echo "tpu_worker: started the training on $(hostname)"
+}
+
+supervise() {
+  local status=0
+  trap : TERM INT HUP # the training gets the signal, too; this shell stays to write its status
+  .venv/bin/jaxcls train "$@" || status=$?
+  echo "$status" >worker/status.new
+  mv worker/status.new worker/status
+}
+
+# One line, for tpu_pod.sh: running, exited STATUS, or absent (nothing was started on this machine).
+status() {
+  local state=absent
+  if is_running; then
+    state=running
+  elif [[ -e worker/status ]]; then
+    state="exited $(cat worker/status)"
+  elif [[ -e worker/pid ]]; then
+    state="exited 137" # killed with its supervisor, as for want of memory
+  fi
+  echo "jaxcls-status $(hostname) $state"
+}
+
+# logs LINE: prints the log from that line on until the training has ended.
+logs() {
+  local pid
+  pid=$(cat worker/pid 2>/dev/null) || return 0
+  tail --lines="+$1" --follow --sleep-interval=0.2 --pid="$pid" worker/log.txt
+}
+
+# Asks the training to save and exit; after GRACE_SECONDS it is killed.
+stop() {
+  is_running || return 0
+  local pid deadline
+  pid=$(cat worker/pid)
+  deadline=$((SECONDS + GRACE_SECONDS))
+  kill -TERM -- "-$pid"
+  while is_running && ((SECONDS < deadline)); do sleep 0.2; done
+  if is_running; then
+    echo "tpu_worker: the training on $(hostname) did not stop within $GRACE_SECONDS s; killing it" >&2
+    kill -KILL -- "-$pid"
+  fi
+}
+
+"$@"

@@ -1,0 +1,53 @@
+"""What all launchers share: they are clean shell, and the README's commands run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fakes import ROOT, Fakes, Reply
+
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/slurm.sbatch"])
+SECTION = (ROOT / "README.md").read_text().partition("## Train on a pod or a cluster")[2]
+SECTION = SECTION.partition("\n## ")[0]
+BLOCKS = re.findall(r"^```sh\n(.*?)^```$", SECTION, re.M | re.S)
+
+
+def test_the_scripts_are_clean() -> None:
+    assert len(SCRIPTS) == 4
+    done = subprocess.run(
+        [Path(sys.executable).parent / "shellcheck", *SCRIPTS],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+def test_every_launcher_is_shown() -> None:
+    for name in ("tpu_pod.sh", "gke.sh", "Dockerfile", "slurm.sbatch"):
+        assert any(f"launch/{name}" in block for block in BLOCKS), name
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_readmes_commands_run(block: str, tmp_path: Path) -> None:
+    """With fakes for what is not here; each must be called, and end well."""
+    fakes = Fakes(tmp_path / "fakes", ("gcloud", "kubectl", "docker", "sbatch", "uv"))
+    fakes.on("queued-resources describe", Reply(out="ACTIVE\n"))
+    fakes.on("tpu_worker.sh status", Reply(out="jaxcls-status worker-0 exited 0\n"))
+    fakes.on("terminalState", Reply(out="Completed\n"))
+    script = tmp_path / "readme.sh"
+    script.write_text("set -e\n" + block)
+    result = fakes.run(str(script))
+    assert result.returncode == 0, result.stderr
+    called = {call.split()[0] for call in fakes.calls()}
+    for launcher, command in (("tpu_pod.sh", "gcloud"), ("gke.sh", "kubectl")):
+        assert (command in called) == (launcher in block) or command == "gcloud"
+    if "sbatch " in block:
+        [call] = [call for call in fakes.calls() if call.startswith("sbatch")]
+        options = call.partition("launch/slurm.sbatch ")[2].split()
+        fakes = Fakes(tmp_path / "slurm", ("srun",))
+        dry = fakes.run("launch/slurm.sbatch", "--dry-run", *options)
+        assert dry.returncode == 0, dry.stderr
+        assert " train configs/" in dry.stdout

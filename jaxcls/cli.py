@@ -61,8 +61,8 @@ class Train:
     """Trains the network that CONFIG describes, or goes on where the run stopped."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    workdir: Path
-    """Directory of the run; made if it is not there."""
+    workdir: str
+    """Directory of the run, or gs://BUCKET/FOLDER; made if it is not there."""
     allow_changes: bool = False
     """Go on with a run although fields that decide its result have changed."""
 
@@ -164,7 +164,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     path, config, rest = take_config(arguments, "jaxcls train CONFIG")
-    default = Train(config=config, workdir=Path("runs") / path.stem)
+    default = Train(config=config, workdir=str(Path("runs") / path.stem))
     options = parse(Train, "jaxcls train CONFIG", rest, default=default)
     from jaxcls.training.loop import train
 
@@ -200,6 +200,7 @@ def _evaluate(arguments: list[str]) -> int:
     options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
     step, data = read_step(options.step), checked_data(options.data)
     from jaxcls.classifier import ImageClassifier
+    from jaxcls.paths import run_path
     from jaxcls.results import describe_classes, require_writable, whole_file
     from jaxcls.rundir import save_evaluation
 
@@ -214,7 +215,7 @@ def _evaluate(arguments: list[str]) -> int:
     else:
         metrics = classifier.evaluate(data, split=options.split)
     if classifier.step is not None and data.source == own_data.source:
-        save_evaluation(Path(name), metrics)
+        save_evaluation(run_path(name), metrics)
     print(_describe_metrics(metrics))
     report: dict[str, Any] = dict(metrics)
     if evaluation is not None and options.per_class:

@@ -16,6 +16,7 @@ from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.parallel import make_mesh, split_by_example
+from jaxcls.paths import RunPath, run_path
 from jaxcls.reporting import Reporter
 from jaxcls.rundir import (
     RunInfo,
@@ -69,15 +70,15 @@ def train(
 
     Args:
       config: the experiment.
-      workdir: the run's directory; made if it is not there.
+      workdir: the run's directory, or gs://BUCKET/FOLDER; made if it is not there.
       mesh: the devices, by default all.
       allow_changes: go on with a run although fields that decide its result have changed.
 
     Raises:
       UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
     """
-    started, workdir = time.perf_counter(), Path(workdir)
-    weights = info_for(config, recorded=recorded_info(workdir))
+    started, run = time.perf_counter(), run_path(workdir)
+    weights = info_for(config, recorded=recorded_info(run))
     config = resolve(config, weights)
     source = open_source(config.data, config.data.train_split)
     eval_source = open_source(config.data, config.data.eval_split)
@@ -93,19 +94,19 @@ def train(
         data=source.identity,
         weights=weights and dataclasses.replace(weights, class_names=None),
     )
-    changes = prepare_run(workdir, info, allow_changes=allow_changes)
+    changes = prepare_run(run, info, allow_changes=allow_changes)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        checkpoints = stack.enter_context(open_checkpoints(workdir, config))
+        checkpoints = stack.enter_context(open_checkpoints(run, config))
         compiler = stack.enter_context(ThreadPoolExecutor(1, "compile"))
         compiling = None
         if training.plan.num_steps not in checkpoints.steps():  # meanwhile the state is made
             compiling = compiler.submit(training.compile_step)
         state, start, notes = _restore_or_init(training, checkpoints, source)
-        record_run(workdir, info)  # not before: a restore that fails leaves the run as it was
+        record_run(run, info)  # not before: a restore that fails leaves the run as it was
         reporter = stack.enter_context(
             Reporter(
-                workdir,
+                run,
                 num_steps=training.plan.num_steps,
                 steps_per_epoch=training.plan.steps_per_epoch,
                 start_step=start,
@@ -122,10 +123,10 @@ def train(
             reporter.say(missed)
         if start >= training.plan.num_steps:
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
-        run = Run(
+        loop = Run(
             started, training, compiling, source, eval_source, info, checkpoints, reporter, stop
         )
-        outcome = run.advance(state, start)
+        outcome = loop.advance(state, start)
         for part in (source, eval_source):
             if part.broken:
                 reporter.say(
@@ -256,10 +257,10 @@ class Calendar:
         return step % self.log_every == 0 or self.evaluates(step) or self.saves(step)
 
 
-def open_checkpoints(workdir: Path, config: Config) -> Checkpoints:
+def open_checkpoints(run: RunPath, config: Config) -> Checkpoints:
     """The checkpoints of a run."""
     return Checkpoints(
-        checkpoint_dir(workdir),
+        checkpoint_dir(run),
         keep_latest=config.checkpoint.keep_latest,
         keep_best=config.checkpoint.keep_best,
     )

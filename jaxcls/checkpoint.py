@@ -2,7 +2,8 @@
 
 On disk, in one directory of a run:
 
-    20/              one step, as Orbax writes it: under a temporary name, renamed when whole
+    20/              one step, as Orbax writes it: under a temporary name, renamed when whole;
+                     in a bucket under its own name, with commit_success.txt when whole
     verified.json    the steps that were read back and found good, so that a missing one is noticed
 
 The arrays of a state are saved flat, under readable names (`params/stem/conv/kernel`), so that a
@@ -17,17 +18,16 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from jaxcls.distributed import first_problem, is_first
@@ -39,10 +39,12 @@ from jaxcls.fingerprint import (
     name_damaged,
     name_mismatches,
 )
+from jaxcls.paths import is_url, write_whole
 
 logger = logging.getLogger("jaxcls")
 
 _RECORD_FILE = "_CHECKPOINT_METADATA"  # Orbax's; the last file it writes before the rename
+_COMMIT_FILE = "commit_success.txt"  # Orbax's; the last one in a bucket, which has no rename
 _INDEX_FILE = "verified.json"
 _TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 _ASIDE = re.compile(r"\d+\.(replaced|damaged)")
@@ -92,7 +94,7 @@ class Checkpoints:
                 "keep_latest must be at least 1 and keep_best at least 0, "
                 f"not {keep_latest} and {keep_best}"
             )
-        self.directory = Path(os.path.abspath(directory))
+        self.directory = epath.Path(directory if is_url(directory) else os.path.abspath(directory))
         self._keep_latest = keep_latest
         self._keep_best = keep_best
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
@@ -238,17 +240,20 @@ class Checkpoints:
 
     # Finding a good step.
 
-    def _folder(self, step: int) -> Path:
+    def _folder(self, step: int) -> epath.Path:
         return self.directory / str(step)
 
     def _names(self) -> list[str]:
-        return sorted(os.listdir(self.directory)) if self.directory.is_dir() else []
+        if not self.directory.is_dir():
+            return []
+        return sorted(path.name for path in self.directory.iterdir())
 
     def _folders(self) -> list[int]:
         return sorted(int(name) for name in self._names() if re.fullmatch(r"0|[1-9]\d*", name))
 
     def _whole(self) -> list[int]:
-        return [step for step in self._folders() if (self._folder(step) / _RECORD_FILE).is_file()]
+        marker = _COMMIT_FILE if is_url(self.directory) else _RECORD_FILE
+        return [step for step in self._folders() if (self._folder(step) / marker).is_file()]
 
     def _name_half_written(self) -> None:
         whole = {str(step) for step in self._whole()}
@@ -312,6 +317,8 @@ class Checkpoints:
         if not folder.is_dir():
             there = ", ".join(map(str, self._whole())) or "none"
             raise self._damaged(step, f"it is missing (steps there: {there})")
+        if is_url(folder) and not (folder / _COMMIT_FILE).exists():
+            raise self._damaged(step, f"it is half-written, without {_COMMIT_FILE}")
         try:
             content = json.loads((folder / _RECORD_FILE).read_bytes())["custom_metadata"]
             record, checksum = content["record"], content["sha256"]
@@ -372,6 +379,8 @@ class Checkpoints:
     # Writing one step.
 
     def _prepare_directory(self) -> None:
+        if is_url(self.directory):
+            return  # there are no folders, and the write itself is the test
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=self.directory) as file:
             file.write(b"may this directory be written?")
@@ -408,27 +417,25 @@ class Checkpoints:
         if self._folder(step).exists():
             aside = self.directory / f"{step}.{why}"
             if aside.exists():
-                shutil.rmtree(aside)
+                aside.rmtree()
             self._folder(step).rename(aside)
 
     def _discard(self, failed: int) -> None:
         """Takes a failed save off the list, and frees the disk of what was not finished."""
         self._set_aside(failed, "damaged")
         for name in filter(_TEMPORARY.fullmatch, self._names()):
-            shutil.rmtree(self.directory / name)
+            (self.directory / name).rmtree()
 
     def _prune(self, verified: int) -> None:
         """Deletes old steps, now that `verified` was read back; none that cannot be read itself."""
         metrics = self._metrics(self._whole())
         latest = sorted(metrics, reverse=True)[: self._keep_latest]
         keep = {verified, *latest, *_best_first(metrics)[: self._keep_best]}
-        temporary = self.directory / f"{_INDEX_FILE}.tmp"
-        temporary.write_text(json.dumps({"steps": sorted(keep)}))
-        temporary.replace(self.directory / _INDEX_FILE)
+        write_whole(self.directory / _INDEX_FILE, json.dumps({"steps": sorted(keep)}))
         old = {str(step) for step in metrics if step not in keep}
         for name in self._names():
             if name in old or _TEMPORARY.fullmatch(name) or _ASIDE.fullmatch(name):
-                shutil.rmtree(self.directory / name)
+                (self.directory / name).rmtree()
 
 
 def _make_record(
@@ -488,7 +495,7 @@ def _hush_orbax() -> None:
 _hush_orbax()
 
 
-def _load_arrays[T](folder: Path, template: Mapping[str, Any], kind: type[T]) -> dict[str, T]:
+def _load_arrays[T](folder: epath.Path, template: Mapping[str, Any], kind: type[T]) -> dict[str, T]:
     context = ocp.Context()
     context.pytree.loading.partial_load = True
     with context:

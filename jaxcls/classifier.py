@@ -18,6 +18,7 @@ from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import copy_to_all, make_mesh
+from jaxcls.paths import run_path
 from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.importing import import_variables
 from jaxcls.pretrained.info import WeightsInfo
@@ -387,7 +388,7 @@ def data_of(name: str) -> DataConfig:
       UserError: there is no such run, preset or file.
     """
     if kind_of_weights(name) == "run":
-        info = recorded_info(Path(name)) or read_run_info(name)
+        info = recorded_info(run_path(name)) or read_run_info(name)
         return info.config.data
     return _config_of(name, weights_info(name)).data
 

@@ -66,8 +66,8 @@ class Train:
     """Trains the network that CONFIG describes, or goes on where the run stopped."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    workdir: Path
-    """Directory of the run; made if it is not there."""
+    workdir: str
+    """Directory of the run, or gs://BUCKET/FOLDER; made if it is not there."""
     allow_changes: bool = False
     """Go on with a run although fields that decide its result have changed."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
@@ -196,7 +196,7 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _train(arguments: list[str]) -> int:
     path, config, rest = take_config(arguments, "jaxcls train CONFIG")
-    default = Train(config=config, workdir=Path("runs") / path.stem)
+    default = Train(config=config, workdir=str(Path("runs") / path.stem))
     options = parse(Train, "jaxcls train CONFIG", rest, default=default)
     config = checked(options.config)
     _start(options.job)
@@ -251,6 +251,7 @@ def _evaluate(arguments: list[str]) -> int:
     _start(options.job)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.distributed import is_first
+    from jaxcls.paths import run_path
     from jaxcls.results import describe_classes, require_writable, whole_file
     from jaxcls.rundir import save_evaluation
 
@@ -267,7 +268,7 @@ def _evaluate(arguments: list[str]) -> int:
     if not is_first():
         return 0
     if classifier.step is not None and data.source == own_data.source:
-        save_evaluation(Path(name), metrics)
+        save_evaluation(run_path(name), metrics)
     print(_describe_metrics(metrics))
     report: dict[str, Any] = dict(metrics)
     if evaluation is not None and options.per_class:

@@ -2,7 +2,9 @@
 
 import csv
 import logging
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +15,7 @@ import rich.progress
 from rich.console import Console
 from tensorboardX import SummaryWriter
 
+from jaxcls.paths import RunPath
 from jaxcls.rundir import RunError
 
 logger = logging.getLogger("jaxcls")
@@ -39,7 +42,7 @@ class Reporter:
 
     def __init__(
         self,
-        run: Path,
+        run: RunPath,
         *,
         num_steps: int,
         steps_per_epoch: float,
@@ -52,10 +55,11 @@ class Reporter:
             file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True
         )
         self._run = run
-        self._csv = _open_csv(run / "metrics.csv", start_step)
-        self._writer = SummaryWriter(str(run), purge_step=start_step + 1)
+        self._folder = run if isinstance(run, Path) else _local_copy(run)
+        self._csv = _open_csv(self._folder / "metrics.csv", start_step)
+        self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1)
         self._rows = _rows(self._csv)
-        self._log = _log_to(run / "log.txt")
+        self._log = _log_to(self._folder / "log.txt")
         self._started = time.perf_counter()
         self._last: Mapping[str, float] = {}
         self._progress = rich.progress.Progress(
@@ -90,6 +94,7 @@ class Reporter:
             f"{where}  {_describe(self._last)}  test loss {metrics['loss']:.4f} "
             f"top1 {metrics['top1']:.2%}  eta {self._eta(step)}"
         )
+        self._publish()
 
     def __enter__(self) -> "Reporter":
         return self
@@ -100,6 +105,20 @@ class Reporter:
         self._log.close()
         self._csv.close()
         self._writer.close()
+        self._publish()
+        if self._folder != self._run:
+            shutil.rmtree(self._folder)
+
+    def _publish(self) -> None:
+        """Sends the files to the bucket that the run is in; the next time mends what fails."""
+        if self._folder == self._run:
+            return
+        self._writer.flush()
+        try:
+            for file in self._folder.iterdir():
+                (self._run / file.name).write_bytes(file.read_bytes())
+        except Exception as error:  # the network's, the credentials' and the server's errors
+            logger.warning("log and metrics were not sent to %s: %s", self._run, error)
 
     def _eta(self, step: int) -> str:
         rate = self._last.get("steps_per_second", 0)
@@ -175,7 +194,7 @@ def _record(text: str) -> logging.LogRecord:
     return logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None)
 
 
-def read_metrics(path: Path) -> list[dict[str, str]]:
+def read_metrics(path: RunPath) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv; a last line cut short by a crash is left out."""
     with path.open(newline="") as file:
         whole = (line for line in file if line.endswith("\n"))
@@ -192,6 +211,23 @@ def metric_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
     if not np.isfinite(columns["step"]).all():
         raise ValueError("a row has no step")
     return columns
+
+
+def _local_copy(run: RunPath) -> Path:
+    """A temporary folder with the files of a run in a bucket to which lines are added.
+
+    Raises:
+      RunError: the bucket cannot be read.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="jaxcls-"))
+    try:
+        for name in ("metrics.csv", "log.txt"):
+            if (run / name).exists():
+                (folder / name).write_bytes((run / name).read_bytes())
+    except Exception as error:  # the network's, the credentials' and the server's errors
+        shutil.rmtree(folder)
+        raise RunError(f"run {str(run)!r} cannot be read: {error}") from error
+    return folder
 
 
 def _open_csv(path: Path, start_step: int) -> TextIO:

@@ -12,12 +12,12 @@ import dataclasses
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import secrets
+import textwrap
 import time
+import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jaxcls
@@ -26,6 +26,7 @@ from jaxcls.config import Config, changed_fields, decode, encode
 from jaxcls.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.distributed import exchange, is_first, together
 from jaxcls.errors import UserError
+from jaxcls.paths import RunPath, is_url, write_whole
 from jaxcls.pretrained.info import WeightsInfo
 
 logger = logging.getLogger("jaxcls")
@@ -80,16 +81,18 @@ class RunInfo:
         )
 
 
-def checkpoint_dir(run: Path) -> Path:
+def checkpoint_dir(run: RunPath) -> RunPath:
     return run / "checkpoints"
 
 
-def require_run(run: Path) -> Path:
+def require_run(run: RunPath) -> RunPath:
     """Checks that a run directory is there to be read.
 
     Raises:
       RunError: it is missing, or not a run.
     """
+    if is_url(run):
+        _require_readable(run)
     if not run.is_dir():
         raise RunError(f"run {str(run)!r} does not exist; train it with: jaxcls train CONFIG")
     if not checkpoint_dir(run).is_dir():
@@ -97,7 +100,7 @@ def require_run(run: Path) -> Path:
     return run
 
 
-def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
+def prepare_run(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str]:
     """Makes the directory, or checks that the run in it is the same one. Records nothing yet.
 
     Returns:
@@ -124,6 +127,9 @@ def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
                 + "\nuse another --workdir, or --allow-changes to go on with the new values "
                 "(the network and what the optimizer keeps must stay the same)"
             )
+    if is_url(run):
+        _require_writable(run)
+        return changes
     try:
         checkpoint_dir(run).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -131,7 +137,7 @@ def prepare_run(run: Path, info: RunInfo, *, allow_changes: bool) -> list[str]:
     return changes
 
 
-def require_shared(run: Path) -> None:
+def require_shared(run: RunPath) -> None:
     """Checks that all processes of a job see the same directory.
 
     Raises:
@@ -140,7 +146,7 @@ def require_shared(run: Path) -> None:
     name = exchange(f".shared.{secrets.token_hex(8)}")[0]
     try:
         if is_first():
-            (run / name).touch()
+            (run / name).write_text("")
         exchange("written")
         with together():
             if not _appears(run / name):
@@ -153,7 +159,7 @@ def require_shared(run: Path) -> None:
             (run / name).unlink(missing_ok=True)
 
 
-def _appears(path: Path) -> bool:
+def _appears(path: RunPath) -> bool:
     """Whether a file is there, or comes within seconds; a network's disk may be late."""
     for _ in range(50):
         if path.exists():
@@ -162,7 +168,36 @@ def _appears(path: Path) -> bool:
     return False
 
 
-def record_run(run: Path, info: RunInfo) -> None:
+def _require_readable(run: RunPath) -> None:
+    """Asks a bucket for a list; `is_dir` says no to a forbidden one, too."""
+    try:
+        next(iter(run.iterdir()), None)
+    except FileNotFoundError:
+        return  # the bucket or the folder
+    except Exception as error:  # the network's, the credentials' and the server's errors
+        raise RunError(f"run {str(run)!r} cannot be read: {_one_line(error)}") from error
+
+
+def _require_writable(run: RunPath) -> None:
+    """Writes to a bucket, reads that back, and deletes it, as checkpoints will be."""
+    probe = run / f".may-be-written.{uuid.uuid4().hex}"
+    try:
+        probe.write_text("may this bucket be written?")
+        probe.read_text()
+        probe.unlink()
+    except Exception as error:  # the network's, the credentials' and the server's errors
+        missing = "no such bucket; " if isinstance(error, FileNotFoundError) else ""
+        raise RunError(
+            f"run {str(run)!r} cannot be written ({missing}{_one_line(error)}); make the bucket, "
+            f"get the right to list, read, write and delete its objects, or use another --workdir"
+        ) from error
+
+
+def _one_line(error: Exception) -> str:
+    return textwrap.shorten(str(error) or repr(error), 300, placeholder=" …")
+
+
+def record_run(run: RunPath, info: RunInfo) -> None:
     """Writes config.json, once it is sure that the run goes on with it.
 
     Raises:
@@ -174,7 +209,7 @@ def record_run(run: Path, info: RunInfo) -> None:
         raise _not_writable(run, error) from error
 
 
-def save_evaluation(run: Path, metrics: Mapping[str, float]) -> None:
+def save_evaluation(run: RunPath, metrics: Mapping[str, float]) -> None:
     """Writes eval.json; a run that cannot be written can still be evaluated."""
     try:
         write_json(run / "eval.json", metrics)
@@ -182,20 +217,18 @@ def save_evaluation(run: Path, metrics: Mapping[str, float]) -> None:
         logger.warning("eval.json was not written in %s: %s", run, error.strerror)
 
 
-def write_json(path: Path, values: Any) -> None:
+def write_json(path: RunPath, values: Any) -> None:
     """Writes the whole file or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
-    temporary.replace(path)
+    write_whole(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def _not_writable(run: Path, error: OSError) -> RunError:
+def _not_writable(run: RunPath, error: OSError) -> RunError:
     return RunError(
         f"run directory {str(run)!r} cannot be written ({error.strerror}); use another --workdir"
     )
 
 
-def recorded_info(run: Path) -> RunInfo | None:
+def recorded_info(run: RunPath) -> RunInfo | None:
     """What describes the run in a directory; None where none was started yet.
 
     Raises:

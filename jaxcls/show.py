@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from jaxcls.classifier import ImageClassifier
+    from jaxcls.paths import RunPath
 
 MOST_CLASSES = 2000  # of a confusion matrix
 
@@ -63,7 +64,7 @@ class ShowAugment:
 class ShowRun:
     """Draws a run's curves, and the confusion of its classes on the evaluation split."""
 
-    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory that training wrote."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Picture file: png, svg or pdf."""
@@ -162,21 +163,22 @@ def _run(arguments: list[str]) -> int:
     options = tyro.cli(ShowRun, prog="jaxcls show run", args=arguments)
     step = read_step(options.step)
     from jaxcls.classifier import ImageClassifier
+    from jaxcls.paths import run_path
     from jaxcls.plots import plot_run, require_picture, save_figure
 
     require_picture(options.output)
     classifier = ImageClassifier.from_run(options.run, step=step)
-    metrics = _curves(options.run)
+    metrics = _curves(run_path(options.run))
     confusion, title = _confusion(classifier, options)
     if metrics is None and confusion is None:
-        raise UserError(f"show run: there is nothing to draw of {str(options.run)!r}")
+        raise UserError(f"show run: there is nothing to draw of {options.run!r}")
     figure = plot_run(metrics, confusion, classifier.class_names, title=title)
     save_figure(figure, options.output)
     print(f"wrote {options.output}")
     return 0
 
 
-def _curves(run: Path) -> "dict[str, np.ndarray] | None":
+def _curves(run: RunPath) -> "dict[str, np.ndarray] | None":
     """The columns of metrics.csv, or None, having said why."""
     from jaxcls.reporting import metric_columns, read_metrics
 

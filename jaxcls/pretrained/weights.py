@@ -6,6 +6,7 @@ from typing import Literal
 
 from jaxcls.decoding import nearest
 from jaxcls.models.registry import model_spec
+from jaxcls.paths import is_url
 from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights
@@ -17,13 +18,15 @@ from jaxcls.pretrained.stored import stored_info
 
 
 def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
-    """What a name stands for. A preset comes first, and a folder is a run.
+    """What a name stands for. A preset comes first, and a folder or a URL is a run.
 
     Raises:
       WeightsError: there is nothing of that name.
     """
     if find_preset(name):
         return "preset"
+    if is_url(name):
+        return "run"
     try:
         if Path(name).is_dir():
             return "run"

@@ -21,6 +21,7 @@ from jaxcls.decoding import flatten
 from jaxcls.distributed import by_first, client, is_first, require_same, together
 from jaxcls.errors import UserError
 from jaxcls.parallel import bytes_per_device, make_mesh, split_by_example
+from jaxcls.paths import RunPath, run_path
 from jaxcls.reporting import QuietReporter, Reporter
 from jaxcls.rundir import (
     RunInfo,
@@ -77,7 +78,7 @@ def train(
 
     Args:
       config: the experiment.
-      workdir: the run's directory; made if it is not there.
+      workdir: the run's directory, or gs://BUCKET/FOLDER; made if it is not there.
       mesh: the devices, by default all.
       allow_changes: go on with a run although fields that decide its result have changed.
       log_all_processes: keep a log of every process of the job, not only of the first.
@@ -85,9 +86,9 @@ def train(
     Raises:
       UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
     """
-    started, workdir = time.perf_counter(), Path(workdir)
+    started, run = time.perf_counter(), run_path(workdir)
     with together():
-        weights = info_for(config, recorded=recorded_info(workdir))
+        weights = info_for(config, recorded=recorded_info(run))
         config = resolve(config, weights)
         source = open_source(config.data, config.data.train_split)
         eval_source = open_source(config.data, config.data.eval_split)
@@ -103,24 +104,24 @@ def train(
             data=source.identity,
             weights=weights and dataclasses.replace(weights, class_names=None),
         )
-        changes = prepare_run(workdir, info, allow_changes=allow_changes)
+        changes = prepare_run(run, info, allow_changes=allow_changes)
     require_same(_facts(info, eval_source))
-    require_shared(workdir)
+    require_shared(run)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         stop.leave_at_once = True  # until a step is taken
         watchdog = stack.enter_context(Watchdog(stuck_after=config.stuck_after_seconds))
-        checkpoints = stack.enter_context(open_checkpoints(workdir, config))
+        checkpoints = stack.enter_context(open_checkpoints(run, config))
         compiler = stack.enter_context(ThreadPoolExecutor(1, "compile"))
         compiling = None
         if training.plan.num_steps not in checkpoints.steps():  # meanwhile the state is made
             compiling = compiler.submit(training.compile_step)
         state, start, notes = _restore_or_init(training, checkpoints, source)
         # Not before: a restore that fails leaves the run as it was.
-        by_first(lambda: record_run(workdir, info))
+        by_first(lambda: record_run(run, info))
         with together():
             reporter = stack.enter_context(
-                _reporter(workdir, training, start, log_all_processes=log_all_processes)
+                _reporter(run, training, start, log_all_processes=log_all_processes)
             )
         reporter.say(_introduction(training, source, start))
         if notes:
@@ -133,7 +134,7 @@ def train(
             reporter.say(missed)
         if start >= training.plan.num_steps:
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
-        run = Run(
+        loop = Run(
             started,
             training,
             compiling,
@@ -145,7 +146,7 @@ def train(
             stop,
             watchdog,
         )
-        outcome = run.advance(state, start)
+        outcome = loop.advance(state, start)
         for part in (source, eval_source):
             if part.broken:
                 reporter.say(
@@ -304,10 +305,10 @@ class Calendar:
         return step % self.log_every == 0 or self.evaluates(step) or self.saves(step)
 
 
-def open_checkpoints(workdir: Path, config: Config) -> Checkpoints:
+def open_checkpoints(run: RunPath, config: Config) -> Checkpoints:
     """The checkpoints of a run."""
     return Checkpoints(
-        checkpoint_dir(workdir),
+        checkpoint_dir(run),
         keep_latest=config.checkpoint.keep_latest,
         keep_best=config.checkpoint.keep_best,
     )
@@ -337,13 +338,14 @@ def _facts(info: RunInfo, eval_source: Source) -> dict[str, Any]:
 
 
 def _reporter(
-    workdir: Path, training: Training, start: int, *, log_all_processes: bool
+    run: RunPath, training: Training, start: int, *, log_all_processes: bool
 ) -> Reporter | QuietReporter:
     if not is_first():
-        log = workdir / f"log.{jax.process_index()}.txt"
-        return QuietReporter(log if log_all_processes else None)
+        log = run / f"log.{jax.process_index()}.txt"
+        # A bucket takes no lines.
+        return QuietReporter(log if log_all_processes and isinstance(log, Path) else None)
     return Reporter(
-        workdir,
+        run,
         num_steps=training.plan.num_steps,
         steps_per_epoch=training.plan.steps_per_epoch,
         start_step=start,

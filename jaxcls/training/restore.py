@@ -6,6 +6,7 @@ from typing import Literal
 
 from jaxcls.checkpoint import Checkpoints
 from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.paths import run_path
 from jaxcls.rundir import RunInfo, checkpoint_dir, require_run
 from jaxcls.training.assemble import model_from_config
 from jaxcls.training.state import Variables, eval_variables_template
@@ -40,7 +41,7 @@ def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
     Raises:
       UserError: no such run, no good checkpoint, or no such step.
     """
-    with Checkpoints(checkpoint_dir(require_run(Path(run)))) as checkpoints:
+    with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
         info = RunInfo.from_json(checkpoints.metadata(step))
         model = model_from_config(info.config, num_classes=len(info.class_names))
         template = eval_variables_template(
@@ -63,5 +64,5 @@ def read_run_info(run: str | Path, *, step: Step = "latest") -> RunInfo:
     Raises:
       UserError: no such run, no good checkpoint, or no such step.
     """
-    with Checkpoints(checkpoint_dir(require_run(Path(run)))) as checkpoints:
+    with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
         return RunInfo.from_json(checkpoints.metadata(step))

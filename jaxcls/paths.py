@@ -1,0 +1,53 @@
+"""Where a run lies: a folder, or a prefix of a Google Cloud Storage bucket (`gs://BUCKET/…`)."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import fsspec.config
+from etils import epath
+
+from jaxcls.errors import UserError
+
+type RunPath = Path | epath.Path  # the second in a bucket
+
+
+def is_url(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is in a bucket."""
+    return "://" in os.fspath(path)
+
+
+def run_path(path: str | os.PathLike[str]) -> RunPath:
+    """A run's path, for reading and writing; looks at neither disk nor network.
+
+    Raises:
+      UserError: a URL that is none of a bucket where runs can lie, or the extra for it is missing.
+    """
+    text = os.fspath(path)
+    if not is_url(text):
+        return Path(text)
+    if text.startswith("s3://"):
+        raise UserError(
+            f"run {text!r}: s3 has no atomic rename, and Orbax, which writes the checkpoints, does "
+            f"not write to s3; use a folder or gs://, and copy the finished run to s3"
+        )
+    if not text.startswith("gs://") or not text.removeprefix("gs://").strip("/"):
+        raise UserError(f"run {text!r}: expected a folder or gs://BUCKET/FOLDER")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(
+            f"run {text!r}: a bucket needs the extra gcs; uv run --extra gcs jaxcls …, or pip "
+            f"install 'jaxcls[gcs]'"
+        )
+    # TensorStore and other processes write there, too, so that a listing is soon out of date.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(text)
+
+
+def write_whole(path: RunPath, text: str) -> None:
+    """Writes the whole file or nothing."""
+    if is_url(path):
+        path.write_text(text)  # an object appears when it was sent whole
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)

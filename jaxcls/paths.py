@@ -38,6 +38,8 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
             f"run {text!r}: a bucket needs the extra gcs; uv run --extra gcs jaxcls …, or pip "
             f"install 'jaxcls[gcs]'"
         )
+    # Its search for a special kind of bucket logs that there are no credentials, at each start.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     # TensorStore and other processes write there, too, so that a listing is soon out of date.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)

@@ -234,6 +234,8 @@ def recorded_info(run: RunPath) -> RunInfo | None:
     Raises:
       RunError: its record is damaged, or of another version.
     """
+    if is_url(run):
+        _require_readable(run)
     record = run / "config.json"
     if not record.is_file():
         return None

@@ -1,0 +1,158 @@
+"""Runs in a bucket, against a server of our own that speaks the API."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import gcsfs
+import jax
+import numpy as np
+import pytest
+from gcs_server import Store, serve
+
+from jaxcls import paths
+from jaxcls.checkpoint import Checkpoints
+from jaxcls.classifier import ImageClassifier
+from jaxcls.cli import main
+from jaxcls.config import Config
+from jaxcls.errors import UserError
+from jaxcls.parallel import make_mesh
+from jaxcls.paths import run_path
+from jaxcls.rundir import RunError, checkpoint_dir
+from jaxcls.training.loop import Outcome, train
+
+CHECKPOINTS = "runs/a/checkpoints"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[Store]:
+    """A bucket, and one that may not be touched; both are found in the environment."""
+    store = Store("bucket", forbidden=("closed",))
+    with pytest.MonkeyPatch.context() as patch, serve(store) as address:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs
+        patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("GCE_METADATA_ROOT", "localhost:1")  # nobody there, so nobody waits
+        gcsfs.GCSFileSystem.clear_instance_cache()
+        yield store
+        gcsfs.GCSFileSystem.clear_instance_cache()
+
+
+@pytest.fixture(scope="module")
+def run(store: Store, tiny_config: Config) -> str:
+    """A run that was stopped after 8 of its 12 steps and went on, in the bucket."""
+    mesh = make_mesh(jax.devices()[:1])
+    half = dataclasses.replace(tiny_config, num_steps=8)
+    train(half, "gs://bucket/runs/a", mesh=mesh)
+    train(tiny_config, "gs://bucket/runs/a", mesh=mesh, allow_changes=True)
+    return "gs://bucket/runs/a"
+
+
+def names(store: Store) -> set[str]:
+    return {name.removeprefix("runs/a/").split("/")[0] for name in store.buckets["bucket"]}
+
+
+@pytest.mark.slow
+def test_a_run_leaves_in_a_bucket_what_it_leaves_on_disk(
+    store: Store, run: str, tiny_run: tuple[Path, Outcome]
+) -> None:
+    there = {name.split(".")[0] for name in names(store)}
+    assert there == {path.name.split(".")[0] for path in tiny_run[0].iterdir()}
+    text = store.buckets["bucket"]["runs/a/metrics.csv"][0].decode()
+    steps = [int(line.split(",")[0]) for line in text.splitlines()[1:]]
+    assert steps == sorted(steps)
+    assert (steps[0], steps[-1]) == (1, 12)
+    log = store.buckets["bucket"]["runs/a/log.txt"][0].decode()
+    assert "training: tiny" in log
+    assert "resuming after step 8" in log
+    with Checkpoints(checkpoint_dir(run_path(run))) as checkpoints:
+        assert checkpoints.steps() == [8, 12]
+
+
+@pytest.mark.slow
+def test_it_is_evaluated_from_there_by_every_command(
+    run: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", run, "--split", "test[:50]", "--json"]) == 0
+    assert '"num_examples": 50' in capsys.readouterr().out
+    assert main(["show", "run", run, "-o", str(tmp_path / "run.png")]) == 0
+    assert (tmp_path / "run.png").stat().st_size > 10_000
+    assert ImageClassifier.load(run).step == 12
+
+
+@pytest.mark.slow
+def test_damage_is_noticed_and_the_step_before_is_used(store: Store, run: str) -> None:
+    objects = store.buckets["bucket"]
+    before = dict(objects)
+    [name] = [
+        name
+        for name in sorted(objects)
+        if name.startswith(f"{CHECKPOINTS}/12/state/d/") and len(objects[name][0]) > 1000
+    ][:1]
+    damaged = bytearray(objects[name][0])
+    damaged[len(damaged) // 2] ^= 1
+    store.put("bucket", name, bytes(damaged))
+    try:
+        assert ImageClassifier.from_run(run).step == 8
+        # Without its marker a step was not written whole.
+        objects.clear()
+        objects.update(before)
+        del objects[f"{CHECKPOINTS}/12/commit_success.txt"]
+        with Checkpoints(checkpoint_dir(run_path(run))) as checkpoints:
+            assert checkpoints.steps() == [8]
+        assert ImageClassifier.from_run(run).step == 8
+    finally:
+        objects.clear()
+        objects.update(before)
+
+
+@pytest.mark.slow
+def test_a_state_comes_back_bit_for_bit_and_old_steps_go(store: Store) -> None:
+    state = {"kernel": jax.numpy.arange(1000.0), "step": jax.numpy.int32(3)}
+    with Checkpoints(run_path("gs://bucket/state"), keep_latest=1) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, state, metadata={"step": step})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2]
+        restored = checkpoints.restore(jax.eval_shape(lambda: state))
+    assert restored.metadata == {"step": 2}
+    jax.tree.map(np.testing.assert_array_equal, restored.state, state)
+    assert not any(name.startswith("state/1/") for name in store.buckets["bucket"])
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("bucket", ["closed", "none"])
+def test_a_bucket_that_cannot_be_used_is_named_before_the_first_step(
+    tiny_config: Config, bucket: str
+) -> None:
+    workdir = f"gs://{bucket}/runs/a"
+    with pytest.raises(RunError, match=f"run '{workdir}' cannot be (read|written)"):
+        train(tiny_config, workdir)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("place", ["closed", "none", "bucket"])
+def test_a_run_that_cannot_be_read_is_named(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", f"gs://{place}/no-run"]) == 2
+    assert f"run 'gs://{place}/no-run'" in capsys.readouterr().err
+
+
+def test_s3_is_refused_with_the_reason() -> None:
+    with pytest.raises(UserError, match="s3 has no atomic rename"):
+        run_path("s3://bucket/run")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="needs the extra gcs"):
+        run_path("gs://bucket/run")
+
+
+def test_other_urls_are_refused() -> None:
+    for text in ("https://host/run", "gs://"):
+        with pytest.raises(UserError, match="expected a folder or gs://BUCKET/FOLDER"):
+            run_path(text)
+
+
+def test_a_folder_stays_a_folder(tmp_path: Path) -> None:
+    assert run_path(os.fspath(tmp_path)) == tmp_path

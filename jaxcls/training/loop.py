@@ -132,6 +132,7 @@ def train(
         if missed := Calendar.of(training).missed_evaluations(config):
             reporter.say(missed)
         if start >= training.plan.num_steps:
+            stop.leave_at_once = False  # there is nothing left to start again
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
         run = Run(
             started,

@@ -17,7 +17,7 @@ from jaxcls.data.images import evaluation_image
 from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.parallel import make_mesh, replicated
+from jaxcls.parallel import copy_to_all, make_mesh
 from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.importing import import_variables
 from jaxcls.pretrained.info import WeightsInfo
@@ -229,7 +229,7 @@ class ImageClassifier:
             raise UserError(unknown)
         mesh = make_mesh()
         eval_step = make_eval_step(self.model, loss=self.config.loss.name, mesh=mesh)
-        variables = jax.device_put(self.variables, replicated(mesh))
+        variables = copy_to_all(self.variables, mesh)
         metrics = evaluate(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
         self._require_finite(metrics, source)
         return metrics | self._step()
@@ -255,7 +255,7 @@ class ImageClassifier:
         source, data, class_map = self._open(data, split)
         mesh = make_mesh()
         step = make_predict_step(self.model, loss=self.config.loss.name, mesh=mesh, top=top)
-        variables = jax.device_put(self.variables, replicated(mesh))
+        variables = copy_to_all(self.variables, mesh)
         metrics, predictions = predict_split(
             step, variables, source, data, mesh=mesh, class_map=class_map
         )

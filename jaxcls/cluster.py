@@ -89,7 +89,7 @@ def find_place(options: JobOptions, environment: Mapping[str, str] = os.environ)
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise JobError(
-            f"the job's processes cannot be found through {scheduler.name}: {error}; give "
+            f"the job's processes cannot be found through {scheduler.__name__}: {error}; give "
             f"--coordinator HOST:PORT --num-processes N --process-id I"
         ) from error
 
@@ -110,6 +110,8 @@ def join(options: JobOptions) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     if place.process_id:
         _await_coordinator(place.coordinator, options.join_timeout)
+    else:
+        _require_free(place.coordinator)
     problem = (
         f"the {place.num_processes} processes of the job did not all join at {place.coordinator} "
         f"within {options.join_timeout} s; see whether every one was started, with the same "
@@ -227,7 +229,7 @@ def _scheduler(environment: Mapping[str, str]) -> "type[ClusterEnv] | None":
         if kind.opt_in_only_method:
             continue
         # Any pod of Kubernetes looks like one of a job to JAX.
-        if kind.name == "k8s" and "JOB_COMPLETION_INDEX" not in environment:
+        if kind.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in environment:
             continue
         # A shell in an allocation of several tasks is a step of one.
         if kind.name == "slurm" and environment.get("SLURM_STEP_NUM_TASKS") == "1":
@@ -252,6 +254,19 @@ def _await_coordinator(address: str, timeout: float) -> None:
         f"--coordinator: process 0 does not answer at {address} within {timeout} s ({problem}); "
         f"start it, give its address, or wait longer with --join-timeout"
     )
+
+
+def _require_free(address: str) -> None:
+    """Checks that process 0 can listen. (jaxlib would crash.)"""
+    port = int(address.rpartition(":")[2])
+    try:
+        with socket.create_server(("", port)):
+            pass
+    except OSError as error:
+        raise JobError(
+            f"--coordinator: port {port} cannot be listened at ({error.strerror}); end what uses "
+            f"it, or choose another one for all processes"
+        ) from error
 
 
 def _give_up(problem: str) -> None:

@@ -127,6 +127,11 @@ def replicated_bytes(tree: Any) -> int:
     )
 
 
+def copy_to_all(tree: Any, mesh: Mesh) -> Any:
+    """Copies arrays that each process has whole to every device of a mesh."""
+    return jax.device_put(jax.device_get(tree), replicated(mesh))
+
+
 def check_divisible(config: Config, num_devices: int) -> None:
     """Checks what the batch must be a multiple of on this many devices.
 

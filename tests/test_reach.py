@@ -6,6 +6,7 @@ Times hold for two CPU cores that have nothing else to do.
 import json
 import os
 import re
+import socket
 import statistics
 import subprocess
 import sys
@@ -97,3 +98,61 @@ def test_b0_needs_less_memory_traffic_on_a_tpu_than_keras() -> None:
     traffic = float(run("-c", TPU_BYTES, **described, JAX_PLATFORMS="cpu").stdout.split()[-1])
     print(f"{traffic / 1e6:.1f} MB an image")
     assert traffic < 191.9e6
+
+
+SCALING = """
+import statistics, sys, time
+import jax
+from jaxcls.benchmark import synthetic_batch
+from jaxcls.cluster import JobOptions, join, leave
+from jaxcls.config import load_config
+count, process, address = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+if count > 1:
+    join(JobOptions(coordinator=address, num_processes=count, process_id=process))
+import dataclasses
+from jaxcls.parallel import make_mesh
+from jaxcls.training.assemble import assemble
+config = load_config("configs/digits.py")
+data = dataclasses.replace(config.data, batch_size=32 * count)
+config = dataclasses.replace(config, data=data)
+training = assemble(config, num_classes=10, num_examples=1000, mesh=make_mesh())
+state, batch, times = training.init(), synthetic_batch(training), []
+program = training.compile_step().program
+for _ in range(25):
+    start = time.perf_counter()
+    state, metrics = program(state, batch)
+    jax.block_until_ready(metrics)
+    times.append(time.perf_counter() - start)
+if process == 0:
+    print(statistics.median(times[5:]))
+leave(0)
+"""
+
+
+def step_seconds(count: int) -> float:
+    """The median step of as many processes, each with a core and 32 images of its own."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    flags = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    job = [
+        subprocess.Popen(
+            ["taskset", "-c", str(process), sys.executable, "-c", SCALING]
+            + [str(count), str(process), address],
+            cwd=ROOT,
+            env=os.environ | flags,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(count)
+    ]
+    outs = [process.communicate()[0] for process in job]
+    assert [process.returncode for process in job] == [0] * count
+    return float(outs[0])
+
+
+def test_a_step_scales_weakly_to_two_processes() -> None:
+    pairs = [(step_seconds(1), step_seconds(2)) for _ in range(3)]
+    shares = [one / two for one, two in pairs]
+    print(f"seconds a step {pairs}, of the rate {shares}")
+    assert statistics.median(shares) >= 0.85

@@ -1,0 +1,111 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+LOCAL = Path(__file__).parents[2] / "launch" / "local.py"
+OWN = "os.environ['JAX_PROCESS_ID']"
+
+
+def start(*options: str, code: str, **environment: str) -> subprocess.Popen[str]:
+    command = [sys.executable, str(LOCAL), *options, "--", sys.executable, "-c", code]
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, list[str]]:
+    _, err = process.communicate(timeout=60)
+    return process.returncode, sorted(err.splitlines())
+
+
+def test_each_process_gets_its_place_and_a_log(tmp_path: Path) -> None:
+    names = ["JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "XLA_FLAGS"]
+    code = f"import os; print(*(os.environ[name] for name in {names}))"
+    status, lines = finish(
+        start("-n", "2", "--devices", "3", "--log-dir", str(tmp_path / "logs"), code=code)
+    )
+    assert status == 0
+    for number, line in enumerate(lines):
+        mark, address, count, process, *flags = line.split()
+        assert (mark, count, process) == (f"[{number}]", "2", str(number))
+        assert address.startswith("localhost:")
+        assert "--xla_force_host_platform_device_count=3" in flags
+        assert (tmp_path / f"logs/{number}.log").read_text() == line.removeprefix(f"{mark} ") + "\n"
+    assert len({line.split()[1] for line in lines}) == 1
+
+
+def test_each_process_gets_a_gpu() -> None:
+    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    gpus = {"JAX_PLATFORMS": "cuda", "CUDA_VISIBLE_DEVICES": "4,6"}
+    assert finish(start("-n", "2", code=code, **gpus)) == (0, ["[0] 4", "[1] 6"])
+    status, lines = finish(start("-n", "3", code=code, **gpus))
+    assert status != 0
+    assert "this machine has 2 GPUs" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("statuses", "expected"), [((0, 0), 0), ((75, 75), 75), ((75, 0), 75), ((2, 1), 2), ((0, 3), 3)]
+)
+def test_the_status_tells_how_the_job_ended(statuses: tuple[int, int], expected: int) -> None:
+    code = f"import os, sys, time; own = int({OWN}); time.sleep(own); sys.exit({statuses}[own])"
+    assert finish(start("-n", "2", code=code))[0] == expected
+
+
+def test_a_signal_reaches_every_process() -> None:
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        "print('ready', flush=True)\ntime.sleep(60)"
+    )
+    process = start("-n", "2", "--restart", "3", code=code)
+    assert process.stderr is not None
+    for _ in range(2):
+        assert "ready" in process.stderr.readline()
+    process.send_signal(signal.SIGTERM)
+    assert finish(process)[0] == 75  # and is not started again
+
+
+def test_a_crash_starts_all_again_but_a_mistake_does_not(tmp_path: Path) -> None:
+    code = (
+        f"import os, pathlib, sys; own = pathlib.Path({str(tmp_path)!r}, {OWN})\n"
+        "count = len(own.read_text()) if own.exists() else 0\n"
+        "own.write_text('x' * (count + 1)); sys.exit([1, 75, 0][count])"
+    )
+    assert finish(start("-n", "2", "--restart", "2", code=code))[0] == 0
+    assert [(tmp_path / name).read_text() for name in "01"] == ["xxx", "xxx"]
+    before = time.monotonic()
+    status, lines = finish(start("-n", "2", "--restart", "2", code="import sys; sys.exit(2)"))
+    assert (status, lines) == (2, [])
+    assert time.monotonic() - before < 30
+
+
+def test_a_dry_run_prints_the_commands() -> None:
+    process = start("-n", "2", "--dry-run", code="raise SystemExit(5)")
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert [
+        f"JAX_PROCESS_ID='{number}'" in line for number, line in enumerate(out.splitlines())
+    ] == [
+        True,
+        True,
+    ]
+
+
+def test_a_command_that_is_not_there_is_named() -> None:
+    done = subprocess.run(
+        [sys.executable, str(LOCAL), "-n", "2", "--", "no-such-command"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "cannot run 'no-such-command'" in done.stderr

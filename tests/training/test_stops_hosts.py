@@ -1,5 +1,6 @@
 """Signals and lost peers in a job of two real processes, each the command itself."""
 
+import dataclasses
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from jaxcls.rundir import checkpoint_dir
 
 # TROUBLE makes something slow, or fail, so that a test can meet it.
 PROCESS = """
-import sys, time
+import os, signal, sys, time
+from pathlib import Path
 from jaxcls import cli
 from jaxcls.checkpoint import Checkpoints
 from jaxcls.data.device import DeviceBatches
@@ -65,6 +67,12 @@ if trouble == "stuck" and process == "1":
     before(DeviceBatches, "__next__", lambda call: time.sleep(600 if call == 3 else 0))
 if trouble == "broken" and process == "1":
     before(DeviceBatches, "__next__", broken)
+if trouble == "dies once" and os.environ.get("JAX_PROCESS_ID") == "1":
+    def die(call):
+        if call == 8 and not Path("died").exists():
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+    before(Meter, "add", die)
 sys.exit(cli.main(["train", *arguments]))
 """
 CONFIG = """
@@ -75,7 +83,18 @@ def get_config():
     return decode(json.loads({text!r}))
 """
 
+FLAGS = "--xla_backend_optimization_level=0"
+DEVICES = "xla_force_host_platform_device_count"
+LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
+
 type Start = Callable[..., list[subprocess.Popen[str]]]
+
+
+def train_command(config: Config, tmp_path: Path, trouble: str, process: str) -> list[str]:
+    (tmp_path / "config.py").write_text(CONFIG.format(text=json.dumps(encode(config))))
+    spec = repr(registry.model_spec("tiny"))
+    arguments = [str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
+    return [sys.executable, "-c", PROCESS, spec, trouble, process, *arguments]
 
 
 @pytest.fixture
@@ -87,20 +106,16 @@ def start(tiny_config: Config, tmp_path: Path) -> Iterator[Start]:
         with socket.socket() as probe:
             probe.bind(("localhost", 0))
             address = f"localhost:{probe.getsockname()[1]}"
-        config = encode(tiny_config) | {"num_steps": num_steps, "stuck_after_seconds": stuck_after}
-        (tmp_path / "config.py").write_text(CONFIG.format(text=json.dumps(config)))
-        spec = repr(registry.model_spec("tiny"))
-        flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
-        command = [sys.executable, "-c", PROCESS, spec, trouble]
-        options = ["--workdir", tmp_path / "run", "--coordinator", address, "--num-processes", "2"]
+        config = dataclasses.replace(
+            tiny_config, num_steps=num_steps, stuck_after_seconds=stuck_after
+        )
         job = []
         for process in map(str, range(2)):
-            place = [process, tmp_path / "config.py", *options, "--process-id", process]
+            place = ["--coordinator", address, "--num-processes", "2", "--process-id", process]
+            command = [*train_command(config, tmp_path, trouble, process), *place]
+            environment = {**os.environ, "XLA_FLAGS": f"{FLAGS} --{DEVICES}=1"}
             with (tmp_path / process).open("w") as err:
-                environment = {**os.environ, "XLA_FLAGS": flags}
-                job.append(
-                    subprocess.Popen([*command, *place], env=environment, stderr=err, text=True)
-                )
+                job.append(subprocess.Popen(command, env=environment, stderr=err, text=True))
         running.extend(job)
         return job
 
@@ -228,3 +243,35 @@ def test_when_process_0_stands_still_the_other_ends_and_names_it(
     job[0].send_signal(signal.SIGSTOP)
     assert job[1].wait(60) == 1
     assert "process 0" in (tmp_path / "1").read_text()
+
+
+@pytest.mark.long
+def test_the_launcher_starts_a_job_again_that_lost_a_process(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(tiny_config, num_steps=20, stuck_after_seconds=10)
+    command = train_command(config, tmp_path, "dies once", "")
+    launch = [sys.executable, str(LAUNCHER), "-n", "2", "--restart", "1", "--"]
+    environment = {**os.environ, "XLA_FLAGS": FLAGS}
+    job = subprocess.run(
+        [*launch, *command], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert job.returncode == 0, job.stderr
+    assert "the job ended with status 137; starting it again" in job.stderr
+    assert "resuming after step 4" in job.stderr
+
+
+@pytest.mark.long
+def test_the_launcher_hands_a_stop_on(tiny_config: Config, tmp_path: Path) -> None:
+    config = dataclasses.replace(tiny_config, num_steps=20)
+    command = train_command(config, tmp_path, "steps", "")
+    with (tmp_path / "err").open("w") as err:
+        job = subprocess.Popen(
+            [sys.executable, str(LAUNCHER), "-n", "2", "--", *command],
+            env={**os.environ, "XLA_FLAGS": FLAGS},
+            stderr=err,
+        )
+    await_text(tmp_path / "err", "add", count=3)
+    job.send_signal(signal.SIGINT)
+    assert job.wait(60) == 75
+    assert "which is saved" in (tmp_path / "err").read_text()

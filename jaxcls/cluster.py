@@ -3,7 +3,6 @@
 Imports jax when there is a job to look for, so that help is quick.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -162,24 +161,39 @@ def leave(status: int) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     process, count = jax.process_index(), jax.process_count()
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
-        client.key_value_set(f"{_ENDED}{process}", json.dumps(status), allow_overwrite=True)
-        until, ended = time.monotonic() + FAREWELL_SECONDS, set()
-        while len(ended) < count and time.monotonic() < until:
-            time.sleep(0.1)
-            ended = {int(key.rpartition("/")[2]) for key, _ in client.key_value_dir_get(_ENDED)}
-        others = sorted(set(range(count)) - ended)
-        if others:
-            names = ", ".join(map(str, others))
-            print(
-                f"jaxcls: process {process} ends with status {status}; it has heard nothing of the "
-                f"end of process {names}",
-                file=sys.stderr,
-            )
+    try:
+        news = _tell_end(client, status, process=process, count=count)
+    except jax.errors.JaxRuntimeError:
+        news = ["process 0, through which all others talk, is gone"]
+    if news:
+        text = "; ".join([f"process {process} ends with status {status}", *news])
+        print(f"jaxcls: {text}", file=sys.stderr)
     if process == 0:  # it holds the connection of the others, who are about to leave
         time.sleep(1)
     sys.stderr.flush()
     os._exit(status)
+
+
+def _tell_end(client: Any, status: int, *, process: int, count: int) -> list[str]:
+    """Tells the others of the end of this process, and returns what is known of theirs."""
+    before = _ended(client)
+    client.key_value_set(f"{_ENDED}{process}", json.dumps(status), allow_overwrite=True)
+    until, ended = time.monotonic() + FAREWELL_SECONDS, before
+    while len(ended) < count and time.monotonic() < until:
+        time.sleep(0.1)
+        ended = _ended(client)
+    news = []
+    if status != EXIT_USER_ERROR:  # that explains itself
+        news = [f"process {other} had ended with status {its}" for other, its in before.items()]
+    if silent := sorted(set(range(count)) - ended.keys()):
+        news.append(f"it has heard nothing of the end of process {', '.join(map(str, silent))}")
+    return news
+
+
+def _ended(client: Any) -> dict[int, int]:
+    """The status of each process that has ended, as far as they have told."""
+    found = client.key_value_dir_get(_ENDED)
+    return {int(key.rpartition("/")[2]): json.loads(status) for key, status in sorted(found)}
 
 
 def _client() -> Any:

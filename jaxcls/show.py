@@ -178,7 +178,7 @@ def _run(arguments: list[str]) -> int:
     return 0
 
 
-def _curves(run: RunPath) -> "dict[str, np.ndarray] | None":
+def _curves(run: "RunPath") -> "dict[str, np.ndarray] | None":
     """The columns of metrics.csv, or None, having said why."""
     from jaxcls.reporting import metric_columns, read_metrics
 

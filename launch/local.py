@@ -140,7 +140,7 @@ def show(number: int, stream: IO[str], log_dir: Path | None) -> None:
 def wait(processes: list[subprocess.Popen[str]], signals: list[int]) -> int:
     """Hands signals on, and waits; ends those that are left some time after one has failed."""
     handed_on, failed_at, status = 0, None, 0
-    while any(process.poll() is None for process in processes):
+    while None in [process.poll() for process in processes]:  # asks every one
         for number in signals[handed_on:]:
             handed_on += 1
             for process in processes:

@@ -1,7 +1,7 @@
 """A server in a thread that keeps objects as Google Cloud Storage's JSON API does, in memory.
 
-It speaks what gcsfs and TensorStore use: listing, metadata, media with ranges and generations, uploads
-in one piece, in two parts and resumable ones, copies, deletions, and conditions on generations.
+It speaks what gcsfs and TensorStore use: listing, metadata, media with ranges and generations,
+uploads in one piece, in two parts and resumable ones, copies, deletions, conditions on generations.
 """
 
 import base64
@@ -129,16 +129,11 @@ class Handler(BaseHTTPRequestHandler):
             place = f"http://{host}/upload/storage/v1/b/{bucket}/o?upload_id={number}"
             return self.answer_json({}, Location=place)
         if kind == "multipart":
-            mark = (
-                b"--" + self.headers["Content-Type"].partition("boundary=")[2].strip('"').encode()
-            )
-            description, data = body.split(mark)[1:3]
-            name = json.loads(
-                description.partition(b"\r\n\r\n")[2] or description.partition(b"\n\n")[2]
-            )["name"]
-            separator = b"\r\n\r\n" if b"\r\n\r\n" in data else b"\n\n"
-            body = data.partition(separator)[2]
-            body = body.removesuffix(b"\r\n").removesuffix(b"\n")
+            mark = self.headers["Content-Type"].partition("boundary=")[2].strip('"').encode()
+            description, data = body.split(b"--" + mark)[1:3]
+            name = json.loads(re.split(rb"\r?\n\r?\n", description, maxsplit=1)[1])["name"]
+            body = re.split(rb"\r?\n\r?\n", data, maxsplit=1)[1]
+            body = body.removesuffix(b"\n").removesuffix(b"\r")
         if self.refused(bucket, name, query):
             return None
         self.store.put(bucket, name, body)

@@ -5,7 +5,6 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import gcsfs
 import jax
 import numpy as np
 import pytest
@@ -33,6 +32,10 @@ def store() -> Iterator[Store]:
         patch.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
         patch.setenv("GCE_METADATA_ROOT", "localhost:1")  # nobody there, so nobody waits
+        patch.setenv("NO_GCE_CHECK", "true")
+        run_path("gs://bucket/run")  # what it sets comes before the import of gcsfs
+        import gcsfs
+
         gcsfs.GCSFileSystem.clear_instance_cache()
         yield store
         gcsfs.GCSFileSystem.clear_instance_cache()

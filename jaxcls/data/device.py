@@ -4,7 +4,7 @@ import contextlib
 import queue
 import threading
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import jax
@@ -34,22 +34,38 @@ def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray
     return np.unique(np.concatenate([np.arange(*span) for span in spans]))
 
 
+_WAIT_SECONDS = 0.5
+
+
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
     """Batches already on the devices; made by `to_device`. Close it, or use it in a `with`."""
 
-    def __init__(self, ready: queue.Queue, stop: threading.Event, thread: threading.Thread):
+    def __init__(
+        self,
+        ready: queue.Queue,
+        stop: threading.Event,
+        thread: threading.Thread,
+        on_wait: Callable[[], None],
+    ):
         self._ready = ready
+        self._on_wait = on_wait
         # Also when the iterator is dropped, and at exit.
         self._finalizer = weakref.finalize(self, _stop, ready, stop, thread)
 
     def __next__(self) -> dict[str, jax.Array]:
         if not self._finalizer.alive:
             raise StopIteration
-        batch, error = self._ready.get()
+        batch, error = self._get()
         if batch is None:
             self.close()
             raise error or StopIteration
         return batch
+
+    def _get(self) -> Any:
+        while True:
+            with contextlib.suppress(queue.Empty):
+                return self._ready.get(timeout=_WAIT_SECONDS)
+            self._on_wait()
 
     def close(self) -> None:
         """Ends the thread and closes the batches behind it. Waits for the batch in the making."""
@@ -63,7 +79,11 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
 
 
 def to_device(
-    batches: Iterator[Batch], sharding: jax.sharding.Sharding, *, depth: int
+    batches: Iterator[Batch],
+    sharding: jax.sharding.Sharding,
+    *,
+    depth: int,
+    on_wait: Callable[[], None] = lambda: None,
 ) -> DeviceBatches:
     """Moves this process' rows to its devices, as global arrays, ahead of their use.
 
@@ -72,6 +92,7 @@ def to_device(
         and is closed with it.
       sharding: splits the leading axis; the other axes stay whole.
       depth: batches kept ready.
+      on_wait: called twice a second while the next batch is awaited; what it raises ends the wait.
 
     Returns:
       An iterator of dicts of global arrays, in the same order. It raises what `batches` raises,
@@ -83,7 +104,7 @@ def to_device(
         target=_feed, args=(batches, sharding, ready, stop), name="jaxcls-to-device", daemon=True
     )
     thread.start()
-    return DeviceBatches(ready, stop, thread)
+    return DeviceBatches(ready, stop, thread, on_wait)
 
 
 def _feed(

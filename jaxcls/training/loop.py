@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.checkpoint import Checkpoints
+from jaxcls.cluster import EXIT_STOPPED
 from jaxcls.config import Config, encode
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
@@ -38,7 +40,9 @@ from jaxcls.training.start import first_values, info_for, resolve
 from jaxcls.training.state import TrainState, Variables
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StoppedError, StopSignals
-from jaxcls.training.watchdog import Watchdog
+from jaxcls.training.watchdog import Watchdog, end_now
+
+HANGING_SECONDS = 10.0  # given to data that hang, once the run has stopped
 
 UNEQUAL_MICRO_BATCHES = (
     'warning: with model.batch_norm "global", each micro-batch is normalised by itself, so '
@@ -133,6 +137,7 @@ def train(
         if missed := Calendar.of(training).missed_evaluations(config):
             reporter.say(missed)
         if start >= training.plan.num_steps:
+            stop.leave_at_once = False  # there is nothing left to start again
             return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
         loop = Run(
             started,
@@ -177,13 +182,26 @@ class Run:
         eval_step = self._make_eval_step()
         metrics: dict[str, float] = {}
         step = start
-        with device_batches(self.training, self.source, start=start) as batches:
+        hanging = threading.Timer(
+            HANGING_SECONDS,
+            end_now,
+            [EXIT_STOPPED, "the data hang, so the training ends without them; its state is saved"],
+        )
+        with device_batches(
+            self.training, self.source, start=start, on_wait=self._stop_waiting
+        ) as batches:
             program = self._compile()
             meter = Meter(self.info.config.data.batch_size)
             for step in range(start + 1, calendar.num_steps + 1):
                 self.watchdog.moved(step - 1, "reading data")
-                with self._keeping(step - 1, state, meter), meter.waiting():
-                    batch = next(batches)
+                try:
+                    with self._keeping(step - 1, state, meter), meter.waiting():
+                        batch = next(batches)
+                except StoppedError:
+                    step -= 1
+                    self._save_good(step, state, meter)
+                    hanging.start()  # closing the batches waits for the one in the making
+                    break
                 self.watchdog.moved(step - 1, "taking the next step")
                 state, step_metrics = program(state, batch)
                 meter.add(step, step_metrics)
@@ -201,7 +219,7 @@ class Run:
                     try:
                         with self._keeping(step, state, meter):
                             metrics = eval_step(step, state)
-                    except StoppedError:
+                    except StoppedError:  # no later run makes up for it
                         ending = True
                     else:
                         require_finite(step, "evaluation loss", metrics["loss"])
@@ -214,6 +232,7 @@ class Run:
                     break
                 if calendar.evaluates(step) or calendar.saves(step):
                     meter.restart()
+        hanging.cancel()
         self.checkpoints.wait()
         stopped_by = self.stop.received if step < calendar.num_steps else None
         return Outcome(step, calendar.num_steps, metrics, stopped_by)
@@ -229,13 +248,21 @@ class Run:
         except UserError as error:
             if client() is not None:
                 raise
-            meter.check()
-            self.checkpoints.wait()
-            if step and step not in self.checkpoints.steps():
-                self.checkpoints.save(step, state, metadata=self.info.to_json())
-                self.checkpoints.wait()
+            self._save_good(step, state, meter)
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
             raise UserError(f"{error}\n{saved}; mend it and give the same command again") from error
+
+    def _save_good(self, step: int, state: TrainState, meter: Meter) -> None:
+        meter.check()
+        self.checkpoints.wait()
+        if step and step not in self.checkpoints.steps():
+            self.checkpoints.save(step, state, metadata=self.info.to_json())
+            self.checkpoints.wait()
+
+    def _stop_waiting(self) -> None:
+        """Ends a wait for training data on a signal; of several processes, the watchdog ends it."""
+        if client() is None and self.stop.received:
+            raise StoppedError
 
     def _make_eval_step(self) -> Callable[[int, TrainState], dict[str, float]]:
         config, mesh = self.info.config, self.training.mesh
@@ -353,8 +380,10 @@ def _reporter(
 
 
 @contextlib.contextmanager
-def device_batches(training: Training, source: Source, *, start: int) -> Iterator[Iterator[Batch]]:
-    """Training batches from step `start` on, made ahead on the devices."""
+def device_batches(
+    training: Training, source: Source, *, start: int, on_wait: Callable[[], None] = lambda: None
+) -> Iterator[Iterator[Batch]]:
+    """Training batches from step `start` on, on the devices; `on_wait` as in `to_device`."""
     data = training.config.data
     sharding = split_by_example(training.mesh)
     host_batches = train_batches(
@@ -364,7 +393,8 @@ def device_batches(training: Training, source: Source, *, start: int) -> Iterato
         rows=process_rows(sharding, data.batch_size),
         start=start,
     )
-    with contextlib.closing(to_device(host_batches, sharding, depth=data.prefetch)) as batches:
+    arrays = to_device(host_batches, sharding, depth=data.prefetch, on_wait=on_wait)
+    with contextlib.closing(arrays) as batches:
         yield ({name: batch[name] for name in BATCH_FIELDS} for batch in batches)
 
 

@@ -1,5 +1,6 @@
 """Stopping on a signal: all processes of a job after the same step, or at once before the first."""
 
+import contextlib
 import os
 import select
 import signal
@@ -117,7 +118,8 @@ class StopSignals:
 
     def _leave(self) -> None:
         if self._client is not None:
-            self._leave_together()
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
+                self._leave_together()
         end_now(
             EXIT_STOPPED,
             f"stopped by {self.received} before the first step; nothing was trained since the "

@@ -69,11 +69,11 @@ def verdict(seen: Mapping[int, Seen], now: float, *, stuck_after: float) -> str 
       now: the time, in seconds.
       stuck_after: seconds without a move after which a process is stuck.
     """
-    gone_after = min(GONE_SECONDS, stuck_after)
     for process, its in sorted(seen.items()):
         if its.progress.ended == "failed" and now - its.moved_at > FAILED_SECONDS:
             return f"process {process} failed after {_where(its.progress)}; its own log says why"
-        if not its.progress.ended and now - its.heard_at > gone_after:
+        patience = _patience(its.progress, stuck_after)
+        if not its.progress.ended and now - its.heard_at > _silence(patience):
             return (
                 f"process {process} has not been heard of for {now - its.heard_at:.0f} s; it was "
                 f"last at {_where(its.progress)}"
@@ -85,14 +85,22 @@ def verdict(seen: Mapping[int, Seen], now: float, *, stuck_after: float) -> str 
     moves = min(its.progress.moves for its in running.values())
     behind = {process: its for process, its in running.items() if its.progress.moves == moves}
     its = next(iter(behind.values()))
-    patience = stuck_after * (START_PATIENCE if its.progress.phase == "starting" else 1)
     since = max(its.moved_at for its in behind.values())
-    if now - since <= patience:
+    if now - since <= _patience(its.progress, stuck_after):
         return None
     one = len(behind) == 1
     names = ("process " if one else "processes ") + ", ".join(map(str, sorted(behind)))
     has = "has" if one else "have"
     return f"{names} {has} been at {_where(its.progress)} for {now - since:.0f} s"
+
+
+def _patience(progress: Progress, stuck_after: float) -> float:
+    return stuck_after * (START_PATIENCE if progress.phase == "starting" else 1)
+
+
+def _silence(patience: float) -> float:
+    """Seconds without a message after which a process is gone; sooner than it looks stuck."""
+    return min(GONE_SECONDS, patience / 2)
 
 
 def _where(progress: Progress) -> str:
@@ -164,7 +172,8 @@ class Watchdog:
         while not self._left.wait(self._interval):
             now = time.monotonic()
             silent = now - self._answered_at
-            if silent > min(GONE_SECONDS, self._stuck_after) + self._interval:
+            patience = _patience(self._mine, self._stuck_after)
+            if silent > _silence(patience) + self._interval:
                 problem = f"process 0, through which all others talk, is silent for {silent:.0f} s"
             else:
                 problem = verdict(self._seen, now, stuck_after=self._stuck_after)

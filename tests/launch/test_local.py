@@ -60,6 +60,11 @@ def test_the_status_tells_how_the_job_ended(statuses: tuple[int, int], expected:
     assert finish(start("-n", "2", code=code))[0] == expected
 
 
+def test_the_first_that_fails_decides_whichever_it_is() -> None:
+    code = f"import os, sys, time; own = int({OWN}); time.sleep(1 - own); sys.exit(4 - own)"
+    assert finish(start("-n", "2", code=code))[0] == 3
+
+
 def test_a_signal_reaches_every_process() -> None:
     code = (
         "import signal, sys, time\n"

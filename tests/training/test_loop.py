@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -6,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -111,6 +113,36 @@ def test_a_stopped_run_resumes_bit_for_bit(
     )
     rows = [row for row in read_metrics(tmp_path / "metrics.csv") if row["eval_top1"]]
     assert [row["step"] for row in rows] == ["4", "8", "12"]
+
+
+def test_a_signal_ends_a_wait_for_data_that_hang(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs, free, statuses = threading.Event(), threading.Event(), []
+    stop_waiting = loop.Run._stop_waiting
+
+    def five_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield from itertools.islice(train_batches(*args, **kwargs), 5)
+        hangs.set()
+        free.wait(60)
+
+    def signal_and_ask(run: loop.Run) -> None:
+        if hangs.is_set():
+            signal.raise_signal(signal.SIGTERM)
+        stop_waiting(run)
+
+    def note_end(status: int, _: str) -> None:
+        statuses.append(status)
+        free.set()
+
+    monkeypatch.setattr(loop, "train_batches", five_batches)
+    monkeypatch.setattr(loop.Run, "_stop_waiting", signal_and_ask)
+    monkeypatch.setattr(loop, "HANGING_SECONDS", 0.1)
+    monkeypatch.setattr(loop, "end_now", note_end)
+    outcome = train(tiny_config, tmp_path, mesh=one_device())
+    assert (outcome.step, outcome.stopped_by, statuses) == (5, "SIGTERM", [75])
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        assert checkpoints.steps()[-1] == 5
 
 
 PROCESS = """

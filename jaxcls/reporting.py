@@ -196,9 +196,9 @@ def _record(text: str) -> logging.LogRecord:
 
 def read_metrics(path: RunPath) -> list[dict[str, str]]:
     """The rows of a run's metrics.csv; a last line cut short by a crash is left out."""
-    with path.open(newline="") as file:
-        whole = (line for line in file if line.endswith("\n"))
-        return [row for row in csv.DictReader(whole) if None not in row.values()]
+    lines = path.read_text().splitlines(keepends=True)
+    whole = (line for line in lines if line.endswith("\n"))
+    return [row for row in csv.DictReader(whole) if None not in row.values()]
 
 
 def metric_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:

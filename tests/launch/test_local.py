@@ -114,3 +114,17 @@ def test_a_command_that_is_not_there_is_named() -> None:
     )
     assert done.returncode == 2
     assert "cannot run 'no-such-command'" in done.stderr
+
+
+def test_the_readmes_command_starts_two_processes() -> None:
+    readme = (LOCAL.parents[1] / "README.md").read_text()
+    [line] = [line for line in readme.splitlines() if line.startswith("uv run python launch/")]
+    arguments = line.removeprefix("uv run python launch/local.py ").split()
+    done = subprocess.run(
+        [sys.executable, str(LOCAL), "--dry-run", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(done.stdout.splitlines()) == 2
+    assert "jaxcls train configs/digits.py" in done.stdout

@@ -30,7 +30,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from jaxcls.distributed import first_problem, is_first
+from jaxcls.distributed import client, first_problem, is_first
 from jaxcls.errors import UserError
 from jaxcls.fingerprint import (
     fingerprint,
@@ -104,6 +104,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
+        if exc_type is not None and client() is not None:
+            # The others may never come to agree on the last save; the next start looks at it.
+            self._pending = None
+            self._executor.shutdown(wait=False)
+            return
         try:
             self.close()
         except CheckpointError as error:
@@ -409,7 +414,7 @@ class Checkpoints:
         if is_first():
             try:
                 act()
-            except OSError as error:
+            except Exception as error:  # a bucket's come in many types
                 return f"cannot write checkpoints to {self.directory}: {error}"
         return None
 

@@ -156,7 +156,13 @@ def leave(status: int) -> int:
     import jax
 
     if status in (0, EXIT_STOPPED):
-        jax.distributed.shutdown()
+        try:
+            jax.distributed.shutdown()
+        except jax.errors.JaxRuntimeError as error:
+            print(f"jaxcls: not all processes ended well: {_first_line(error)}", file=sys.stderr)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
         return status
     sys.stdout.flush()
     sys.stderr.flush()

@@ -23,7 +23,8 @@ _calls = itertools.count()
 
 def client() -> Any:
     """The client of JAX's coordination service; None where there is one process."""
-    return distributed.global_state.client if jax.process_count() > 1 else None
+    state = distributed.global_state  # asking JAX itself would start the devices
+    return state.client if state.num_processes > 1 else None
 
 
 def is_first() -> bool:

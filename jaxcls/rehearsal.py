@@ -118,8 +118,12 @@ def largest_batch(attempt: Any, *, unit: int, limit: int, first: tuple[int, Repo
         if bad == good + 1:
             break
         guess = max(1, min(tried) // 2) if len(tried) == 1 and bad else 2 * good
-        if len(tried) > 1:
-            points = sorted((size, r["memory_bytes_per_device"]) for size, r in tried.items())
+        points = sorted(
+            (size, report["memory_bytes_per_device"])
+            for size, report in tried.items()
+            if report["memory_bytes_per_device"] is not None  # the compiler may not tell
+        )
+        if len(points) > 1:
             (low, low_bytes), (high, high_bytes) = points[0], points[-1]
             slope = max((high_bytes - low_bytes) / (high - low), 1)
             guess = int(low + (limit - low_bytes) / slope)
@@ -187,7 +191,7 @@ def collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:
 def bytes_wanted(message: str) -> int | None:
     """How much memory the compiler asked for, as its message of failure tells; None if not."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", message)
-    found = found or re.search(r"allocate ([\d.]+)([KMGT]?)i?B", message)
+    found = found or re.search(r"allocate ([\d.]+) ?([KMGT]?)(?:i?B|bytes)", message)
     return found and int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 

@@ -194,7 +194,8 @@ def _require_writable(run: RunPath) -> None:
 
 
 def _one_line(error: Exception) -> str:
-    return textwrap.shorten(str(error) or repr(error), 300, placeholder=" …")
+    reason = getattr(error, "strerror", None) or str(error) or repr(error)
+    return textwrap.shorten(reason, 300, placeholder=" …")
 
 
 def record_run(run: RunPath, info: RunInfo) -> None:
@@ -205,7 +206,7 @@ def record_run(run: RunPath, info: RunInfo) -> None:
     """
     try:
         write_json(run / "config.json", info.to_json())
-    except OSError as error:
+    except Exception as error:  # a bucket's come in many types
         raise _not_writable(run, error) from error
 
 
@@ -213,8 +214,8 @@ def save_evaluation(run: RunPath, metrics: Mapping[str, float]) -> None:
     """Writes eval.json; a run that cannot be written can still be evaluated."""
     try:
         write_json(run / "eval.json", metrics)
-    except OSError as error:
-        logger.warning("eval.json was not written in %s: %s", run, error.strerror)
+    except Exception as error:  # a bucket's come in many types
+        logger.warning("eval.json was not written in %s: %s", run, _one_line(error))
 
 
 def write_json(path: RunPath, values: Any) -> None:
@@ -222,9 +223,9 @@ def write_json(path: RunPath, values: Any) -> None:
     write_whole(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
-def _not_writable(run: RunPath, error: OSError) -> RunError:
+def _not_writable(run: RunPath, error: Exception) -> RunError:
     return RunError(
-        f"run directory {str(run)!r} cannot be written ({error.strerror}); use another --workdir"
+        f"run directory {str(run)!r} cannot be written ({_one_line(error)}); use another --workdir"
     )
 
 

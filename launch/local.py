@@ -10,6 +10,7 @@ failed.
 """
 
 import argparse
+import contextlib
 import os
 import shutil
 import signal
@@ -86,6 +87,7 @@ def run(options: argparse.Namespace, signals: list[int]) -> int:
         reader.start()
         readers.append(reader)
     status = wait(processes, signals)
+    end(processes)
     for reader in readers:
         reader.join()
     return status
@@ -159,9 +161,10 @@ def wait(processes: list[subprocess.Popen[str]], signals: list[int]) -> int:
 
 
 def end(processes: list[subprocess.Popen[str]]) -> None:
+    """Kills the processes, and what they have started: it would keep their output open."""
     for process in processes:
-        if process.poll() is None:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ Give every phase the same options and arguments.
   --create-timeout SECONDS  how long to wait for the TPU (default: 86400)
   --max-restarts N          run: restarts after a crash; those after a preemption or a stop do not
                             count (default: 3)
-  --delete                  run: delete the TPU when the run has ended, however it has
+  --delete                  run: delete the TPU when the training has ended, well or not
   --dry-run                 print the commands, run nothing
 
 Exit status: 0 done; 2 your mistake (or the training's exit status 2), which no restart mends; 1 else.
@@ -292,9 +292,13 @@ run() {
     case $outcome in
       0)
         say "the training is done"
+        ended=true
         return
         ;;
-      2) die 2 "the training ended with status 2, a mistake that no restart mends; it says which above" ;;
+      2)
+        ended=true
+        die 2 "the training ended with status 2, a mistake that no restart mends; it says which above"
+        ;;
       75) say "the training was stopped after a save; starting it again" ;;
       preempted | lost)
         say "the TPU was taken away; asking for another one"
@@ -304,7 +308,10 @@ run() {
         ;;
       *)
         say "the training ended: $outcome"
-        ((crashes < max_restarts)) || die 1 "no restart is left (--max-restarts $max_restarts)"
+        if ((crashes >= max_restarts)); then
+          ended=true
+          die 1 "no restart is left (--max-restarts $max_restarts)"
+        fi
         crashes=$((crashes + 1))
         say "starting it again (restart $crashes of $max_restarts)"
         ;;
@@ -361,7 +368,7 @@ finish() {
   local status=$?
   trap - EXIT INT TERM
   if $tpu_exists && [[ $phase == run ]]; then
-    if $delete_after && ! $interrupted; then
+    if $delete_after && $ended; then
       delete || say "could not delete $name"
     else
       $dry_run || say "the TPU is still there and is paid for; delete it with: bash" \
@@ -373,7 +380,6 @@ finish() {
 }
 
 interrupt() {
-  interrupted=true
   say "interrupted. What runs on the TPU goes on; the same command attaches to it again"
   exit 130
 }
@@ -394,7 +400,7 @@ esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 name='' accelerator_type='' runtime_version='' code=$root data_dir=''
 create_timeout=86400 max_restarts=3
-stage=false dry_run=false delete_after=false interrupted=false tpu_exists=false
+stage=false dry_run=false delete_after=false ended=false tpu_exists=false
 place=() tier=() training=()
 outcome='' workdir=''
 

@@ -113,8 +113,9 @@ class StopSignals:
             return
         self.received = self.received or "SIGTERM"
         # One that was still at its start has left; its step will never come.
-        if self._client.key_value_dir_get(_LEAVING):
-            self._leave()
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
+            if self._client.key_value_dir_get(_LEAVING):
+                self._leave()
 
     def _leave(self) -> None:
         if self._client is not None:

@@ -119,15 +119,17 @@ class Watchdog:
         self._stuck_after = stuck_after
         self._interval = min(5.0, stuck_after / 10)
         self._mine = Progress()
+        self._lock = threading.Lock()  # two threads change it
         self._seen: dict[int, Seen] = {}
         self._answered_at = time.monotonic()
         self._left = threading.Event()
 
     def moved(self, step: int, phase: str) -> None:
         """Notes what this process does from now on, `step` being the last step it took."""
-        self._mine = dataclasses.replace(
-            self._mine, moves=self._mine.moves + 1, step=step, phase=phase
-        )
+        with self._lock:
+            self._mine = dataclasses.replace(
+                self._mine, moves=self._mine.moves + 1, step=step, phase=phase
+            )
 
     def __enter__(self) -> Self:
         if self._client is not None:
@@ -137,8 +139,9 @@ class Watchdog:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._lock:
+            self._mine = dataclasses.replace(self._mine, ended="failed" if kind else "done")
         self._left.set()
-        self._mine = dataclasses.replace(self._mine, ended="failed" if kind else "done")
 
     def _exchange(self) -> None:
         """Tells how far this process is, and hears of the others."""
@@ -153,9 +156,9 @@ class Watchdog:
             self._answered_at = time.monotonic()
 
     def _tell(self) -> None:
-        beat = self._mine.beat + 1
-        self._mine = dataclasses.replace(self._mine, beat=beat)
-        text = json.dumps(dataclasses.asdict(self._mine))
+        with self._lock:
+            self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1)
+            text = json.dumps(dataclasses.asdict(self._mine))
         key = f"{_PREFIX}{jax.process_index()}"
         self._client.key_value_set(key, text, allow_overwrite=True)
 

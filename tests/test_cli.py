@@ -19,7 +19,7 @@ from jaxcls.config import Config, encode, load_config
 from jaxcls.decoding import leaves
 from jaxcls.errors import UserError
 from jaxcls.rundir import RunInfo, prepare_run, record_run
-from jaxcls.training import loop
+from jaxcls.training import loop, stopping
 from jaxcls.training.loop import Outcome
 
 DIGITS = Path(__file__).parents[1] / "configs" / "digits.py"
@@ -90,8 +90,11 @@ class FakeTrain:
     error: Exception | None = None
     calls: list[tuple[Config, Path, bool]] = dataclasses.field(default_factory=list)
 
-    def __call__(self, config: Config, workdir: Path, *, allow_changes: bool) -> Outcome:
-        self.calls.append((config, workdir, allow_changes))
+    def __call__(
+        self, config: Config, workdir: str, *, allow_changes: bool, log_all_processes: bool
+    ) -> Outcome:
+        assert not log_all_processes
+        self.calls.append((config, Path(workdir), allow_changes))
         if self.error:
             raise self.error
         return Outcome(7 if self.stopped_by else 12, 12, metrics={}, stopped_by=self.stopped_by)
@@ -101,6 +104,7 @@ class FakeTrain:
 def fake_train(monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
     fake = FakeTrain()
     monkeypatch.setattr(loop, "train", fake)
+    monkeypatch.setattr(stopping, "ignore_signals", lambda: None)  # it would last for all tests
     return fake
 
 

@@ -19,8 +19,7 @@ from jaxcls.training.assemble import Training, assemble
 from jaxcls.training.loop import device_batches
 from jaxcls.training.losses import soft_labels
 
-SYNTHETIC_CLASSES = 1000
-SYNTHETIC_EXAMPLES = 1_281_167  # as many as ImageNet's training split
+IMAGENET_CLASSES, IMAGENET_EXAMPLES = 1000, 1_281_167  # of the training split
 COPY_BYTES = 1 << 28
 
 Report = dict[str, Any]
@@ -46,13 +45,13 @@ def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) 
     source = None if synthetic else open_source(config.data, config.data.train_split)
     training = assemble(
         config,
-        num_classes=source.num_classes if source else SYNTHETIC_CLASSES,
-        num_examples=len(source) if source else SYNTHETIC_EXAMPLES,
+        num_classes=source.num_classes if source else IMAGENET_CLASSES,
+        num_examples=len(source) if source else IMAGENET_EXAMPLES,
         mesh=make_mesh(parallel=config.parallel),
     )
     compiled = training.compile_step()
     batch = synthetic_batch(training)
-    augment, augment_compile_seconds = _compile_augment(training)
+    augment, augment_compile_seconds = compile_augment(training)
     rates = _rates(training, compiled.program, augment, batch, source, seconds)
     flops, traffic = cost_per_image(training, compiled.program)
     augment_cost = augment.cost_analysis()
@@ -161,7 +160,7 @@ def synthetic_batch(training: Training) -> Any:
     return {name: make(name, shape) for name, shape in training.abstract_batch().items()}
 
 
-def _compile_augment(training: Training) -> tuple[Any, float]:
+def compile_augment(training: Training) -> tuple[Any, float]:
     """The augmentation, compiled as (key, batch) -> (images, labels), and the seconds it took."""
     config = training.config
     augment = make_augment(

@@ -23,7 +23,15 @@ from jaxcls.arguments import (
     take_config,
     take_first,
 )
-from jaxcls.cluster import EXIT_STOPPED, EXIT_USER_ERROR, JobOptions, join, joined, leave
+from jaxcls.cluster import (
+    EXIT_FAILED,
+    EXIT_STOPPED,
+    EXIT_USER_ERROR,
+    JobOptions,
+    join,
+    joined,
+    leave,
+)
 from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config, DataConfig
 from jaxcls.decoding import nearest
@@ -36,7 +44,6 @@ ALONE = JobOptions()
 
 type Guesses = list[list["Guess"]]  # for each image, best first
 
-EXIT_FAILED = 1
 
 USAGE = """\
 usage: jaxcls COMMAND ...

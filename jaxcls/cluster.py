@@ -11,13 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxcls.errors import UserError
 
 if TYPE_CHECKING:
     from jax._src.clusters import ClusterEnv
 
+EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
 FAREWELL_SECONDS = 10.0
@@ -115,12 +116,12 @@ def join(options: JobOptions) -> None:
     else:
         _require_free(place.coordinator)
     problem = (
-        f"the {place.num_processes} processes of the job did not all join at {place.coordinator} "
-        f"within {options.join_timeout} s; see whether every one was started, with the same "
-        f"--coordinator and --num-processes, or wait longer with --join-timeout"
+        f"jaxcls: the {place.num_processes} processes of the job did not all join at "
+        f"{place.coordinator} within {options.join_timeout} s; see whether every one was started, "
+        f"with the same --coordinator and --num-processes, or wait longer with --join-timeout"
     )
     # JAX would abort the program with a dump of its stack.
-    alarm = threading.Timer(options.join_timeout, _give_up, [problem])
+    alarm = threading.Timer(options.join_timeout, end_now, [EXIT_USER_ERROR, problem])
     alarm.daemon = True
     alarm.start()
     try:
@@ -137,6 +138,14 @@ def join(options: JobOptions) -> None:
         raise JobError(f"--coordinator: {place.coordinator}: {_first_line(error)}") from error
     finally:
         alarm.cancel()
+
+
+def end_now(status: int, message: str) -> NoReturn:
+    """Ends the process from any thread, whatever the others do."""
+    sys.stderr.write(f"{message}\n")
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def joined() -> bool:
@@ -159,10 +168,7 @@ def leave(status: int) -> int:
         try:
             jax.distributed.shutdown()
         except jax.errors.JaxRuntimeError as error:
-            print(f"jaxcls: not all processes ended well: {_first_line(error)}", file=sys.stderr)
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
+            end_now(status, f"jaxcls: not all processes ended well: {_first_line(error)}")
         return status
     sys.stdout.flush()
     sys.stderr.flush()
@@ -291,12 +297,6 @@ def _require_free(address: str) -> None:
             f"--coordinator: port {port} cannot be listened at ({error.strerror}); end what uses "
             f"it, or choose another one for all processes"
         ) from error
-
-
-def _give_up(problem: str) -> None:
-    sys.stderr.write(f"jaxcls: {problem}\n")
-    sys.stderr.flush()
-    os._exit(EXIT_USER_ERROR)
 
 
 def _first_line(error: BaseException) -> str:

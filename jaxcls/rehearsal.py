@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxcls.augment_config import mix_of
-from jaxcls.benchmark import cost_per_image
+from jaxcls.benchmark import IMAGENET_CLASSES, IMAGENET_EXAMPLES, cost_per_image
 from jaxcls.config import Config
 from jaxcls.data.sources import open_source
 from jaxcls.errors import DataError, UserError
@@ -18,7 +18,6 @@ from jaxcls.parallel import bytes_per_device, make_mesh, replicated_bytes
 from jaxcls.topologies import Chip
 from jaxcls.training.assemble import Training, assemble
 
-IMAGENET_CLASSES, IMAGENET_EXAMPLES = 1000, 1_281_167
 MAX_SEARCH_COMPILES = 6
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")

@@ -16,7 +16,6 @@ import platform
 import secrets
 import textwrap
 import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -180,7 +179,7 @@ def _require_readable(run: RunPath) -> None:
 
 def _require_writable(run: RunPath) -> None:
     """Writes to a bucket, reads that back, and deletes it, as checkpoints will be."""
-    probe = run / f".may-be-written.{uuid.uuid4().hex}"
+    probe = run / f".may-be-written.{secrets.token_hex(8)}"
     try:
         probe.write_text("may this bucket be written?")
         probe.read_text()

@@ -14,7 +14,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.checkpoint import Checkpoints
-from jaxcls.cluster import EXIT_STOPPED
+from jaxcls.cluster import EXIT_STOPPED, end_now
 from jaxcls.config import Config, encode
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
@@ -40,7 +40,7 @@ from jaxcls.training.start import first_values, info_for, resolve
 from jaxcls.training.state import TrainState, Variables
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StoppedError, StopSignals
-from jaxcls.training.watchdog import Watchdog, end_now
+from jaxcls.training.watchdog import Watchdog
 
 HANGING_SECONDS = 10.0  # given to data that hang, once the run has stopped
 

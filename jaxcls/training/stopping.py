@@ -12,9 +12,8 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from jaxcls.cluster import EXIT_STOPPED
+from jaxcls.cluster import EXIT_STOPPED, end_now
 from jaxcls.distributed import client
-from jaxcls.training.watchdog import end_now
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 

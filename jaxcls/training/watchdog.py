@@ -6,8 +6,6 @@ is. That store lives in process 0.
 
 import dataclasses
 import json
-import os
-import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -15,12 +13,12 @@ from typing import Any, Self
 
 import jax
 
+from jaxcls.cluster import EXIT_FAILED, end_now
 from jaxcls.distributed import client
 
 GONE_SECONDS = 60.0  # below the 100 s after which JAX itself aborts, without saying much
 FAILED_SECONDS = 10.0  # for the others to see their own error
 START_PATIENCE = 6  # compiling may take that many times as long as anything else
-EXIT_FAILED = 1
 
 _PREFIX = "jaxcls/progress/"
 
@@ -182,11 +180,3 @@ class Watchdog:
                 problem = verdict(self._seen, now, stuck_after=self._stuck_after)
             if problem and not self._left.is_set():
                 end_now(EXIT_FAILED, f"jaxcls: {problem}; process {jax.process_index()} ends")
-
-
-def end_now(status: int, message: str) -> None:
-    """Ends the process from any thread, whatever the others do."""
-    sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(status)

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcls.augment.pipeline import make_augment
+from jaxcls.benchmark import compile_augment
 from jaxcls.checkpoint import Checkpoints
 from jaxcls.classifier import ImageClassifier
 from jaxcls.cluster import JobOptions, join, leave
@@ -27,6 +26,7 @@ from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, StageSpec  # noqa: F401  the job's text names them
 from jaxcls.parallel import make_mesh, replicated, split_by_example
 from jaxcls.training.assemble import Training, assemble
+from jaxcls.training.step import BATCH_FIELDS
 
 STEPS = (0, 10)  # at which one step is compared
 FLOAT64_STEPS = 20
@@ -36,10 +36,11 @@ def measure(config: Config, mesh: Mesh, states: Path) -> dict[str, np.ndarray]:
     """Record numbers, images and steps of a training on a mesh, from the states saved there."""
     source = open_source(config.data, "train")
     training = assemble(config, num_classes=10, num_examples=len(source), mesh=mesh)
+    augment, _ = compile_augment(training)
     found: dict[str, Any] = {}
     for step in STEPS:
         batch = batch_of(training, step)
-        images, labels = augmented(training, batch, step)
+        images, labels = augment(jax.random.key(step), inputs(batch))
         drawn = {f"ids/{step}": batch["index"], f"images/{step}": images, f"soft/{step}": labels}
         with Checkpoints(states) as checkpoints:
             state = checkpoints.restore(training.abstract_state(), step).state
@@ -62,7 +63,7 @@ def fetch(arrays: dict[str, jax.Array], mesh: Mesh) -> dict[str, np.ndarray]:
 
 
 def inputs(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    return {name: batch[name] for name in ("images", "sizes", "labels")}
+    return {name: batch[name] for name in BATCH_FIELDS}
 
 
 def batch_of(training: Training, step: int) -> dict[str, jax.Array]:
@@ -75,25 +76,6 @@ def batch_of(training: Training, step: int) -> dict[str, jax.Array]:
         return globalize(next(batches), sharding)
     finally:
         batches.close()
-
-
-def augmented(training: Training, batch: dict[str, jax.Array], step: int) -> tuple[Any, Any]:
-    config = training.config
-    augment = make_augment(
-        config.augment,
-        image_size=config.data.image_size,
-        crop_fraction=config.data.crop_fraction,
-        mesh=training.mesh,
-    )
-
-    @jax.jit
-    def run(batch: dict[str, jax.Array]) -> Any:
-        labels = jax.nn.one_hot(batch["labels"], 10)
-        positions = jnp.arange(config.data.batch_size, dtype=jnp.int32)
-        key = jax.random.key(step)
-        return augment(key, jnp.zeros(()), batch["images"], batch["sizes"], labels, positions)
-
-    return run(inputs(batch))
 
 
 def named(prefix: str, tree: Any) -> dict[str, Any]:

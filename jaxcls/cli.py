@@ -172,7 +172,7 @@ class Predict:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Writes a run as a program that needs jax alone, with weights, class names and a model card."""
+    """Writes a run as a program that needs jax alone, with weights, classes and a model card."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run."""

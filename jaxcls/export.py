@@ -148,8 +148,8 @@ uint8 [batch, height, width, 3] of any batch and size, and compiles once for eac
 
 It resizes the shorter side to {shorter_side(info.image_size, info.crop_fraction)} pixels \
 ({info.interpolation}, antialiased), cuts the centre square of {info.image_size}, divides by 255, \
-subtracts {_triple(info.mean)} and divides by {_triple(info.std)}. Each row of the probabilities is \
-the {info.activation} of the logits.
+subtracts {_triple(info.mean)} and divides by {_triple(info.std)}. The probabilities are the \
+{info.activation} of the logits.
 
 | file | what it holds |
 |---|---|

@@ -1,7 +1,7 @@
 """The evaluation's crop and resize as arithmetic on arrays, for programs without Pillow.
 
-It equals `center_crop` in `resize.py` to the bit. Evaluation and prediction use that one, which takes
-images of many sizes without compiling anew for each.
+It equals `center_crop` in `resize.py` to the bit. Evaluation and prediction use that one, which
+takes images of many sizes without compiling anew for each.
 
 Pillow resizes along the width, rounds to 8 bits, and then along the height. Its weights are whole
 2**-22ths, so a pass is exact in 32-bit integers, whatever the order of its sums.

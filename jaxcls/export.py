@@ -134,12 +134,13 @@ pip install jax flatbuffers
 ```
 
 ```python
-import json, jax, jax.export, numpy as np
+import json, pathlib, jax, jax.export, numpy as np
 
-program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+program = jax.export.deserialize(bytearray(pathlib.Path("model.stablehlo").read_bytes()))
 images = np.zeros((1, 300, 400, 3), np.uint8)  # decoded photos of one size: RGB, upright
 probabilities = np.asarray(jax.jit(program.call)(images))  # float32 [1, {len(names)}]
-print(json.load(open("classes.json"))[probabilities[0].argmax()], probabilities.max())
+classes = json.loads(pathlib.Path("classes.json").read_text())
+print(classes[probabilities[0].argmax()], probabilities.max())
 ```
 
 `model.stablehlo` runs on {", ".join(dict.fromkeys(platforms))}, with the weights inside. It takes \

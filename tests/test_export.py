@@ -19,11 +19,11 @@ from jaxcls.cli import main
 from jaxcls.training.loop import Outcome
 
 SERVE = """
-import sys
+import pathlib, sys
 import jax, jax.export
 import numpy as np
 
-program = jax.export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+program = jax.export.deserialize(bytearray(pathlib.Path("model.stablehlo").read_bytes()))
 predict = jax.jit(program.call)
 inputs = np.load(sys.argv[1])
 np.savez(sys.argv[2], **{name: predict(images) for name, images in inputs.items()})

@@ -52,6 +52,7 @@ usage: jaxcls COMMAND ...
   jaxcls evaluate MODEL [--step latest|best|N] [--split NAME]   loss and accuracy
   jaxcls evaluate MODEL --per-class --predictions FILE.csv      of every class and example
   jaxcls predict MODEL IMAGE ... [--top 5] [--format table]     classes of image files
+  jaxcls export RUN -o DIR [--step latest|best|N]               a program and weights, to serve it
   jaxcls convert WEIGHTS -o FILE.safetensors [--model NAME]     anybody's weights to a file of ours
   jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
   jaxcls data CONFIG [--json]                                   what the data holds, and how fast
@@ -167,6 +168,20 @@ class Predict:
     format: Literal["table", "json", "csv"] = "table"
     """How to print them."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Export:
+    """Writes a run as a program that needs jax alone, with weights, classes and a model card."""
+
+    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """Directory of the run."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
+    """Folder to make; one that is there must be empty."""
+    step: str = "latest"
+    """Checkpoint: latest, best (by top-1 during training) or a step's number."""
+    platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
+    """Where the program shall run; all of them from one file."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -318,6 +333,17 @@ def _predict(arguments: list[str]) -> int:
     return 0
 
 
+def _export(arguments: list[str]) -> int:
+    options = tyro.cli(Export, prog="jaxcls export", args=arguments)
+    step = read_step(options.step)
+    keep_compiled()
+    from jaxcls.export import export_run
+
+    step = export_run(options.run, options.output, step=step, platforms=options.platforms)
+    print(f"wrote {options.output}: step {step}, for {', '.join(options.platforms)}")
+    return 0
+
+
 def _convert(arguments: list[str]) -> int:
     from jaxcls.convert import convert
 
@@ -463,6 +489,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
     "evaluate": _evaluate,
     "predict": _predict,
+    "export": _export,
     "convert": _convert,
     "prepare": _prepare,
     "data": _data,

@@ -69,6 +69,7 @@ def folder(
         (place / f"{index}.png").write_bytes(record.image)
     for index in range(2):
         (folder / f"photos/{index}.png").write_bytes(source[index].image)
+    assert main(["export", str(folder / "runs/digits"), "-o", str(folder / "exported")]) == 0
     weights = folder / "lite0.safetensors"
     assert main(["convert", "efficientnet_lite0_imagenet", "-o", str(weights)]) == 0
     return folder
@@ -77,7 +78,17 @@ def folder(
 def test_the_commands_are_found() -> None:
     assert len(COMMANDS) >= 10
     assert COMMANDS[0] == "jaxcls train configs/digits.py"
-    names = ("train", "evaluate", "predict", "convert", "prepare", "data", "show", "benchmark")
+    names = (
+        "train",
+        "evaluate",
+        "predict",
+        "export",
+        "convert",
+        "prepare",
+        "data",
+        "show",
+        "benchmark",
+    )
     for name in (*names, "compile"):
         assert any(command.split()[1] == name for command in COMMANDS)
 
@@ -95,6 +106,8 @@ def test_command(
     ]
     if arguments[:2] == ["train", "configs/digits.py"] and "--workdir" not in arguments:
         shutil.rmtree("runs")  # a reader has none yet
+    if arguments[0] == "export":
+        shutil.rmtree("exported")
     if "--help" in arguments:
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -71,18 +71,28 @@ def center_crop(
     Returns:
       uint8 [image_size, image_size, 3].
     """
-    shorter = max(image_size, round(image_size / crop_fraction))
+    shorter = shorter_side(image_size, crop_fraction)
     windows = [
         _crop_window(side, round(side * shorter / min(image.shape[:2])), image_size)
         for side in (image.shape[1], image.shape[0])
     ]
     (left, width, x_box), (top, height, y_box) = windows
-    resized = PIL.Image.fromarray(image).resize(
-        (width, height),
+    # Pillow 13 chooses which axis comes first, and between them it rounds to 8 bits; before, the
+    # width did, always. With a call for each axis an evaluation depends on no version.
+    narrowed = PIL.Image.fromarray(image).resize(
+        (width, image.shape[0]),
         _FILTERS[interpolation],
-        box=(x_box[0], y_box[0], x_box[1], y_box[1]),
+        box=(x_box[0], 0, x_box[1], image.shape[0]),
+    )
+    resized = narrowed.resize(
+        (width, height), _FILTERS[interpolation], box=(0, y_box[0], width, y_box[1])
     )
     return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
+
+
+def shorter_side(image_size: int, crop_fraction: float) -> int:
+    """Pixels of the shorter side before the crop."""
+    return max(image_size, round(image_size / crop_fraction))
 
 
 def _crop_window(side: int, resized: int, image_size: int) -> tuple[int, int, tuple[float, float]]:

@@ -98,6 +98,8 @@ def _normalize_backward(group_size, epsilon, activation, residuals, cotangents):
     grad = cotangents[0].astype(mean.dtype)
     normed = (_grouped(x.astype(mean.dtype), group_size) - mean) * inverse
     (grad,) = jax.vjp(activation, normed * scale + bias)[1](_grouped(grad, group_size))
+    # Rounded as a layer's gradient is: a TPU else writes it in float32, 5.6 MB more in one block.
+    grad = grad.astype(x.dtype).astype(mean.dtype)
     grad_mean = _group_mean(grad.reshape(x.shape), group_size)
     dot_mean = _group_mean((grad * normed).reshape(x.shape), group_size)
     grad_x = (grad - grad_mean - normed * dot_mean) * (inverse * scale)

@@ -33,8 +33,9 @@ from jaxcls.cluster import (
     leave,
 )
 from jaxcls.compile_cache import keep_compiled
-from jaxcls.config import Config, DataConfig
+from jaxcls.config import Config, DataConfig, changed_fields
 from jaxcls.decoding import nearest
+from jaxcls.differences import folder_name
 from jaxcls.errors import UserError
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ USAGE = """\
 usage: jaxcls COMMAND ...
 
   jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or go on with a run
+  jaxcls sweep CONFIG [--index N] [--list] [--workdir DIR]      train the variations of a config
+  jaxcls runs [DIR] [--diff RUN RUN] [--json]                   table of runs, and what differs
   jaxcls evaluate MODEL [--step latest|best|N] [--split NAME]   loss and accuracy
   jaxcls evaluate MODEL --per-class --predictions FILE.csv      of every class and example
   jaxcls predict MODEL IMAGE ... [--top 5] [--format table]     classes of image files
@@ -58,7 +61,7 @@ usage: jaxcls COMMAND ...
   jaxcls data CONFIG [--json]                                   what the data holds, and how fast
   jaxcls show augment CONFIG -o FILE.png                        what augmentation does to images
   jaxcls show data CONFIG -o FILE.png                           raw training images with labels
-  jaxcls show run RUN -o FILE.png                               curves and confusion matrix of a run
+  jaxcls show run RUN ... -o FILE.png                           curves of runs, confusion of one
   jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
   jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
   jaxcls compile CONFIG [--topology v5e:4x4] [--search]         whether it fits, before it is run
@@ -74,8 +77,9 @@ class Train:
     """Trains the network that CONFIG describes, or goes on where the run stopped."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    workdir: str
-    """Directory of the run, or gs://BUCKET/FOLDER; made if it is not there."""
+    workdir: str | None = None
+    """Directory of the run, or gs://BUCKET/FOLDER; made if it is not there (None: runs/CONFIG, with
+    the fields that the command line changes)."""
     allow_changes: bool = False
     """Go on with a run although fields that decide its result have changed."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
@@ -217,20 +221,25 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    path, config, rest = take_config(arguments, "jaxcls train CONFIG")
-    default = Train(config=config, workdir=str(Path("runs") / path.stem))
-    options = parse(Train, "jaxcls train CONFIG", rest, default=default)
+    path, written, rest = take_config(arguments, "jaxcls train CONFIG")
+    options = parse(Train, "jaxcls train CONFIG", rest, default=Train(config=written))
     config = checked(options.config)
-    _start(options.job)
+    changes = {name: after for name, (_, after) in changed_fields(written, config).items()}
+    workdir = options.workdir or str(Path("runs") / folder_name(path.stem, changes))
+    return _train_in(config, workdir, options.allow_changes, options.job)
+
+
+def _train_in(config: Config, workdir: str, allow_changes: bool, job: JobOptions) -> int:
+    _start(job)
     from jaxcls.distributed import is_first
     from jaxcls.training.loop import train
     from jaxcls.training.stopping import ignore_signals
 
     outcome = train(
         config,
-        options.workdir,
-        allow_changes=options.allow_changes,
-        log_all_processes=options.job.log_all_processes,
+        workdir,
+        allow_changes=allow_changes,
+        log_all_processes=job.log_all_processes,
     )
     if outcome.stopped_by:
         ignore_signals()
@@ -241,9 +250,21 @@ def _train(arguments: list[str]) -> int:
         )
         return EXIT_STOPPED
     if is_first():
-        print(f"the run lies in {options.workdir}; evaluate it with:")
-        print(f"  jaxcls evaluate {options.workdir}")
+        print(f"the run lies in {workdir}; evaluate it with:")
+        print(f"  jaxcls evaluate {workdir}")
     return 0
+
+
+def _sweep(arguments: list[str]) -> int:
+    from jaxcls.sweep import sweep
+
+    return sweep(arguments, train=_train_in)
+
+
+def _runs(arguments: list[str]) -> int:
+    from jaxcls.runs import runs
+
+    return runs(arguments)
 
 
 def _start(job: JobOptions) -> None:
@@ -487,6 +508,8 @@ PRINTERS: dict[str, Callable[[list[str], Guesses], None]] = {
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": _train,
+    "sweep": _sweep,
+    "runs": _runs,
     "evaluate": _evaluate,
     "predict": _predict,
     "export": _export,

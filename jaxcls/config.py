@@ -1,15 +1,17 @@
 """The schema of an experiment, and the ways in and out of it.
 
-A config file is Python: it defines `get_config() -> Config`. The command line may override any
-field. `decode` is the only gate: whatever way a config came (a file, a flag, a saved run), it is
-checked there, and an error names the field.
+A config file is Python: it defines `get_config() -> Config`, and may define `sweep()`, which yields
+names and configs of variations. The command line may override any field. `decode` is the only gate:
+whatever way a config came (a file, a flag, a saved run), it is checked there, and an error names
+the field.
 """
 
+import contextlib
 import dataclasses
 import re
 import runpy
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -40,6 +42,7 @@ from jaxcls.decoding import (
 SCHEMA_VERSION = 2
 
 
+FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}"  # of a variation of a sweep
 OPERATIONAL = "operational"  # marks a field that may change when a run is resumed
 
 Count = Annotated[int, Range(1)]
@@ -274,19 +277,64 @@ def load_config(path: str | Path) -> Config:
       ConfigError: the file is missing, raises, or returns something that is not a valid Config.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist{_nearby_files(path)}")
-    try:
-        namespace = runpy.run_path(str(path))
+    with _running(path) as namespace:
         if "get_config" not in namespace:
             raise ConfigError(f"{path}: define get_config() -> jaxcls.config.Config")
         config = namespace["get_config"]()
         if not isinstance(config, Config):
             raise ConfigError(f"{path}: get_config() must return a Config, got {kind_of(config)}")
         return decode(encode(config))
+
+
+def load_sweep(path: str | Path) -> list[tuple[str, Config]]:
+    """Runs a config file's `sweep()` and checks the variations that it yields, with their names.
+
+    Raises:
+      ConfigError: as `load_config`; or there is no variation, or a name is used twice or cannot be
+        that of a folder.
+    """
+    path = Path(path)
+    with _running(path) as namespace:
+        if "sweep" not in namespace:
+            raise ConfigError(
+                f"{path}: define sweep() -> Iterator[tuple[str, jaxcls.config.Config]], which "
+                f"yields the name and the config of each variation"
+            )
+        variations: dict[str, Config] = {}
+        for variation in namespace["sweep"]():
+            match variation:
+                case (str(name), Config() as config):
+                    pass
+                case _:
+                    raise ConfigError(
+                        f"{path}: sweep() must yield a name and a Config, got {kind_of(variation)}"
+                    )
+            if not re.fullmatch(FOLDER_NAME, name):
+                raise ConfigError(
+                    f"{path}: variation {name!r}: its name becomes a folder's; use up to 100 "
+                    f"letters, digits and . _ , = + -, and begin with a letter or digit"
+                )
+            if name in variations:
+                raise ConfigError(f"{path}: sweep() yields two variations with the name {name!r}")
+            try:
+                variations[name] = decode(encode(config))
+            except ConfigError as error:
+                raise ConfigError(f"{path}: variation {name!r}: {error}") from error
+        if not variations:
+            raise ConfigError(f"{path}: sweep() yields no variation")
+        return list(variations.items())
+
+
+@contextlib.contextmanager
+def _running(path: Path) -> Iterator[dict[str, Any]]:
+    """What a config file defines; whatever its code raises, then or inside, becomes one message."""
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} does not exist{_nearby_files(path)}")
+    try:
+        yield runpy.run_path(str(path))
     except ConfigError:
         raise
-    except (Exception, SystemExit) as error:  # whatever user code may raise becomes one message
+    except (Exception, SystemExit) as error:
         raise ConfigError(_explain(error, path)) from error
 
 

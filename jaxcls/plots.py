@@ -3,6 +3,7 @@
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,45 @@ def plot_curves(metrics: Mapping[str, np.ndarray]) -> Figure:
     figure = Figure(figsize=(7, 8), layout="constrained")
     _draw_curves(figure, metrics)
     return figure
+
+
+def plot_comparison(runs: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
+    """Loss, top-1 and learning rate of several trainings over their steps.
+
+    Args:
+      runs: the name of each and its metrics, as for `plot_curves`; at least one.
+    """
+    columns = 1 if max(len(name) for name, _ in runs) > 40 else 2
+    height = 8 + 0.22 * -(-len(runs) // columns)
+    figure = Figure(figsize=(8, height), layout="constrained")
+    loss, accuracy, rate = figure.subplots(3, 1, sharex=True)
+    few = len(runs) <= 10
+    places = np.arange(len(runs)) if few else np.linspace(0.05, 0.95, len(runs))
+    palette = colormaps["tab10" if few else "turbo"](places)
+    for color, (name, metrics) in zip(palette, runs, strict=True):
+        loss.plot([], [], color=color, linewidth=2.5, label=shorten(name, 90))
+        _draw_curve(rate, metrics, "learning_rate", color=color)
+        for axes, column in ((loss, "loss"), (accuracy, "top1")):
+            _draw_curve(axes, metrics, column, color=color, linewidth=0.8, alpha=0.6)
+            _draw_curve(axes, metrics, f"eval_{column}", color=color, linewidth=2)
+    for axes, label in ((loss, "loss"), (accuracy, "top-1"), (rate, "learning rate")):
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    loss.set_title("bold: evaluation, thin: training", fontsize=9)
+    accuracy.set_ylim(-0.02, 1.02)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    rate.set_ylim(bottom=0)
+    rate.set_xlabel("step")
+    rate.set_xlim(0, max(metrics["step"].max() for _, metrics in runs) * 1.02)
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
+    return figure
+
+
+def _draw_curve(axes: Axes, metrics: Mapping[str, np.ndarray], column: str, **style: Any) -> None:
+    """One column over the steps, where it has values."""
+    there = np.isfinite(metrics[column])
+    marker = "o" if there.sum() == 1 else None  # a line needs two points
+    axes.plot(metrics["step"][there], metrics[column][there], marker=marker, **style)
 
 
 def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], *, title: str = "") -> Figure:

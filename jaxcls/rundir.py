@@ -2,12 +2,14 @@
 
 config.json    the whole config, class names and versions
 checkpoints/   one folder a step
+state.json     whether the run goes on, and how it ended
 log.txt        what was printed, and warnings such as images that were skipped
 metrics.csv    one line a log interval
 eval.json      the last `jaxcls evaluate`
 events.*       TensorBoard
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -16,8 +18,8 @@ import platform
 import secrets
 import textwrap
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import jaxcls
 from jaxcls.cluster import JobError
@@ -80,6 +82,21 @@ class RunInfo:
         )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunState:
+    """How a run stands, as far as its process could tell.
+
+    Attributes:
+      state: running is also what a process that was killed leaves.
+      num_steps: length of the whole training.
+      why: what stopped it, or what it failed of; else empty.
+    """
+
+    state: Literal["running", "finished", "stopped", "failed"]
+    num_steps: int
+    why: str = ""
+
+
 def checkpoint_dir(run: RunPath) -> RunPath:
     return run / "checkpoints"
 
@@ -109,6 +126,26 @@ def prepare_run(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str
       RunError: the directory cannot be written, or fields that decide the result have changed and
         `allow_changes` is not set.
     """
+    changes = changes_of(run, info, allow_changes=allow_changes)
+    if is_url(run):
+        _require_writable(run)
+        return changes
+    try:
+        checkpoint_dir(run).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_writable(run, error) from error
+    return changes
+
+
+def changes_of(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str]:
+    """Checks that the run in a directory, if there is one, is the same one.
+
+    Returns:
+      As `prepare_run`.
+
+    Raises:
+      RunError: fields that decide the result have changed and `allow_changes` is not set.
+    """
     changes: list[str] = []
     if (old := recorded_info(run)) is not None:
         changes = [
@@ -126,13 +163,6 @@ def prepare_run(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str
                 + "\nuse another --workdir, or --allow-changes to go on with the new values "
                 "(the network and what the optimizer keeps must stay the same)"
             )
-    if is_url(run):
-        _require_writable(run)
-        return changes
-    try:
-        checkpoint_dir(run).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _not_writable(run, error) from error
     return changes
 
 
@@ -207,6 +237,36 @@ def record_run(run: RunPath, info: RunInfo) -> None:
         write_json(run / "config.json", info.to_json())
     except Exception as error:  # a bucket's come in many types
         raise _not_writable(run, error) from error
+
+
+def record_state(run: RunPath, state: RunState) -> None:
+    """Writes state.json, by the first process; a run goes on without it."""
+    if not is_first():
+        return
+    try:
+        write_json(run / "state.json", dataclasses.asdict(state))
+    except Exception as error:  # a bucket's come in many types
+        logger.warning("state.json was not written in %s: %s", run, _one_line(error))
+
+
+@contextlib.contextmanager
+def recording_failure(run: RunPath, *, num_steps: int) -> Iterator[None]:
+    """Notes in state.json that the run goes on, and what it fails of if it does."""
+    record_state(run, RunState(state="running", num_steps=num_steps))
+    try:
+        yield
+    except Exception as error:
+        why = _one_line(error)
+        record_state(run, RunState(state="failed", num_steps=num_steps, why=why))
+        raise
+
+
+def recorded_state(run: RunPath) -> RunState | None:
+    """How a run stands; None where that is not known, as with runs of older versions."""
+    try:
+        return decode_fields(RunState, json.loads((run / "state.json").read_text()), prefix="")
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def save_evaluation(run: RunPath, metrics: Mapping[str, float]) -> None:

@@ -62,10 +62,11 @@ class ShowAugment:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowRun:
-    """Draws a run's curves, and the confusion of its classes on the evaluation split."""
+    """Draws a run's curves, and the confusion of its classes on the evaluation split; of several
+    runs, the curves in one picture."""
 
-    run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """Directory that training wrote."""
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
+    """Directories that training wrote."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Picture file: png, svg or pdf."""
     step: str = "latest"
@@ -167,13 +168,44 @@ def _run(arguments: list[str]) -> int:
     from jaxcls.plots import plot_run, require_picture, save_figure
 
     require_picture(options.output)
-    classifier = ImageClassifier.from_run(options.run, step=step)
-    metrics = _curves(run_path(options.run))
+    run, *others = options.runs or ("",)
+    if not run:
+        raise UserError("show run: give the directory of a run, or of several")
+    if others:
+        return _compare(options)
+    classifier = ImageClassifier.from_run(run, step=step)
+    metrics = _curves(run_path(run))
     confusion, title = _confusion(classifier, options)
     if metrics is None and confusion is None:
-        raise UserError(f"show run: there is nothing to draw of {options.run!r}")
+        raise UserError(f"show run: there is nothing to draw of {run!r}")
     figure = plot_run(metrics, confusion, classifier.class_names, title=title)
     save_figure(figure, options.output)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _compare(options: ShowRun) -> int:
+    """Draws the curves of several runs, each by what sets it apart."""
+    from jaxcls.differences import labels
+    from jaxcls.paths import run_path
+    from jaxcls.plots import plot_comparison, save_figure
+    from jaxcls.runs import config_of
+
+    for name in ("step", "split", "data_dir"):
+        if getattr(options, name) != getattr(ShowRun, name):
+            raise UserError(
+                f"--{name.replace('_', '-')}: belongs to the confusion matrix, which is drawn of "
+                f"one run alone"
+            )
+    names = labels(options.runs, [config_of(run) for run in options.runs])
+    curves = [
+        (name, metrics)
+        for name, run in zip(names, options.runs, strict=True)
+        if (metrics := _curves(run_path(run))) is not None
+    ]
+    if not curves:
+        raise UserError("show run: there is nothing to draw of these runs")
+    save_figure(plot_comparison(curves), options.output)
     print(f"wrote {options.output}")
     return 0
 

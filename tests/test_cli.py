@@ -346,6 +346,13 @@ def test_a_run_lies_in_runs_by_the_name_of_its_config(run: Run, fake_train: Fake
     assert fake_train.calls == [(load_config("tiny.py"), Path("runs/tiny"), False)]
 
 
+def test_a_run_lies_in_runs_by_the_fields_that_are_changed(run: Run, fake_train: FakeTrain) -> None:
+    changes = ("--seed", "1", "--optimizer.learning-rate", "0.05", "--num-steps", "12")
+    operational = ("--log-every-steps", "3", "--data.data-dir", "elsewhere")
+    assert run("train", "tiny.py", *changes, *operational).status == 0
+    assert fake_train.calls[0][1] == Path("runs/tiny-learning_rate=0.05-seed=1")
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
@@ -439,7 +446,10 @@ def test_a_run_does_not_go_on_under_another_config(message: Message) -> None:
     prepare_run(Path("runs/tiny"), info, allow_changes=False)
     record_run(Path("runs/tiny"), info)
     before = Path("runs/tiny/config.json").read_text()
-    text = message("train", "tiny.py", "--seed", "3", "--log-every-steps", "1")
+    text = message(
+        *("train", "tiny.py", "--seed", "3", "--log-every-steps", "1"),
+        *("--workdir", "runs/tiny"),
+    )
     assert text == (
         "jaxcls: run 'runs/tiny' was started with another config; changed:\n"
         "  seed: 0 -> 3\n"

@@ -144,6 +144,25 @@ def test_a_run_is_drawn_with_its_confusion(
     assert title.endswith("of 355 examples of digits 'test'")
 
 
+def test_several_runs_are_drawn_in_one_picture(
+    run: Path, drawn: list[Figure], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, "other")
+    record = json.loads(Path("other/config.json").read_text())
+    record["config"]["seed"] = 5
+    Path("other/config.json").write_text(json.dumps(record))
+    assert main(["show", "run", str(run), "other", "-o", "runs.png"]) == 0
+    assert capsys.readouterr().out == "wrote runs.png\n"
+    (figure,) = drawn
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["seed=0", "seed=5"]
+    assert main(["show", "run", str(run), "other", "-o", "runs.png", "--step", "8"]) == 2
+    assert capsys.readouterr().err.startswith("jaxcls: --step: belongs to the confusion matrix")
+    assert main(["show", "run", str(run), "gone", "-o", "runs.png"]) == 2
+    assert capsys.readouterr().err.startswith("jaxcls: run 'gone' does not exist")
+    assert main(["show", "run", "-o", "runs.png"]) == 2
+
+
 def test_without_its_data_a_run_is_drawn_without_confusion(
     run: Path,
     drawn: list[Figure],

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 from jaxcls.config import ScheduleConfig
 from jaxcls.errors import UserError
 from jaxcls.plots import (
+    plot_comparison,
     plot_confusion,
     plot_curves,
     plot_images,
@@ -232,6 +233,26 @@ def test_a_perfect_network_confuses_nothing() -> None:
     names = [f"class {index}" for index in range(50)]
     figure = plot_confusion(np.eye(50, dtype=int), names)
     assert [text.get_text() for text in figure.axes[0].texts] == ["no class is taken for another"]
+    figure.draw_without_rendering()
+
+
+@pytest.mark.parametrize("count", [2, 12])
+def test_runs_are_compared_in_one_figure(count: int) -> None:
+    runs = [(f"seed={number}", METRICS) for number in range(count)]
+    figure = plot_comparison(runs)
+    loss, accuracy, rate = figure.axes
+    assert [len(axes.lines) for axes in figure.axes] == [3 * count, 2 * count, count]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [name for name, _ in runs]
+    colors = [line.get_color() for line in legend.get_lines()]
+    assert len({str(color) for color in colors}) == count
+    for number, color in enumerate(colors):
+        thin, bold = accuracy.lines[2 * number : 2 * number + 2]
+        there = np.isfinite(METRICS["eval_top1"])
+        np.testing.assert_array_equal(bold.get_ydata(), METRICS["eval_top1"][there])
+        assert thin.get_linewidth() < bold.get_linewidth()
+        for line in (thin, bold, rate.lines[number], loss.lines[3 * number + 1]):
+            np.testing.assert_array_equal(line.get_color(), color)
     figure.draw_without_rendering()
 
 

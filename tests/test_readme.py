@@ -13,6 +13,7 @@ import pytest
 from jaxcls.cli import main
 from jaxcls.config import Config, decode, encode
 from jaxcls.data.sources import open_source
+from jaxcls.sweep import OneChild
 from jaxcls.training.loop import Outcome
 
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,13 @@ def get_config():
     data = dataclasses.replace(config.data, image_size=16)
     return dataclasses.replace(
         config, data=data, model=ModelConfig(name="tiny"), num_epochs=None, num_steps=2)
+"""
+
+
+SMALL_SWEEP = """
+def sweep():
+    for seed in (0, 1):
+        yield f"seed={seed}", dataclasses.replace(get_config(), seed=seed)
 """
 
 
@@ -60,6 +68,10 @@ def folder(
     with (folder / "configs/finetune.py").open("a") as file:
         file.write(SMALL_FINETUNE)
     shutil.copytree(tiny_run[0], folder / "runs/digits")
+    with (folder / "configs/sweep_digits.py").open("a") as file:
+        file.write(SMALL + SMALL_SWEEP)
+    for rate in ("0.02", "0.1"):
+        shutil.copytree(tiny_run[0], folder / f"runs/sweep_digits/rate={rate}-seed=0")
     source = open_source(tiny_config.data, "test")
     for index in range(80):
         record = source[index]
@@ -89,7 +101,7 @@ def test_the_commands_are_found() -> None:
         "show",
         "benchmark",
     )
-    for name in (*names, "compile"):
+    for name in (*names, "compile", "sweep", "runs"):
         assert any(command.split()[1] == name for command in COMMANDS)
 
 
@@ -104,10 +116,12 @@ def test_command(
         for word in shlex.split(command)[1:]
         for argument in (sorted(map(str, Path().glob(word))) if "*" in word else [word])
     ]
-    if arguments[:2] == ["train", "configs/digits.py"] and "--workdir" not in arguments:
+    if arguments[0] in ("train", "sweep") and "--workdir" not in arguments:
         shutil.rmtree("runs")  # a reader has none yet
     if arguments[0] == "export":
         shutil.rmtree("exported")
+    # The processes of a sweep would not know the small network.
+    monkeypatch.setattr(OneChild, "run", lambda _, command: main(command[3:]))
     if "--help" in arguments:
         with pytest.raises(SystemExit) as stop:
             main(arguments)

@@ -27,10 +27,13 @@ from jaxcls.paths import RunPath, run_path
 from jaxcls.reporting import QuietReporter, Reporter
 from jaxcls.rundir import (
     RunInfo,
+    RunState,
     checkpoint_dir,
     prepare_run,
     record_run,
+    record_state,
     recorded_info,
+    recording_failure,
     require_shared,
 )
 from jaxcls.training.assemble import CompiledStep, Training, assemble
@@ -123,6 +126,8 @@ def train(
         state, start, notes = _restore_or_init(training, checkpoints, source)
         # Not before: a restore that fails leaves the run as it was.
         by_first(lambda: record_run(run, info))
+        num_steps = training.plan.num_steps
+        stack.enter_context(recording_failure(run, num_steps=num_steps))
         with together():
             reporter = stack.enter_context(
                 _reporter(run, training, start, log_all_processes=log_all_processes)
@@ -136,9 +141,10 @@ def train(
             reporter.say(UNEQUAL_MICRO_BATCHES)
         if missed := Calendar.of(training).missed_evaluations(config):
             reporter.say(missed)
-        if start >= training.plan.num_steps:
+        if start >= num_steps:
             stop.leave_at_once = False  # there is nothing left to start again
-            return Outcome(start, training.plan.num_steps, metrics={}, stopped_by=None)
+            record_state(run, RunState(state="finished", num_steps=num_steps))
+            return Outcome(start, num_steps, metrics={}, stopped_by=None)
         loop = Run(
             started,
             training,
@@ -152,6 +158,9 @@ def train(
             watchdog,
         )
         outcome = loop.advance(state, start)
+        ended = "stopped" if outcome.stopped_by else "finished"
+        why = outcome.stopped_by or ""
+        record_state(run, RunState(state=ended, num_steps=num_steps, why=why))
         for part in (source, eval_source):
             if part.broken:
                 reporter.say(

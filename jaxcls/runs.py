@@ -1,0 +1,193 @@
+"""The `jaxcls runs` command: what runs there are, how far they are, and what differs among them."""
+
+import csv
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any
+
+import tyro
+from etils import epath
+
+from jaxcls.config import Config
+from jaxcls.differences import differences, short_names, value_text
+from jaxcls.errors import UserError
+from jaxcls.paths import RunPath, run_path
+from jaxcls.reporting import metric_columns, read_metrics
+from jaxcls.rundir import RunError, recorded_info, recorded_state
+
+SILENT_SECONDS = 600  # without a line in metrics.csv, a run that has not ended seems to be dead
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Prints a table of runs: what differs among them, accuracy, progress, state and speed."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = "runs"
+    """Folder in which the runs lie, at any depth; or one run."""
+    diff: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="RUN RUN")] = None
+    """Print instead the fields that differ between two runs."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What the files of a run tell.
+
+    Attributes:
+      name: where it lies, seen from the folder that was asked for.
+      config: the training's.
+      state: finished, stopped (by a signal), failed, running? or killed? (it has not ended, and was
+        or was not heard of lately), or ? for a run that older versions wrote.
+      why: what it failed of, or what stopped it; else empty.
+      step: the last one that was reported.
+      num_steps: length of the training; None where that is not known.
+      best_top1: highest accuracy of an evaluation during training, in [0, 1].
+      images_per_second: median of the training's speed.
+    """
+
+    name: str
+    config: Config
+    state: str
+    why: str
+    step: int
+    num_steps: int | None
+    best_top1: float | None
+    images_per_second: float | None
+
+
+def runs(arguments: list[str]) -> int:
+    """Runs `jaxcls runs …`; returns the exit status."""
+    options = tyro.cli(Runs, prog="jaxcls runs", args=arguments)
+    if options.diff is not None:
+        return _print_differences(options.diff, as_json=options.json)
+    summaries = list(summarize_all(run_path(options.folder)))
+    if not summaries:
+        raise UserError(f"{options.folder!r}: there is no run in it; give a folder of runs")
+    different = differences([summary.config for summary in summaries])
+    print(_describe(summaries, different))
+    for summary in summaries:
+        if summary.state == "failed":
+            print(f"{summary.name} failed: {summary.why}")
+    if options.json:
+        print(json.dumps({"runs": _as_json(summaries, different)}))
+    return 0
+
+
+def summarize_all(folder: RunPath) -> Iterator[Summary]:
+    """The runs in a folder, in the order of their names; tells of those that cannot be read."""
+    for run in find_runs(folder):
+        name = str(run)[len(str(folder)) :].strip("/") or run.name
+        try:
+            yield summarize(run, name=name)
+        except (RunError, OSError, ValueError, csv.Error) as error:
+            print(f"the table is without {run}: {error}", file=sys.stderr)
+
+
+def find_runs(folder: RunPath) -> Iterator[RunPath]:
+    """The folder itself if it is a run, or all runs below it."""
+    if (folder / "config.json").is_file():
+        yield folder
+    elif folder.is_dir():
+        for inner in sorted(folder.iterdir(), key=str):
+            if not inner.name.startswith("."):
+                yield from find_runs(inner)
+
+
+def config_of(name: str) -> Config:
+    """The config that a run was trained with.
+
+    Raises:
+      RunError: there is no such run, or its record is damaged.
+    """
+    info = recorded_info(run_path(name))
+    if info is None:
+        raise RunError(f"run {name!r} does not exist; train it with: jaxcls train CONFIG")
+    return info.config
+
+
+def summarize(run: RunPath, *, name: str) -> Summary:
+    """Reads what the files of a run tell.
+
+    Raises:
+      RunError: config.json is missing or damaged.
+      OSError, ValueError, csv.Error: metrics.csv cannot be read or is damaged.
+    """
+    config, state, metrics = config_of(str(run)), recorded_state(run), run / "metrics.csv"
+    rows = read_metrics(metrics) if metrics.is_file() else []
+    columns = metric_columns(rows)
+    accuracies = _numbers(columns["eval_top1"])
+    speeds = _numbers(columns["images_per_second"])
+    # The first is of the first step alone.
+    speeds = sorted(speeds[1:] or speeds)
+    said = "?" if state is None else state.state
+    if said == "running":
+        silent = time.time() - epath.Path(metrics).stat().mtime if rows else 0.0
+        said = "running?" if silent < SILENT_SECONDS else "killed?"
+    return Summary(
+        name=name,
+        config=config,
+        state=said,
+        why="" if state is None else state.why,
+        step=int(max(columns["step"], default=0)),
+        num_steps=state.num_steps if state is not None else config.num_steps,
+        best_top1=max(accuracies, default=None),
+        images_per_second=speeds[len(speeds) // 2] if speeds else None,
+    )
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts as aligned columns; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def _describe(summaries: Sequence[Summary], different: dict[str, tuple[Any, ...]]) -> str:
+    short = short_names(different)
+    rows = [["run", *short.values(), "best top-1", "step", "state", "img/s"]]
+    for number, summary in enumerate(summaries):
+        accuracy, speed = summary.best_top1, summary.images_per_second
+        rows.append(
+            [
+                summary.name,
+                *(value_text(values[number]) for values in different.values()),
+                "-" if accuracy is None else f"{accuracy:.2%}",
+                f"{summary.step}/{summary.num_steps or '?'}",
+                summary.state,
+                "-" if speed is None else f"{speed:.0f}",
+            ]
+        )
+    return table(rows)
+
+
+def _as_json(
+    summaries: Sequence[Summary], different: dict[str, tuple[Any, ...]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            **{name: value for name, value in vars(summary).items() if name != "config"},
+            "differs": {name: values[number] for name, values in different.items()},
+        }
+        for number, summary in enumerate(summaries)
+    ]
+
+
+def _print_differences(names: tuple[str, str], *, as_json: bool) -> int:
+    different = differences([config_of(name) for name in names])
+    if different:
+        rows = [[field, *map(value_text, values)] for field, values in different.items()]
+        print(table([["field", *names], *rows]))
+    else:
+        print("the two runs have the same config")
+    if as_json:
+        print(json.dumps({"diff": different}))
+    return 0
+
+
+def _numbers(column: Any) -> list[float]:
+    """The values of a column, without rows that have none."""
+    return [float(value) for value in column if value == value]

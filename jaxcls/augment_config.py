@@ -1,13 +1,14 @@
 """The schema of the augmentation: an ordered list of operations, each a frozen dataclass.
 
 What the operations do is in `jaxcls.augment`; here are their fields, and which order makes sense.
-A strength may be one number, or one for each of several equal stages of the training, first to last
-(EfficientNetV2's progressive learning). A stage's end compiles nothing again.
+A strength may be one number, or one for each stage of the training, first to last (EfficientNetV2's
+progressive learning). The stages are equal unless `stage_epochs` of the config says how long they
+are. A strength's change compiles nothing again.
 """
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_type_hints
 
 from jaxcls.decoding import Choice, ConfigError, Range
 
@@ -207,6 +208,16 @@ RESIZES = (CenterCrop, RandomCrop, RandomCropAndResize)
 def mix_of(augment: Sequence[Augmentation]) -> Mix | None:
     """The list's mixer, which is its last entry if there is one."""
     return next((entry for entry in augment if isinstance(entry, Mix)), None)
+
+
+def staged_strengths(augment: Sequence[Augmentation]) -> dict[str, tuple[float, ...]]:
+    """The strengths that have one value a stage, by names such as augment.2.magnitude."""
+    return {
+        f"augment.{index}.{name}": value
+        for index, entry in enumerate(augment)
+        for name, hint in get_type_hints(type(entry), include_extras=True).items()
+        if hint in (Strength, Alpha) and isinstance(value := getattr(entry, name), tuple)
+    }
 
 
 def check_augment(augment: Sequence[Augmentation]) -> None:

@@ -28,6 +28,8 @@ Report = dict[str, Any]
 def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) -> Report:
     """Measures each part for at least `seconds`; rates come from the median step.
 
+    Where the image size rises by stage, this is the last and largest one.
+
     Args:
       config: the training to measure.
       synthetic: leave the data out and use 1,000 classes; the data's figures are then None.

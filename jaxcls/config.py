@@ -8,6 +8,7 @@ the field.
 
 import contextlib
 import dataclasses
+import math
 import re
 import runpy
 import traceback
@@ -22,6 +23,7 @@ from jaxcls.augment_config import (
     RandomFlip,
     check_augment,
     mix_of,
+    staged_strengths,
 )
 from jaxcls.decoding import (
     MAY_BE_EMPTY,
@@ -48,7 +50,7 @@ OPERATIONAL = "operational"  # marks a field that may change when a run is resum
 Count = Annotated[int, Range(1)]
 Index = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]
-DropRate = Annotated[float, Range(0, below=1)]
+DropRate = Annotated[float | tuple[float, ...], Range(0, below=1)]
 NonNegative = Annotated[float, Range(0)]
 
 
@@ -72,9 +74,11 @@ class ModelConfig:
     """How the last features are pooled over height and width (None: as the weights want it, or
     average)."""
     dropout: DropRate = 0.2
-    """Share of the pooled features dropped before the classifier."""
+    """Share of the pooled features dropped before the classifier; one rate, or one a stage of the
+    training."""
     drop_path: DropRate = 0.2
-    """Drop rate that the residual branches rise to: block i of n, counted from 0, has i/n of it."""
+    """Drop rate that the residual branches rise to: block i of n, counted from 0, has i/n of it;
+    one rate, or one a stage of the training."""
     batch_norm: Literal["global"] | Count = "global"
     """Batch statistics over the whole batch, or over groups of this many consecutive examples."""
     batch_norm_momentum: Share = 0.9
@@ -124,6 +128,9 @@ class DataConfig:
     epoch then has that many times as many rows."""
     image_size: Index = 224
     """Height and width that the network sees, in pixels (0: the size of the weights or network)."""
+    stage_image_sizes: Annotated[tuple[Count, ...], MAY_BE_EMPTY] = ()
+    """Height and width that the network sees in each stage of the training; they never fall, and
+    the last is image_size (empty: image_size from the first step on)."""
     canvas_size: Index = 256
     """Height and width of the canvas that holds a raw training image; larger ones shrink to it.
     About twice image_size keeps small crops sharp (0: twice image_size)."""
@@ -261,6 +268,9 @@ class Config:
     """Length of the training in epochs; give this or num_steps."""
     num_steps: Count | None = None
     """Length of the training in steps."""
+    stage_epochs: Annotated[tuple[Annotated[float, Range(1e-6)], ...], MAY_BE_EMPTY] = ()
+    """Lengths of the stages of the training, which add up to num_epochs (empty: equal stages). What
+    has one value a stage then has as many: sizes, drop rates, strengths of the augmentation."""
     eval_every_steps: Annotated[Count | None, OPERATIONAL] = None
     """Steps between evaluations (None: one an epoch). The last step is always evaluated."""
     log_every_steps: Annotated[Count, OPERATIONAL] = 20
@@ -441,6 +451,7 @@ def _check_rules(config: Config) -> None:
         for pattern in getattr(config.optimizer, field):
             check_regex(pattern, field=f"optimizer.{field}")
     check_augment(config.augment)
+    check_stages(config)
     mix = mix_of(config.augment)
     if mix and mix.group_size > batch_size // config.data.repeats:
         raise ConfigError(
@@ -460,6 +471,48 @@ def _check_rules(config: Config) -> None:
             f"model.batch_norm: groups of {group} do not divide the {batch_size // micro_batches} "
             f"examples of a micro-batch (data.batch_size / optimizer.micro_batches)"
         )
+
+
+def check_stages(config: Config) -> None:
+    """Checks what has one value a stage of the training, and the lengths of the stages.
+
+    Raises:
+      ConfigError: lengths that do not add up, sizes that fall or do not end at data.image_size (if
+        that is known), or numbers of stages that differ.
+    """
+    epochs, sizes = config.stage_epochs, config.data.stage_image_sizes
+    if epochs and config.num_epochs is None:
+        raise ConfigError(
+            f"stage_epochs: {list(epochs)} are shares of num_epochs; give that in place of "
+            f"num_steps {config.num_steps}"
+        )
+    if config.num_epochs and epochs and not math.isclose(sum(epochs), config.num_epochs):
+        raise ConfigError(
+            f"stage_epochs: {list(epochs)} add up to {sum(epochs):g}, but num_epochs is "
+            f"{config.num_epochs:g}"
+        )
+    if list(sizes) != sorted(sizes):
+        raise ConfigError(
+            f"data.stage_image_sizes: sizes may not fall from stage to stage, got {list(sizes)}"
+        )
+    if sizes and config.data.image_size not in (0, sizes[-1]):
+        raise ConfigError(
+            f"data.stage_image_sizes: the last of {list(sizes)} must be data.image_size "
+            f"{config.data.image_size}, the size of evaluation"
+        )
+    lists = {"stage_epochs": epochs, "data.stage_image_sizes": sizes}
+    leading = next((name for name, values in lists.items() if values), None)
+    if leading is None:  # each field has equal stages of its own
+        return
+    for field in ("dropout", "drop_path"):
+        rate = getattr(config.model, field)
+        lists[f"model.{field}"] = rate if isinstance(rate, tuple) else ()
+    for name, values in (lists | staged_strengths(config.augment)).items():
+        if values and len(values) != len(lists[leading]):
+            raise ConfigError(
+                f"{name}: {list(values)} has {len(values)} entries, one a stage, but {leading} "
+                f"{list(lists[leading])} has {len(lists[leading])}"
+            )
 
 
 def _nearby_files(path: Path) -> str:

@@ -22,9 +22,10 @@ from jaxcls.config import Config
 from jaxcls.data.batches import train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
+from jaxcls.stages import image_size_at, progress
 from jaxcls.training.losses import soft_labels
 from jaxcls.training.schedules import make_plan
-from jaxcls.training.step import progress, step_keys
+from jaxcls.training.step import step_keys
 
 SWEEP = tuple(step / 8 for step in range(9))
 
@@ -65,8 +66,11 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
     count = -(-count // group) * group  # a batch holds whole groups, too
     batch = _first_images(config, source, step=step, count=count)
     key, _ = step_keys(config.seed, step)
-    num_steps = make_plan(config, len(source)).num_steps
-    done = progress(step, num_steps)
+    ends = make_plan(config, len(source)).stage_ends
+    done, image_size = progress(step, ends), image_size_at(config, step, ends)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, image_size=image_size)
+    )
 
     def row(title: str, augment: Sequence[Augmentation]) -> Row:
         images, labels = _augmented(config, source, batch, augment, key=key, done=done)

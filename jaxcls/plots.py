@@ -26,7 +26,7 @@ MARKED = 50  # points of a curve that are marked one by one
 
 
 def plot_schedule(plan: Plan) -> Figure:
-    """The learning rate over all steps, with the epochs above."""
+    """The learning rate over all steps, with the epochs above; dashed lines part the stages."""
     steps = np.unique(np.linspace(0, plan.num_steps, 1001).round())
     rates = jax.vmap(plan.learning_rate)(jnp.asarray(steps, jnp.float32))
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -37,6 +37,8 @@ def plot_schedule(plan: Plan) -> Figure:
     axes.set_xlim(0, plan.num_steps)
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
+    for end in plan.stage_ends[:-1]:
+        axes.axvline(end, color="0.5", linestyle="--", linewidth=1)
     _mark_epochs(axes, plan.steps_per_epoch)
     return figure
 

@@ -38,6 +38,8 @@ def rehearse(
 ) -> Report:
     """Compiles the training step and reports memory, traffic and collectives of one device.
 
+    Where the image size rises by stage, this is the last stage's step, which needs most.
+
     Args:
       config: resolved.
       devices: to compile for (None: this machine's).
@@ -65,6 +67,7 @@ def rehearse(
     report: Report = {
         "num_devices": mesh.size,
         "device_kind": mesh.devices.flat[0].device_kind,
+        "image_size": config.data.image_size,
         "batch_per_device": config.data.batch_size // mesh.size,
         "parameter_bytes_per_device": bytes_per_device(state.params),
         "optimizer_bytes_per_device": bytes_per_device([state.opt_state, state.ema]),
@@ -236,7 +239,7 @@ def describe(report: Report) -> str:
     limit = report["memory_limit_bytes"]
     lines = [
         f"{report['num_devices']} x {report['device_kind']}, {report['batch_per_device']} images "
-        f"each: {'fits' if report['fits'] else 'DOES NOT FIT'}",
+        f"of {report['image_size']} px each: {'fits' if report['fits'] else 'DOES NOT FIT'}",
         f"memory a device  {megabytes('memory_bytes_per_device')}"
         + (f" of {limit / 1e6:,.1f} MB" if limit else ""),
         f"  parameters     {megabytes('parameter_bytes_per_device')}",

@@ -380,6 +380,10 @@ def test_an_unknown_or_mistyped_override_is_explained(
     ("arguments", "expected"),
     [
         (["--data.batch-size", "0"], "data.batch_size: must be at least 1, got 0"),
+        (
+            ["--data.stage-image-sizes", "32", "16"],
+            "data.stage_image_sizes: sizes may not fall from stage to stage, got [32, 16]",
+        ),
         (["--model.dropout", "1"], "model.dropout: must be at least 0 and below 1, got 1.0"),
         (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate: must be at least 0"),
         (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate: must be finite, got nan"),

@@ -30,7 +30,8 @@ from jaxcls.config import (
 from jaxcls.decoding import ConfigError, flatten
 
 SHARES = st.floats(0, 1)
-DROP_RATES = st.floats(0, 1, exclude_max=True)
+DROP_RATE = st.floats(0, 1, exclude_max=True)
+DROP_RATES = DROP_RATE | st.lists(DROP_RATE, min_size=1, max_size=4).map(tuple)
 COUNTS = st.integers(1, 10**6)
 RATES = st.floats(0, 1e6)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -333,6 +334,83 @@ def test_batch_norm_groups_divide_a_micro_batch() -> None:
     message = error_of(valid(**changes))
     assert message.startswith("model.batch_norm: groups of 32 do not divide the 16 examples")
     assert decode(valid(**changes | {"model.batch_norm": 8})).model.batch_norm == 8
+
+
+STAGES = {
+    "num_steps": None,
+    "num_epochs": 6.0,
+    "stage_epochs": [1, 2, 3],
+    "data.image_size": 32,
+    "data.stage_image_sizes": [16, 16, 32],
+    "model.dropout": [0.1, 0.2, 0.3],
+    "augment": [{"op": "RandomCrop"}, {"op": "Cutout", "size": [0.1, 0.2, 0.3]}],
+}
+
+
+def test_stages_may_set_sizes_rates_and_strengths() -> None:
+    config = decode(valid(**STAGES))
+    assert config.stage_epochs == (1.0, 2.0, 3.0)
+    assert config.data.stage_image_sizes == (16, 16, 32)
+    assert config.model.dropout == (0.1, 0.2, 0.3)
+    assert decode(encode(config)) == config
+    # A single number holds in all stages; without a common number of stages each has its own.
+    assert decode(valid(**STAGES | {"model.drop_path": 0.1})).model.drop_path == 0.1
+    apart = {"stage_epochs": [], "data.stage_image_sizes": [], "model.drop_path": [0.1, 0.2]}
+    assert decode(valid(**STAGES | apart)).model.drop_path == (0.1, 0.2)
+    # The size of the weights or the network is not known yet.
+    assert decode(valid(**STAGES | {"data.image_size": 0})).data.image_size == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        (
+            {"data.stage_image_sizes": [16, 48, 32]},
+            "data.stage_image_sizes: sizes may not fall from stage to stage, got [16, 48, 32]",
+        ),
+        (
+            {"data.stage_image_sizes": [16, 24, 28]},
+            "data.stage_image_sizes: the last of [16, 24, 28] must be data.image_size 32, the size "
+            "of evaluation",
+        ),
+        (
+            {"data.stage_image_sizes": [16, 32]},
+            "data.stage_image_sizes: [16, 32] has 2 entries, one a stage, but stage_epochs "
+            "[1.0, 2.0, 3.0] has 3",
+        ),
+        ({"data.stage_image_sizes": [0, 32, 32]}, "data.stage_image_sizes.0: must be at least 1, "),
+        ({"stage_epochs": [1, 5, -1]}, "stage_epochs.2: must be at least 1e-06, got -1.0"),
+        (
+            {"stage_epochs": [1, 2, 4]},
+            "stage_epochs: [1.0, 2.0, 4.0] add up to 7, but num_epochs is 6",
+        ),
+        (
+            {"num_steps": 9, "num_epochs": None},
+            "stage_epochs: [1.0, 2.0, 3.0] are shares of num_epochs; give that in place of "
+            "num_steps 9",
+        ),
+        (
+            {"model.dropout": [0.1, 0.2]},
+            "model.dropout: [0.1, 0.2] has 2 entries, one a stage, but stage_epochs "
+            "[1.0, 2.0, 3.0] has 3",
+        ),
+        (
+            {"stage_epochs": [], "model.drop_path": [0.1, 0.2]},
+            "model.drop_path: [0.1, 0.2] has 2 entries, one a stage, but data.stage_image_sizes "
+            "[16, 16, 32] has 3",
+        ),
+        (
+            {"augment": [{"op": "CenterCrop"}, {"op": "Mix", "mixup_alpha": [0, 1]}]},
+            "augment.1.mixup_alpha: [0.0, 1.0] has 2 entries, one a stage, but stage_epochs "
+            "[1.0, 2.0, 3.0] has 3",
+        ),
+        ({"model.dropout": [0.1, 0.2, 1]}, "model.dropout: expected a number, got [0.1, 0.2, 1] "),
+        ({"model.dropout": []}, "model.dropout: expected a number, got [] (list); or expected at "),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(changes: dict[str, Any], complaint: str) -> None:
+    message = error_of(valid(**STAGES | changes))
+    assert message.startswith(complaint)
 
 
 def test_operational_fields_may_change_in_a_run_and_the_others_may_not() -> None:

@@ -13,8 +13,9 @@ from jaxcls.data.batches import train_batches
 from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
 from jaxcls.gallery import SWEEP, Row, augmentation_rows, sweep_rows
+from jaxcls.stages import progress
 from jaxcls.training.losses import soft_labels
-from jaxcls.training.step import progress, step_keys
+from jaxcls.training.step import step_keys
 
 LATE = 9  # of 12 steps
 AUGMENT = (
@@ -67,7 +68,7 @@ def test_the_last_row_is_what_the_training_step_gets(config: Config, rows: dict[
     )
     images, _ = jax.jit(augment)(
         step_keys(config.seed, LATE)[0],
-        progress(LATE, 12),
+        progress(LATE, (12,)),
         batch["images"],
         batch["sizes"],
         soft_labels(jnp.asarray(batch["labels"]), 10),

@@ -37,13 +37,3 @@ def beta(keys: Array, alpha: Array) -> Array:
     safe = jnp.maximum(alpha, 1e-3)
     drawn = jax.vmap(lambda key: jax.random.beta(key, safe, safe))(keys)
     return jnp.where(alpha > 0, jnp.round(drawn * 4096) / 4096, 1.0)
-
-
-def at_progress(strength: float | tuple[float, ...], progress: Array) -> Array:
-    """A config's strength at a share of the training, in [0, 1]: one number, or one a stage."""
-    stages = (strength,) if isinstance(strength, int | float) else strength
-    reached = [progress >= index / len(stages) for index in range(1, len(stages))]
-    value = jnp.asarray(stages[0], jnp.float32)
-    for passed, later in zip(reached, stages[1:], strict=True):
-        value = jnp.where(passed, later, value)
-    return value

@@ -8,7 +8,6 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxcls.augment import draws, erase, geometry, mix, randaugment
-from jaxcls.augment.draws import at_progress
 from jaxcls.augment_config import (
     RESIZES,
     Augmentation,
@@ -25,6 +24,7 @@ from jaxcls.augment_config import (
     mix_of,
 )
 from jaxcls.parallel import batch_spec
+from jaxcls.stages import at_progress
 
 Augment = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
 
@@ -48,7 +48,8 @@ def make_augment(
 
     Args of the result:
       key: of this step.
-      progress: float32 [], the share of the training that is over; strengths may depend on it.
+      progress: float32 [], how much of the training is over (`jaxcls.stages.progress`); strengths
+        may depend on it.
       canvases: uint8 [batch, canvas, canvas, 3], each image at the top left.
       sizes: int32 [batch, 2], height and width of each image on its canvas.
       labels: float32 [batch, classes], one-hot or soft.

@@ -13,6 +13,7 @@ from jax import Array
 from jaxcls.models import layers
 from jaxcls.models.initial import initial_batch_stats, initial_params
 from jaxcls.models.padding import Padding
+from jaxcls.stages import at_progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +80,11 @@ def block_names(spec: ModelSpec) -> Iterator[tuple[str, StageSpec, int]]:
             yield name, stage, stage.stride if repeat == 0 else 1
 
 
+def _above_zero(rate: float | tuple[float, ...]) -> bool:
+    """Whether a rate, or that of any stage, drops anything."""
+    return any(rate) if isinstance(rate, tuple) else rate > 0
+
+
 def _letters(index: int) -> str:
     """0 is a, 25 is z, 26 is aa."""
     return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
@@ -111,24 +117,25 @@ class Block(nn.Module):
       spec: the model's.
       stage: the block's row of the table.
       stride: of this block.
-      drop_path: probability of leaving out the residual branch of an example in training.
       norm: makes the batch norms.
     """
 
     spec: ModelSpec
     stage: StageSpec
     stride: int
-    drop_path: float
     norm: _Norm
 
     @nn.compact
-    def __call__(self, x: Array, uniforms: Array | None, train: bool) -> Array:
+    def __call__(
+        self, x: Array, uniforms: Array | None, drop_path: Array | None, train: bool
+    ) -> Array:
         """Maps x [batch, height, width, in] to [batch, height/stride, width/stride, filters].
 
         Args:
           x: the features.
-          uniforms: [batch], decides which examples drop the branch; unused unless training.
-          train: use batch statistics and drop-path.
+          uniforms: [batch], decides which examples drop the branch; None keeps all.
+          drop_path: [], the probability of that; given together with `uniforms`.
+          train: use batch statistics.
         """
         stage, inputs, features = self.stage, x, x.shape[-1]
         activation = layers.ACTIVATIONS[self.spec.activation]
@@ -154,8 +161,8 @@ class Block(nn.Module):
         x = conv(stage.filters, name="project_conv")(x)
         x = self.norm("project_bn", activation if single else layers.identity)(x, train=train)
         if self.stride == 1 and features == stage.filters:
-            if train and self.drop_path and uniforms is not None:
-                x = layers.drop_path(x, uniforms, rate=self.drop_path)
+            if uniforms is not None and drop_path is not None:
+                x = layers.drop_path(x, uniforms, rate=drop_path)
             x = x + inputs
         return x
 
@@ -171,9 +178,9 @@ class EfficientNet(nn.Module):
     Attributes:
       spec: the block table, and the input's convention.
       num_classes: width of the classifier; 0 for none.
-      dropout: rate before the classifier.
+      dropout: rate before the classifier; one number, or one a stage of the training.
       drop_path: rate that the blocks' rates rise to linearly, from 0 at the first block (block i
-        of n has i / n of it).
+        of n has i / n of it); one number, or one a stage of the training.
       batch_norm: "global", or how many consecutive examples are normalised together.
       batch_norm_momentum: how much of the moving statistics a step keeps.
       freeze_batch_norm: normalise by the moving statistics in training too, and leave them as they
@@ -187,8 +194,8 @@ class EfficientNet(nn.Module):
 
     spec: ModelSpec
     num_classes: int
-    dropout: float = 0.2
-    drop_path: float = 0.2
+    dropout: float | tuple[float, ...] = 0.2
+    drop_path: float | tuple[float, ...] = 0.2
     batch_norm: layers.BatchNormGroups = "global"
     batch_norm_momentum: float = 0.9
     freeze_batch_norm: bool = False
@@ -204,6 +211,7 @@ class EfficientNet(nn.Module):
         *,
         train: bool = False,
         positions: Array | None = None,
+        progress: Array | float = 0.0,
         features: bool = False,
     ) -> Array:
         """Returns logits [batch, num_classes], or pooled features [batch, spec.head_filters].
@@ -213,6 +221,8 @@ class EfficientNet(nn.Module):
           train: use batch statistics, dropout and drop-path; needs the "dropout" rng if either
             rate is above 0, and "batch_stats" to be mutable.
           positions: int32 [batch], each example's place in the global batch; default 0, 1, ….
+          progress: how much of the training is over (`jaxcls.stages.progress`); decides the rates
+            where there is one a stage.
           features: stop before dropout and classifier; so does a model without classes.
         """
         spec, activation = self.spec, layers.ACTIVATIONS[self.spec.activation]
@@ -223,7 +233,7 @@ class EfficientNet(nn.Module):
             frozen=self.freeze_batch_norm,
         )
         uniforms = self._uniforms(images.shape[0], positions) if train else None
-        block_type = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
+        block_type = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
 
         x = images.astype(self.compute_dtype)
         x = layers.Conv(
@@ -231,9 +241,11 @@ class EfficientNet(nn.Module):
         )(x)
         x = norm("stem_bn", activation)(x, train=train)
         for index, (name, stage, stride) in enumerate(block_names(spec)):
-            rate = self.drop_path * index / spec.num_blocks
-            draws = None if uniforms is None else uniforms[:, index]
-            x = block_type(spec, stage, stride, rate, norm, name=name)(x, draws, train)
+            draws, rate = None, None
+            if uniforms is not None and index and _above_zero(self.drop_path):
+                rate = at_progress(self.drop_path, progress) * (index / spec.num_blocks)
+                draws = uniforms[:, index]
+            x = block_type(spec, stage, stride, norm, name=name)(x, draws, rate, train)
         x = layers.Conv(spec.head_filters, name="head_conv")(x)
         x = norm("head_bn", activation)(x, train=train)
 
@@ -244,8 +256,9 @@ class EfficientNet(nn.Module):
             x = jnp.mean(x, axis=(1, 2), dtype=dtype)
         if features or not self.num_classes:
             return x
-        if uniforms is not None and self.dropout:
-            x = layers.dropout(x, uniforms[:, spec.num_blocks :], rate=self.dropout)
+        if uniforms is not None and _above_zero(self.dropout):
+            rate = at_progress(self.dropout, progress)
+            x = layers.dropout(x, uniforms[:, spec.num_blocks :], rate=rate)
         return nn.Dense(
             self.num_classes,
             dtype=dtype,
@@ -273,7 +286,7 @@ class EfficientNet(nn.Module):
 
         One draw from one key an example compiles in a fraction of the time of a draw a layer.
         """
-        if not self.drop_path and not self.dropout:
+        if not _above_zero(self.drop_path) and not _above_zero(self.dropout):
             return None
         if positions is None:
             positions = jnp.arange(batch)

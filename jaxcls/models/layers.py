@@ -240,7 +240,7 @@ class SqueezeExcite(nn.Module):
         return x * gate
 
 
-def drop_path(x: Array, uniforms: Array, *, rate: float) -> Array:
+def drop_path(x: Array, uniforms: Array, *, rate: Array | float) -> Array:
     """Zeroes whole examples at `rate` and scales the others up, keeping the expectation.
 
     Args:
@@ -252,6 +252,6 @@ def drop_path(x: Array, uniforms: Array, *, rate: float) -> Array:
     return x * factor[:, None, None, None]
 
 
-def dropout(x: Array, uniforms: Array, *, rate: float) -> Array:
+def dropout(x: Array, uniforms: Array, *, rate: Array | float) -> Array:
     """Zeroes elements at `rate` and scales the others up; `uniforms` has the shape of `x`."""
     return x * jnp.where(uniforms >= rate, 1 / (1 - rate), 0.0).astype(x.dtype)

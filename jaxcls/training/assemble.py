@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from jaxcls.decoding import ConfigError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import create_model
 from jaxcls.parallel import check_divisible, split_by_example
+from jaxcls.stages import image_size_at
 from jaxcls.training.schedules import Plan, make_plan
 from jaxcls.training.state import (
     TrainState,
@@ -36,7 +37,8 @@ class Training:
       mesh: the devices.
       model: the network.
       plan: length and learning rate.
-      step: the jitted `(state, batch) -> (state, metrics)`; donates the state (`make_train_step`).
+      steps: for each image size of the training, in rising order, the jitted
+        `(state, batch) -> (state, metrics)`; it donates the state (`make_train_step`).
       first_state: the jitted `(given) -> state`, on the mesh (`init_state`).
       shardings: where each array of the state lies.
     """
@@ -45,9 +47,18 @@ class Training:
     mesh: Mesh
     model: EfficientNet
     plan: Plan
-    step: Any
+    steps: Mapping[int, Any]
     first_state: Callable[[Variables], TrainState]
     shardings: TrainState
+
+    @property
+    def step(self) -> Any:
+        """The step at the size of evaluation, which is the last and largest."""
+        return self.steps[self.config.data.image_size]
+
+    def image_size_at(self, step: int) -> int:
+        """Height and width that the network sees at a step, counted from 0."""
+        return image_size_at(self.config, step, self.plan.stage_ends)
 
     def init(self, given: Variables | None = None) -> TrainState:
         """Makes the first state, with the values of the variables that are given."""
@@ -71,10 +82,11 @@ class Training:
             "labels": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32, sharding=sharding),
         }
 
-    def compile_step(self) -> "CompiledStep":
-        """Traces and compiles the step for the mesh."""
+    def compile_step(self, image_size: int | None = None) -> "CompiledStep":
+        """Traces and compiles the step of an image size (None: the largest) for the mesh."""
+        step = self.steps[image_size or self.config.data.image_size]
         start = time.perf_counter()
-        lowered = self.step.lower(self.abstract_state(), self.abstract_batch())
+        lowered = step.lower(self.abstract_state(), self.abstract_batch())
         middle = time.perf_counter()
         compiled = lowered.compile()
         end = time.perf_counter()
@@ -162,17 +174,21 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
         mesh=mesh,
         model=model,
         plan=plan,
-        step=make_train_step(
-            config,
-            model,
-            optimizer,
-            plan.learning_rate,
-            first=first,
-            num_steps=plan.num_steps,
-            mesh=mesh,
-            shardings=shardings,
-            update_shardings=update_shardings,
-        ),
+        steps={
+            image_size: make_train_step(
+                config,
+                model,
+                optimizer,
+                plan,
+                image_size=image_size,
+                first=first,
+                mesh=mesh,
+                shardings=shardings,
+                update_shardings=update_shardings,
+            )
+            for image_size in dict.fromkeys(config.data.stage_image_sizes)
+            or [config.data.image_size]
+        },
         first_state=jax.jit(first_state, out_shardings=shardings),
         shardings=shardings,
     )

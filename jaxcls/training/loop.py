@@ -36,6 +36,7 @@ from jaxcls.rundir import (
     recording_failure,
     require_shared,
 )
+from jaxcls.stages import stage_of
 from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
@@ -120,9 +121,9 @@ def train(
         watchdog = stack.enter_context(Watchdog(stuck_after=config.stuck_after_seconds))
         checkpoints = stack.enter_context(open_checkpoints(run, config))
         compiler = stack.enter_context(ThreadPoolExecutor(1, "compile"))
-        compiling = None
-        if training.plan.num_steps not in checkpoints.steps():  # meanwhile the state is made
-            compiling = compiler.submit(training.compile_step)
+        programs = Programs(training, compiler)
+        if training.plan.num_steps not in (saved := checkpoints.steps()):
+            programs.begin(max(saved, default=0))  # meanwhile the state is made
         state, start, notes = _restore_or_init(training, checkpoints, source)
         # Not before: a restore that fails leaves the run as it was.
         by_first(lambda: record_run(run, info))
@@ -148,7 +149,7 @@ def train(
         loop = Run(
             started,
             training,
-            compiling,
+            programs,
             source,
             eval_source,
             info,
@@ -170,13 +171,51 @@ def train(
         return outcome
 
 
+class Programs:
+    """The compiled training step of each image size, compiled once and ahead of its stage.
+
+    A stage's begin starts the compile of the next stage's step, in a thread: the compiler does not
+    hold Python's lock, so training goes on.
+    """
+
+    def __init__(self, training: Training, compiler: ThreadPoolExecutor):
+        self._training = training
+        self._compiler = compiler
+        self._compiling: dict[int, Future[CompiledStep]] = {}
+        self._entered: set[int] = set()
+
+    def begin(self, step: int) -> Future[CompiledStep]:
+        """Starts to compile what the step, counted from 0, needs."""
+        size = self._training.image_size_at(step)
+        if size not in self._compiling:
+            self._compiling[size] = self._compiler.submit(self._training.compile_step, size)
+        return self._compiling[size]
+
+    def enter(
+        self, step: int, *, say: Callable[[str], None]
+    ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+        """The program of the stage that the step, counted from 0, is in; starts the next one's."""
+        size, ends = self._training.image_size_at(step), self._training.plan.stage_ends
+        compiled = self.begin(step).result()
+        if len(ends) > 1:
+            say(f"stage {stage_of(step, ends) + 1} of {len(ends)}: {size} px from step {step + 1}")
+        if size not in self._entered:
+            self._entered.add(size)
+            say(
+                f"compiled the training step: {compiled.trace_seconds:.1f} s tracing, "
+                f"{compiled.compile_seconds:.1f} s compiling"
+            )
+        self.begin(ends[stage_of(step, ends)])
+        return compiled.program
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What a training run works with, beside its state."""
 
     started: float
     training: Training
-    compiling: Future[CompiledStep] | None
+    programs: Programs
     source: Source
     eval_source: Source
     info: RunInfo
@@ -199,7 +238,7 @@ class Run:
         with device_batches(
             self.training, self.source, start=start, on_wait=self._stop_waiting
         ) as batches:
-            program = self._compile()
+            program = None
             meter = Meter(self.info.config.data.batch_size)
             for step in range(start + 1, calendar.num_steps + 1):
                 self.watchdog.moved(step - 1, "reading data")
@@ -211,6 +250,9 @@ class Run:
                     self._save_good(step, state, meter)
                     hanging.start()  # closing the batches waits for the one in the making
                     break
+                if program is None or step - 1 in self.training.plan.stage_ends:
+                    self.watchdog.moved(step - 1, "compiling")
+                    program = self.programs.enter(step - 1, say=self.reporter.say)
                 self.watchdog.moved(step - 1, "taking the next step")
                 state, step_metrics = program(state, batch)
                 meter.add(step, step_metrics)
@@ -290,14 +332,6 @@ class Run:
             )
 
         return evaluate_after
-
-    def _compile(self) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        compiled = self.compiling.result() if self.compiling else self.training.compile_step()
-        self.reporter.say(
-            f"compiled the training step: {compiled.trace_seconds:.1f} s tracing, "
-            f"{compiled.compile_seconds:.1f} s compiling"
-        )
-        return compiled.program
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -415,11 +449,12 @@ def _micro_batches_matter(config: Config) -> bool:
 
 def _introduction(training: Training, source: Source, start: int) -> str:
     config, data, devices = training.config, training.config.data, training.mesh.devices
+    sizes = ", ".join(map(str, training.steps))
     state_megabytes = bytes_per_device(training.abstract_state()) / 1e6
     return (
         f"{'resuming after step ' + str(start) if start else 'training'}: {config.model.name} on "
         f"{source.name} ({len(source)} images, {source.num_classes} classes), "
-        f"{training.plan.num_steps} steps of {data.batch_size} at {data.image_size} px, "
+        f"{training.plan.num_steps} steps of {data.batch_size} at {sizes} px, "
         f"{config.compute_dtype}, {devices.size} x {devices.flat[0].device_kind}, "
         f"state {config.parallel.state} ({state_megabytes:.1f} MB a device)"
     )

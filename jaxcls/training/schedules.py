@@ -8,6 +8,7 @@ import optax
 
 from jaxcls.config import Config, ScheduleConfig
 from jaxcls.data.order import steps_per_epoch
+from jaxcls.stages import stage_ends
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,11 +19,13 @@ class Plan:
       steps_per_epoch: may be fractional.
       num_steps: length of the whole training.
       learning_rate: from step, counted from 0, to learning rate.
+      stage_ends: the step, counted from 0, before which each stage ends; the last is num_steps.
     """
 
     steps_per_epoch: float
     num_steps: int
     learning_rate: optax.Schedule
+    stage_ends: tuple[int, ...]
 
 
 def make_plan(config: Config, num_examples: int) -> Plan:
@@ -35,7 +38,12 @@ def make_plan(config: Config, num_examples: int) -> Plan:
         num_steps=num_steps,
         steps_per_epoch=epoch,
     )
-    return Plan(steps_per_epoch=epoch, num_steps=num_steps, learning_rate=schedule)
+    return Plan(
+        steps_per_epoch=epoch,
+        num_steps=num_steps,
+        learning_rate=schedule,
+        stage_ends=stage_ends(config, num_steps),
+    )
 
 
 def make_schedule(

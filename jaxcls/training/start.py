@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxcls.config import Config, ConfigError
+from jaxcls.config import Config, ConfigError, check_stages
 from jaxcls.data.records import Source
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import model_spec
@@ -52,7 +52,8 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
       info: of its weights (None: they are looked up).
 
     Raises:
-      ConfigError: no such network, or the weights are of another one.
+      ConfigError: no such network, the weights are of another one, or the stages of the training do
+        not end at the image size.
       WeightsError: no such weights, or they cannot be used.
     """
     model, data = config.model, config.data
@@ -83,7 +84,9 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
         crop_fraction=data.crop_fraction or info.crop_fraction,
         interpolation=interpolation,
     )
-    return dataclasses.replace(config, model=model, data=data)
+    config = dataclasses.replace(config, model=model, data=data)
+    check_stages(config)
+    return config
 
 
 def first_values(config: Config, model: EfficientNet, source: Source) -> tuple[Variables, str]:

@@ -14,8 +14,10 @@ from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.models.efficientnet import EfficientNet, ModelSpec
 from jaxcls.parallel import batch_spec, replicated, split_by_example
+from jaxcls.stages import progress
 from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
 from jaxcls.training.metrics import count_hits
+from jaxcls.training.schedules import Plan
 from jaxcls.training.state import TrainState, update_ema
 from jaxcls.training.transfer import stop_frozen, zero_frozen
 
@@ -30,10 +32,10 @@ def make_train_step(
     config: Config,
     model: EfficientNet,
     optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    plan: Plan,
     *,
+    image_size: int,
     first: PyTree,
-    num_steps: int,
     mesh: Mesh,
     shardings: TrainState,
     update_shardings: PyTree,
@@ -45,7 +47,8 @@ def make_train_step(
     (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
     and ema; top-k counts against the labels' largest class.
 
-    Strengths of the augmentation may depend on the share of the `num_steps` that is over, and each
+    The network sees images of `image_size` pixels, which is that of some of the plan's stages;
+    strengths of the augmentation and drop rates follow from the stage that the step is in. Each
     parameter has a `first` step at which it trains (`first_steps`).
 
     The state lies as `shardings` says, and the gradients and updates as `update_shardings`: where
@@ -57,7 +60,7 @@ def make_train_step(
     """
     augment = make_augment(
         config.augment,
-        image_size=config.data.image_size,
+        image_size=image_size,
         crop_fraction=config.data.crop_fraction,
         mesh=mesh,
     )
@@ -72,12 +75,13 @@ def make_train_step(
         )
         logits, updated = model.apply(
             {
-                "params": stop_frozen(params, first, num_steps=num_steps),
+                "params": stop_frozen(params, first, num_steps=plan.num_steps),
                 "batch_stats": batch_stats,
             },
             normalize(images, model.spec),
             train=True,
             positions=batch["positions"],
+            progress=done,
             rngs={"dropout": dropout_key},
             mutable=["batch_stats"],
         )
@@ -97,7 +101,7 @@ def make_train_step(
             jax.lax.with_sharding_constraint(state.params, everywhere),
             state.batch_stats,
             keys=keys,
-            done=progress(state.step, num_steps),
+            done=progress(state.step, plan.stage_ends),
         )
         if config.optimizer.micro_batches == 1:
             grads, (batch_stats, sums) = compute(batch)
@@ -122,7 +126,7 @@ def make_train_step(
             "top1": sums["top1"],
             "top5": sums["top5"],
             "grad_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step)),
+            "learning_rate": jnp.asarray(plan.learning_rate(state.step)),
             **norms,
         }
         state = TrainState(
@@ -145,14 +149,6 @@ def make_train_step(
 def step_keys(seed: int, step: Array | int) -> Array:
     """The keys of a step's augmentation and of its dropout, [2]."""
     return jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
-
-
-def progress(step: Array | int, num_steps: int) -> Array:
-    """The share of the training that is over in the middle of a step, counted from 0.
-
-    The middle, so that rounding cannot move a stage's begin.
-    """
-    return (jnp.asarray(step, jnp.float32) + 0.5) / num_steps
 
 
 def normalize(images: Array, spec: ModelSpec) -> Array:

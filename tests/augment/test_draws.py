@@ -1,5 +1,3 @@
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -59,29 +57,3 @@ def test_beta_follows_its_distribution_on_a_grid(alpha: float) -> None:
 
 def test_beta_of_zero_is_one() -> None:
     np.testing.assert_array_equal(beta(keys_of(4, 100), jnp.float32(0)), 1)
-
-
-@pytest.mark.parametrize(
-    ("progress", "expected"),
-    [(0, 0.1), (0.2499, 0.1), (0.25, 0.2), (0.5, 0.3), (0.74, 0.3), (0.75, 0.4), (1, 0.4)],
-)
-def test_stages_are_equal_shares_of_the_training(progress: float, expected: float) -> None:
-    value = at_progress((0.1, 0.2, 0.3, 0.4), jnp.float32(progress))
-    assert float(value) == pytest.approx(expected)
-    assert value.dtype == jnp.float32
-
-
-@pytest.mark.parametrize("count", range(1, 8))
-def test_no_stage_is_left_out(count: int) -> None:
-    stages = tuple(float(index) for index in range(count))
-    reached = jax.jit(jax.vmap(functools.partial(draws.at_progress, stages)))
-    steps = jnp.arange(20 * count) / (20 * count)
-    counts = np.bincount(np.asarray(reached(steps), int))
-    np.testing.assert_allclose(counts, 20, atol=1)  # a boundary may round
-
-
-@pytest.mark.parametrize("strength", [0.3, 1, (0.3,)])
-def test_one_strength_lasts_for_the_whole_training(strength: float | tuple[float, ...]) -> None:
-    for progress in (0.0, 0.5, 1.0):
-        expected = strength[0] if isinstance(strength, tuple) else strength
-        assert float(at_progress(strength, jnp.float32(progress))) == pytest.approx(expected)

@@ -25,7 +25,7 @@ from jaxcls.parallel import make_mesh
 from jaxcls.reporting import Reporter, read_metrics
 from jaxcls.rundir import RunError, RunInfo, checkpoint_dir
 from jaxcls.training import loop
-from jaxcls.training.assemble import assemble
+from jaxcls.training.assemble import Training, assemble
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.meter import DivergedError
 
@@ -348,3 +348,69 @@ def test_micro_batches_with_global_batch_norm_give_a_warning(
     config = dataclasses.replace(changed(config, "optimizer", micro_batches=2), num_steps=1)
     train(config, tmp_path, mesh=one_device())
     assert ("each micro-batch is normalised by itself" in capsys.readouterr().err) == warned
+
+
+# --- Progressive learning ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def staged_config(tiny_config: Config) -> Config:
+    """Three stages, of the steps 1 to 4, 5 to 8 and 9 to 12."""
+    config = changed(tiny_config, "data", stage_image_sizes=(8, 8, 16))
+    config = changed(config, "model", dropout=(0.1, 0.2, 0.3), drop_path=(0.0, 0.1, 0.2))
+    return dataclasses.replace(config, log_every_steps=1)
+
+
+@pytest.fixture(scope="module")
+def staged_run(staged_config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run, in which a size is compiled once, and the next one in the background.
+
+    The compile of the last stage ends only once the stage before it has taken its third step.
+    """
+    folder, sizes = tmp_path_factory.mktemp("runs") / "staged", []
+    reached = threading.Event()
+    compile_step, log = Training.compile_step, Reporter.log
+
+    def compile_late(self: Training, image_size: int | None = None) -> Any:
+        sizes.append(image_size)
+        if image_size == 16:
+            assert reached.wait(60), "training waits for the next stage's compile"
+        return compile_step(self, image_size)
+
+    def note(self: Reporter, at: int, metrics: Any) -> None:
+        log(self, at, metrics)
+        if at == 7:
+            reached.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Training, "compile_step", compile_late)
+        patch.setattr(Reporter, "log", note)
+        outcome = train(staged_config, folder, mesh=one_device())
+    assert (outcome.step, outcome.metrics["num_examples"]) == (12, 355)
+    assert sizes == [8, 16]
+    return folder
+
+
+def test_the_log_names_the_stages(staged_run: Path) -> None:
+    text = (staged_run / "log.txt").read_text()
+    assert "12 steps of 32 at 8, 16 px" in text
+    for line in ("1 of 3: 8 px from step 1", "2 of 3: 8 px from step 5", "3 of 3: 16 px from "):
+        assert f"stage {line}" in text
+    assert text.count("compiled the training step") == 2
+
+
+@pytest.mark.parametrize("step", [6, 8])  # in a stage, and where the size changes
+def test_a_run_resumes_bit_for_bit_in_a_stage_and_between_two(
+    staged_run: Path,
+    staged_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: int,
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, step - 1, signal.SIGTERM)
+        assert train(staged_config, tmp_path, mesh=one_device()).step == step
+    assert train(staged_config, tmp_path, mesh=one_device()).step == 12
+    assert_same_bits(
+        final_state(tmp_path, staged_config, 12), final_state(staged_run, staged_config, 12)
+    )

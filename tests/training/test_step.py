@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from jax import Array
 
-from jaxcls.augment.draws import at_progress
 from jaxcls.augment_config import (
     CenterCrop,
     Mix,
@@ -20,7 +19,6 @@ from jaxcls.augment_config import (
 from jaxcls.config import Config
 from jaxcls.parallel import make_mesh, split_by_example
 from jaxcls.training.assemble import Training, assemble
-from jaxcls.training.step import progress
 
 NUM_CLASSES = 10
 
@@ -258,11 +256,21 @@ def test_bfloat16_keeps_parameters_and_loss_in_float32(tiny_config: Config) -> N
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=0.02)
 
 
-@pytest.mark.parametrize(("num_steps", "stages"), [(147, 3), (378, 2), (37035, 3), (100, 4)])
-def test_a_stage_begins_at_its_step(num_steps: int, stages: int) -> None:
-    """Where the border falls on a step, that step is the first of the stage."""
-    strength = tuple(float(stage) for stage in range(stages))
-    at = jax.jit(lambda step: at_progress(strength, progress(step, num_steps)))
-    for stage in range(1, stages):
-        border = num_steps * stage // stages
-        assert [float(at(jnp.int32(step))) for step in (border - 1, border)] == [stage - 1, stage]
+def test_rates_by_stage_equal_the_same_step_at_fixed_rates(tiny_config: Config) -> None:
+    by_stage = make_training(
+        changed(tiny_config, "model", dropout=(0.1, 0.4), drop_path=(0.0, 0.3)), devices=1
+    )
+    before = jax.device_get(by_stage.init())
+    results = {}
+    for step in (0, 9):  # of 12, so in the first and in the second stage
+        state, _ = take_steps(by_stage, move(by_stage, before.replace(step=step)), range(1))
+        results[step] = jax.device_get(state.params)
+        fixed = make_training(
+            changed(tiny_config, "model", dropout=0.4, drop_path=0.3)
+            if step
+            else changed(tiny_config, "model", dropout=0.1, drop_path=0.0),
+            devices=1,
+        )
+        expected, _ = take_steps(fixed, move(fixed, before.replace(step=step)), range(1))
+        assert distance(results[step], jax.device_get(expected.params)) < 1e-6
+    assert distance(results[0], results[9]) > 1e-4

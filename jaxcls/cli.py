@@ -77,6 +77,8 @@ class Train:
     """Directory of the run, or gs://BUCKET/FOLDER; made if it is not there."""
     allow_changes: bool = False
     """Go on with a run although fields that decide its result have changed."""
+    profile: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
+    """Write a profile of this many steps, after the first ones, to the run's folder `profile`."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
@@ -216,6 +218,7 @@ def _train(arguments: list[str]) -> int:
         options.workdir,
         allow_changes=options.allow_changes,
         log_all_processes=options.job.log_all_processes,
+        profile_steps=options.profile,
     )
     if outcome.stopped_by:
         ignore_signals()

@@ -82,6 +82,8 @@ class Train:
     the fields that the command line changes)."""
     allow_changes: bool = False
     """Go on with a run although fields that decide its result have changed."""
+    profile: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
+    """Write a profile of this many steps, after the first ones, to the run's folder `profile`."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
@@ -226,10 +228,14 @@ def _train(arguments: list[str]) -> int:
     config = checked(options.config)
     changes = {name: after for name, (_, after) in changed_fields(written, config).items()}
     workdir = options.workdir or str(Path("runs") / folder_name(path.stem, changes))
-    return _train_in(config, workdir, options.allow_changes, options.job)
+    return _train_in(
+        config, workdir, options.allow_changes, options.job, profile=options.profile
+    )
 
 
-def _train_in(config: Config, workdir: str, allow_changes: bool, job: JobOptions) -> int:
+def _train_in(
+    config: Config, workdir: str, allow_changes: bool, job: JobOptions, *, profile: int = 0
+) -> int:
     _start(job)
     from jaxcls.distributed import is_first
     from jaxcls.training.loop import train
@@ -240,6 +246,7 @@ def _train_in(config: Config, workdir: str, allow_changes: bool, job: JobOptions
         workdir,
         allow_changes=allow_changes,
         log_all_processes=job.log_all_processes,
+        profile_steps=profile,
     )
     if outcome.stopped_by:
         ignore_signals()

@@ -91,9 +91,16 @@ class FakeTrain:
     calls: list[tuple[Config, Path, bool]] = dataclasses.field(default_factory=list)
 
     def __call__(
-        self, config: Config, workdir: str, *, allow_changes: bool, log_all_processes: bool
+        self,
+        config: Config,
+        workdir: str,
+        *,
+        allow_changes: bool,
+        log_all_processes: bool,
+        profile_steps: int,
     ) -> Outcome:
         assert not log_all_processes
+        assert profile_steps == 0
         self.calls.append((config, Path(workdir), allow_changes))
         if self.error:
             raise self.error

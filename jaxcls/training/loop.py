@@ -40,6 +40,7 @@ from jaxcls.stages import stage_of
 from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
+from jaxcls.training.profiling import Profile
 from jaxcls.training.start import first_values, info_for, resolve
 from jaxcls.training.state import TrainState, Variables
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
@@ -78,6 +79,7 @@ def train(
     mesh: Mesh | None = None,
     allow_changes: bool = False,
     log_all_processes: bool = False,
+    profile_steps: int = 0,
 ) -> Outcome:
     """Trains, or goes on where the run in `workdir` stopped.
 
@@ -90,11 +92,14 @@ def train(
       mesh: the devices, by default all.
       allow_changes: go on with a run although fields that decide its result have changed.
       log_all_processes: keep a log of every process of the job, not only of the first.
+      profile_steps: profile this many steps of the first process into the folder `profile` of
+        the run, which must be local.
 
     Raises:
       UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
     """
     started, run = time.perf_counter(), run_path(workdir)
+    _require_profile(run, profile_steps)
     with together():
         weights = info_for(config, recorded=recorded_info(run))
         config = resolve(config, weights)
@@ -146,6 +151,11 @@ def train(
             stop.leave_at_once = False  # there is nothing left to start again
             record_state(run, RunState(state="finished", num_steps=num_steps))
             return Outcome(start, num_steps, metrics={}, stopped_by=None)
+        profile = None
+        if profile_steps and isinstance(run, Path) and is_first():
+            profile = stack.enter_context(
+                Profile(run / "profile", start=start, steps=profile_steps)
+            )
         loop = Run(
             started,
             training,
@@ -157,6 +167,7 @@ def train(
             reporter,
             stop,
             watchdog,
+            profile,
         )
         outcome = loop.advance(state, start)
         ended = "stopped" if outcome.stopped_by else "finished"
@@ -223,6 +234,7 @@ class Run:
     reporter: Reporter | QuietReporter
     stop: StopSignals
     watchdog: Watchdog
+    profile: Profile | None
 
     def advance(self, state: TrainState, start: int) -> Outcome:
         """Takes the steps after `start`, up to the last one or a signal."""
@@ -241,6 +253,8 @@ class Run:
             program = None
             meter = Meter(self.info.config.data.batch_size)
             for step in range(start + 1, calendar.num_steps + 1):
+                if self.profile is not None:
+                    self.profile.before(step)
                 self.watchdog.moved(step - 1, "reading data")
                 try:
                     with self._keeping(step - 1, state, meter), meter.waiting():
@@ -256,6 +270,8 @@ class Run:
                 self.watchdog.moved(step - 1, "taking the next step")
                 state, step_metrics = program(state, batch)
                 meter.add(step, step_metrics)
+                if self.profile is not None:
+                    self.profile.after(step, step_metrics)
                 if step == start + 1:
                     meter.check()  # waits until all processes have taken it
                     self.stop.leave_at_once = False
@@ -397,6 +413,13 @@ def _restore_or_init(
         return training.init(values), 0, notes
     restored = checkpoints.restore(training.abstract_state())
     return restored.state, restored.step, ""
+
+
+def _require_profile(run: RunPath, steps: int) -> None:
+    if steps < 0:
+        raise UserError(f"--profile: must be at least 0 steps, got {steps}")
+    if steps and not isinstance(run, Path):
+        raise UserError(f"--profile: needs a run in a local folder, not {str(run)!r}")
 
 
 def _facts(info: RunInfo, eval_source: Source) -> dict[str, Any]:

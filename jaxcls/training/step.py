@@ -70,24 +70,27 @@ def make_train_step(
     def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array):
         augment_key, dropout_key = keys
         labels = soft_labels(batch["labels"], model.num_classes)
-        images, labels = augment(
-            augment_key, done, batch["images"], batch["sizes"], labels, batch["positions"]
-        )
-        logits, updated = model.apply(
-            {
-                "params": stop_frozen(params, first, num_steps=plan.num_steps),
-                "batch_stats": batch_stats,
-            },
-            normalize(images, model.spec),
-            train=True,
-            positions=batch["positions"],
-            progress=done,
-            rngs={"dropout": dropout_key},
-            mutable=["batch_stats"],
-        )
+        with jax.named_scope("augment"):
+            images, labels = augment(
+                augment_key, done, batch["images"], batch["sizes"], labels, batch["positions"]
+            )
+        with jax.named_scope("model"):
+            logits, updated = model.apply(
+                {
+                    "params": stop_frozen(params, first, num_steps=plan.num_steps),
+                    "batch_stats": batch_stats,
+                },
+                normalize(images, model.spec),
+                train=True,
+                positions=batch["positions"],
+                progress=done,
+                rngs={"dropout": dropout_key},
+                mutable=["batch_stats"],
+            )
         assert isinstance(logits, Array)
-        loss = jnp.sum(losses(logits, smooth_labels(labels, config.loss.label_smoothing)))
-        sums = {"loss": loss, **count_hits(logits, jnp.argmax(labels, axis=-1))}
+        with jax.named_scope("loss"):
+            loss = jnp.sum(losses(logits, smooth_labels(labels, config.loss.label_smoothing)))
+            sums = {"loss": loss, **count_hits(logits, jnp.argmax(labels, axis=-1))}
         return loss, (updated["batch_stats"], sums)
 
     gradients = jax.grad(sum_loss, has_aux=True)
@@ -112,12 +115,13 @@ def make_train_step(
         grads, sums = jax.tree.map(lambda total: total / batch_size, (grads, sums))
         grads = jax.lax.with_sharding_constraint(grads, update_shardings)
         grads = zero_frozen(grads, first, state.step)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            latest = {"params": params, "batch_stats": batch_stats}
-            ema = update_ema(ema, latest, step=state.step, decay=config.optimizer.ema_decay)
+        with jax.named_scope("update"):
+            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+            params = optax.apply_updates(state.params, updates)
+            ema = state.ema
+            if ema is not None:
+                latest = {"params": params, "batch_stats": batch_stats}
+                ema = update_ema(ema, latest, step=state.step, decay=config.optimizer.ema_decay)
         # The loss is that of the old parameters: the norms tell whether the new state may be saved.
         saved = {"params": params, "batch_stats": batch_stats, "ema": ema}
         norms = {f"{name}_norm": optax.tree.norm(tree) for name, tree in saved.items() if tree}

@@ -1,0 +1,45 @@
+"""A profile of a few training steps, for TensorBoard's profile plugin or Perfetto."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+SKIPPED_STEPS = 2  # the first ones fill caches and queues
+
+
+class Profile:
+    """Traces `steps` steps into a folder, after the first ones of a run that begins at `start`.
+
+    The trace ends with the run, if that is shorter.
+    """
+
+    def __init__(self, folder: Path, *, start: int, steps: int):
+        self._folder = folder
+        self._first = start + SKIPPED_STEPS + 1
+        self._last = self._first + steps - 1
+        self._tracing = False
+
+    def before(self, step: int) -> None:
+        """Begins the trace if `step` is the first one in it."""
+        if step == self._first:
+            jax.profiler.start_trace(self._folder, create_perfetto_trace=False)
+            self._tracing = True
+
+    def after(self, step: int, results: Any) -> None:
+        """Ends the trace if `step` is the last one in it, once its results are there."""
+        if step == self._last:
+            jax.block_until_ready(results)
+            self.close()
+
+    def close(self) -> None:
+        """Ends the trace and writes it."""
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()
+
+    def __enter__(self) -> "Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

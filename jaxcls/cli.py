@@ -228,9 +228,7 @@ def _train(arguments: list[str]) -> int:
     config = checked(options.config)
     changes = {name: after for name, (_, after) in changed_fields(written, config).items()}
     workdir = options.workdir or str(Path("runs") / folder_name(path.stem, changes))
-    return _train_in(
-        config, workdir, options.allow_changes, options.job, profile=options.profile
-    )
+    return _train_in(config, workdir, options.allow_changes, options.job, profile=options.profile)
 
 
 def _train_in(

@@ -25,7 +25,7 @@ def make_plan(num_steps: int, *, learning_rate: float = 0.5) -> Plan:
     schedule = make_schedule(
         ScheduleConfig(), learning_rate=learning_rate, num_steps=num_steps, steps_per_epoch=10
     )
-    return Plan(steps_per_epoch=10, num_steps=num_steps, learning_rate=schedule)
+    return Plan(steps_per_epoch=10, num_steps=num_steps, learning_rate=schedule, stage_ends=())
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,11 @@ import pytest
 from photos import keys_of
 from scipy import stats
 
+from jaxcls import stages
 from jaxcls.augment import draws
 
 COUNT = 20_000
-at_progress = jax.jit(draws.at_progress, static_argnums=0)
+at_progress = jax.jit(stages.at_progress, static_argnums=0)
 beta = jax.jit(draws.beta)
 
 

@@ -33,9 +33,9 @@ from jaxcls.cluster import (
     leave,
 )
 from jaxcls.compile_cache import keep_compiled
-from jaxcls.config import Config, DataConfig, changed_fields
+from jaxcls.config import Config, DataConfig
 from jaxcls.decoding import nearest
-from jaxcls.differences import folder_name
+from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
 
 if TYPE_CHECKING:
@@ -226,8 +226,7 @@ def _train(arguments: list[str]) -> int:
     path, written, rest = take_config(arguments, "jaxcls train CONFIG")
     options = parse(Train, "jaxcls train CONFIG", rest, default=Train(config=written))
     config = checked(options.config)
-    changes = {name: after for name, (_, after) in changed_fields(written, config).items()}
-    workdir = options.workdir or str(Path("runs") / folder_name(path.stem, changes))
+    workdir = options.workdir or default_workdir(path, [(written, config)])
     return _train_in(config, workdir, options.allow_changes, options.job, profile=options.profile)
 
 

@@ -4,9 +4,10 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from jaxcls.config import Config
+from jaxcls.config import Config, changed_fields
 from jaxcls.decoding import encode_fields, flatten, leaves
 
 LONGEST_NAME = 100  # of a folder, in characters; file systems take 255 bytes
@@ -58,6 +59,21 @@ def labels(names: Sequence[str], configs: Sequence[Config]) -> list[str]:
     if len(set(texts)) == len(texts) and all(texts):
         return texts
     return [f"{name}: {text}" if text else name for name, text in zip(names, texts, strict=True)]
+
+
+def default_workdir(path: str | Path, pairs: Iterable[tuple[Config, Config]]) -> str:
+    """Where the runs of a config file lie unless the user says: runs/FILE, with what was changed.
+
+    Args:
+      path: of the file.
+      pairs: configs as the file has them, and as the command line makes them.
+    """
+    changes = {
+        field: after
+        for written, config in pairs
+        for field, (_, after) in changed_fields(written, config).items()
+    }
+    return str(Path("runs") / folder_name(Path(path).stem, changes))
 
 
 def folder_name(stem: str, changes: Mapping[str, Any]) -> str:

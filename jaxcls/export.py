@@ -8,8 +8,6 @@ README.md              the model card
 """
 
 import contextlib
-import csv
-import io
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,9 +23,10 @@ from jaxcls.data.resize import shorter_side
 from jaxcls.data.traced_crop import traced_center_crop
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
-from jaxcls.paths import RunPath, run_path
+from jaxcls.paths import RunPath, run_path, temporary_beside
 from jaxcls.pretrained.info import WeightsInfo
 from jaxcls.pretrained.stored import write_weights
+from jaxcls.reporting import read_metrics
 from jaxcls.rundir import write_json
 from jaxcls.training.evaluation import predict_logits
 from jaxcls.training.predictions import probabilities_of
@@ -187,7 +186,7 @@ def _triple(values: Sequence[float]) -> str:
 def _evaluation(run: RunPath, step: int) -> dict[str, float]:
     """Loss, top1 and top5 of a step's evaluation during training; empty if there was none."""
     try:
-        rows = csv.DictReader(io.StringIO((run / "metrics.csv").read_text()))
+        rows = read_metrics(run / "metrics.csv")
     except FileNotFoundError:
         return {}
     names = ("loss", "top1", "top5")
@@ -228,7 +227,7 @@ def _whole_folder(path: Path) -> Iterator[Path]:
       UserError: it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    temporary = temporary_beside(target)
     try:
         temporary.mkdir(parents=True)
         yield temporary

@@ -45,11 +45,16 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
     return epath.Path(text)
 
 
+def temporary_beside(path: Path) -> Path:
+    """Where this process writes what then takes the place of `path`: on the same disk."""
+    return path.with_name(f".{path.name}.{os.getpid()}")
+
+
 def write_whole(path: RunPath, text: str) -> None:
     """Writes the whole file or nothing."""
     if is_url(path):
         path.write_text(text)  # an object appears when it was sent whole
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_beside(Path(path))
     temporary.write_text(text)
     temporary.replace(path)

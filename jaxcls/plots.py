@@ -106,11 +106,7 @@ def plot_comparison(runs: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Fig
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     loss.set_title("bold: evaluation, thin: training", fontsize=9)
-    accuracy.set_ylim(-0.02, 1.02)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    rate.set_ylim(bottom=0)
-    rate.set_xlabel("step")
-    rate.set_xlim(0, max(metrics["step"].max() for _, metrics in runs) * 1.02)
+    _scale_axes(accuracy, rate, last_step=max(metrics["step"].max() for _, metrics in runs))
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
     return figure
 
@@ -149,6 +145,15 @@ def _mark_epochs(axes: Axes, steps_per_epoch: float) -> None:
     epochs.set_xlabel("epoch")
 
 
+def _scale_axes(accuracy: Axes, rate: Axes, *, last_step: float) -> None:
+    """Accuracies as shares of all, the learning rate from 0, and the steps below."""
+    accuracy.set_ylim(-0.02, 1.02)
+    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
+    rate.set_ylim(bottom=0)
+    rate.set_xlabel("step")
+    rate.set_xlim(0, last_step * 1.02)
+
+
 def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
     panels = {
         "loss": {"training": "loss", "evaluation": "eval_loss"},
@@ -182,11 +187,7 @@ def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
     loss, accuracy, rate = all_axes
-    accuracy.set_ylim(-0.02, 1.02)
-    accuracy.yaxis.set_major_formatter(PercentFormatter(1))
-    rate.set_ylim(bottom=0)
-    rate.set_xlabel("step")
-    rate.set_xlim(0, steps.max() * 1.02)
+    _scale_axes(accuracy, rate, last_step=steps.max())
     _mark_epochs(loss, _steps_per_epoch(metrics))
 
 

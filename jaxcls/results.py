@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
+from jaxcls.paths import temporary_beside
 from jaxcls.training.predictions import Predictions
 
 
@@ -196,8 +197,7 @@ def _target(path: Path) -> Path:
 
 
 def _temporary(path: Path) -> Path:
-    target = _target(path)
-    return target.with_name(f".{target.name}.{os.getpid()}")
+    return temporary_beside(_target(path))
 
 
 def _not_written(path: Path, error: OSError) -> UserError:

@@ -110,7 +110,7 @@ def require_run(run: RunPath) -> RunPath:
     if is_url(run):
         _require_readable(run)
     if not run.is_dir():
-        raise RunError(f"run {str(run)!r} does not exist; train it with: jaxcls train CONFIG")
+        raise _missing(run)
     if not checkpoint_dir(run).is_dir():
         raise RunError(f"run {str(run)!r} has no checkpoint; train it with: jaxcls train CONFIG")
     return run
@@ -305,3 +305,19 @@ def recorded_info(run: RunPath) -> RunInfo | None:
         raise RunError(f"{record}: {error}; use another --workdir") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged ({error}); use another --workdir") from error
+
+
+def recorded_config(run: RunPath) -> Config:
+    """The config that a run was trained with.
+
+    Raises:
+      RunError: there is no such run, or its record is damaged.
+    """
+    info = recorded_info(run)
+    if info is None:
+        raise _missing(run)
+    return info.config
+
+
+def _missing(run: RunPath) -> RunError:
+    return RunError(f"run {str(run)!r} does not exist; train it with: jaxcls train CONFIG")

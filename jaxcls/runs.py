@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,7 @@ from jaxcls.differences import differences, short_names, value_text
 from jaxcls.errors import UserError
 from jaxcls.paths import RunPath, run_path
 from jaxcls.reporting import metric_columns, read_metrics
-from jaxcls.rundir import RunError, recorded_info, recorded_state
+from jaxcls.rundir import RunError, recorded_config, recorded_state
 
 SILENT_SECONDS = 600  # without a line in metrics.csv, a run that has not ended seems to be dead
 
@@ -97,18 +98,6 @@ def find_runs(folder: RunPath) -> Iterator[RunPath]:
                 yield from find_runs(inner)
 
 
-def config_of(name: str) -> Config:
-    """The config that a run was trained with.
-
-    Raises:
-      RunError: there is no such run, or its record is damaged.
-    """
-    info = recorded_info(run_path(name))
-    if info is None:
-        raise RunError(f"run {name!r} does not exist; train it with: jaxcls train CONFIG")
-    return info.config
-
-
 def summarize(run: RunPath, *, name: str) -> Summary:
     """Reads what the files of a run tell.
 
@@ -116,13 +105,12 @@ def summarize(run: RunPath, *, name: str) -> Summary:
       RunError: config.json is missing or damaged.
       OSError, ValueError, csv.Error: metrics.csv cannot be read or is damaged.
     """
-    config, state, metrics = config_of(str(run)), recorded_state(run), run / "metrics.csv"
+    config, state, metrics = recorded_config(run), recorded_state(run), run / "metrics.csv"
     rows = read_metrics(metrics) if metrics.is_file() else []
     columns = metric_columns(rows)
     accuracies = _numbers(columns["eval_top1"])
     speeds = _numbers(columns["images_per_second"])
-    # The first is of the first step alone.
-    speeds = sorted(speeds[1:] or speeds)
+    speeds = speeds[1:] or speeds  # the first is of the first step alone
     said = "?" if state is None else state.state
     if said == "running":
         silent = time.time() - epath.Path(metrics).stat().mtime if rows else 0.0
@@ -135,7 +123,7 @@ def summarize(run: RunPath, *, name: str) -> Summary:
         step=int(max(columns["step"], default=0)),
         num_steps=state.num_steps if state is not None else config.num_steps,
         best_top1=max(accuracies, default=None),
-        images_per_second=speeds[len(speeds) // 2] if speeds else None,
+        images_per_second=statistics.median_high(speeds) if speeds else None,
     )
 
 
@@ -177,7 +165,7 @@ def _as_json(
 
 
 def _print_differences(names: tuple[str, str], *, as_json: bool) -> int:
-    different = differences([config_of(name) for name in names])
+    different = differences([recorded_config(run_path(name)) for name in names])
     if different:
         rows = [[field, *map(value_text, values)] for field, values in different.items()]
         print(table([["field", *names], *rows]))

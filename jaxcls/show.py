@@ -189,7 +189,7 @@ def _compare(options: ShowRun) -> int:
     from jaxcls.differences import labels
     from jaxcls.paths import run_path
     from jaxcls.plots import plot_comparison, save_figure
-    from jaxcls.runs import config_of
+    from jaxcls.rundir import recorded_config
 
     for name in ("step", "split", "data_dir"):
         if getattr(options, name) != getattr(ShowRun, name):
@@ -197,7 +197,7 @@ def _compare(options: ShowRun) -> int:
                 f"--{name.replace('_', '-')}: belongs to the confusion matrix, which is drawn of "
                 f"one run alone"
             )
-    names = labels(options.runs, [config_of(run) for run in options.runs])
+    names = labels(options.runs, [recorded_config(run_path(run)) for run in options.runs])
     curves = [
         (name, metrics)
         for name, run in zip(names, options.runs, strict=True)

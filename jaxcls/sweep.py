@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Self
 
@@ -18,8 +17,8 @@ import tyro
 
 from jaxcls.arguments import checked, parse, take_first
 from jaxcls.cluster import EXIT_FAILED, EXIT_STOPPED, JobOptions
-from jaxcls.config import Config, changed_fields, encode, load_sweep
-from jaxcls.differences import differences, folder_name, short_names, value_text
+from jaxcls.config import Config, encode, load_sweep
+from jaxcls.differences import default_workdir, differences, short_names, value_text
 from jaxcls.errors import UserError
 
 PROG = "jaxcls sweep CONFIG"
@@ -98,12 +97,8 @@ def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
     ]
     names = [variation for variation, _ in named]
     _require_different(names, configs)
-    changes = {
-        field: after
-        for (_, before), config in zip(named, configs, strict=True)
-        for field, (_, after) in changed_fields(before, config).items()
-    }
-    folder = options.workdir or str(Path("runs") / folder_name(Path(name).stem, changes))
+    written = [config for _, config in named]
+    folder = options.workdir or default_workdir(name, zip(written, configs, strict=True))
     return options, [
         Variation(name=name, config=config, workdir=f"{folder.rstrip('/')}/{name}")
         for name, config in zip(names, configs, strict=True)
@@ -120,21 +115,17 @@ def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the devices belong to the trainings
-    from jaxcls.data.sources import open_source
     from jaxcls.paths import run_path
-    from jaxcls.rundir import RunInfo, changes_of, recorded_info, recorded_state
+    from jaxcls.rundir import changes_of, recorded_state
     from jaxcls.training.optimizers import make_optimizer
     from jaxcls.training.schedules import make_plan
-    from jaxcls.training.start import info_for, resolve
+    from jaxcls.training.start import open_experiment
 
     def check(variation: Variation) -> tuple[Config, bool]:
         run = run_path(variation.workdir)
-        config = variation.config
-        config = resolve(config, info_for(config, recorded=recorded_info(run)))
-        source = open_source(config.data, config.data.train_split)
-        open_source(config.data, config.data.eval_split)
+        info, source, _ = open_experiment(variation.config, run)
+        config = info.config
         make_optimizer(config.optimizer, make_plan(config, len(source)).learning_rate)
-        info = RunInfo(config=config, class_names=source.class_names, data=source.identity)
         changes = changes_of(run, info, allow_changes=allow_changes)
         state = recorded_state(run)
         return config, not changes and state is not None and state.state == "finished"

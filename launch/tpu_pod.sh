@@ -349,17 +349,19 @@ require_accelerator() {
 }
 
 require_training() {
-  local index
+  local index given=false
   ((${#training[@]})) || die 2 "give the config and arguments of jaxcls train after --"
   [[ -f $root/${training[0]} && ${training[0]} == configs/* ]] ||
     die 2 "${training[0]}: the config must be a file of configs/, which is copied to the workers"
   workdir=runs/$(basename "${training[0]}" .py)
   for ((index = 1; index < ${#training[@]}; index++)); do
     case ${training[index]} in
-      --workdir=*) workdir=${training[index]#*=} ;;
-      --workdir) workdir=${training[index + 1]:-} ;;
+      --workdir=*) workdir=${training[index]#*=} given=true ;;
+      --workdir) workdir=${training[index + 1]:-} given=true ;;
     esac
   done
+  # The default of jaxcls train also tells what the command line changes.
+  $given || training+=(--workdir "$workdir")
   [[ $workdir == *://* || $phase == collect ]] ||
     say "warning: $workdir lies on the workers' disks and is lost with them; give --workdir gs://..."
 }

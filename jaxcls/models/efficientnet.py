@@ -233,6 +233,7 @@ class EfficientNet(nn.Module):
             frozen=self.freeze_batch_norm,
         )
         uniforms = self._uniforms(images.shape[0], positions) if train else None
+        highest = at_progress(self.drop_path, progress) if _above_zero(self.drop_path) else None
         block_type = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
 
         x = images.astype(self.compute_dtype)
@@ -242,9 +243,8 @@ class EfficientNet(nn.Module):
         x = norm("stem_bn", activation)(x, train=train)
         for index, (name, stage, stride) in enumerate(block_names(spec)):
             draws, rate = None, None
-            if uniforms is not None and index and _above_zero(self.drop_path):
-                rate = at_progress(self.drop_path, progress) * (index / spec.num_blocks)
-                draws = uniforms[:, index]
+            if uniforms is not None and highest is not None and index:
+                draws, rate = uniforms[:, index], highest * (index / spec.num_blocks)
             x = block_type(spec, stage, stride, norm, name=name)(x, draws, rate, train)
         x = layers.Conv(spec.head_filters, name="head_conv")(x)
         x = norm("head_bn", activation)(x, train=train)

@@ -1,7 +1,6 @@
 """Weights in jaxcls' own files: safetensors with our names, and what one needs to know in JSON."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from jaxcls.decoding import ConfigError, decode_fields, encode_fields
+from jaxcls.paths import temporary_beside
 from jaxcls.pretrained.files import WeightsFile
 from jaxcls.pretrained.info import WeightsError, WeightsInfo
 
@@ -37,7 +37,7 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], info: WeightsI
     }
     stored = {"version": _VERSION, "info": encode_fields(info)}
     content = save(arrays, {_KEY: json.dumps(stored, allow_nan=False)})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

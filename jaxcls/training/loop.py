@@ -18,7 +18,7 @@ from jaxcls.cluster import EXIT_STOPPED, end_now
 from jaxcls.config import Config, encode
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
-from jaxcls.data.sources import Source, open_source
+from jaxcls.data.sources import Source
 from jaxcls.decoding import flatten
 from jaxcls.distributed import by_first, client, is_first, require_same, together
 from jaxcls.errors import UserError
@@ -32,7 +32,6 @@ from jaxcls.rundir import (
     prepare_run,
     record_run,
     record_state,
-    recorded_info,
     recording_failure,
     require_shared,
 )
@@ -41,7 +40,7 @@ from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
 from jaxcls.training.profiling import Profile
-from jaxcls.training.start import first_values, info_for, resolve
+from jaxcls.training.start import first_values, open_experiment
 from jaxcls.training.state import TrainState, Variables
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StoppedError, StopSignals
@@ -101,21 +100,13 @@ def train(
     started, run = time.perf_counter(), run_path(workdir)
     _require_profile(run, profile_steps)
     with together():
-        weights = info_for(config, recorded=recorded_info(run))
-        config = resolve(config, weights)
-        source = open_source(config.data, config.data.train_split)
-        eval_source = open_source(config.data, config.data.eval_split)
+        info, source, eval_source = open_experiment(config, run)
+        config = info.config
         training = assemble(
             config,
             num_classes=source.num_classes,
             num_examples=len(source),
             mesh=mesh or make_mesh(parallel=config.parallel),
-        )
-        info = RunInfo(
-            config=config,
-            class_names=source.class_names,
-            data=source.identity,
-            weights=weights and dataclasses.replace(weights, class_names=None),
         )
         changes = prepare_run(run, info, allow_changes=allow_changes)
     require_same(_facts(info, eval_source))
@@ -151,11 +142,8 @@ def train(
             stop.leave_at_once = False  # there is nothing left to start again
             record_state(run, RunState(state="finished", num_steps=num_steps))
             return Outcome(start, num_steps, metrics={}, stopped_by=None)
-        profile = None
-        if profile_steps and isinstance(run, Path) and is_first():
-            profile = stack.enter_context(
-                Profile(run / "profile", start=start, steps=profile_steps)
-            )
+        profiled = profile_steps if is_first() else 0
+        profile = stack.enter_context(Profile(run / "profile", start=start, steps=profiled))
         loop = Run(
             started,
             training,
@@ -234,7 +222,7 @@ class Run:
     reporter: Reporter | QuietReporter
     stop: StopSignals
     watchdog: Watchdog
-    profile: Profile | None
+    profile: Profile
 
     def advance(self, state: TrainState, start: int) -> Outcome:
         """Takes the steps after `start`, up to the last one or a signal."""
@@ -253,8 +241,7 @@ class Run:
             program = None
             meter = Meter(self.info.config.data.batch_size)
             for step in range(start + 1, calendar.num_steps + 1):
-                if self.profile is not None:
-                    self.profile.before(step)
+                self.profile.before(step)
                 self.watchdog.moved(step - 1, "reading data")
                 try:
                     with self._keeping(step - 1, state, meter), meter.waiting():
@@ -270,8 +257,7 @@ class Run:
                 self.watchdog.moved(step - 1, "taking the next step")
                 state, step_metrics = program(state, batch)
                 meter.add(step, step_metrics)
-                if self.profile is not None:
-                    self.profile.after(step, step_metrics)
+                self.profile.after(step, step_metrics)
                 if step == start + 1:
                     meter.check()  # waits until all processes have taken it
                     self.stop.leave_at_once = False

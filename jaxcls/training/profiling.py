@@ -1,9 +1,10 @@
 """A profile of a few training steps, for TensorBoard's profile plugin or Perfetto."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
+
+from jaxcls.paths import RunPath
 
 SKIPPED_STEPS = 2  # the first ones fill caches and queues
 
@@ -11,10 +12,10 @@ SKIPPED_STEPS = 2  # the first ones fill caches and queues
 class Profile:
     """Traces `steps` steps into a folder, after the first ones of a run that begins at `start`.
 
-    The trace ends with the run, if that is shorter.
+    The trace ends with the run, if that is shorter. With 0 steps there is none.
     """
 
-    def __init__(self, folder: Path, *, start: int, steps: int):
+    def __init__(self, folder: RunPath, *, start: int, steps: int):
         self._folder = folder
         self._first = start + SKIPPED_STEPS + 1
         self._last = self._first + steps - 1
@@ -22,13 +23,13 @@ class Profile:
 
     def before(self, step: int) -> None:
         """Begins the trace if `step` is the first one in it."""
-        if step == self._first:
+        if self._first == step <= self._last:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=False)
             self._tracing = True
 
     def after(self, step: int, results: Any) -> None:
         """Ends the trace if `step` is the last one in it, once its results are there."""
-        if step == self._last:
+        if self._tracing and step == self._last:
             jax.block_until_ready(results)
             self.close()
 

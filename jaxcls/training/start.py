@@ -9,15 +9,37 @@ import numpy as np
 
 from jaxcls.config import Config, ConfigError, check_stages
 from jaxcls.data.records import Source
+from jaxcls.data.sources import open_source
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import model_spec
+from jaxcls.paths import RunPath
 from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.importing import Report, import_variables
 from jaxcls.pretrained.info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.weights import kind_of_weights, load_weights, weights_info
-from jaxcls.rundir import RunInfo
+from jaxcls.rundir import RunInfo, recorded_info
 from jaxcls.training.restore import read_run_info, restore_run
 from jaxcls.training.state import Variables
+
+
+def open_experiment(config: Config, run: RunPath) -> tuple[RunInfo, Source, Source]:
+    """What a training in `run` works on: its record, with the config resolved, and its two splits.
+
+    Raises:
+      UserError: the run's record is damaged, or the network, the weights or the data of the config
+        cannot be used.
+    """
+    weights = info_for(config, recorded=recorded_info(run))
+    config = resolve(config, weights)
+    source = open_source(config.data, config.data.train_split)
+    eval_source = open_source(config.data, config.data.eval_split)
+    info = RunInfo(
+        config=config,
+        class_names=source.class_names,
+        data=source.identity,
+        weights=weights and dataclasses.replace(weights, class_names=None),
+    )
+    return info, source, eval_source
 
 
 def info_for(config: Config, *, recorded: RunInfo | None = None) -> WeightsInfo | None:

@@ -5,11 +5,9 @@ import pytest
 from photos import keys_of
 from scipy import stats
 
-from jaxcls import stages
 from jaxcls.augment import draws
 
 COUNT = 20_000
-at_progress = jax.jit(stages.at_progress, static_argnums=0)
 beta = jax.jit(draws.beta)
 
 

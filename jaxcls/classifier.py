@@ -384,12 +384,14 @@ class ImageClassifier:
 def data_of(name: str) -> DataConfig:
     """The data that a run is evaluated on, or for a preset or a file the preprocessing alone.
 
+    Without `stage_image_sizes`, which are about training: evaluation may be at any size.
+
     Raises:
       UserError: there is no such run, preset or file.
     """
     if kind_of_weights(name) == "run":
         info = recorded_info(run_path(name)) or read_run_info(name)
-        return info.config.data
+        return dataclasses.replace(info.config.data, stage_image_sizes=())
     return _config_of(name, weights_info(name)).data
 
 

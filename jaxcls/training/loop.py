@@ -44,7 +44,7 @@ from jaxcls.training.start import first_values, open_experiment
 from jaxcls.training.state import TrainState, Variables
 from jaxcls.training.step import BATCH_FIELDS, Batch, Metrics
 from jaxcls.training.stopping import StoppedError, StopSignals
-from jaxcls.training.watchdog import Watchdog
+from jaxcls.training.watchdog import COMPILING, Watchdog
 
 HANGING_SECONDS = 10.0  # given to data that hang, once the run has stopped
 
@@ -252,7 +252,7 @@ class Run:
                     hanging.start()  # closing the batches waits for the one in the making
                     break
                 if program is None or step - 1 in self.training.plan.stage_ends:
-                    self.watchdog.moved(step - 1, "compiling")
+                    self.watchdog.moved(step - 1, COMPILING)
                     program = self.programs.enter(step - 1, say=self.reporter.say)
                 self.watchdog.moved(step - 1, "taking the next step")
                 state, step_metrics = program(state, batch)

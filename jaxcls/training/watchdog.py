@@ -18,7 +18,8 @@ from jaxcls.distributed import client
 
 GONE_SECONDS = 60.0  # below the 100 s after which JAX itself aborts, without saying much
 FAILED_SECONDS = 10.0  # for the others to see their own error
-START_PATIENCE = 6  # compiling may take that many times as long as anything else
+STARTING, COMPILING = "starting", "compiling"  # the two phases in which programs are compiled
+COMPILE_PATIENCE = 6  # compiling may take that many times as long as anything else
 
 _PREFIX = "jaxcls/progress/"
 
@@ -37,7 +38,7 @@ class Progress:
 
     moves: int = 0
     step: int = 0
-    phase: str = "starting"
+    phase: str = STARTING
     ended: str | None = None
     beat: int = 0
 
@@ -93,7 +94,7 @@ def verdict(seen: Mapping[int, Seen], now: float, *, stuck_after: float) -> str 
 
 
 def _patience(progress: Progress, stuck_after: float) -> float:
-    return stuck_after * (START_PATIENCE if progress.phase == "starting" else 1)
+    return stuck_after * (COMPILE_PATIENCE if progress.phase in (STARTING, COMPILING) else 1)
 
 
 def _silence(patience: float) -> float:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from fakes import Fakes, Reply
 
-CONFIG = "configs/imagenet/efficientnetv2_b0.py"
+CONFIG = "configs/imagenet/kerascv_b0.py"
 OPTIONS = [
     "--name",
     "b0",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from fakes import ROOT, Fakes, Reply
 
-CONFIG = "configs/imagenet/efficientnetv2_b0.py"
+CONFIG = "configs/imagenet/kerascv_b0.py"
 TRAIN = f"srun --kill-on-bad-exit=0 --wait=300 --cpus-per-task=1 true train {CONFIG}"
 
 

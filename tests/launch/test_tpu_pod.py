@@ -7,7 +7,7 @@ import pytest
 from fakes import Fakes, Reply
 
 PLACE = "--zone=us-west4-a --project=p"
-CONFIG = "configs/imagenet/efficientnetv2_b0.py"
+CONFIG = "configs/imagenet/kerascv_b0.py"
 OPTIONS = [
     "--name",
     "b0",

@@ -16,7 +16,9 @@ import jax
 import numpy as np
 import pytest
 
+from jaxcls.arguments import checked_data
 from jaxcls.checkpoint import CheckpointError, Checkpoints
+from jaxcls.classifier import ImageClassifier, data_of
 from jaxcls.config import Config, ScheduleConfig, encode
 from jaxcls.data.batches import train_batches
 from jaxcls.errors import DataError, UserError
@@ -397,6 +399,17 @@ def test_the_log_names_the_stages(staged_run: Path) -> None:
     for line in ("1 of 3: 8 px from step 1", "2 of 3: 8 px from step 5", "3 of 3: 16 px from "):
         assert f"stage {line}" in text
     assert text.count("compiled the training step") == 2
+
+
+def test_a_run_of_stages_is_evaluated_at_any_size(staged_run: Path) -> None:
+    data = data_of(str(staged_run))
+    classifier = ImageClassifier.from_run(staged_run)
+    same = classifier.evaluate(data)
+    larger = classifier.evaluate(dataclasses.replace(checked_data(data), image_size=24))
+    last = read_metrics(staged_run / "metrics.csv")[-1]
+    assert same["top1"] == pytest.approx(float(last["eval_top1"]), rel=1e-4)
+    assert larger["examples"] == same["examples"]
+    assert larger["loss"] != same["loss"]
 
 
 @pytest.mark.parametrize("step", [6, 8])  # in a stage, and where the size changes

@@ -1,0 +1,25 @@
+"""EfficientNetV2-B2 on ImageNet, as its authors trained it: four stages, up to 208 px.
+
+jaxcls prepare tfds:imagenet2012            (once; says which two files to fetch by hand)
+jaxcls train configs/imagenet/efficientnetv2_b2.py
+jaxcls evaluate runs/efficientnetv2_b2 --data.image-size 260 --data.crop-fraction 0.8904
+
+For a TPU slice: 4,096 images a step, 128 a chip on 32 chips; on fewer, `jaxcls compile` with your
+--topology says what fits, and optimizer.micro_batches, with model.batch_norm 64, cuts the batch.
+Expected: 80.5 % top-1 at 260 px (the authors' repository). The time is not published. Not yet
+trained with jaxcls. The authors used AutoAugment for B0-B3, which is not here; this has the
+RandAugment of S. jaxcls/recipes.py says what it is.
+"""
+
+from jaxcls.config import Config
+from jaxcls.recipes import efficientnetv2
+
+
+def get_config() -> Config:
+    return efficientnetv2(
+        "efficientnetv2_b2",
+        image_size=208,
+        dropout=(0.3, 0.3),
+        last_level=15.0,
+        bicubic=True,
+    )

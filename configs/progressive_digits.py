@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Iterator
 
 from jaxcls.augment_config import RandomCrop
-from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig
 
 
 def get_config() -> Config:
     return Config(
-        model=ModelConfig(name="efficientnetv2_b0", dropout=(0.1, 0.15, 0.2)),
+        model=ModelConfig(name="efficientnetv2_b0", dropout=(0.1, 0.15, 0.2), drop_path=0.1),
         data=DataConfig(
             source="digits",
             batch_size=64,
@@ -23,12 +23,19 @@ def get_config() -> Config:
             canvas_size=8,
             crop_fraction=32 / 36,
             cache_gib=1,
+            prefetch=8,
         ),
         augment=(RandomCrop(),),
         optimizer=OptimizerConfig(
-            learning_rate=0.1, ema_decay=0.95, options={"momentum": 0.9, "nesterov": True}
+            name="sgd",
+            learning_rate=0.1,
+            options={"momentum": 0.9, "nesterov": True},
+            weight_decay=5e-4,
+            ema_decay=0.99,
         ),
+        checkpoint=CheckpointConfig(every_steps=110),
         num_epochs=40,
+        eval_every_steps=110,
     )
 
 

@@ -1,18 +1,25 @@
 """Trains image classifiers at hardware speed on TPU and GPU from one config file."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxcls.classifier import ImageClassifier
+    from jaxcls.config import load_config
+    from jaxcls.training.loop import train
 
 __version__ = "0.1.0"
-__all__ = ["ImageClassifier", "__version__"]
+__all__ = ["ImageClassifier", "__version__", "load_config", "train"]
+
+_HOMES = {
+    "ImageClassifier": "jaxcls.classifier",
+    "load_config": "jaxcls.config",
+    "train": "jaxcls.training.loop",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports `ImageClassifier`, and with it jax, when it is first asked for."""
-    if name == "ImageClassifier":
-        from jaxcls.classifier import ImageClassifier
-
-        return ImageClassifier
-    raise AttributeError(f"module 'jaxcls' has no attribute {name!r}")
+    """Imports what the package offers, and with it jax, when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxcls' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

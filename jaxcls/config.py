@@ -275,6 +275,11 @@ class Config:
     """Steps between evaluations (None: one an epoch). The last step is always evaluated."""
     log_every_steps: Annotated[Count, OPERATIONAL] = 20
     """Steps between lines in metrics.csv and TensorBoard."""
+    log_images: Annotated[Index, OPERATIONAL] = 8
+    """Images of the first batch, as the network gets them, that TensorBoard shows."""
+    wandb_project: Annotated[str | None, OPERATIONAL] = None
+    """Project of Weights & Biases that the metrics go to as well; needs the extra wandb, and a
+    login or WANDB_MODE=offline (None: nothing goes there)."""
     stuck_after_seconds: Annotated[float, Range(0), OPERATIONAL] = 600.0
     """Of several processes: when one makes no progress for this long (six times that while it
     starts), all end with status 1 and name it. 0 turns that off."""

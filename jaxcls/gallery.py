@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcls.augment.pipeline import make_augment
 from jaxcls.augment.randaugment import Draw, Layers, apply_layers
 from jaxcls.augment_config import (
     RESIZES,
@@ -22,10 +21,8 @@ from jaxcls.config import Config
 from jaxcls.data.batches import train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
-from jaxcls.stages import image_size_at, progress
-from jaxcls.training.losses import soft_labels
+from jaxcls.training.preview import augmented
 from jaxcls.training.schedules import make_plan
-from jaxcls.training.step import step_keys
 
 SWEEP = tuple(step / 8 for step in range(9))
 
@@ -43,6 +40,25 @@ class Row:
     title: str
     images: Sequence[np.ndarray]
     captions: Sequence[str]
+
+
+def training_images(
+    config: Config, source: Source, *, count: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """The first images of the first training batch, as they are before augmentation.
+
+    Args:
+      config: of the training.
+      source: its training data.
+      count: images; there are fewer where the batch or the data set has fewer.
+
+    Returns:
+      uint8 [height, width, 3] each, and the names of their classes.
+    """
+    data = dataclasses.replace(config.data, last_batch="straddle")  # a set may be small
+    count = min(count, config.data.batch_size, len(source))
+    batch = _first_images(dataclasses.replace(config, data=data), source, step=0, count=count)
+    return _valid_images(batch), [source.class_names[label] for label in batch["labels"]]
 
 
 def augmentation_rows(config: Config, source: Source, *, step: int, count: int) -> list[Row]:
@@ -65,20 +81,22 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
     _check_count(count, config)
     count = -(-count // group) * group  # a batch holds whole groups, too
     batch = _first_images(config, source, step=step, count=count)
-    key, _ = step_keys(config.seed, step)
     ends = make_plan(config, len(source)).stage_ends
-    done, image_size = progress(step, ends), image_size_at(config, step, ends)
-    config = dataclasses.replace(
-        config, data=dataclasses.replace(config.data, image_size=image_size)
-    )
 
     def row(title: str, augment: Sequence[Augmentation]) -> Row:
-        images, labels = _augmented(config, source, batch, augment, key=key, done=done)
+        images, labels = augmented(
+            config,
+            batch,
+            augment=augment,
+            num_classes=source.num_classes,
+            step=step,
+            stage_ends=ends,
+        )
         captions = _captions(labels, source.class_names)
         return Row(title=title, images=list(np.asarray(images)), captions=captions)
 
     names = [source.class_names[label] for label in batch["labels"]]
-    rows = [Row(title="raw", images=valid_images(batch), captions=names)]
+    rows = [Row(title="raw", images=_valid_images(batch), captions=names)]
     for number, entry in enumerate(config.augment, start=1):
         before = list(config.augment[: number - 1])
         if isinstance(entry, Mix):
@@ -102,8 +120,13 @@ def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: 
     """
     _check_count(count, config)
     batch = _first_images(config, source, step=step, count=count)
-    images, _ = _augmented(
-        config, source, batch, (CenterCrop(),), key=jax.random.key(0), done=jnp.zeros(())
+    images, _ = augmented(
+        config,
+        batch,
+        augment=(CenterCrop(),),
+        num_classes=source.num_classes,
+        step=step,
+        stage_ends=make_plan(config, len(source)).stage_ends,
     )
     pixels = jnp.moveaxis(images, 3, 1)
 
@@ -127,31 +150,12 @@ def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: 
     ]
 
 
-def valid_images(batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+def _valid_images(batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """The images of a training batch without the rest of their canvases."""
     return [
         canvas[:height, :width]
         for canvas, (height, width) in zip(batch["images"], batch["sizes"], strict=True)
     ]
-
-
-def _augmented(
-    config: Config,
-    source: Source,
-    batch: Mapping[str, np.ndarray],
-    augment: Sequence[Augmentation],
-    *,
-    key: jax.Array,
-    done: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-    """The first rows of a batch after `augment`: uint8 [rows, size, size, 3], and soft labels."""
-    apply = make_augment(
-        augment, image_size=config.data.image_size, crop_fraction=config.data.crop_fraction
-    )
-    labels = soft_labels(jnp.asarray(batch["labels"]), source.num_classes)
-    positions = np.arange(len(labels), dtype=np.int32)
-    images, labels = jax.jit(apply)(key, done, batch["images"], batch["sizes"], labels, positions)
-    return jnp.round(images * 255).astype(jnp.uint8), labels
 
 
 def _check_count(count: int, config: Config) -> None:

@@ -162,6 +162,7 @@ def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
             "training top-5": "top5",
             "evaluation top-1": "eval_top1",
             "evaluation top-5": "eval_top5",
+            "evaluation top-1 without averaging": "eval_raw_top1",
         },
         "learning rate": {"": "learning_rate"},
     }
@@ -177,7 +178,7 @@ def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
                 steps[there],
                 metrics[column][there],
                 color="tab:orange" if evaluation else "tab:blue",
-                linestyle="--" if column.endswith("top5") else "-",
+                linestyle=":" if "_raw_" in column else "--" if column.endswith("top5") else "-",
                 marker="o" if there.sum() <= MARKED else None,
                 markersize=3,
                 label=name,

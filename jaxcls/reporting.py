@@ -13,10 +13,13 @@ from typing import TextIO
 import numpy as np
 import rich.progress
 from rich.console import Console
-from tensorboardX import SummaryWriter
+from tensorboardX import SummaryWriter, summary
 
+from jaxcls.config import Config
+from jaxcls.decoding import encode_fields, flatten
 from jaxcls.paths import RunPath
 from jaxcls.rundir import RunError
+from jaxcls.tracking import WandbRun
 
 logger = logging.getLogger("jaxcls")
 
@@ -34,7 +37,13 @@ COLUMNS: tuple[str, ...] = (
     "eval_loss",
     "eval_top1",
     "eval_top5",
+    "eval_raw_loss",  # of the parameters themselves, beside that of their moving averages
+    "eval_raw_top1",
+    "eval_raw_top5",
 )
+
+
+HYPERPARAMETER_SCORES = ("eval/top1", "eval/loss")  # that TensorBoard shows beside them
 
 
 class Reporter:
@@ -44,6 +53,7 @@ class Reporter:
         self,
         run: RunPath,
         *,
+        config: Config,
         num_steps: int,
         steps_per_epoch: float,
         start_step: int,
@@ -56,8 +66,20 @@ class Reporter:
         )
         self._run = run
         self._folder = run if isinstance(run, Path) else _local_copy(run)
+        hyperparameters = {
+            name: value if isinstance(value, bool | int | float | str) else str(value)
+            for name, value in flatten(encode_fields(config)).items()
+        }
+        self._tracker = None
+        if config.wandb_project is not None:
+            self._tracker = WandbRun(
+                config.wandb_project, run, folder=self._folder, hyperparameters=hyperparameters
+            )
         self._csv = _open_csv(self._folder / "metrics.csv", start_step)
         self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1)
+        assert self._writer.file_writer is not None, "it has begun to write"
+        for event in summary.hparams(hyperparameters, dict.fromkeys(HYPERPARAMETER_SCORES, 0.0)):
+            self._writer.file_writer.add_summary(event)
         self._rows = _rows(self._csv)
         self._log = _log_to(self._folder / "log.txt")
         self._started = time.perf_counter()
@@ -73,6 +95,8 @@ class Reporter:
         )
         self._task = self._progress.add_task("", total=num_steps, completed=start_step)
         self._progress.start()
+        if self._tracker and self._tracker.url:
+            self.say(f"metrics also go to {self._tracker.url}")
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar, and keeps it in log.txt."""
@@ -87,7 +111,7 @@ class Reporter:
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes an evaluation after `step` and prints a line of where training is."""
-        named = {f"eval_{name}": metrics[name] for name in ("loss", "top1", "top5")}
+        named = {f"eval_{name}": value for name, value in metrics.items()}
         self._write(step, named, prefix="eval/")
         where = f"epoch {step / self._steps_per_epoch:6.1f}  step {step}/{self._num_steps}"
         self.say(
@@ -95,6 +119,12 @@ class Reporter:
             f"top1 {metrics['top1']:.2%}  eta {self._eta(step)}"
         )
         self._publish()
+
+    def show(self, step: int, name: str, images: np.ndarray) -> None:
+        """Shows images, uint8 [count, height, width, 3], beside the metrics after `step`."""
+        self._writer.add_images(name, images, step, dataformats="NHWC")
+        if self._tracker:
+            self._tracker.show(step, name, images)
 
     def __enter__(self) -> "Reporter":
         return self
@@ -105,6 +135,8 @@ class Reporter:
         self._log.close()
         self._csv.close()
         self._writer.close()
+        if self._tracker:
+            self._tracker.close()
         self._publish()
         if self._folder != self._run:
             shutil.rmtree(self._folder)
@@ -115,7 +147,7 @@ class Reporter:
             return
         self._writer.flush()
         try:
-            for file in self._folder.iterdir():
+            for file in filter(Path.is_file, self._folder.iterdir()):
                 (self._run / file.name).write_bytes(file.read_bytes())
         except Exception as error:  # the network's, the credentials' and the server's errors
             logger.warning("log and metrics were not sent to %s: %s", self._run, error)
@@ -147,8 +179,11 @@ class Reporter:
             }
         )
         self._csv.flush()
-        for name, value in kept.items():
-            self._writer.add_scalar(prefix + name.removeprefix("eval_"), value, step)
+        tagged = {prefix + name.removeprefix("eval_"): value for name, value in kept.items()}
+        for tag, value in tagged.items():
+            self._writer.add_scalar(tag, value, step)
+        if self._tracker:
+            self._tracker.log(step, tagged)
 
 
 class QuietReporter:
@@ -172,6 +207,9 @@ class QuietReporter:
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes an evaluation in the log."""
         self.say(f"step {step}  test loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}")
+
+    def show(self, step: int, name: str, images: np.ndarray) -> None:
+        """Process 0 shows them."""
 
     def __enter__(self) -> "QuietReporter":
         return self

@@ -7,6 +7,7 @@ log.txt        what was printed, and warnings such as images that were skipped
 metrics.csv    one line a log interval
 eval.json      the last `jaxcls evaluate`
 events.*       TensorBoard
+wandb_id.txt   with wandb_project, the run's id there; the folder wandb is that library's
 """
 
 import contextlib

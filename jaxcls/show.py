@@ -1,6 +1,5 @@
 """The `jaxcls show` commands: pictures of a config or a run, written to a file."""
 
-import contextlib
 import csv
 import dataclasses
 import sys
@@ -120,19 +119,14 @@ def _data(arguments: list[str]) -> int:
     options = parse(ShowData, prog, rest, default=default)
     if options.count < 1:
         raise UserError(f"--count: must be at least 1, got {options.count}")
-    from jaxcls.data.batches import train_batches
     from jaxcls.data.sources import open_source
-    from jaxcls.gallery import valid_images
+    from jaxcls.gallery import training_images
     from jaxcls.plots import plot_images, save_figure
 
     config = resolved(options.config)
     source = open_source(config.data, config.data.train_split)
-    rows = range(min(options.count, config.data.batch_size, len(source)))
-    data = dataclasses.replace(config.data, last_batch="straddle")  # a set may be small
-    with contextlib.closing(train_batches(source, data, seed=config.seed, rows=rows)) as batches:
-        batch = next(batches)
-    titles = [source.class_names[label] for label in batch["labels"]]
-    save_figure(plot_images(valid_images(batch), titles), options.output)
+    images, names = training_images(config, source, count=options.count)
+    save_figure(plot_images(images, names), options.output)
     print(f"wrote {options.output}")
     return 0
 

@@ -82,6 +82,7 @@ def tiny_config() -> Config:
         num_steps=12,
         eval_every_steps=4,
         log_every_steps=2,
+        log_images=0,  # a program to compile
     )
 
 

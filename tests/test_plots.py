@@ -127,7 +127,9 @@ NAN = float("nan")
 
 def make_metrics(**columns: list[float]) -> dict[str, np.ndarray]:
     names = ["step", "epoch", "learning_rate"]
-    names += [prefix + name for prefix in ("", "eval_") for name in ("loss", "top1", "top5")]
+    names += [
+        prefix + name for prefix in ("", "eval_", "eval_raw_") for name in ("loss", "top1", "top5")
+    ]
     rows = len(columns["step"])
     return {name: np.array(columns.get(name, [NAN] * rows), float) for name in names}
 
@@ -142,6 +144,7 @@ METRICS = make_metrics(
     eval_loss=[NAN, NAN, 1.75, NAN],
     eval_top1=[NAN, NAN, 0.25, NAN],
     eval_top5=[NAN, NAN, 0.75, NAN],
+    eval_raw_top1=[NAN, NAN, 0.125, NAN],
 )
 
 
@@ -162,6 +165,7 @@ def test_curves_of_training_and_evaluation_are_drawn_where_they_have_values() ->
         "training top-5": [(10, 0.5), (20, 0.6), (30, 0.7)],
         "evaluation top-1": [(25, 0.25)],
         "evaluation top-5": [(25, 0.75)],
+        "evaluation top-1 without averaging": [(25, 0.125)],
     }
     assert points(rate.lines[0]) == [(10, 0.1), (20, 0.2), (30, 0.1)]
     assert rate.get_xlabel() == "step"

@@ -1,14 +1,21 @@
 import csv
+import dataclasses
 import io
 import logging
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
-from tensorboardX.proto import event_pb2
+from PIL import Image
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
+from wandb.proto import wandb_internal_pb2
 
+from jaxcls.config import Config
+from jaxcls.errors import UserError
 from jaxcls.reporting import COLUMNS, Reporter, read_metrics
 from jaxcls.rundir import RunError
 
@@ -22,6 +29,7 @@ TRAIN = {
     "steps_per_second": 2.0,
     "data_wait_share": 0.01,
 }
+CONFIG = Config(num_steps=100)
 EVAL = {"loss": 0.5, "top1": 0.875, "top5": 1.0, "num_examples": 360}
 
 
@@ -31,11 +39,13 @@ class Terminal(io.StringIO):
 
 
 def open_reporter(run: Path, stream: io.StringIO, *, start_step: int = 0) -> Reporter:
-    return Reporter(run, num_steps=100, steps_per_epoch=8.0, start_step=start_step, stream=stream)
+    return Reporter(
+        run, config=CONFIG, num_steps=100, steps_per_epoch=8.0, start_step=start_step, stream=stream
+    )
 
 
-def scalars(run: Path) -> Iterator[tuple[str, int, float]]:
-    """(tag, step, value) of all TensorBoard events of a run, in the order of the files."""
+def values(run: Path) -> Iterator[tuple[int, Any]]:
+    """(step, value) of all TensorBoard events of a run, in the order of the files."""
     for path in sorted(run.glob("events.*")):
         content = path.read_bytes()
         while content:  # length, its checksum, an event, its checksum
@@ -43,7 +53,14 @@ def scalars(run: Path) -> Iterator[tuple[str, int, float]]:
             event = cast(Any, event_pb2).Event.FromString(content[12 : 12 + length])
             content = content[16 + length :]
             for value in event.summary.value:
-                yield value.tag, event.step, value.simple_value
+                yield event.step, value
+
+
+def scalars(run: Path) -> Iterator[tuple[str, int, float]]:
+    """(tag, step, value) of what is no picture and no table of hyper-parameters."""
+    for step, value in values(run):
+        if not value.HasField("image") and not value.tag.startswith("_hparams_"):
+            yield value.tag, step, value.simple_value
 
 
 def test_metrics_are_written_as_rows_of_csv(tmp_path: Path) -> None:
@@ -95,6 +112,101 @@ def test_metrics_go_to_tensorboard_by_training_and_evaluation(tmp_path: Path) ->
         "eval/top1",
         "eval/top5",
     }
+
+
+def test_averages_and_raw_parameters_stand_side_by_side(tmp_path: Path) -> None:
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        reporter.evaluated(4, EVAL | {"raw_loss": 0.75, "raw_top1": 0.5, "raw_top5": 0.9})
+    found = {(tag, step): value for tag, step, value in scalars(tmp_path)}
+    assert (found["eval/top1", 4], found["eval/raw_top1", 4]) == (0.875, 0.5)
+    (row,) = read_metrics(tmp_path / "metrics.csv")
+    assert (row["eval_loss"], row["eval_raw_loss"]) == ("0.5", "0.75")
+
+
+def test_tensorboard_has_the_config_as_hyper_parameters(tmp_path: Path) -> None:
+    with open_reporter(tmp_path, io.StringIO()):
+        pass
+    (start,) = [v for _, v in values(tmp_path) if v.tag == "_hparams_/session_start_info"]
+    content = cast(Any, plugin_hparams_pb2).HParamsPluginData.FromString(
+        start.metadata.plugin_data.content
+    )
+    given = content.session_start_info.hparams
+    assert given["optimizer.learning_rate"].number_value == CONFIG.optimizer.learning_rate
+    assert given["model.name"].string_value == CONFIG.model.name
+    assert given["model.remat"].bool_value is False
+
+
+def test_tensorboard_shows_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3), np.uint8)
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        reporter.show(0, "first_batch", images)
+    (image,) = [v.image for _, v in values(tmp_path) if v.tag == "first_batch"]
+    pixels = np.asarray(Image.open(io.BytesIO(image.encoded_image_string)))
+    assert (pixels[:5, :7] == images[0]).all()
+    assert (pixels[-5:, -7:] == images[1]).all()
+
+
+def test_metrics_go_to_weights_and_biases_under_one_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = dataclasses.replace(CONFIG, wandb_project="digits")
+
+    def reporter(start_step: int) -> Reporter:
+        return Reporter(
+            tmp_path,
+            config=config,
+            num_steps=100,
+            steps_per_epoch=8.0,
+            start_step=start_step,
+            stream=io.StringIO(),
+        )
+
+    with reporter(0) as first:
+        first.log(2, TRAIN)
+        first.evaluated(4, EVAL)
+        first.show(0, "first_batch", np.zeros((1, 4, 4, 3), np.uint8))
+    with reporter(4) as second:
+        second.log(6, TRAIN | {"loss": 0.25})
+    files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
+    ids, history = set(), []
+    for file in files:
+        for record in wandb_records(file):
+            if record.HasField("run"):
+                ids.add(record.run.run_id)
+            if record.HasField("history"):
+                items = record.history.item
+                history.append({i.key or i.nested_key[0]: i.value_json for i in items})
+    assert ids == {(tmp_path / "wandb_id.txt").read_text()}
+    rows = [{"step": row["step"], **row} for row in history]
+    assert [(row["step"], row.get("train/loss")) for row in rows if "train/loss" in row] == [
+        ("2", "1.25"),
+        ("6", "0.25"),
+    ]
+    assert any(row.get("eval/top1") == "0.875" for row in rows)
+    assert any("first_batch" in row for row in rows)
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """What its library would send, from its file: a log of LevelDB's format behind 7 bytes."""
+    content = file.read_bytes()
+    assert len(content) < 2**15, "more than one block"
+    place = 7
+    while place < len(content):  # checksum, length, kind, record
+        _, length, kind = struct.unpack_from("<IHB", content, place)
+        assert kind == 1, "whole records"
+        place += 7
+        yield cast(Any, wandb_internal_pb2).Record.FromString(content[place : place + length])
+        place += length
+
+
+def test_weights_and_biases_without_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = dataclasses.replace(CONFIG, wandb_project="digits")
+    with pytest.raises(UserError, match=r"wandb_project.*jaxcls\[wandb\]"):
+        Reporter(tmp_path, config=config, num_steps=9, steps_per_epoch=8.0, start_step=0)
 
 
 def test_an_evaluation_prints_where_training_is(tmp_path: Path) -> None:

@@ -251,7 +251,9 @@ class EfficientNet(nn.Module):
 
         dtype = jnp.promote_types(self.compute_dtype, jnp.float32)
         if self.pooling == "max":
-            x = jnp.max(x, axis=(1, 2)).astype(dtype)
+            # Not jnp.max: its gradient looks for what equals the largest, and finds nothing, so
+            # divides by 0, where the compiler computes x a second time with other rounding.
+            x = nn.max_pool(x, x.shape[1:3])[:, 0, 0].astype(dtype)
         else:
             x = jnp.mean(x, axis=(1, 2), dtype=dtype)
         if features or not self.num_classes:

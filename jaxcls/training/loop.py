@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
@@ -39,6 +40,7 @@ from jaxcls.stages import stage_of
 from jaxcls.training.assemble import CompiledStep, Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
+from jaxcls.training.preview import first_augmented
 from jaxcls.training.profiling import Profile
 from jaxcls.training.start import first_values, open_experiment
 from jaxcls.training.state import TrainState, Variables
@@ -251,6 +253,8 @@ class Run:
                     self._save_good(step, state, meter)
                     hanging.start()  # closing the batches waits for the one in the making
                     break
+                if step == 1 and self.info.config.log_images and is_first():
+                    self.reporter.show(0, "first_batch", self._first_augmented(batch))
                 if program is None or step - 1 in self.training.plan.stage_ends:
                     self.watchdog.moved(step - 1, COMPILING)
                     program = self.programs.enter(step - 1, say=self.reporter.say)
@@ -305,6 +309,17 @@ class Run:
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
             raise UserError(f"{error}\n{saved}; mend it and give the same command again") from error
 
+    def _first_augmented(self, batch: Batch) -> np.ndarray:
+        """Images of the first batch as the network gets them, while its step is compiled."""
+        return first_augmented(
+            self.info.config,
+            batch,
+            num_classes=self.source.num_classes,
+            step=0,
+            stage_ends=self.training.plan.stage_ends,
+            count=self.info.config.log_images,
+        )
+
     def _save_good(self, step: int, state: TrainState, meter: Meter) -> None:
         meter.check()
         self.checkpoints.wait()
@@ -327,7 +342,11 @@ class Run:
                 self.watchdog.moved(step, "evaluating")
                 if self.stop.agreed() and step < self.training.plan.num_steps:
                     raise StoppedError
-                return eval_step(variables, batch)
+                sums = eval_step(variables, batch)
+                if state.ema is None:
+                    return sums
+                raw = eval_step(state.variables, batch)
+                return sums | {f"raw_{name}": raw[name] for name in ("loss", "top1", "top5")}
 
             return evaluate(
                 step_or_stop, state.eval_variables, self.eval_source, config.data, mesh=mesh
@@ -428,6 +447,7 @@ def _reporter(
         num_steps=training.plan.num_steps,
         steps_per_epoch=training.plan.steps_per_epoch,
         start_step=start,
+        config=training.config,
     )
 
 

@@ -38,9 +38,14 @@ class TrainState:
     ema: Variables | None
 
     @property
+    def variables(self) -> Variables:
+        """The network's, as the last step left them."""
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    @property
     def eval_variables(self) -> Variables:
         """What evaluation and prediction use: the moving averages where there are any."""
-        return self.ema or {"params": self.params, "batch_stats": self.batch_stats}
+        return self.ema or self.variables
 
 
 def init_state(

@@ -408,7 +408,6 @@ def test_a_run_of_stages_is_evaluated_at_any_size(staged_run: Path) -> None:
     larger = classifier.evaluate(dataclasses.replace(checked_data(data), image_size=24))
     last = read_metrics(staged_run / "metrics.csv")[-1]
     assert same["top1"] == pytest.approx(float(last["eval_top1"]), rel=1e-4)
-    assert larger["examples"] == same["examples"]
     assert larger["loss"] != same["loss"]
 
 
@@ -427,3 +426,24 @@ def test_a_run_resumes_bit_for_bit_in_a_stage_and_between_two(
     assert_same_bits(
         final_state(tmp_path, staged_config, 12), final_state(staged_run, staged_config, 12)
     )
+
+
+def test_a_run_shows_its_first_batch_and_both_evaluations(
+    tiny_config: Config, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(tiny_config, num_steps=2, log_images=3)
+    outcome = train(config, tmp_path, mesh=one_device())
+    assert outcome.metrics["raw_loss"] != outcome.metrics["loss"]
+    row = read_metrics(tmp_path / "metrics.csv")[-1]
+    assert float(row["eval_raw_loss"]) == pytest.approx(outcome.metrics["raw_loss"], rel=1e-4)
+    (events,) = tmp_path.glob("events.*")
+    assert b"first_batch" in events.read_bytes()
+    assert read_metrics(tmp_path / "metrics.csv")[0]["eval_raw_loss"] == ""
+
+
+def test_without_averages_there_is_one_evaluation(tiny_config: Config, tmp_path: Path) -> None:
+    config = changed(dataclasses.replace(tiny_config, num_steps=2), "optimizer", ema_decay=0.0)
+    outcome = train(config, tmp_path, mesh=one_device())
+    assert "raw_loss" not in outcome.metrics
+    (events,) = tmp_path.glob("events.*")
+    assert b"first_batch" not in events.read_bytes(), "log_images is 0"

@@ -276,3 +276,13 @@ def test_rates_by_stage_equal_the_same_step_at_fixed_rates(tiny_config: Config) 
         for name in ("loss", "grad_norm"):
             np.testing.assert_allclose(results[step][name], expected[name], rtol=1e-6)
     assert abs(results[0]["loss"] - results[9]["loss"]) > 1e-3
+
+
+def test_max_pooling_has_the_same_gradient_on_eight_devices(tiny_config: Config) -> None:
+    config = changed(tiny_config, "model", pooling="max")
+    norms = []
+    for devices in (1, 8):
+        training = make_training(config, devices=devices)
+        _, metrics = take_steps(training, training.init(), range(1))
+        norms.append(np.asarray(metrics[0]["grad_norm"]))
+    np.testing.assert_allclose(norms[1], norms[0], rtol=1e-4)

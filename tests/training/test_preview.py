@@ -1,0 +1,39 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcls.augment_config import Mix, RandAugment, RandomCrop
+from jaxcls.config import Config
+from jaxcls.data.sources import open_source
+from jaxcls.gallery import augmentation_rows
+from jaxcls.parallel import make_mesh
+from jaxcls.training.assemble import assemble
+from jaxcls.training.loop import device_batches
+from jaxcls.training.preview import first_augmented
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_it_shows_the_first_rows_of_the_step(tiny_config: Config, devices: int) -> None:
+    config = dataclasses.replace(
+        tiny_config, augment=(RandomCrop(), RandAugment(num_ops=1, ops=("Invert",)), Mix())
+    )
+    source = open_source(config.data, "train")
+    training = assemble(
+        config,
+        num_classes=10,
+        num_examples=len(source),
+        mesh=make_mesh(jax.devices()[:devices]),
+    )
+    with device_batches(training, source, start=0) as batches:
+        images = first_augmented(
+            config,
+            next(batches),
+            num_classes=10,
+            step=0,
+            stage_ends=training.plan.stage_ends,
+            count=5,
+        )
+    final = augmentation_rows(config, source, step=0, count=5)[-1]
+    np.testing.assert_array_equal(images, np.stack(final.images[:5]))

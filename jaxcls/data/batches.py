@@ -8,7 +8,12 @@ import dataclasses
 import itertools
 import logging
 import math
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Generator
 from typing import TYPE_CHECKING
 
@@ -25,6 +30,8 @@ if TYPE_CHECKING:
     from jaxcls.config import DataConfig
 
 logger = logging.getLogger("jaxcls")
+
+GRACE_SECONDS = 60.0  # that a worker goes on after SIGTERM, for its training to save and end it
 
 type Batch = dict[str, np.ndarray]
 type Batches = Generator[Batch, None, None]
@@ -162,7 +169,8 @@ def _run(
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=data.num_workers, per_worker_buffer_size=data.prefetch
-            )
+            ),
+            worker_init_fn=_start_worker,
         )
     iterator = iter(dataset)
     try:
@@ -174,6 +182,31 @@ def _run(
             yield batch
     finally:
         iterator.close()
+
+
+def _start_worker(number: int, count: int) -> None:
+    """Lets a worker process leave signals to its training, and end when that has ended.
+
+    A terminal or a scheduler may signal all processes of a group, and the training still needs data
+    while it saves; a training that is killed cannot end its workers.
+    """
+    del number, count
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: _end_later())
+    threading.Thread(target=_end_with_parent, name="jaxcls-parent", daemon=True).start()
+
+
+def _end_later() -> None:
+    timer = threading.Timer(GRACE_SECONDS, os._exit, [1])
+    timer.daemon = True  # it must not keep a worker whose work is over
+    timer.start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "this is a worker"
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _note_broken(images: Images, records: np.ndarray) -> None:

@@ -1,0 +1,84 @@
+"""Worker processes (data.num_workers) under signals: a job of its own process group."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+# Takes batches, as a training does that notes signals and goes on to its next stop.
+PROCESS = """
+import signal, sys
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda *_: None)
+from jaxcls.config import DataConfig
+from jaxcls.data.batches import train_batches
+from jaxcls.data.sources import open_source
+
+data = DataConfig(batch_size=8, image_size=8, canvas_size=8, num_workers=2)
+batches = train_batches(open_source(data, "train"), data, seed=0, rows=range(8))
+for word in ("ready", "went on"):
+    for _ in range(30):  # more than are made ahead
+        next(batches)
+    print(word, flush=True)
+    sys.stdin.readline()
+batches.close()
+"""
+
+
+@pytest.fixture
+def job() -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROCESS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield process
+    if members(process):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+
+
+def members(job: subprocess.Popen[str]) -> list[str]:
+    """The processes of the job's group that are not just waiting to be collected."""
+    listed = subprocess.run(
+        ["ps", "-eo", "pgid=,stat="], capture_output=True, text=True, check=True
+    )
+    pairs = [line.split() for line in listed.stdout.splitlines()]
+    return [group for group, state in pairs if int(group) == job.pid and state[0] != "Z"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_whole_group_does_not_take_the_data_away(
+    job: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    assert len(members(job)) >= 3
+    os.killpg(job.pid, number)
+    time.sleep(0.5)  # what would have ended by then
+    assert job.stdin is not None
+    assert job.stdout is not None
+    job.stdin.write("\n")
+    job.stdin.flush()
+    assert job.stdout.readline() == "went on\n"
+    job.stdin.write("\n")
+    job.stdin.flush()
+    assert job.wait(30) == 0
+    assert not members(job)
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_process_that_is_killed(job: subprocess.Popen[str]) -> None:
+    job.kill()
+    job.wait()
+    until = time.monotonic() + 10
+    while members(job):
+        assert time.monotonic() < until, "workers have outlived it"
+        time.sleep(0.1)

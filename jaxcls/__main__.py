@@ -1,7 +1,5 @@
 """`python -m jaxcls` is the `jaxcls` command."""
 
-import sys
+from jaxcls.cli import run
 
-from jaxcls.cli import main
-
-sys.exit(main())
+run()

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import tyro
 
@@ -28,6 +28,7 @@ from jaxcls.cluster import (
     EXIT_STOPPED,
     EXIT_USER_ERROR,
     JobOptions,
+    end_with,
     join,
     joined,
     leave,
@@ -190,6 +191,11 @@ class Export:
     """Where the program shall run; all of them from one file."""
 
 
+def run() -> NoReturn:
+    """The program `jaxcls`."""
+    end_with(main())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command line; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -233,7 +239,7 @@ def _train(arguments: list[str]) -> int:
 def _train_in(
     config: Config, workdir: str, allow_changes: bool, job: JobOptions, *, profile: int = 0
 ) -> int:
-    _start(job)
+    _start(job, stops=True)
     from jaxcls.distributed import is_first
     from jaxcls.training.loop import train
     from jaxcls.training.stopping import ignore_signals
@@ -271,9 +277,12 @@ def _runs(arguments: list[str]) -> int:
     return runs(arguments)
 
 
-def _start(job: JobOptions) -> None:
-    """What comes before a command computes: the job that it is part of, and JAX's cache."""
-    join(job)
+def _start(job: JobOptions, *, stops: bool = False) -> None:
+    """What comes before a command computes: the job that it is part of, and JAX's cache.
+
+    With `stops` the command has `StopSignals` for SIGTERM; else that ends it.
+    """
+    join(job, stops=stops)
     keep_compiled()
 
 

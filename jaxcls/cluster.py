@@ -4,6 +4,7 @@ Imports jax when there is a job to look for, so that help is quick.
 """
 
 import dataclasses
+import importlib.util
 import json
 import os
 import socket
@@ -23,6 +24,8 @@ EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
 FAREWELL_SECONDS = 10.0
 SHUTDOWN_SECONDS = 60  # after the first process has ended, for the last one to
+
+COMPILER = "jaxcls-compiler"  # the thread that compiles ahead
 
 _ENDED = "jaxcls/ended/"
 
@@ -75,9 +78,11 @@ def find_place(options: JobOptions, environment: Mapping[str, str] = os.environ)
     if any(value is not None for value in given.values()):
         return _checked_place(given)
     scheduler = _scheduler(environment)
-    if scheduler is None or scheduler.get_process_count() == 1:
+    if scheduler is None:
         return None
     try:
+        if scheduler.get_process_count() == 1:
+            return None
         own = scheduler.get_local_process_id()
         if "," not in environment.get("CUDA_VISIBLE_DEVICES", ","):
             own = None  # it sees its own GPU alone
@@ -97,10 +102,13 @@ def find_place(options: JobOptions, environment: Mapping[str, str] = os.environ)
         ) from error
 
 
-def join(options: JobOptions) -> None:
+def join(options: JobOptions, *, stops: bool) -> None:
     """Joins the job that this process belongs to, if there is one; before JAX computes anything.
 
-    From then on JAX's preemption service handles SIGTERM.
+    Args:
+      options: where in which job.
+      stops: whether JAX's preemption service handles SIGTERM from then on, for `StopSignals`; else
+        it ends the process.
 
     Raises:
       JobError: there is no such place, or the others do not come.
@@ -111,6 +119,7 @@ def join(options: JobOptions) -> None:
     import jax
 
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.config.update("jax_enable_preemption_service", stops)
     if place.process_id:
         _await_coordinator(place.coordinator, options.join_timeout)
     else:
@@ -146,6 +155,15 @@ def end_now(status: int, message: str) -> NoReturn:
     sys.stderr.flush()
     sys.stdout.flush()
     os._exit(status)
+
+
+def end_with(status: int) -> NoReturn:
+    """Ends the program; at once if something is still being compiled that nobody waits for."""
+    if any(thread.name == COMPILER for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def joined() -> bool:
@@ -266,6 +284,12 @@ def _scheduler(environment: Mapping[str, str]) -> "type[ClusterEnv] | None":
             continue
         if kind.is_env_present():
             return kind
+    pod = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
+    if pod and importlib.util.find_spec("kubernetes") is None:
+        raise JobError(
+            "this is a pod of an indexed job, and finding the others needs the package kubernetes: "
+            "install the extra k8s, or give --coordinator, --num-processes and --process-id"
+        )
     return None
 
 

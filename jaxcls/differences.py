@@ -26,13 +26,16 @@ def differences(configs: Sequence[Config]) -> dict[str, tuple[Any, ...]]:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """For each dotted name its last part where that says which field is meant, else all of it."""
+    """For each dotted name its last part where that says which field is meant, else all of it.
+
+    Never of an entry in a list, such as augment.1.magnitude: others may have the same field.
+    """
     names = list(names)
     known = {name for name, _ in leaves(Config, prefix="")} | set(names)
     count = Counter(map(_last_part, known))
     return {
         name: _last_part(name)
-        if _last_part(name).isidentifier() and count[_last_part(name)] == 1
+        if all(map(str.isidentifier, name.split("."))) and count[_last_part(name)] == 1
         else name
         for name in names
     }

@@ -8,6 +8,8 @@ README.md              the model card
 """
 
 import contextlib
+import csv
+import logging
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,6 +34,8 @@ from jaxcls.training.evaluation import predict_logits
 from jaxcls.training.predictions import probabilities_of
 from jaxcls.training.restore import RestoredRun, Step, restore_run
 from jaxcls.training.start import run_weights_info
+
+logger = logging.getLogger("jaxcls")
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 _NAMED_CLASSES = 20  # in the card; classes.json has them all
@@ -184,16 +188,18 @@ def _triple(values: Sequence[float]) -> str:
 
 
 def _evaluation(run: RunPath, step: int) -> dict[str, float]:
-    """Loss, top1 and top5 of a step's evaluation during training; empty if there was none."""
-    try:
-        rows = read_metrics(run / "metrics.csv")
-    except FileNotFoundError:
-        return {}
+    """Loss, top1 and top5 of a step's evaluation during training; empty if none can be read."""
     names = ("loss", "top1", "top5")
     found: dict[str, float] = {}
-    for row in rows:
-        if row["step"] == str(step) and row["eval_top1"]:
-            found = {name: float(row[f"eval_{name}"]) for name in names}
+    try:
+        for row in read_metrics(run / "metrics.csv"):
+            if row["step"] == str(step) and row["eval_top1"]:
+                found = {name: float(row[f"eval_{name}"]) for name in names}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        logger.warning("the card is without metrics, as metrics.csv cannot be read: %r", error)
+        return {}
     return found
 
 

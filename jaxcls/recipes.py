@@ -21,7 +21,7 @@ from jaxcls.config import (
 NUM_STAGES = 4
 FIRST_SIZE = 128  # pixels, of the first stage
 FIRST_LEVEL = 5.0  # of RandAugment in the first stage, on the paper's scale
-LEVEL = 0.03  # of RandAugment here for a level of the paper: level 10 shears by 0.3 pixels a pixel
+LEVEL = 0.03  # magnitude here for a level of the paper, by the shears: level 10 is 0.3
 PAPER_OPS: tuple[OpName, ...] = (*GUIDE_OPS, "Posterize", "Invert", "Rotate", "Sharpness")
 
 
@@ -39,8 +39,10 @@ def efficientnetv2(
     Tan and Le 2021 (https://arxiv.org/abs/2104.00298), sections 4 and 5.1 and table 6: four equal
     stages, from the first to the last of which image size, RandAugment, mixup and dropout rise
     evenly; what the paper leaves open is as in https://github.com/google/automl/efficientnetv2.
-    Two things differ. RandAugment lacks that code's SolarizeAdd and Cutout as operations of their
-    own. All 1,281,167 photos are trained on, of which the authors kept 25,023 back.
+    RandAugment is this package's: shears are on the authors' scale, but rotations, for one, go to 9
+    degrees at their level 10 and not to 30, colours only fade, Solarize adds first, and SolarizeAdd
+    and Cutout are no operations of their own. All 1,281,167 photos are trained on, of which the
+    authors kept 25,023 back.
 
     Args:
       name: of the network.

@@ -1,5 +1,6 @@
 """What a person sees of a run: a progress bar, lines, log.txt, metrics.csv and TensorBoard."""
 
+import contextlib
 import csv
 import logging
 import shutil
@@ -70,12 +71,15 @@ class Reporter:
             name: value if isinstance(value, bool | int | float | str) else str(value)
             for name, value in flatten(encode_fields(config)).items()
         }
+        self._csv = _open_csv(self._folder / "metrics.csv", start_step)
         self._tracker = None
         if config.wandb_project is not None:
-            self._tracker = WandbRun(
-                config.wandb_project, run, folder=self._folder, hyperparameters=hyperparameters
-            )
-        self._csv = _open_csv(self._folder / "metrics.csv", start_step)
+            with contextlib.ExitStack() as on_error:
+                on_error.callback(self._csv.close)
+                self._tracker = WandbRun(
+                    config.wandb_project, run, folder=self._folder, hyperparameters=hyperparameters
+                )
+                on_error.pop_all()
         self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1)
         assert self._writer.file_writer is not None, "it has begun to write"
         for event in summary.hparams(hyperparameters, dict.fromkeys(HYPERPARAMETER_SCORES, 0.0)):
@@ -129,14 +133,14 @@ class Reporter:
     def __enter__(self) -> "Reporter":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
         logger.removeHandler(self._log)
         self._log.close()
         self._csv.close()
         self._writer.close()
         if self._tracker:
-            self._tracker.close()
+            self._tracker.close(failed=kind is not None)
         self._publish()
         if self._folder != self._run:
             shutil.rmtree(self._folder)

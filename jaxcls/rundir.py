@@ -33,7 +33,16 @@ from jaxcls.pretrained.info import WeightsInfo
 
 logger = logging.getLogger("jaxcls")
 
-PACKAGES = ("jax", "flax", "optax", "dm-pix", "orbax-checkpoint", "tensorflow-datasets", "grain")
+PACKAGES = (
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "dm-pix",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "grain",
+)
 
 
 class RunError(UserError):

@@ -7,6 +7,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
@@ -15,7 +16,7 @@ from etils import epath
 from jaxcls.config import Config
 from jaxcls.differences import differences, short_names, value_text
 from jaxcls.errors import UserError
-from jaxcls.paths import RunPath, run_path
+from jaxcls.paths import RunPath, is_url, run_path
 from jaxcls.reporting import metric_columns, read_metrics
 from jaxcls.rundir import RunError, recorded_config, recorded_state
 
@@ -29,7 +30,7 @@ class Runs:
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = "runs"
     """Folder in which the runs lie, at any depth; or one run."""
     diff: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="RUN RUN")] = None
-    """Print instead the fields that differ between two runs."""
+    """Print instead the fields that differ between two runs, named as in the table or as paths."""
     json: bool = False
     """Print one JSON object as the last line."""
 
@@ -64,7 +65,7 @@ def runs(arguments: list[str]) -> int:
     """Runs `jaxcls runs …`; returns the exit status."""
     options = tyro.cli(Runs, prog="jaxcls runs", args=arguments)
     if options.diff is not None:
-        return _print_differences(options.diff, as_json=options.json)
+        return _print_differences(options.folder, options.diff, as_json=options.json)
     summaries = list(summarize_all(run_path(options.folder)))
     if not summaries:
         raise UserError(f"{options.folder!r}: there is no run in it; give a folder of runs")
@@ -90,12 +91,24 @@ def summarize_all(folder: RunPath) -> Iterator[Summary]:
 
 def find_runs(folder: RunPath) -> Iterator[RunPath]:
     """The folder itself if it is a run, or all runs below it."""
-    if (folder / "config.json").is_file():
+    if _is_run(folder):
         yield folder
-    elif folder.is_dir():
-        for inner in sorted(folder.iterdir(), key=str):
-            if not inner.name.startswith("."):
-                yield from find_runs(inner)
+        return
+    try:
+        inner_folders = sorted(folder.iterdir(), key=str) if folder.is_dir() else []
+    except OSError as error:
+        print(f"the table is without {folder}: {error.strerror}", file=sys.stderr)
+        return
+    for inner in inner_folders:
+        linked = isinstance(inner, Path) and inner.is_symlink()  # it may lead back
+        if not inner.name.startswith(".") and not linked:
+            yield from find_runs(inner)
+
+
+def _is_run(folder: RunPath) -> bool:
+    """Whether a run lies there; what `jaxcls export` writes has a config.json, too."""
+    marks = (folder / "state.json", folder / "checkpoints")
+    return (folder / "config.json").is_file() and any(mark.exists() for mark in marks)
 
 
 def summarize(run: RunPath, *, name: str) -> Summary:
@@ -113,8 +126,10 @@ def summarize(run: RunPath, *, name: str) -> Summary:
     speeds = speeds[1:] or speeds  # the first is of the first step alone
     said = "?" if state is None else state.state
     if said == "running":
-        silent = time.time() - epath.Path(metrics).stat().mtime if rows else 0.0
-        said = "running?" if silent < SILENT_SECONDS else "killed?"
+        news = [path for path in (run / "state.json", metrics) if path.exists()]
+        silent = time.time() - max(epath.Path(path).stat().mtime for path in news)
+        # Metrics come to a bucket only after an evaluation.
+        said = "running?" if silent < SILENT_SECONDS or is_url(run) else "killed?"
     return Summary(
         name=name,
         config=config,
@@ -164,8 +179,12 @@ def _as_json(
     ]
 
 
-def _print_differences(names: tuple[str, str], *, as_json: bool) -> int:
-    different = differences([recorded_config(run_path(name)) for name in names])
+def _print_differences(folder: str, names: tuple[str, str], *, as_json: bool) -> int:
+    paths = [run_path(folder) / name for name in names]
+    runs = [
+        path if _is_run(path) else run_path(name) for path, name in zip(paths, names, strict=True)
+    ]
+    different = differences([recorded_config(run) for run in runs])
     if different:
         rows = [[field, *map(value_text, values)] for field, values in different.items()]
         print(table([["field", *names], *rows]))

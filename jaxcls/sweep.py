@@ -195,7 +195,10 @@ class OneChild:
         """Waits for a process to end; its exit status, or minus the signal that killed it."""
         self._process = subprocess.Popen(command)
         self._hand_on_once()  # a signal may have come before there was a process
-        return self._process.wait()
+        try:
+            return self._process.wait()
+        finally:
+            self._process = None  # a signal from now on is for the next one
 
     def _hand_on(self, _number: int, _frame: FrameType | None) -> None:
         self.stopped = True

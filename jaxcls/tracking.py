@@ -69,9 +69,9 @@ class WandbRun:
         """Notes images, uint8 [count, height, width, 3]."""
         self._run.log({"step": step, name: [self._image(image) for image in images]})
 
-    def close(self) -> None:
-        """Sends what is left."""
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        """Sends what is left, and how the training ended."""
+        self._run.finish(exit_code=int(failed))
 
 
 def _id_of(run: RunPath) -> str:

@@ -39,7 +39,7 @@ def test_names_are_short_where_that_says_which_field_is_meant() -> None:
     names += ("augment.0.op", "augment.1.op", "augment.1.num_ops", "optimizer.freeze.head.*")
     assert list(short_names(names).values()) == [
         *("learning_rate", "optimizer.name", "seed", "momentum"),
-        *("augment.0.op", "augment.1.op", "num_ops", "optimizer.freeze.head.*"),
+        *("augment.0.op", "augment.1.op", "augment.1.num_ops", "optimizer.freeze.head.*"),
     ]
 
 

@@ -18,7 +18,7 @@ import json, os, pathlib, sys
 from jaxcls.cluster import JobOptions, join, leave
 address, process, folder = sys.argv[1:]
 process = int(process)
-join(JobOptions(coordinator=address, num_processes=2, process_id=process))
+join(JobOptions(coordinator=address, num_processes=2, process_id=process), stops=False)
 from jaxcls.distributed import by_first, exchange, first_problem, require_same, together
 from jaxcls.errors import UserError
 from jaxcls.rundir import require_shared

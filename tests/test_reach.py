@@ -108,7 +108,7 @@ from jaxcls.cluster import JobOptions, join, leave
 from jaxcls.config import load_config
 count, process, address = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 if count > 1:
-    join(JobOptions(coordinator=address, num_processes=count, process_id=process))
+    join(JobOptions(coordinator=address, num_processes=count, process_id=process), stops=False)
 import dataclasses
 from jaxcls.parallel import make_mesh
 from jaxcls.training.assemble import assemble

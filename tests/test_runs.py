@@ -71,10 +71,41 @@ def test_the_state_is_what_the_files_tell(
     else:
         record_state(run, RunState(state=recorded, num_steps=99))  # type: ignore[arg-type]
     written = time.time() - age
-    os.utime(run / "metrics.csv", (written, written))
+    for name in ("metrics.csv", "state.json"):
+        if (run / name).exists():
+            os.utime(run / name, (written, written))
     summary = summarize(run, name="a")
     assert summary.state == shown
     assert summary.num_steps == (99 if recorded else 12)
+
+
+def test_a_run_that_began_long_ago_and_took_no_step_is_not_running(folder: Path) -> None:
+    run = folder / "a"
+    (run / "metrics.csv").unlink()
+    record_state(run, RunState(state="running", num_steps=99))
+    assert summarize(run, name="a").state == "running?"
+    os.utime(run / "state.json", (0, 0))
+    assert summarize(run, name="a").state == "killed?"
+
+
+def test_what_is_no_run_is_passed_over(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    export = folder / "export"
+    export.mkdir()
+    shutil.copy(folder / "a/config.json", export / "config.json")
+    (folder / "loop").symlink_to(folder.resolve())
+    assert [str(run) for run in find_runs(folder)] == ["runs/a", "runs/deep/b"]
+
+
+def test_two_runs_are_compared_by_the_names_of_the_table(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["runs", str(folder), "--diff", "a", "deep/b"]) == 0
+    by_table = capsys.readouterr().out
+    assert "optimizer.learning_rate" in by_table
+    assert main(["runs", "--diff", "runs/a", "runs/deep/b"]) == 0
+    assert capsys.readouterr().out.split()[3:] == by_table.split()[3:]
 
 
 def test_a_run_without_metrics_has_no_figures(folder: Path) -> None:

@@ -216,6 +216,13 @@ def test_after_a_signal_a_process_that_was_just_started_is_ended() -> None:
         assert child.run([sys.executable, "-c", "import time; time.sleep(60)"]) == -signal.SIGTERM
 
 
+def test_a_signal_between_two_processes_is_for_the_next_one() -> None:
+    with OneChild() as child:
+        assert child.run([sys.executable, "-c", ""]) == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert child.run([sys.executable, "-c", "import time; time.sleep(60)"]) == -signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("body", "arguments", "expected"),
     [

@@ -11,6 +11,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxcls.models import layers
+from jaxcls.models.batch_norm import BatchNorm, BatchNormGroups
 from jaxcls.models.initial import initial_batch_stats, initial_params
 from jaxcls.models.padding import Padding
 from jaxcls.stages import at_progress
@@ -94,13 +95,13 @@ def _letters(index: int) -> str:
 class _Norm:
     """Makes a model's batch norms, all alike but for the activation."""
 
-    groups: layers.BatchNormGroups
+    groups: BatchNormGroups
     momentum: float
     epsilon: float
     frozen: bool
 
     def __call__(self, name: str, activation: layers.Activation) -> nn.Module:
-        return layers.BatchNorm(
+        return BatchNorm(
             groups=self.groups,
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -138,6 +139,7 @@ class Block(nn.Module):
           train: use batch statistics.
         """
         stage, inputs, features = self.stage, x, x.shape[-1]
+        assert not (stage.fused and stage.se_ratio), "none of the networks has both"
         activation = layers.ACTIVATIONS[self.spec.activation]
         window = {
             "kernel_size": stage.kernel_size,
@@ -153,10 +155,11 @@ class Block(nn.Module):
             x = self.norm("expand_bn", activation)(x, train=train)
         if not stage.fused:
             x = layers.DepthwiseConv(**window, name="depthwise_conv")(x)
-            x = self.norm("depthwise_bn", activation)(x, train=train)
-        if stage.se_ratio:
-            bottleneck = max(1, int(features * stage.se_ratio))
-            x = layers.SqueezeExcite(bottleneck, activation, name="se")(x)
+            gate_params = None
+            if stage.se_ratio:
+                bottleneck = max(1, int(features * stage.se_ratio))
+                gate_params = layers.SqueezeExcite(bottleneck, x.shape[-1], name="se")(x.dtype)
+            x = self.norm("depthwise_bn", activation)(x, train=train, gate_params=gate_params)
         conv = spatial if single else layers.Conv
         x = conv(stage.filters, name="project_conv")(x)
         x = self.norm("project_bn", activation if single else layers.identity)(x, train=train)
@@ -196,7 +199,7 @@ class EfficientNet(nn.Module):
     num_classes: int
     dropout: float | tuple[float, ...] = 0.2
     drop_path: float | tuple[float, ...] = 0.2
-    batch_norm: layers.BatchNormGroups = "global"
+    batch_norm: BatchNormGroups = "global"
     batch_norm_momentum: float = 0.9
     freeze_batch_norm: bool = False
     pooling: Literal["average", "max"] = "average"

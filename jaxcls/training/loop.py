@@ -5,7 +5,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.checkpoint import Checkpoints
-from jaxcls.cluster import EXIT_STOPPED, end_now
+from jaxcls.cluster import COMPILER, EXIT_STOPPED, end_now
 from jaxcls.config import Config, encode
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
@@ -101,28 +101,29 @@ def train(
     """
     started, run = time.perf_counter(), run_path(workdir)
     _require_profile(run, profile_steps)
-    with together():
-        info, source, eval_source = open_experiment(config, run)
-        config = info.config
-        training = assemble(
-            config,
-            num_classes=source.num_classes,
-            num_examples=len(source),
-            mesh=mesh or make_mesh(parallel=config.parallel),
-        )
-        changes = prepare_run(run, info, allow_changes=allow_changes)
-    require_same(_facts(info, eval_source))
-    require_shared(run)
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         stop.leave_at_once = True  # until a step is taken
         watchdog = stack.enter_context(Watchdog(stuck_after=config.stuck_after_seconds))
+        with together():
+            info, source, eval_source = open_experiment(config, run)
+            config = info.config
+            training = assemble(
+                config,
+                num_classes=source.num_classes,
+                num_examples=len(source),
+                mesh=mesh or make_mesh(parallel=config.parallel),
+            )
+            changes = prepare_run(run, info, allow_changes=allow_changes)
+        require_same(_facts(info, eval_source))
+        require_shared(run)
         checkpoints = stack.enter_context(open_checkpoints(run, config))
-        compiler = stack.enter_context(ThreadPoolExecutor(1, "compile"))
-        programs = Programs(training, compiler)
+        programs = Programs(training)
         if training.plan.num_steps not in (saved := checkpoints.steps()):
             programs.begin(max(saved, default=0))  # meanwhile the state is made
         state, start, notes = _restore_or_init(training, checkpoints, source)
+        # A shared disk may show the processes different checkpoints.
+        require_same({"the step to go on from": start})
         # Not before: a restore that fails leaves the run as it was.
         by_first(lambda: record_run(run, info))
         num_steps = training.plan.num_steps
@@ -179,9 +180,8 @@ class Programs:
     hold Python's lock, so training goes on.
     """
 
-    def __init__(self, training: Training, compiler: ThreadPoolExecutor):
+    def __init__(self, training: Training):
         self._training = training
-        self._compiler = compiler
         self._compiling: dict[int, Future[CompiledStep]] = {}
         self._entered: set[int] = set()
 
@@ -189,7 +189,14 @@ class Programs:
         """Starts to compile what the step, counted from 0, needs."""
         size = self._training.image_size_at(step)
         if size not in self._compiling:
-            self._compiling[size] = self._compiler.submit(self._training.compile_step, size)
+            self._compiling[size] = compiling = Future()
+            # A daemon, so that what ends the training need not wait for what it no longer needs.
+            threading.Thread(
+                target=_fulfil,
+                args=(compiling, lambda: self._training.compile_step(size)),
+                name=COMPILER,
+                daemon=True,
+            ).start()
         return self._compiling[size]
 
     def enter(
@@ -208,6 +215,13 @@ class Programs:
             )
         self.begin(ends[stage_of(step, ends)])
         return compiled.program
+
+
+def _fulfil[T](future: Future[T], work: Callable[[], T]) -> None:
+    try:
+        future.set_result(work())
+    except BaseException as error:  # it is raised where the result is asked for
+        future.set_exception(error)
 
 
 @dataclasses.dataclass(frozen=True)

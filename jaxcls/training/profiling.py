@@ -1,10 +1,13 @@
 """A profile of a few training steps, for TensorBoard's profile plugin or Perfetto."""
 
+import logging
 from typing import Any
 
 import jax
 
 from jaxcls.paths import RunPath
+
+logger = logging.getLogger("jaxcls")
 
 SKIPPED_STEPS = 2  # the first ones fill caches and queues
 
@@ -20,6 +23,7 @@ class Profile:
         self._first = start + SKIPPED_STEPS + 1
         self._last = self._first + steps - 1
         self._tracing = False
+        self._written = not steps
 
     def before(self, step: int) -> None:
         """Begins the trace if `step` is the first one in it."""
@@ -36,7 +40,7 @@ class Profile:
     def close(self) -> None:
         """Ends the trace and writes it."""
         if self._tracing:
-            self._tracing = False
+            self._tracing, self._written = False, True
             jax.profiler.stop_trace()
 
     def __enter__(self) -> "Profile":
@@ -44,3 +48,7 @@ class Profile:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+        if not self._written:
+            logger.warning(
+                "--profile: the run ended before step %d, where the profile begins", self._first
+            )

@@ -86,7 +86,10 @@ def named(prefix: str, tree: Any) -> dict[str, Any]:
 def main(arguments: Sequence[str]) -> None:
     job, out, process = json.loads(Path(arguments[0]).read_text()), Path(arguments[1]), arguments[2]
     count = job["num_processes"]
-    join(JobOptions(coordinator=job["coordinator"], num_processes=count, process_id=int(process)))
+    join(
+        JobOptions(coordinator=job["coordinator"], num_processes=count, process_id=int(process)),
+        stops=True,
+    )
     registry.SPECS["tiny"] = eval(job["spec"])
     config = decode(job["config"])
     devices = [jax.devices()[number] for number in job["devices"]]

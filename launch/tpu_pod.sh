@@ -173,11 +173,14 @@ wait_until_active() {
     last=$state
     case $state in
       ACTIVE) return ;;
-      FAILED | SUSPENDING | SUSPENDED | DELETING | NOT_FOUND)
-        explain_state
-        die 1 "$name did not become ready: it is $state. Delete it with: bash launch/tpu_pod.sh" \
-          "delete --name $name"
+      SUSPENDING | SUSPENDED) # a spot TPU that was taken away before it was ready
+        [[ $phase == run ]] || not_ready "$state"
+        say "$name was taken away before it was ready; asking for another one"
+        delete
+        request_tpu
+        tpu_exists=true
         ;;
+      FAILED | DELETING | NOT_FOUND) not_ready "$state" ;;
     esac
     if ((SECONDS >= deadline)); then
       die 1 "$name is still $state after $create_timeout s (--create-timeout). It stays in the queue:" \
@@ -185,6 +188,12 @@ wait_until_active() {
     fi
     sleep "$POLL_SECONDS"
   done
+}
+
+not_ready() { # STATE
+  explain_state
+  die 1 "$name did not become ready: it is $1. Delete it with: bash launch/tpu_pod.sh" \
+    "delete --name $name"
 }
 
 explain_state() {

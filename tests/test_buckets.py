@@ -14,7 +14,9 @@ from jaxcls import paths
 from jaxcls.checkpoint import Checkpoints
 from jaxcls.classifier import ImageClassifier
 from jaxcls.cli import main
-from jaxcls.config import Config
+from jaxcls.config import Config, DataConfig
+from jaxcls.data.digits import prepared_digits
+from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
 from jaxcls.parallel import make_mesh
 from jaxcls.paths import run_path
@@ -31,6 +33,7 @@ def store() -> Iterator[Store]:
     with pytest.MonkeyPatch.context() as patch, serve(store) as address:
         patch.setenv("STORAGE_EMULATOR_HOST", address)  # gcsfs
         patch.setenv("TENSORSTORE_GCS_HTTP_URL", address)
+        patch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", address)  # ArrayRecord
         patch.setenv("GCE_METADATA_ROOT", "localhost:1")  # nobody there, so nobody waits
         patch.setenv("NO_GCE_CHECK", "true")
         run_path("gs://bucket/run")  # what it sets comes before the import of gcsfs
@@ -166,3 +169,16 @@ def test_other_urls_are_refused() -> None:
 
 def test_a_folder_stays_a_folder(tmp_path: Path) -> None:
     assert run_path(os.fspath(tmp_path)) == tmp_path
+
+
+def test_a_prepared_set_is_read_from_a_bucket(store: Store) -> None:
+    prepared = Path(str(prepared_digits(None)))
+    for file in prepared.iterdir():
+        store.put("bucket", f"tfds/digits/{prepared.name}/{file.name}", file.read_bytes())
+    data = DataConfig(source="tfds:digits", data_dir="gs://bucket/tfds")
+    there = open_source(data, "train[:20]")
+    here = open_source(DataConfig(source="digits"), "train[:20]")
+    assert len(there) == 20
+    assert there.class_names == here.class_names
+    for index in (0, 7, 19):
+        assert (there[index].image, there[index].label) == (here[index].image, here[index].label)

@@ -85,6 +85,32 @@ def test_a_pod_that_is_no_indexed_job_is_alone(environment: Any) -> None:
     assert environment(JobOptions(), {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}) is None
 
 
+@pytest.mark.filterwarnings("ignore:Kubernetes environment detected")
+def test_a_pod_of_an_indexed_job_needs_the_package(
+    environment: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    pod = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "1"}
+    with pytest.raises(JobError, match="needs the package kubernetes: install the extra k8s"):
+        environment(JobOptions(), pod)
+
+
+END = """
+import threading, time
+from jaxcls.cluster import COMPILER, end_with
+threading.Thread(target=time.sleep, args=(60,), name=COMPILER).start()
+print("said")
+end_with(75)
+"""
+
+
+def test_the_end_does_not_wait_for_a_compile() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", END], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (ended.returncode, ended.stdout) == (75, "said\n"), ended.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

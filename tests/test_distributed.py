@@ -1,6 +1,7 @@
 """Agreement between two real processes, and in a process alone."""
 
 import json
+import signal
 import socket
 import subprocess
 import sys
@@ -50,6 +51,48 @@ attempt("own", lambda: require_shared(pathlib.Path(folder) / str(process)))
 pathlib.Path(folder, f"{process}.json").write_text(json.dumps(said))
 sys.exit(leave(0))
 """
+
+
+WAIT = """
+import sys, time
+from jaxcls.cluster import JobOptions, join
+address, process, stops = sys.argv[1:]
+place = JobOptions(coordinator=address, num_processes=2, process_id=int(process))
+join(place, stops=stops == "stops")
+print("joined", flush=True)
+time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stops", ["stops", "no stops"])
+def test_sigterm_ends_a_process_unless_its_command_has_stops(stops: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    job = [
+        subprocess.Popen(
+            [sys.executable, "-c", WAIT, address, process, stops],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for process in "01"
+    ]
+    try:
+        for process in job:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "joined\n"
+        job[1].terminate()
+        if stops == "stops":
+            with pytest.raises(subprocess.TimeoutExpired):
+                job[1].wait(3)
+        else:
+            assert job[1].wait(10) == -signal.SIGTERM
+    finally:
+        for process in job:
+            process.kill()
+            process.communicate()
 
 
 @pytest.mark.slow

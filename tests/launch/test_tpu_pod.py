@@ -121,6 +121,19 @@ def test_a_preempted_tpu_is_made_anew_and_the_run_goes_on(gcloud: Fakes) -> None
     assert result.stdout == "step 1\nstep 2\n"
 
 
+def test_a_tpu_that_is_taken_away_before_it_is_ready_is_asked_for_again(gcloud: Fakes) -> None:
+    gcloud.on("describe", *state("NOT_FOUND", "PROVISIONING", "SUSPENDED", "CREATING", "ACTIVE"))
+    gcloud.on("worker.sh status", ended("exited 0"))
+    result = launch(gcloud, "run", "--spot")
+    assert result.returncode == 0, result.stderr
+    spot = CREATE.replace(PLACE, f"--spot {PLACE}")
+    assert gcloud.calls()[:8] == [
+        *(DESCRIBE, spot, DESCRIBE, DESCRIBE),
+        *(DELETE, spot, DESCRIBE, DESCRIBE),
+    ]
+    assert "taken away before it was ready" in result.stderr
+
+
 def test_preemptions_and_stops_do_not_use_up_the_restarts(gcloud: Fakes) -> None:
     gcloud.on("describe", *state("ACTIVE"))
     gcloud.on(
@@ -276,7 +289,7 @@ def test_collect(gcloud: Fakes, tmp_path: Path) -> None:
     result = gcloud.run(script, "collect", *OPTIONS, "--", CONFIG, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert gcloud.calls() == [
-        f"{VM} scp --recurse b0:jaxcls/runs/efficientnetv2_b0 runs/ --worker=0 {PLACE}"
+        f"{VM} scp --recurse b0:jaxcls/runs/kerascv_b0 runs/ --worker=0 {PLACE}"
     ]
 
 
@@ -366,4 +379,4 @@ def test_mistakes(gcloud: Fakes, arguments: tuple[str, ...], message: str) -> No
 
 def test_a_run_on_the_workers_disks_is_warned_of(gcloud: Fakes) -> None:
     result = launch(gcloud, "start", training=("--", CONFIG))
-    assert "runs/efficientnetv2_b0 lies on the workers' disks" in result.stderr
+    assert "runs/kerascv_b0 lies on the workers' disks" in result.stderr

@@ -426,6 +426,8 @@ def test_operational_fields_may_change_in_a_run_and_the_others_may_not() -> None
         "checkpoint.keep_best",
         "eval_every_steps",
         "log_every_steps",
+        "log_images",
+        "wandb_project",
         "stuck_after_seconds",
         "parallel.state",
         "parallel.fsdp_devices",

@@ -200,9 +200,12 @@ def test_help_does_not_wait_for_jax(tmp_path: Path) -> None:
     assert "--optimizer.learning-rate" in done.stdout
 
 
-def test_the_console_script_is_main() -> None:
+def test_the_console_script_ends_with_the_status_of_main(monkeypatch: pytest.MonkeyPatch) -> None:
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="jaxcls")
-    assert script.load() is main
+    monkeypatch.setattr("sys.argv", ["jaxcls", "trian"])
+    with pytest.raises(SystemExit) as ended:
+        script.load()()
+    assert ended.value.code == 2
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 jaxcls train configs/digits.py
 
-Two CPU cores train it in under 4 minutes to at least 97 % of the test digits (99.2 % with seed 0).
+Two CPU cores train it in under 4 minutes to at least 97 % of the test digits (99.4 % with seed 0).
 """
 
 from jaxcls.augment_config import RandomCrop

@@ -239,7 +239,7 @@ def _train(arguments: list[str]) -> int:
 def _train_in(
     config: Config, workdir: str, allow_changes: bool, job: JobOptions, *, profile: int = 0
 ) -> int:
-    _start(job, stops=True)
+    _start(job, stops=True, run=workdir)
     from jaxcls.distributed import is_first
     from jaxcls.training.loop import train
     from jaxcls.training.stopping import ignore_signals
@@ -277,13 +277,14 @@ def _runs(arguments: list[str]) -> int:
     return runs(arguments)
 
 
-def _start(job: JobOptions, *, stops: bool = False) -> None:
+def _start(job: JobOptions, *, stops: bool = False, run: str | None = None) -> None:
     """What comes before a command computes: the job that it is part of, and JAX's cache.
 
-    With `stops` the command has `StopSignals` for SIGTERM; else that ends it.
+    With `stops` the command has `StopSignals` for SIGTERM; else that ends it. `run` is the
+    directory of its training.
     """
     join(job, stops=stops)
-    keep_compiled()
+    keep_compiled(run)
 
 
 def _show(arguments: list[str]) -> int:

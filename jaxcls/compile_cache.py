@@ -9,6 +9,8 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxcls.paths import is_url, run_path
+
 MAX_BYTES = 4 << 30  # the longest unused go first
 
 logger = logging.getLogger("jaxcls")
@@ -20,14 +22,22 @@ def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     return Path(home) / "jaxcls" / "compiled"
 
 
-def keep_compiled() -> None:
+def keep_compiled(run: str | None = None) -> None:
     """Turns the cache on, unless JAX's own settings name a folder or turn it off.
 
     A folder that others could write to is not used: what lies in it is run.
+
+    Args:
+      run: directory of the run. The programs of one in a bucket lie beside it, in RUN.compiled,
+        where every process finds what process 0 compiled, and a restart on other machines, too.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
+        return
+    if run is not None and is_url(run):
+        folder = run_path(f"{run.rstrip('/')}.compiled")  # an error now if the extra is missing
+        jax.config.update("jax_compilation_cache_dir", str(folder))
         return
     folder = cache_folder()
     try:

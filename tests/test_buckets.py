@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -182,3 +184,32 @@ def test_a_prepared_set_is_read_from_a_bucket(store: Store) -> None:
     assert there.class_names == here.class_names
     for index in (0, 7, 19):
         assert (there[index].image, there[index].label) == (here[index].image, here[index].label)
+
+
+COMPILE = """
+import jax
+from jaxcls.compile_cache import keep_compiled
+keep_compiled("gs://bucket/runs/x/")
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.monitoring.register_event_listener(lambda event, **_: print(event))
+jax.jit(lambda x: x @ x)(jax.numpy.ones((9, 9)))
+"""
+
+
+def test_compiled_programs_of_a_run_lie_beside_it(store: Store) -> None:
+    environment = dict(os.environ)
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    outs = [
+        subprocess.run(
+            [sys.executable, "-c", COMPILE],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for _ in range(2)
+    ]
+    assert any(name.startswith("runs/x.compiled/") for name in store.buckets["bucket"])
+    hit = "/jax/compilation_cache/cache_hits"
+    assert hit not in outs[0]
+    assert hit in outs[1]

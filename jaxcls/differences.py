@@ -43,7 +43,7 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 def value_text(value: Any) -> str:
     """A field's value as a person would write it."""
-    return ",".join(map(value_text, value)) if isinstance(value, list) else str(value)
+    return ",".join(map(value_text, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def assignments(changes: Mapping[str, Any]) -> list[str]:

@@ -106,6 +106,7 @@ def plot_comparison(runs: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Fig
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     loss.set_title("bold: evaluation, thin: training", fontsize=9)
+    _scale_loss(loss, [metrics for _, metrics in runs])
     _scale_axes(accuracy, rate, last_step=max(metrics["step"].max() for _, metrics in runs))
     figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
     return figure
@@ -154,6 +155,16 @@ def _scale_axes(accuracy: Axes, rate: Axes, *, last_step: float) -> None:
     rate.set_xlim(0, last_step * 1.02)
 
 
+def _scale_loss(axes: Axes, runs: Sequence[Mapping[str, np.ndarray]]) -> None:
+    """Leaves out evaluations far above all of training, as at another size than the stage's."""
+    highest = {
+        name: max((np.nanmax(metrics[name], initial=0) for metrics in runs), default=0)
+        for name in ("loss", "eval_loss")
+    }
+    if highest["eval_loss"] > 3 * highest["loss"] > 0:
+        axes.set_ylim(0, 1.5 * highest["loss"])
+
+
 def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
     panels = {
         "loss": {"training": "loss", "evaluation": "eval_loss"},
@@ -188,6 +199,7 @@ def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
         if len(axes.lines) > 1:
             axes.legend(fontsize=8)
     loss, accuracy, rate = all_axes
+    _scale_loss(loss, [metrics])
     _scale_axes(accuracy, rate, last_step=steps.max())
     _mark_epochs(loss, _steps_per_epoch(metrics))
 

@@ -44,6 +44,7 @@ def test_names_are_short_where_that_says_which_field_is_meant() -> None:
 
 
 def test_assignments_are_as_a_person_writes_them() -> None:
+    assert assignments({"data.stage_image_sizes": []}) == ["stage_image_sizes=none"]
     changes = {"seed": 1, "model.mean": [0.5, 0.25], "model.remat": True, "num_epochs": None}
     assert assignments(changes) == ["seed=1", "mean=0.5,0.25", "remat=True", "num_epochs=None"]
 

@@ -48,6 +48,13 @@ def test_the_curve_is_the_schedule_from_step_0_to_the_last(figure: Figure) -> No
     assert axes.get_ylabel() == "learning rate"
 
 
+def test_an_evaluation_far_above_all_of_training_does_not_flatten_the_curves() -> None:
+    far = METRICS | {"eval_loss": np.array([NAN, NAN, 900.0, NAN])}
+    for figure in (plot_curves(far), plot_comparison([("a", far), ("b", METRICS)])):
+        assert figure.axes[0].get_ylim() == (0, 3.0)
+    assert plot_curves(METRICS).axes[0].get_ylim()[1] < 2.5
+
+
 def test_epochs_are_marked_above_the_steps(figure: Figure) -> None:
     figure.draw_without_rendering()
     (epochs,) = figure.axes[0].child_axes

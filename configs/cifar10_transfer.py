@@ -11,25 +11,13 @@ EfficientNetV2's transfer (section 5.3): 10,000 steps of 512 images, a cosine fr
 decay, cutout; what it leaves open is as in the reference code.
 """
 
-from jaxcls.augment_config import CenterCrop, Cutout, RandomFlip
-from jaxcls.config import (
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-)
+from jaxcls.config import Config, DataConfig
+from jaxcls.recipes import efficientnetv2_fine_tuning
 
 
 def get_config() -> Config:
-    return Config(
-        model=ModelConfig(
-            name="efficientnetv2_s",
-            weights="efficientnetv2_s_imagenet",
-            dropout=1e-6,
-            drop_path=0.2,
-        ),
+    return efficientnetv2_fine_tuning(
+        "efficientnetv2_s_imagenet",
         data=DataConfig(
             source="tfds:cifar10",
             batch_size=512,
@@ -38,15 +26,6 @@ def get_config() -> Config:
             crop_fraction=1.0,
             cache_gib=1,
         ),
-        augment=(RandomFlip(), CenterCrop(), Cutout(size=0.5, fill="noise")),
-        loss=LossConfig(name="softmax", label_smoothing=0.1),
-        optimizer=OptimizerConfig(
-            name="rmsprop",
-            learning_rate=0.001,
-            options={"decay": 0.9, "momentum": 0.9, "eps": 1e-3, "initial_scale": 1.0},
-            ema_decay=0.9996,
-        ),
-        schedule=ScheduleConfig(name="cosine", warmup=0.01),
+        warmup=0.01,
         num_steps=10_000,
-        compute_dtype="bfloat16",
     )

@@ -152,18 +152,20 @@ def join(options: JobOptions, *, stops: bool) -> None:
 def end_now(status: int, message: str) -> NoReturn:
     """Ends the process from any thread, whatever the others do."""
     sys.stderr.write(f"{message}\n")
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(status)
+    _exit(status)
 
 
 def end_with(status: int) -> NoReturn:
     """Ends the program; at once if something is still being compiled that nobody waits for."""
     if any(thread.name == COMPILER for thread in threading.enumerate()):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _exit(status)
     sys.exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stderr.flush()
+    sys.stdout.flush()
+    os._exit(status)
 
 
 def joined() -> bool:
@@ -200,8 +202,7 @@ def leave(status: int) -> int:
         print(f"jaxcls: {text}", file=sys.stderr)
     if process == 0:  # it holds the connection of the others, who are about to leave
         time.sleep(1)
-    sys.stderr.flush()
-    os._exit(status)
+    _exit(status)
 
 
 def _tell_end(client: Any, status: int, *, process: int, count: int) -> list[str]:

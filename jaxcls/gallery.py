@@ -15,13 +15,12 @@ from jaxcls.augment_config import (
     CenterCrop,
     Mix,
     OpName,
-    mix_of,
 )
 from jaxcls.config import Config
 from jaxcls.data.batches import train_batches
 from jaxcls.data.sources import Source
 from jaxcls.errors import UserError
-from jaxcls.training.preview import augmented
+from jaxcls.training.preview import augmented, whole_groups
 from jaxcls.training.schedules import make_plan
 
 SWEEP = tuple(step / 8 for step in range(9))
@@ -76,10 +75,8 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
     Raises:
       UserError: the batch has fewer images.
     """
-    mixer = mix_of(config.augment)
-    group = mixer.group_size if mixer else 1
     _check_count(count, config)
-    count = -(-count // group) * group  # a batch holds whole groups, too
+    count = whole_groups(count, config.augment)  # a batch holds whole groups, too
     batch = _first_images(config, source, step=step, count=count)
     ends = make_plan(config, len(source)).stage_ends
 

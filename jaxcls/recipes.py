@@ -3,6 +3,8 @@
 from jaxcls.augment_config import (
     GUIDE_OPS,
     AnyAugmentation,
+    CenterCrop,
+    Cutout,
     Mix,
     OpName,
     RandAugment,
@@ -23,6 +25,9 @@ FIRST_SIZE = 128  # pixels, of the first stage
 FIRST_LEVEL = 5.0  # of RandAugment in the first stage, on the paper's scale
 LEVEL = 0.03  # magnitude here for a level of the paper, by the shears: level 10 is 0.3
 PAPER_OPS: tuple[OpName, ...] = (*GUIDE_OPS, "Posterize", "Invert", "Rotate", "Sharpness")
+
+# TensorFlow's: the mean square starts at 1, and epsilon is under the root.
+RMSPROP = {"decay": 0.9, "momentum": 0.9, "eps": 1e-3, "initial_scale": 1.0}
 
 
 def efficientnetv2(
@@ -84,8 +89,7 @@ def efficientnetv2(
         optimizer=OptimizerConfig(
             name="rmsprop",
             learning_rate=0.016 * batch_size / 256,
-            # TensorFlow's: the mean square starts at 1, and epsilon is under the root.
-            options={"decay": 0.9, "momentum": 0.9, "eps": 1e-3, "initial_scale": 1.0},
+            options=dict(RMSPROP),
             weight_decay=1e-5,
             ema_decay=0.9999,
         ),
@@ -93,6 +97,45 @@ def efficientnetv2(
             name="exponential", warmup=5 / 350, decay_rate=0.97, decay_epochs=2.4
         ),
         num_epochs=350,
+        compute_dtype="bfloat16",
+    )
+
+
+def efficientnetv2_fine_tuning(
+    weights: str,
+    *,
+    data: DataConfig,
+    warmup: float,
+    weight_decay: float = 0.0,
+    num_epochs: float | None = None,
+    num_steps: int | None = None,
+) -> Config:
+    """The fine-tuning of EfficientNetV2-S by its authors' code, with the paper's cosine.
+
+    Hardly any dropout, a learning rate of 0.001 for 512 images, mirroring and cutout of noise.
+
+    Args:
+      weights: what it starts from.
+      data: what it is tuned on, 512 images a step.
+      warmup: share of all steps.
+      weight_decay: on kernels.
+      num_epochs, num_steps: the length; one of the two.
+    """
+    return Config(
+        model=ModelConfig(name="efficientnetv2_s", weights=weights, dropout=1e-6, drop_path=0.2),
+        data=data,
+        augment=(RandomFlip(), CenterCrop(), Cutout(size=0.5, fill="noise")),
+        loss=LossConfig(name="softmax", label_smoothing=0.1),
+        optimizer=OptimizerConfig(
+            name="rmsprop",
+            learning_rate=0.0005 * 512 / 256,
+            options=dict(RMSPROP),
+            weight_decay=weight_decay,
+            ema_decay=0.9996,
+        ),
+        schedule=ScheduleConfig(name="cosine", warmup=warmup),
+        num_epochs=num_epochs,
+        num_steps=num_steps,
         compute_dtype="bfloat16",
     )
 

@@ -1,6 +1,5 @@
 """What a person sees of a run: a progress bar, lines, log.txt, metrics.csv and TensorBoard."""
 
-import contextlib
 import csv
 import logging
 import shutil
@@ -18,6 +17,7 @@ from tensorboardX import SummaryWriter, summary
 
 from jaxcls.config import Config
 from jaxcls.decoding import encode_fields, flatten
+from jaxcls.errors import UserError
 from jaxcls.paths import RunPath
 from jaxcls.rundir import RunError
 from jaxcls.tracking import WandbRun
@@ -74,12 +74,13 @@ class Reporter:
         self._csv = _open_csv(self._folder / "metrics.csv", start_step)
         self._tracker = None
         if config.wandb_project is not None:
-            with contextlib.ExitStack() as on_error:
-                on_error.callback(self._csv.close)
+            try:
                 self._tracker = WandbRun(
                     config.wandb_project, run, folder=self._folder, hyperparameters=hyperparameters
                 )
-                on_error.pop_all()
+            except UserError:
+                self._csv.close()
+                raise
         self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1)
         assert self._writer.file_writer is not None, "it has begun to write"
         for event in summary.hparams(hyperparameters, dict.fromkeys(HYPERPARAMETER_SCORES, 0.0)):

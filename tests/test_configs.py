@@ -110,6 +110,14 @@ def test_data_path_of_a_config(name: str, tmp_path: Path) -> None:
     assert sizes == ((18, 2) if "[" in data.train_split else (NUM_EXAMPLES, NUM_EXAMPLES))
 
 
+def write_tiny_weights(path: str) -> None:
+    """Random weights of the tiny network, with 1,000 classes, as a file of ours."""
+    variables = jax.jit(create_model("tiny", num_classes=1000).init)(
+        jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
+    )
+    write_weights(path, jax.device_get(variables), info_of_spec(model_spec("tiny")))
+
+
 @pytest.mark.parametrize("name", ["cats_vs_dogs", "caltech101"])
 def test_the_guides_trainings_run_from_end_to_end(name: str, tmp_path: Path) -> None:
     """On a few photos under the set's real features, with the tiny network (or its weights)."""
@@ -118,10 +126,7 @@ def test_the_guides_trainings_run_from_end_to_end(name: str, tmp_path: Path) -> 
     weights = None
     if config.model.weights is not None:
         weights = str(tmp_path / "tiny.safetensors")
-        variables = jax.jit(create_model("tiny", num_classes=1000).init)(
-            jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
-        )
-        write_weights(weights, jax.device_get(variables), info_of_spec(model_spec("tiny")))
+        write_tiny_weights(weights)
     small = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, name="tiny", weights=weights),

@@ -6,17 +6,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import numpy as np
 import pytest
 from PIL import Image
 from skimage import data as photos
-from test_configs import prepare_small
+from test_configs import prepare_small, write_tiny_weights
 
 from jaxcls.cli import main
-from jaxcls.models.registry import create_model, model_spec
-from jaxcls.pretrained.info import info_of_spec
-from jaxcls.pretrained.stored import write_weights
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "configs/guide/README.md").read_text()
@@ -46,14 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path = folder / f"configs/guide/{name}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text((ROOT / f"configs/guide/{name}.py").read_text() + SMALL)
-    variables = jax.jit(create_model("tiny", num_classes=1000).init)(
-        jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32)
-    )
-    write_weights(
-        str(folder / "tiny.safetensors"),
-        jax.device_get(variables),
-        info_of_spec(model_spec("tiny")),
-    )
+    write_tiny_weights(str(folder / "tiny.safetensors"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         yield folder

@@ -1,12 +1,12 @@
 """Every config is a training that runs; the published ones have the numbers of their sources."""
 
 import dataclasses
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_configs import CONFIGS, ROOT
 
 from jaxcls.augment_config import (
     CenterCrop,
@@ -24,8 +24,6 @@ from jaxcls.stages import progress
 from jaxcls.training.assemble import assemble
 from jaxcls.training.schedules import Plan, make_plan
 
-ROOT = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py"))
 IMAGENET = 1_281_167
 STEPS_PER_EPOCH = IMAGENET // 4096  # the short last batch is left out
 

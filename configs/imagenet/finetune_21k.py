@@ -14,25 +14,13 @@ fine-tuning, with hardly any dropout, a lower learning rate, and cutout of noise
 their middle square, where that code squeezes them into one.
 """
 
-from jaxcls.augment_config import CenterCrop, Cutout, RandomFlip
-from jaxcls.config import (
-    Config,
-    DataConfig,
-    LossConfig,
-    ModelConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-)
+from jaxcls.config import Config, DataConfig
+from jaxcls.recipes import efficientnetv2_fine_tuning
 
 
 def get_config() -> Config:
-    return Config(
-        model=ModelConfig(
-            name="efficientnetv2_s",
-            weights="efficientnetv2_s_imagenet21k",
-            dropout=1e-6,
-            drop_path=0.2,
-        ),
+    return efficientnetv2_fine_tuning(
+        "efficientnetv2_s_imagenet21k",
         data=DataConfig(
             source="tfds:imagenet2012",
             eval_split="validation",
@@ -42,16 +30,7 @@ def get_config() -> Config:
             crop_fraction=1.0,
             num_threads=6,
         ),
-        augment=(RandomFlip(), CenterCrop(), Cutout(size=0.5, fill="noise")),
-        loss=LossConfig(name="softmax", label_smoothing=0.1),
-        optimizer=OptimizerConfig(
-            name="rmsprop",
-            learning_rate=0.0005 * 512 / 256,
-            options={"decay": 0.9, "momentum": 0.9, "eps": 1e-3, "initial_scale": 1.0},
-            weight_decay=1e-5,
-            ema_decay=0.9996,
-        ),
-        schedule=ScheduleConfig(name="cosine", warmup=1 / 15),
+        warmup=1 / 15,
+        weight_decay=1e-5,
         num_epochs=15,
-        compute_dtype="bfloat16",
     )

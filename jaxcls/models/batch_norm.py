@@ -12,7 +12,14 @@ from flax import linen as nn
 from jax import Array, lax
 
 from jaxcls.errors import UserError
-from jaxcls.models.layers import Activation, GateParams, gate, identity, statistics_dtype
+from jaxcls.models.layers import (
+    Activation,
+    GateParams,
+    channel_means,
+    gate,
+    identity,
+    statistics_dtype,
+)
 
 BatchNormGroups = int | Literal["global"]
 
@@ -29,6 +36,11 @@ def _group_mean(x: Array, group_size: int) -> Array:
     """
     per_example = jnp.mean(x, axis=(1, 2))
     return jnp.mean(_grouped(per_example, group_size), axis=1)[:, None, None, None, :]
+
+
+def _normed(x: Array, mean: Array, inverse: Array, group_size: int) -> Array:
+    """x less its group's mean, times the inverse deviation: [groups, group_size, ...]."""
+    return (_grouped(x.astype(mean.dtype), group_size) - mean) * inverse
 
 
 def _normalize(
@@ -68,7 +80,7 @@ def _normalize_backward(group_size, epsilon, activation, residuals, cotangents):
     del epsilon
     x, scale, bias, mean, inverse = residuals
     grad = cotangents[0].astype(mean.dtype)
-    normed = (_grouped(x.astype(mean.dtype), group_size) - mean) * inverse
+    normed = _normed(x, mean, inverse, group_size)
     (grad,) = jax.vjp(activation, normed * scale + bias)[1](_grouped(grad, group_size))
     # Rounded as a layer's gradient is: a TPU else writes it in float32, 5.6 MB more in one block.
     grad = grad.astype(x.dtype).astype(mean.dtype)
@@ -110,7 +122,7 @@ def _normalize_and_gate(
 
 def _normalize_and_gate_forward(x, scale, bias, gate_params, group_size, epsilon, activation):
     (y, mean, variance), kept = _normalize_forward(x, scale, bias, group_size, epsilon, activation)
-    means = jnp.mean(y, axis=(1, 2), keepdims=True, dtype=mean.dtype).astype(x.dtype)
+    means = channel_means(y)
     gated = y * gate(means, gate_params, activation)
     return (gated, mean, variance), (kept, means, gate_params)
 
@@ -122,8 +134,7 @@ def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cot
         lambda means, params: gate(means, params, activation), means, gate_params
     )
     grad = cotangents[0].astype(mean.dtype)
-    normed = (_grouped(x.astype(mean.dtype), group_size) - mean) * inverse
-    normed = normed.reshape(x.shape)
+    normed = _normed(x, mean, inverse, group_size).reshape(x.shape)
     y, activation_vjp = jax.vjp(activation, normed * scale + bias)
     (slope,) = activation_vjp(jnp.ones_like(y))
 
@@ -183,8 +194,7 @@ class BatchNorm(nn.Module):
             y = self.activation(wide).astype(x.dtype)
             if gate_params is None:
                 return y
-            means = jnp.mean(y, axis=(1, 2), keepdims=True, dtype=dtype).astype(x.dtype)
-            return y * gate(means, gate_params, self.activation)
+            return y * gate(channel_means(y), gate_params, self.activation)
         group_size = batch_norm_group_size(x.shape[0], self.groups)
         how = group_size, self.epsilon, self.activation
         if gate_params is None:

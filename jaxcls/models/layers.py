@@ -119,6 +119,11 @@ class _Affine(nn.Module):
         return kernel[0, 0], self.param("bias", zeros, (self.outputs,), dtype)
 
 
+def channel_means(x: Array) -> Array:
+    """Means over each example's pixels, [batch, 1, 1, channels] in the dtype of `x`."""
+    return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=statistics_dtype(x.dtype)).astype(x.dtype)
+
+
 def gate(means: Array, params: GateParams, activation: Activation) -> Array:
     """The gate of squeeze-and-excite for each channel, in (0, 1).
 

@@ -16,6 +16,13 @@ from jaxcls.training.losses import soft_labels
 from jaxcls.training.step import step_keys
 
 
+def whole_groups(count: int, augment: Sequence[Augmentation]) -> int:
+    """The number of images, rounded up to whole groups of those that are mixed."""
+    mixer = mix_of(augment)
+    group = mixer.group_size if mixer else 1
+    return -(-count // group) * group
+
+
 def augmented(
     config: Config,
     batch: Mapping[str, Any],
@@ -73,9 +80,7 @@ def first_augmented(
     Returns:
       uint8 [rows, size, size, 3].
     """
-    mixer = mix_of(config.augment)
-    group = mixer.group_size if mixer else 1
-    rows = -(-count // group) * group
+    rows = whole_groups(count, config.augment)
     shards = {name: array.addressable_shards[0] for name, array in batch.items()}
     held = {name: shard.data[:rows] for name, shard in shards.items()}
     images, _ = augmented(

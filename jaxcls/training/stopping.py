@@ -85,25 +85,22 @@ class StopSignals:
             self.received = self.received or "SIGTERM"
         return self._agreed
 
-    def _note(self, number: int, _: FrameType | None) -> None:
+    def _note(self, number: int, _: FrameType | None = None) -> None:
+        # The others first: once it is noted, the watcher may leave without them.
+        if self._client is not None:
+            os.kill(os.getpid(), signal.SIGTERM)
         self.received = self.received or signal.Signals(number).name
 
     def _watch(self) -> None:
         while not self._left.is_set():
             if select.select([self._pipe[0]], [], [], _POLL_SECONDS)[0]:
                 for number in os.read(self._pipe[0], 64):
-                    self._note_early(number)
+                    if number in self._previous:
+                        self._note(number)
             if self._client is not None:
                 self._ask_the_others()
             if self.received and self.leave_at_once:
                 self._leave()
-
-    def _note_early(self, number: int) -> None:
-        if number not in self._previous:
-            return
-        self._note(number, None)
-        if self._client is not None:
-            os.kill(os.getpid(), signal.SIGTERM)
 
     def _ask_the_others(self) -> None:
         try:

@@ -3,8 +3,10 @@ import signal
 import threading
 from collections.abc import Iterator
 
+import jax
 import pytest
 
+from jaxcls.training import stopping
 from jaxcls.training.stopping import StopSignals
 
 
@@ -63,3 +65,22 @@ def test_a_signal_does_not_interrupt_a_wait() -> None:
         threading.Timer(0.15, done.set).start()
         assert done.wait(timeout=10)
     assert stop.received == "SIGTERM"
+
+
+def test_a_signal_is_handed_on_to_the_job_before_it_is_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Noted, it lets the watcher end this process, and the others would never hear of it.
+    class Client:
+        def key_value_try_get(self, key: str) -> str:
+            raise jax.errors.JaxRuntimeError(f"NOT_FOUND: {key}")
+
+    send = os.kill
+    noted: list[str | None] = []
+    monkeypatch.setattr(stopping, "client", Client)
+    with StopSignals() as stop:
+        monkeypatch.setattr(os, "kill", lambda *sent: noted.append(stop.received))
+        send(os.getpid(), signal.SIGINT)
+        assert stop.received == "SIGINT"
+    assert noted
+    assert noted[0] is None

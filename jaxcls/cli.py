@@ -29,6 +29,7 @@ from jaxcls.cluster import (
     EXIT_USER_ERROR,
     JobOptions,
     end_with,
+    ignore_signals,
     join,
     joined,
     leave,
@@ -242,7 +243,6 @@ def _train_in(
     _start(job, stops=True, run=workdir)
     from jaxcls.distributed import is_first
     from jaxcls.training.loop import train
-    from jaxcls.training.stopping import ignore_signals
 
     outcome = train(
         config,

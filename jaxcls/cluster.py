@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # they stop a training
 FAREWELL_SECONDS = 10.0
 SHUTDOWN_SECONDS = 60  # after the first process has ended, for the last one to
 
@@ -147,6 +149,8 @@ def join(options: JobOptions, *, stops: bool) -> None:
         raise JobError(f"--coordinator: {place.coordinator}: {_first_line(error)}") from error
     finally:
         alarm.cancel()
+    if stops:  # both are one from here on, also before `StopSignals` and after it
+        signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def end_now(status: int, message: str) -> NoReturn:
@@ -168,6 +172,12 @@ def _exit(status: int) -> NoReturn:
     os._exit(status)
 
 
+def ignore_signals() -> None:
+    """Lets a process whose work is done end in peace."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def joined() -> bool:
     """Whether this process has joined a job of several."""
     return _client() is not None
@@ -185,6 +195,7 @@ def leave(status: int) -> int:
     import jax
 
     if status in (0, EXIT_STOPPED):
+        ignore_signals()
         try:
             jax.distributed.shutdown()
         except jax.errors.JaxRuntimeError as error:

@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import jax
 from jax._src import distributed
 
 from jaxcls.cluster import JobError
@@ -27,9 +26,19 @@ def client() -> Any:
     return state.client if state.num_processes > 1 else None
 
 
+def process_id() -> int:
+    """The number of this process in its job, from 0 up; starts no devices."""
+    return distributed.global_state.process_id
+
+
+def num_processes() -> int:
+    """Processes of the job; starts no devices."""
+    return distributed.global_state.num_processes
+
+
 def is_first() -> bool:
     """Whether this is process 0, which writes and shows what one process alone should."""
-    return jax.process_index() == 0
+    return process_id() == 0
 
 
 def exchange(text: str) -> list[str]:
@@ -37,11 +46,11 @@ def exchange(text: str) -> list[str]:
     service = client()
     if service is None:
         return [text]
-    call, mine = next(_calls), jax.process_index()
+    call, mine = next(_calls), process_id()
     service.key_value_set(f"{_PREFIX}{call}/{mine}", text or " ")  # the store takes no empty texts
     texts = [
         service.blocking_key_value_get(f"{_PREFIX}{call}/{process}", WAIT_SECONDS * 1000)
-        for process in range(jax.process_count())
+        for process in range(num_processes())
     ]
     if call:  # all have read the last ones, or they would not have come here
         service.key_value_delete(f"{_PREFIX}{call - 1}/{mine}")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import jaxcls
+from jaxcls import cli
 from jaxcls.augment_config import CenterCrop, Mix, RandAugment, RandomFlip
 from jaxcls.classifier import Guess, ImageClassifier
 from jaxcls.cli import COMMANDS, USAGE, main
@@ -19,7 +20,7 @@ from jaxcls.config import Config, encode, load_config
 from jaxcls.decoding import leaves
 from jaxcls.errors import UserError
 from jaxcls.rundir import RunInfo, prepare_run, record_run
-from jaxcls.training import loop, stopping
+from jaxcls.training import loop
 from jaxcls.training.loop import Outcome
 
 DIGITS = Path(__file__).parents[1] / "configs" / "digits.py"
@@ -111,7 +112,7 @@ class FakeTrain:
 def fake_train(monkeypatch: pytest.MonkeyPatch) -> FakeTrain:
     fake = FakeTrain()
     monkeypatch.setattr(loop, "train", fake)
-    monkeypatch.setattr(stopping, "ignore_signals", lambda: None)  # it would last for all tests
+    monkeypatch.setattr(cli, "ignore_signals", lambda: None)  # it would last for all tests
     return fake
 
 

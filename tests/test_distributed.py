@@ -2,12 +2,12 @@
 
 import json
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ports import free_address
 
 from jaxcls.cluster import JobError
 from jaxcls.distributed import by_first, exchange, first_problem, is_first, require_same, together
@@ -65,11 +65,14 @@ time.sleep(120)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stops", ["stops", "no stops"])
-def test_sigterm_ends_a_process_unless_its_command_has_stops(stops: str) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+@pytest.mark.parametrize(
+    ("number", "stops"),
+    [(signal.SIGTERM, "stops"), (signal.SIGINT, "stops"), (signal.SIGTERM, "no stops")],
+)
+def test_a_signal_ends_a_process_unless_its_command_has_stops(
+    number: signal.Signals, stops: str
+) -> None:
+    address = free_address()
     job = [
         subprocess.Popen(
             [sys.executable, "-c", WAIT, address, process, stops],
@@ -83,7 +86,7 @@ def test_sigterm_ends_a_process_unless_its_command_has_stops(stops: str) -> None
         for process in job:
             assert process.stdout is not None
             assert process.stdout.readline() == "joined\n"
-        job[1].terminate()
+        job[1].send_signal(number)
         if stops == "stops":
             with pytest.raises(subprocess.TimeoutExpired):
                 job[1].wait(3)
@@ -97,9 +100,7 @@ def test_sigterm_ends_a_process_unless_its_command_has_stops(stops: str) -> None
 
 @pytest.mark.slow
 def test_two_processes_agree(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = free_address()
     for process in "01":
         (tmp_path / process).mkdir()
     job = [

@@ -4,6 +4,7 @@ A process makes only the rows that its devices hold, so that processes, devices,
 may change, or a run start anywhere, without changing what any row holds.
 """
 
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -14,13 +15,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
+from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
 import grain
 import numpy as np
 from absl import flags
 
+from jaxcls.cluster import SIGNALS
 from jaxcls.data.images import EvaluationImages, Images, TrainingImages
 from jaxcls.data.order import Order, Rows, training_order
 from jaxcls.data.records import Source
@@ -172,9 +175,13 @@ def _run(
             ),
             worker_init_fn=_start_worker,
         )
+        # Its start would let signals through again.
+        resource_tracker.ensure_running()
     iterator = iter(dataset)
     try:
-        for batch in itertools.islice(iterator, count):
+        for _ in itertools.count() if count is None else range(count):
+            with _signals_held_back():
+                batch = next(iterator)
             _note_broken(images, batch["index"][batch["broken"]])
             if data.num_workers:
                 # A worker's arrays lie in shared memory, to be let go before the process ends.
@@ -182,6 +189,16 @@ def _run(
             yield batch
     finally:
         iterator.close()
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Lets worker processes start without a signal, until `_start_worker` knows what to do."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _start_worker(number: int, count: int) -> None:
@@ -193,6 +210,7 @@ def _start_worker(number: int, count: int) -> None:
     del number, count
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _end_later())
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, name="jaxcls-parent", daemon=True).start()
 
 

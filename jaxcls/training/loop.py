@@ -127,6 +127,7 @@ def train(
         by_first(lambda: record_run(run, info))
         num_steps = training.plan.num_steps
         stack.enter_context(recording_failure(run, num_steps=num_steps))
+        stack.push(stop.finish_leaving)
         with together():
             reporter = stack.enter_context(
                 _reporter(run, training, start, log_all_processes=log_all_processes)

@@ -12,16 +12,17 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from jaxcls.cluster import EXIT_STOPPED, end_now
-from jaxcls.distributed import client
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from jaxcls.cluster import EXIT_STOPPED, SIGNALS, end_now
+from jaxcls.distributed import client, is_first, num_processes, process_id
 
 # Where JAX's preemption service (jaxlib's PreemptionSyncManager) notes the first notice of a job.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 _LEAVING = "jaxcls/leaving/"
 _POLL_SECONDS = 0.5
-_LEAVE_SECONDS = 10.0
+_WAKE = b"\0"  # no signal's number
+_LEAVE_SECONDS = 10.0  # for the others to leave, too
+_LEAVE_FIRST_SECONDS = 30.0  # process 0's: without its service the others abort
+_LINGER_SECONDS = 3.0
 
 
 class StoppedError(Exception):
@@ -47,6 +48,7 @@ class StopSignals:
         self._client = client()
         self._previous = {}
         self._calls = 0
+        self._leaving = False
         self._agreed = False
         self._left = threading.Event()
 
@@ -63,11 +65,13 @@ class StopSignals:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._left.set()
+        os.write(self._pipe[1], _WAKE)
+        self._watcher.join()
+        # Not before: whoever sends a signal may send another one.
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_fd)
-        self._left.set()
-        self._watcher.join()
         for end in self._pipe:
             os.close(end)
 
@@ -84,6 +88,11 @@ class StopSignals:
             self._agreed = True
             self.received = self.received or "SIGTERM"
         return self._agreed
+
+    def finish_leaving(self, *_: object) -> None:
+        """An exit callback: what fails while this process leaves fails because the others left."""
+        if self._leaving:
+            self._watcher.join()  # which ends the process
 
     def _note(self, number: int, _: FrameType | None = None) -> None:
         # The others first: once it is noted, the watcher may leave without them.
@@ -114,6 +123,7 @@ class StopSignals:
                 self._leave()
 
     def _leave(self) -> None:
+        self._leaving = True
         if self._client is not None:
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
                 self._leave_together()
@@ -125,17 +135,11 @@ class StopSignals:
 
     def _leave_together(self) -> None:
         """Waits for the others: where one is missing, what they do fails with another status."""
-        self._client.key_value_set(f"{_LEAVING}{jax.process_index()}", "", allow_overwrite=True)
-        until = time.monotonic() + _LEAVE_SECONDS
+        self._client.key_value_set(f"{_LEAVING}{process_id()}", "", allow_overwrite=True)
+        until = time.monotonic() + (_LEAVE_FIRST_SECONDS if is_first() else _LEAVE_SECONDS)
         while time.monotonic() < until:
-            if len(self._client.key_value_dir_get(_LEAVING)) == jax.process_count():
+            if len(self._client.key_value_dir_get(_LEAVING)) == num_processes():
                 break
             time.sleep(_POLL_SECONDS / 5)
-        if jax.process_index() == 0:  # without its service the others abort
-            time.sleep(2 * _POLL_SECONDS)
-
-
-def ignore_signals() -> None:
-    """Lets a process that has stopped end in peace."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if is_first():
+            time.sleep(_LINGER_SECONDS)

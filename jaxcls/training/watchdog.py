@@ -6,6 +6,7 @@ is. That store lives in process 0.
 
 import dataclasses
 import json
+import math
 import threading
 import time
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from typing import Any, Self
 import jax
 
 from jaxcls.cluster import EXIT_FAILED, end_now
-from jaxcls.distributed import client
+from jaxcls.distributed import client, is_first, num_processes, process_id
 
 GONE_SECONDS = 60.0  # below the 100 s after which JAX itself aborts, without saying much
 FAILED_SECONDS = 10.0  # for the others to see their own error
@@ -132,6 +133,9 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self._client is not None:
+            # One that never says anything is stuck at its start, not gone: it may come yet.
+            unheard = Seen(progress=Progress(), moved_at=time.monotonic(), heard_at=math.inf)
+            self._seen = dict.fromkeys(range(num_processes()), unheard)
             # Two threads: where process 0 is stopped as a whole, the first one hangs, too.
             for work in (self._exchange, self._judge):
                 threading.Thread(target=work, name="jaxcls-watchdog", daemon=True).start()
@@ -158,7 +162,7 @@ class Watchdog:
         with self._lock:
             self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1)
             text = json.dumps(dataclasses.asdict(self._mine))
-        key = f"{_PREFIX}{jax.process_index()}"
+        key = f"{_PREFIX}{process_id()}"
         self._client.key_value_set(key, text, allow_overwrite=True)
 
     def _hear(self) -> None:
@@ -166,8 +170,7 @@ class Watchdog:
         seen = dict(self._seen)
         for key, text in self._client.key_value_dir_get(_PREFIX):
             process, progress = int(key.rpartition("/")[2]), Progress(**json.loads(text))
-            first = Seen(progress=progress, moved_at=now, heard_at=now)
-            seen[process] = seen.get(process, first).update(progress, now)
+            seen[process] = seen[process].update(progress, now)
         self._seen = seen
 
     def _judge(self) -> None:
@@ -179,5 +182,7 @@ class Watchdog:
                 problem = f"process 0, through which all others talk, is silent for {silent:.0f} s"
             else:
                 problem = verdict(self._seen, now, stuck_after=self._stuck_after)
-            if problem and not self._left.is_set():
-                end_now(EXIT_FAILED, f"jaxcls: {problem}; process {jax.process_index()} ends")
+            # Process 0 goes last: without it the others abort before they have said why.
+            last_words = 2 * self._interval if is_first() else 0
+            if problem and not self._left.wait(last_words):
+                end_now(EXIT_FAILED, f"jaxcls: {problem}; process {process_id()} ends")

@@ -1,6 +1,5 @@
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
+from ports import free_address
 
 from jaxcls.config import DataConfig
 from jaxcls.data.batches import eval_batches, train_batches
@@ -212,9 +212,7 @@ print("same")
 
 
 def test_two_processes_on_an_interleaved_mesh():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = free_address()
     environment = {
         **os.environ,
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",

@@ -30,7 +30,7 @@ batches.close()
 
 
 @pytest.fixture
-def job() -> Iterator[subprocess.Popen[str]]:
+def starting() -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         [sys.executable, "-c", PROCESS],
         stdin=subprocess.PIPE,
@@ -38,12 +38,17 @@ def job() -> Iterator[subprocess.Popen[str]]:
         text=True,
         start_new_session=True,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
     yield process
     if members(process):
         os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+
+
+@pytest.fixture
+def job(starting: subprocess.Popen[str]) -> subprocess.Popen[str]:
+    assert starting.stdout is not None
+    assert starting.stdout.readline() == "ready\n"
+    return starting
 
 
 def members(job: subprocess.Popen[str]) -> list[str]:
@@ -53,6 +58,13 @@ def members(job: subprocess.Popen[str]) -> list[str]:
     )
     pairs = [line.split() for line in listed.stdout.splitlines()]
     return [group for group, state in pairs if int(group) == job.pid and state[0] != "Z"]
+
+
+def await_end(job: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + 60
+    while members(job):
+        assert time.monotonic() < until, "workers have outlived it"
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -70,15 +82,25 @@ def test_a_signal_to_the_whole_group_does_not_take_the_data_away(
     assert job.stdout.readline() == "went on\n"
     job.stdin.write("\n")
     job.stdin.flush()
-    assert job.wait(30) == 0
-    assert not members(job)
+    assert job.wait(60) == 0
+    await_end(job)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_workers_start_does_not_take_the_data_away(
+    starting: subprocess.Popen[str], number: signal.Signals
+) -> None:
+    while len(members(starting)) < 4:  # the two, and one that tracks what they share
+        assert starting.poll() is None
+        time.sleep(0.01)
+    os.killpg(starting.pid, number)
+    assert starting.stdout is not None
+    assert starting.stdout.readline() == "ready\n"
 
 
 @pytest.mark.slow
 def test_workers_end_with_a_process_that_is_killed(job: subprocess.Popen[str]) -> None:
     job.kill()
     job.wait()
-    until = time.monotonic() + 10
-    while members(job):
-        assert time.monotonic() < until, "workers have outlived it"
-        time.sleep(0.1)
+    await_end(job)

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ import hosts_job
 import jax
 import numpy as np
 import pytest
+from ports import free_address
 
 from jaxcls.augment_config import Mix, RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.checkpoint import Checkpoints
@@ -61,9 +61,7 @@ def alone(
 
 
 def run_job(alone: Alone, out: Path, *, processes: int, devices: list[int]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
+    address = free_address()
     job = {
         "coordinator": address,
         "num_processes": processes,

@@ -1,6 +1,8 @@
+import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 
 import jax
@@ -58,11 +60,58 @@ def test_handlers_are_restored_when_the_training_fails() -> None:
     assert stop.received is None
 
 
+def test_a_second_signal_does_no_harm_while_the_first_is_obeyed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wait = threading.Thread.join
+
+    def signal_and_wait(thread: threading.Thread) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait(thread)
+
+    start = time.monotonic()
+    with StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.setattr(threading.Thread, "join", signal_and_wait)
+    assert stop.received == "SIGTERM"
+    assert time.monotonic() - start < stopping._POLL_SECONDS  # nothing is waited for
+
+
+def test_what_fails_while_a_process_leaves_is_not_the_run_s_failure(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ended: list[int] = []
+    left = threading.Event()
+
+    def end(status: int, _: str) -> None:
+        left.wait(10)
+        ended.append(status)
+        stop.leave_at_once = False  # a real end returns nowhere
+
+    monkeypatch.setattr(stopping, "end_now", end)
+    with StopSignals() as stop, contextlib.ExitStack() as stack:
+        stack.push(stop.finish_leaving)
+        stop.leave_at_once = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        while not stop._leaving:
+            time.sleep(0.01)
+        threading.Timer(0.1, left.set).start()
+        stop._left.set()  # lets the watcher end in place of the process
+        stack.close()
+        assert ended == [75]
+
+
 def test_a_signal_does_not_interrupt_a_wait() -> None:
     done = threading.Event()
+
+    def signal_and_go_on() -> None:
+        time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.1)
+        done.set()
+
     with StopSignals() as stop:
-        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        threading.Timer(0.15, done.set).start()
+        threading.Thread(target=signal_and_go_on).start()
         assert done.wait(timeout=10)
     assert stop.received == "SIGTERM"
 

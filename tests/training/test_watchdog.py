@@ -1,5 +1,8 @@
 """What the watchdog makes of the messages of a job's processes."""
 
+import dataclasses
+import math
+
 import pytest
 
 from jaxcls.training.watchdog import FAILED_SECONDS, GONE_SECONDS, Progress, Seen, verdict
@@ -31,6 +34,13 @@ def test_a_silent_process_is_gone_after_a_minute() -> None:
     assert judge(seen(), seen(silent=61)) == (
         "process 1 has not been heard of for 61 s; it was last at step 3 (reading data)"
     )
+
+
+def test_a_process_that_has_said_nothing_yet_is_stuck_and_not_gone() -> None:
+    unheard = Seen(progress=Progress(), moved_at=NOW - 3600, heard_at=math.inf)
+    assert judge(seen(), unheard) is None
+    late = dataclasses.replace(unheard, moved_at=NOW - 3601)
+    assert judge(seen(), late) == "process 1 has been at step 0 (starting) for 3601 s"
 
 
 def test_a_failed_process_is_named_once_the_others_had_time_to_fail_too() -> None:

@@ -31,6 +31,8 @@ from jaxcls.models.efficientnet import ModelSpec, StageSpec
 from jaxcls.parallel import make_mesh
 from jaxcls.training.loop import Outcome, train
 
+TESTS = Path(__file__).parent
+
 TINY = ModelSpec(
     name="tiny",
     stem_filters=8,
@@ -44,6 +46,27 @@ TINY = ModelSpec(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
 )
+
+
+# They take longest, and `.ci/run` shares the files between two processes in this order.
+LONGEST = (
+    "training/test_hosts.py",
+    "training/test_step.py",
+    "training/test_loop.py",
+    "models/test_keras_parity.py",
+    "training/test_sharding.py",
+    "test_recipes.py",
+    "test_readme.py",
+    "training/test_stops_hosts.py",
+    "test_guide.py",
+    "test_buckets.py",
+)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {TESTS / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="session", autouse=True)

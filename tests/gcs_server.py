@@ -51,6 +51,8 @@ class Store:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # an answer must not wait for its acknowledgement
+    wbufsize = -1
     store: Store
 
     def log_message(self, format: str, *args: Any) -> None:

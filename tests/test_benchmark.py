@@ -7,7 +7,7 @@ import pytest
 
 from jaxcls.benchmark import benchmark, cost_per_image, describe
 from jaxcls.cli import main
-from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.config import Config, DataConfig, ModelConfig
 from jaxcls.parallel import make_mesh
 from jaxcls.training.assemble import assemble
 
@@ -40,10 +40,9 @@ def test_the_cost_of_an_image_does_not_depend_on_micro_batches(tiny_config: Conf
     data = dataclasses.replace(tiny_config.data, batch_size=256, image_size=32)
     config = dataclasses.replace(tiny_config, data=data)
     whole = cost(config)
-    for micro_batches in (2, 4):
-        optimizer = dataclasses.replace(config.optimizer, micro_batches=micro_batches)
-        cut = cost(dataclasses.replace(config, optimizer=optimizer))
-        assert cut == pytest.approx(whole, rel=0.05)
+    optimizer = dataclasses.replace(config.optimizer, micro_batches=4)
+    cut = cost(dataclasses.replace(config, optimizer=optimizer))
+    assert cut == pytest.approx(whole, rel=0.05)
 
 
 @pytest.mark.slow
@@ -51,8 +50,7 @@ def test_the_flops_of_an_image_are_those_of_the_published_network() -> None:
     """B0 at 224: 0.72 G multiply-adds forward (Tan and Le 2021), and twice that backward."""
     config = Config(
         model=ModelConfig(name="efficientnetv2_b0"),
-        data=DataConfig(batch_size=8, image_size=224),
-        optimizer=OptimizerConfig(micro_batches=4),
+        data=DataConfig(batch_size=2, image_size=224),
         num_steps=1,
     )
     flops, _ = cost(config, num_classes=1000)

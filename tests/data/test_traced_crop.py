@@ -42,6 +42,7 @@ def test_a_program_for_any_shape_is_equal_to_pillow(
 
 
 def test_no_float64_is_left_behind() -> None:
-    images = traced_center_crop(jnp.zeros((1, 20, 30, 3), jnp.uint8), 16, 0.875)
+    crop = jax.jit(traced_center_crop, static_argnums=(1, 2))
+    images = crop(jnp.zeros((1, 20, 30, 3), jnp.uint8), 16, 0.875)
     assert images.dtype == jnp.uint8
     assert jnp.arange(2.0).dtype == jnp.float32

@@ -1,14 +1,18 @@
 """The same weights give the same logits, and the same training steps, as Keras 3."""
 
+import copy
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import keras
 import keras_weights as kw
 import numpy as np
 import pytest
+from keras.src.applications.efficientnet_v2 import DEFAULT_BLOCKS_ARGS
 from keras.src.backend.common import dtypes
 
-from jaxcls.models.registry import create_model, model_spec
+from jaxcls.models.registry import SPECS, create_model, model_spec
 
 # (model, image size): None is the native one; the others are small, and one is odd.
 CASES = [
@@ -55,8 +59,24 @@ def keras_float64(monkeypatch):
     keras.config.set_dtype_policy("float32")
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("keras_float64")
+@pytest.fixture(
+    params=[pytest.param(2, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.long)]
+)
+def b0_of_repeats(request, monkeypatch):
+    """B0 in both libraries with at most so many blocks a stage; it has 8 itself."""
+    theirs = copy.deepcopy(DEFAULT_BLOCKS_ARGS["efficientnetv2-b0"])
+    for stage in theirs:
+        stage["num_repeat"] = min(stage["num_repeat"], request.param)
+    monkeypatch.setitem(DEFAULT_BLOCKS_ARGS, "efficientnetv2-b0", theirs)
+    ours = SPECS["efficientnetv2_b0"]
+    stages = tuple(
+        dataclasses.replace(stage, repeats=min(stage.repeats, request.param))
+        for stage in ours.stages
+    )
+    monkeypatch.setitem(SPECS, ours.name, dataclasses.replace(ours, stages=stages))
+
+
+@pytest.mark.usefixtures("keras_float64", "b0_of_repeats")
 def test_three_float64_training_steps_equal_keras():
     """Dropout and drop-path off; float64, so that rounding does not blur the comparison."""
     name, size, batch, learning_rate = "efficientnetv2_b0", 64, 4, 0.05

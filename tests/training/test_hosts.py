@@ -46,8 +46,7 @@ def alone(
     change = RandAugment(ops=("Equalize", "ShearX"), num_ops=1)
     augment = (RandomFlip(), RandomCropAndResize(), change, Mix(group_size=2))
     config = dataclasses.replace(tiny_config, augment=augment, num_steps=20)
-    mesh = make_mesh(jax.devices()[:1])
-    training = assemble(config, num_classes=10, num_examples=1000, mesh=mesh)
+    training = assemble(config, num_classes=10, num_examples=1000, mesh=make_mesh())
     state = training.init()
     with Checkpoints(folder / "states") as checkpoints:
         for step in range(11):

@@ -289,6 +289,14 @@ def test_data_that_cannot_be_used_loses_no_step(
     assert expected in str(error.value)
 
 
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings that end where their steps begin, so that nothing is compiled for them."""
+    monkeypatch.setattr(loop.Run, "advance", lambda *_: Outcome(1, 1, {}, None))
+    monkeypatch.setattr(Training, "compile_step", lambda *_: None)
+
+
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize(("every_steps", "warned"), [(2, False), (3, True)])
 def test_evaluations_that_are_not_saved_give_a_warning(
     tiny_config: Config,
@@ -314,8 +322,7 @@ def diverging(config: Config, **changes: Any) -> Config:
     )
 
 
-@pytest.mark.parametrize("num_steps", [1, 12])
-@pytest.mark.parametrize("ema_decay", [0.0, 0.9])
+@pytest.mark.parametrize(("num_steps", "ema_decay"), [(1, 0.0), (12, 0.9)])
 def test_a_state_that_is_not_finite_stops_the_run_and_is_not_saved(
     tiny_config: Config, tmp_path: Path, num_steps: int, ema_decay: float
 ) -> None:
@@ -338,6 +345,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run_before_the_save(
         assert checkpoints.steps() == []
 
 
+@pytest.mark.usefixtures("untrained")
 @pytest.mark.parametrize(("batch_norm", "warned"), [("global", True), (4, False)])
 def test_micro_batches_with_global_batch_norm_give_a_warning(
     tiny_config: Config,

@@ -1,12 +1,16 @@
-"""Arguments that several commands take: CONFIG, with overrides of its fields, and --step."""
+"""What several commands share: CONFIG, overrides of its fields, --step, and their part in a job."""
 
 from pathlib import Path
 from typing import Literal
 
 import tyro
 
+from jaxcls.cluster import JobOptions, join
+from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config, DataConfig, decode, encode, load_config
 from jaxcls.errors import UserError
+
+ALONE = JobOptions()
 
 
 def take_config(arguments: list[str], prog: str) -> tuple[Path, Config, list[str]]:
@@ -79,3 +83,13 @@ def read_step(text: str) -> int | Literal["latest", "best"]:
     if text.isdecimal():
         return int(text)
     raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")
+
+
+def start_job(job: JobOptions, *, stops: bool = False, run: str | None = None) -> None:
+    """What comes before a command computes: the job that it is part of, and JAX's cache.
+
+    With `stops` the command has `StopSignals` for SIGTERM; else that ends it. `run` is the
+    directory of its training.
+    """
+    join(job, stops=stops)
+    keep_compiled(run)

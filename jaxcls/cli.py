@@ -1,27 +1,24 @@
 """The `jaxcls` command. Imports what a command needs only when it runs, so that help is quick."""
 
-import csv
 import dataclasses
-import glob
 import json
 import logging
-import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 
 from jaxcls.arguments import (
+    ALONE,
     checked,
-    checked_data,
     parse,
     read_step,
     resolved,
+    start_job,
     take_config,
-    take_first,
 )
 from jaxcls.cluster import (
     EXIT_FAILED,
@@ -30,23 +27,14 @@ from jaxcls.cluster import (
     JobOptions,
     end_with,
     ignore_signals,
-    join,
     joined,
     leave,
 )
 from jaxcls.compile_cache import keep_compiled
-from jaxcls.config import Config, DataConfig
+from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
-
-if TYPE_CHECKING:
-    from jaxcls.classifier import Guess
-
-ALONE = JobOptions()
-
-type Guesses = list[list["Guess"]]  # for each image, best first
-
 
 USAGE = """\
 usage: jaxcls COMMAND ...
@@ -144,41 +132,6 @@ class Compile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Evaluate:
-    """Evaluates MODEL (a run, a preset or a weights file) on the data of the run, or on others."""
-
-    data: DataConfig
-    step: str = "latest"
-    """Of a run: latest, best (by top-1 during training) or a step's number."""
-    split: str | None = None
-    """Split to evaluate, in TFDS syntax (None: data.eval_split)."""
-    per_class: bool = False
-    """Print a table of the classes, too, lowest accuracy first."""
-    predictions: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
-    """File to write, with a row for each example: its class and the five best guesses."""
-    json: bool = False
-    """Print one JSON object as the last line."""
-    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Predict:
-    """Predicts the classes of image files."""
-
-    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Directory of a run, name of a preset, or a weights file."""
-    images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
-    """Image files, folders of images, or patterns such as 'photos/*.jpg'."""
-    step: str = "latest"
-    """Of a run: latest, best (by top-1 during training) or a step's number."""
-    top: int = 5
-    """Classes to show for each image."""
-    format: Literal["table", "json", "csv"] = "table"
-    """How to print them."""
-    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
     """Writes a run as a program that needs jax alone, with weights, classes and a model card."""
 
@@ -240,7 +193,7 @@ def _train(arguments: list[str]) -> int:
 def _train_in(
     config: Config, workdir: str, allow_changes: bool, job: JobOptions, *, profile: int = 0
 ) -> int:
-    _start(job, stops=True, run=workdir)
+    start_job(job, stops=True, run=workdir)
     from jaxcls.distributed import is_first
     from jaxcls.training.loop import train
 
@@ -277,16 +230,6 @@ def _runs(arguments: list[str]) -> int:
     return runs(arguments)
 
 
-def _start(job: JobOptions, *, stops: bool = False, run: str | None = None) -> None:
-    """What comes before a command computes: the job that it is part of, and JAX's cache.
-
-    With `stops` the command has `StopSignals` for SIGTERM; else that ends it. `run` is the
-    directory of its training.
-    """
-    join(job, stops=stops)
-    keep_compiled(run)
-
-
 def _show(arguments: list[str]) -> int:
     from jaxcls.show import show
 
@@ -294,78 +237,15 @@ def _show(arguments: list[str]) -> int:
 
 
 def _evaluate(arguments: list[str]) -> int:
-    prog = "jaxcls evaluate MODEL"
-    name, rest = take_first(
-        arguments, prog, "a run, a preset or a weights file", example="runs/digits"
-    )
-    own_data = DataConfig()
-    if name is not None:
-        from jaxcls.classifier import data_of
+    from jaxcls.evaluate import evaluate
 
-        own_data = data_of(name)
-    options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
-    step, data = read_step(options.step), checked_data(options.data)
-    _start(options.job)
-    from jaxcls.classifier import ImageClassifier
-    from jaxcls.distributed import is_first
-    from jaxcls.paths import run_path
-    from jaxcls.results import describe_classes, require_writable, whole_file
-    from jaxcls.rundir import save_evaluation
-
-    assert name is not None, "--help has ended the program"
-    if options.predictions is not None:
-        require_writable(options.predictions)
-    classifier = ImageClassifier.load(name, step=step)
-    evaluation = None
-    if options.per_class or options.predictions is not None:
-        evaluation = classifier.examine(data, split=options.split)
-        metrics = evaluation.metrics
-    else:
-        metrics = classifier.evaluate(data, split=options.split)
-    if not is_first():
-        return 0
-    if classifier.step is not None and data.source == own_data.source:
-        save_evaluation(run_path(name), metrics)
-    print(_describe_metrics(metrics))
-    report: dict[str, Any] = dict(metrics)
-    if evaluation is not None and options.per_class:
-        results = evaluation.per_class()
-        print(f"\n{describe_classes(results)}")
-        report["classes"] = [dataclasses.asdict(result) for result in results]
-    if evaluation is not None and options.predictions is not None:
-        with whole_file(options.predictions) as file:
-            evaluation.write_predictions(file)
-        print(f"wrote {options.predictions}")
-    if options.json:
-        print(json.dumps(report))
-    return 0
-
-
-def _describe_metrics(metrics: Mapping[str, float]) -> str:
-    parts = [f"{metrics['num_examples']} examples"]
-    if "loss" in metrics:
-        shares = [f"{name} {metrics[name]:.2%}" for name in ("top1", "top5")]
-        parts = [*shares, f"loss {metrics['loss']:.4f}", *parts]
-    else:
-        parts.append("no accuracy, for the data have classes that the network does not know")
-    step = f"step {metrics['step']}: " if "step" in metrics else ""
-    return step + ", ".join(parts)
+    return evaluate(arguments)
 
 
 def _predict(arguments: list[str]) -> int:
-    options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
-    if options.top < 1:
-        raise UserError(f"--top: must be at least 1, got {options.top}")
-    step, paths = read_step(options.step), _image_paths(options.images)
-    _start(options.job)
-    from jaxcls.classifier import ImageClassifier
-    from jaxcls.distributed import is_first
+    from jaxcls.predict import predict
 
-    classifier = ImageClassifier.load(options.model, step=step)
-    guesses = classifier.rank(classifier.predict(paths), top=options.top)
-    if is_first():
-        PRINTERS[options.format](paths, guesses)
-    return 0
+    return predict(arguments)
 
 
 def _export(arguments: list[str]) -> int:
@@ -461,63 +341,6 @@ def _data(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(dataclasses.asdict(found)))
     return 0
-
-
-def _image_paths(patterns: Sequence[str]) -> list[str]:
-    """Files, the image files in folders, and what patterns match, in a stable order.
-
-    Raises:
-      UserError: there are none, or one of them matches nothing.
-    """
-    from jaxcls.data.decode import is_image_name
-
-    if not patterns:
-        raise UserError("give image files, folders or patterns after the model")
-    paths: list[str] = []
-    for pattern in patterns:
-        if os.path.isdir(pattern):
-            files = sorted(Path(pattern).rglob("*"))
-            found = [str(file) for file in files if is_image_name(file.name) and file.is_file()]
-        elif os.path.exists(pattern):
-            found = [pattern]
-        else:
-            found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
-        if not found:
-            raise UserError(f"image {pattern!r}: no such file, folder of images or pattern")
-        paths += found
-    return paths
-
-
-def _print_table(paths: list[str], guesses: Guesses) -> None:
-    width = max(len("image"), *map(len, paths))
-    names = max(len("class"), *(len(guess.name) for best in guesses for guess in best))
-    print(f"{'image':{width}}  {'class':{names}}  probability")
-    for path, best in zip(paths, guesses, strict=True):
-        for rank, (_, name, probability) in enumerate(best):
-            print(f"{'' if rank else path:{width}}  {name:{names}}  {probability:10.2%}")
-
-
-def _print_json(paths: list[str], guesses: Guesses) -> None:
-    entries = [
-        {"image": path, "classes": [guess._asdict() for guess in best]}
-        for path, best in zip(paths, guesses, strict=True)
-    ]
-    print(json.dumps(entries))
-
-
-def _print_csv(paths: list[str], guesses: Guesses) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "rank", "id", "class", "probability"])
-    for path, best in zip(paths, guesses, strict=True):
-        for rank, (index, name, probability) in enumerate(best, start=1):
-            writer.writerow([path, rank, index, name, f"{probability:.6f}"])
-
-
-PRINTERS: dict[str, Callable[[list[str], Guesses], None]] = {
-    "table": _print_table,
-    "json": _print_json,
-    "csv": _print_csv,
-}
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {

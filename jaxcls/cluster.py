@@ -195,7 +195,8 @@ def leave(status: int) -> int:
     import jax
 
     if status in (0, EXIT_STOPPED):
-        ignore_signals()
+        if jax.config.jax_enable_preemption_service:
+            ignore_signals()
         try:
             jax.distributed.shutdown()
         except jax.errors.JaxRuntimeError as error:
@@ -203,7 +204,10 @@ def leave(status: int) -> int:
         return status
     sys.stdout.flush()
     sys.stderr.flush()
-    process, count = jax.process_index(), jax.process_count()
+    from jax._src.distributed import global_state
+
+    # Asking JAX itself would start the devices, and that may be what has failed.
+    process, count = global_state.process_id, global_state.num_processes
     try:
         news = _tell_end(client, status, process=process, count=count)
     except jax.errors.JaxRuntimeError:

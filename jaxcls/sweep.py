@@ -15,15 +15,13 @@ from typing import Annotated, Self
 
 import tyro
 
-from jaxcls.arguments import checked, parse, take_first
-from jaxcls.cluster import EXIT_FAILED, EXIT_STOPPED, JobOptions
+from jaxcls.arguments import ALONE, checked, parse, take_first
+from jaxcls.cluster import EXIT_FAILED, EXIT_STOPPED, SIGNALS, JobOptions
 from jaxcls.config import Config, encode, load_sweep
 from jaxcls.differences import default_workdir, differences, short_names, value_text
 from jaxcls.errors import UserError
 
 PROG = "jaxcls sweep CONFIG"
-ALONE = JobOptions()
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 type TrainCommand = Callable[[Config, str, bool, JobOptions], int]
 

@@ -17,8 +17,10 @@ from pathlib import Path
 
 import jax
 import pytest
+from commands import TINY_CONFIG, Message, Result, Run
 
 from jaxcls.augment_config import RandomCrop
+from jaxcls.cli import main
 from jaxcls.config import (
     CheckpointConfig,
     Config,
@@ -117,3 +119,35 @@ def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> t
     """A finished run of `tiny_config` on one device. Copy it before changing it."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     return folder, train(tiny_config, folder, mesh=make_mesh(jax.devices()[:1]))
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in an empty folder that has a config, tiny.py."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    Path("tiny.py").write_text(TINY_CONFIG)
+
+    def run(*arguments: object) -> Result:
+        try:
+            status = main([str(argument) for argument in arguments])
+        except SystemExit as end:  # of tyro
+            status = int(end.code or 0)
+        captured = capsys.readouterr()
+        return Result(status, captured.out, captured.err)
+
+    return run
+
+
+@pytest.fixture
+def message(run: Run) -> Message:
+    """Runs a command line that must fail as the user's mistake; returns what it says."""
+
+    def message(*arguments: object) -> str:
+        result = run(*arguments)
+        assert result.status == 2
+        assert result.out == ""
+        assert "Traceback" not in result.err
+        return result.err
+
+    return message

@@ -1,21 +1,19 @@
-import csv
 import dataclasses
 import importlib.metadata
-import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from commands import TINY_CONFIG, Message, Run
 
 import jaxcls
 from jaxcls import cli
 from jaxcls.augment_config import CenterCrop, Mix, RandAugment, RandomFlip
-from jaxcls.classifier import Guess, ImageClassifier
-from jaxcls.cli import COMMANDS, USAGE, main
+from jaxcls.cli import COMMANDS, USAGE
 from jaxcls.config import Config, encode, load_config
 from jaxcls.decoding import leaves
 from jaxcls.errors import UserError
@@ -24,63 +22,6 @@ from jaxcls.training import loop
 from jaxcls.training.loop import Outcome
 
 DIGITS = Path(__file__).parents[1] / "configs" / "digits.py"
-
-TINY = """\
-from jaxcls.config import *
-
-
-def get_config():
-    return Config(
-        model=ModelConfig(name="tiny"),
-        data=DataConfig(batch_size=32, image_size=16, canvas_size=8),
-        num_steps=12,
-    )
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    status: int
-    out: str
-    err: str
-
-
-Run = Callable[..., Result]
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in an empty folder that has a config, tiny.py."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    Path("tiny.py").write_text(TINY)
-
-    def run(*arguments: object) -> Result:
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as end:  # of tyro
-            status = int(end.code or 0)
-        captured = capsys.readouterr()
-        return Result(status, captured.out, captured.err)
-
-    return run
-
-
-@pytest.fixture
-def message(run: Run) -> Callable[..., str]:
-    """Runs a command line that must fail as the user's mistake; returns what it says."""
-
-    def message(*arguments: object) -> str:
-        result = run(*arguments)
-        assert result.status == 2
-        assert result.out == ""
-        assert "Traceback" not in result.err
-        return result.err
-
-    return message
-
-
-Message = Callable[..., str]
 
 
 @dataclasses.dataclass
@@ -318,7 +259,7 @@ def test_overrides_change_the_config_that_is_trained(run: Run, fake_train: FakeT
 
 
 def test_overrides_change_fields_of_an_augmentation(run: Run, fake_train: FakeTrain) -> None:
-    text = TINY.replace("import *", "import *\nfrom jaxcls.augment_config import *").replace(
+    text = TINY_CONFIG.replace("import *", "import *\nfrom jaxcls.augment_config import *").replace(
         "num_steps=12", "num_steps=12, augment=(RandomFlip(), CenterCrop(), RandAugment(), Mix())"
     )
     Path("augmented.py").write_text(text)
@@ -537,101 +478,6 @@ def test_a_step_is_latest_best_or_a_number(
     assert message(*command, f"--step={step}") == (
         f"jaxcls: --step: expected latest, best or a step's number, got {step!r}\n"
     )
-
-
-# Images
-
-
-@pytest.mark.parametrize(
-    ("images", "expected"),
-    [
-        (["gone.png"], "image 'gone.png': no such file, folder of images or pattern"),
-        (["tiny.py", "*.jpg"], "image '*.jpg': no such file, folder of images or pattern"),
-        (["empty"], "image 'empty': no such file, folder of images or pattern"),
-        (["emp*"], "image 'emp*': no such file, folder of images or pattern"),
-        ([], "give image files, folders or patterns after the model"),
-    ],
-)
-def test_images_that_are_not_there_are_named(
-    message: Message, images: list[str], expected: str
-) -> None:
-    Path("empty/folder.png").mkdir(parents=True)
-    Path("empty/notes.txt").write_text("")
-    assert message("predict", "gone", *images) == f"jaxcls: {expected}\n"
-
-
-@pytest.mark.parametrize("top", ["0", "-3"])
-def test_at_least_one_class_is_shown(message: Message, top: str) -> None:
-    text = message("predict", "gone", "tiny.py", "--top", top)
-    assert text == f"jaxcls: --top: must be at least 1, got {top}\n"
-
-
-def test_an_unknown_output_format_is_explained(message: Message) -> None:
-    text = message("predict", "gone", "tiny.py", "--format", "xml")
-    assert "--format" in text
-    assert "table" in text
-
-
-class FakeClassifier:
-    """Gives every image the same two classes."""
-
-    def predict(self, paths: list[str]) -> list[str]:
-        return paths
-
-    def rank(self, images: list[str], *, top: int) -> list[list[Guess]]:
-        return [[Guess(7, "cat, tabby", 0.75), Guess(2, "dog", 0.25)][:top] for _ in images]
-
-
-@pytest.fixture
-def photos(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of photos, and a network that knows them."""
-    for name in ("photos/b.png", "photos/a.JPG", "photos/deep/c.webp", "photos/notes.txt", "d.gif"):
-        Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).write_text("")
-    monkeypatch.setattr(ImageClassifier, "load", lambda *_, **__: FakeClassifier())
-
-
-@pytest.mark.usefixtures("photos")
-@pytest.mark.parametrize(
-    ("images", "expected"),
-    [
-        (["photos"], ["photos/a.JPG", "photos/b.png", "photos/deep/c.webp"]),
-        (["d.gif", "photos/b.png"], ["d.gif", "photos/b.png"]),
-        (["photos/*"], ["photos/a.JPG", "photos/b.png", "photos/notes.txt"]),
-        (["**/*.webp", "d.gif"], ["photos/deep/c.webp", "d.gif"]),
-    ],
-)
-def test_files_folders_and_patterns_are_found_in_a_stable_order(
-    run: Run, images: list[str], expected: list[str]
-) -> None:
-    result = run("predict", "x", *images, "--format", "json", "--top", "1")
-    assert result.status == 0
-    assert json.loads(result.out) == [
-        {"image": path, "classes": [{"id": 7, "name": "cat, tabby", "probability": 0.75}]}
-        for path in expected
-    ]
-
-
-@pytest.mark.usefixtures("photos")
-def test_a_table_names_each_image_once_and_lines_up(run: Run) -> None:
-    assert run("predict", "x", "d.gif", "photos/b.png").out == (
-        "image         class       probability\n"
-        "d.gif         cat, tabby      75.00%\n"
-        "              dog             25.00%\n"
-        "photos/b.png  cat, tabby      75.00%\n"
-        "              dog             25.00%\n"
-    )
-
-
-@pytest.mark.usefixtures("photos")
-def test_csv_has_a_row_for_each_class(run: Run) -> None:
-    out = run("predict", "x", "d.gif", "--format", "csv").out
-    assert "\r" not in out
-    assert list(csv.reader(io.StringIO(out))) == [
-        ["image", "rank", "id", "class", "probability"],
-        ["d.gif", "1", "7", "cat, tabby", "0.750000"],
-        ["d.gif", "2", "2", "dog", "0.250000"],
-    ]
 
 
 # Pictures

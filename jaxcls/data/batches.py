@@ -180,7 +180,7 @@ def _run(
     iterator = iter(dataset)
     try:
         for _ in itertools.count() if count is None else range(count):
-            with _signals_held_back():
+            with _signals_held_back() if data.num_workers else contextlib.nullcontext():
                 batch = next(iterator)
             _note_broken(images, batch["index"][batch["broken"]])
             if data.num_workers:

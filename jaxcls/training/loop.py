@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -20,7 +19,7 @@ from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
 from jaxcls.decoding import flatten
-from jaxcls.distributed import by_first, client, is_first, require_same, together
+from jaxcls.distributed import by_first, client, is_first, process_id, require_same, together
 from jaxcls.errors import UserError
 from jaxcls.parallel import bytes_per_device, make_mesh, split_by_example
 from jaxcls.paths import RunPath, run_path
@@ -127,11 +126,11 @@ def train(
         by_first(lambda: record_run(run, info))
         num_steps = training.plan.num_steps
         stack.enter_context(recording_failure(run, num_steps=num_steps))
-        stack.push(stop.finish_leaving)
         with together():
             reporter = stack.enter_context(
                 _reporter(run, training, start, log_all_processes=log_all_processes)
             )
+        stack.push(stop.finish_leaving)
         reporter.say(_introduction(training, source, start))
         if notes:
             reporter.say(notes)
@@ -402,7 +401,7 @@ def _reporter(
     run: RunPath, training: Training, start: int, *, log_all_processes: bool
 ) -> Reporter | QuietReporter:
     if not is_first():
-        log = run / f"log.{jax.process_index()}.txt"
+        log = run / f"log.{process_id()}.txt"
         # A bucket takes no lines.
         return QuietReporter(log if log_all_processes and isinstance(log, Path) else None)
     return Reporter(

@@ -22,7 +22,7 @@ _POLL_SECONDS = 0.5
 _WAKE = b"\0"  # no signal's number
 _LEAVE_SECONDS = 10.0  # for the others to leave, too
 _LEAVE_FIRST_SECONDS = 30.0  # process 0's: without its service the others abort
-_LINGER_SECONDS = 3.0
+_LINGER_SECONDS = 3.0  # for the others to see that all leave
 
 
 class StoppedError(Exception):

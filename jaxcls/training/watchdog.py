@@ -7,6 +7,7 @@ is. That store lives in process 0.
 import dataclasses
 import json
 import math
+import sys
 import threading
 import time
 from collections.abc import Mapping
@@ -133,8 +134,10 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self._client is not None:
-            # One that never says anything is stuck at its start, not gone: it may come yet.
-            unheard = Seen(progress=Progress(), moved_at=time.monotonic(), heard_at=math.inf)
+            # One that says nothing is stuck before its start, not gone: it may come yet.
+            unheard = Seen(
+                progress=Progress(moves=-1), moved_at=time.monotonic(), heard_at=math.inf
+            )
             self._seen = dict.fromkeys(range(num_processes()), unheard)
             # Two threads: where process 0 is stopped as a whole, the first one hangs, too.
             for work in (self._exchange, self._judge):
@@ -182,7 +185,9 @@ class Watchdog:
                 problem = f"process 0, through which all others talk, is silent for {silent:.0f} s"
             else:
                 problem = verdict(self._seen, now, stuck_after=self._stuck_after)
-            # Process 0 goes last: without it the others abort before they have said why.
-            last_words = 2 * self._interval if is_first() else 0
-            if problem and not self._left.wait(last_words):
-                end_now(EXIT_FAILED, f"jaxcls: {problem}; process {process_id()} ends")
+            if problem and not self._left.is_set():
+                print(f"jaxcls: {problem}", file=sys.stderr, flush=True)
+                # Process 0 goes last: without it the others abort before they have said why.
+                if not (is_first() and self._left.wait(2 * self._interval)):
+                    end_now(EXIT_FAILED, f"jaxcls: process {process_id()} ends")
+                return

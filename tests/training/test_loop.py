@@ -25,11 +25,12 @@ from jaxcls.errors import DataError, UserError
 from jaxcls.models import registry
 from jaxcls.parallel import make_mesh
 from jaxcls.reporting import Reporter, read_metrics
-from jaxcls.rundir import RunError, RunInfo, checkpoint_dir
+from jaxcls.rundir import RunError, RunInfo, RunState, checkpoint_dir, recorded_state
 from jaxcls.training import loop
 from jaxcls.training.assemble import Training, assemble
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.meter import DivergedError
+from jaxcls.training.stopping import StopSignals
 
 
 def one_device() -> Any:
@@ -294,6 +295,24 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings that end where their steps begin, so that nothing is compiled for them."""
     monkeypatch.setattr(loop.Run, "advance", lambda *_: Outcome(1, 1, {}, None))
     monkeypatch.setattr(Training, "compile_step", lambda *_: None)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_what_fails_waits_for_a_process_that_leaves_before_it_is_recorded(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("connection closed by peer")
+
+    states: list[RunState | None] = []
+    monkeypatch.setattr(loop.Run, "advance", fail)
+    monkeypatch.setattr(
+        StopSignals, "finish_leaving", lambda *_: states.append(recorded_state(tmp_path))
+    )
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        train(tiny_config, tmp_path, mesh=one_device())
+    states.append(recorded_state(tmp_path))
+    assert [state and state.state for state in states] == ["running", "failed"]
 
 
 @pytest.mark.usefixtures("untrained")

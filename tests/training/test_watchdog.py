@@ -1,11 +1,18 @@
 """What the watchdog makes of the messages of a job's processes."""
 
 import dataclasses
-import math
 
 import pytest
 
-from jaxcls.training.watchdog import FAILED_SECONDS, GONE_SECONDS, Progress, Seen, verdict
+from jaxcls.training import watchdog
+from jaxcls.training.watchdog import (
+    FAILED_SECONDS,
+    GONE_SECONDS,
+    Progress,
+    Seen,
+    Watchdog,
+    verdict,
+)
 
 NOW = 1000.0
 
@@ -36,11 +43,31 @@ def test_a_silent_process_is_gone_after_a_minute() -> None:
     )
 
 
-def test_a_process_that_has_said_nothing_yet_is_stuck_and_not_gone() -> None:
-    unheard = Seen(progress=Progress(), moved_at=NOW - 3600, heard_at=math.inf)
-    assert judge(seen(), unheard) is None
-    late = dataclasses.replace(unheard, moved_at=NOW - 3601)
-    assert judge(seen(), late) == "process 1 has been at step 0 (starting) for 3601 s"
+def test_a_process_that_has_said_nothing_yet_is_stuck_and_not_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: dict[str, str] = {}
+
+    class Client:
+        """Of process 0, which has heard of itself alone."""
+
+        def key_value_set(self, key: str, text: str, *, allow_overwrite: bool) -> None:
+            said[key] = text
+
+        def key_value_dir_get(self, prefix: str) -> list[tuple[str, str]]:
+            return list(said.items())
+
+    monkeypatch.setattr(watchdog, "client", Client)
+    monkeypatch.setattr(watchdog, "num_processes", lambda: 2)
+    with Watchdog(stuck_after=600) as dog:
+        dog._tell()
+        dog._hear()
+        seen, start = dog._seen, dog._seen[1].moved_at
+    heard = dataclasses.replace(seen[0], heard_at=start + 3601)
+    assert verdict({0: heard, 1: seen[1]}, start + 3599, stuck_after=600) is None
+    assert verdict({0: heard, 1: seen[1]}, start + 3601, stuck_after=600) == (
+        "process 1 has been at step 0 (starting) for 3601 s"
+    )
 
 
 def test_a_failed_process_is_named_once_the_others_had_time_to_fail_too() -> None:

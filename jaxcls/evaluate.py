@@ -1,0 +1,91 @@
+"""`jaxcls evaluate`: loss and accuracy of a network, and of every class and example."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxcls.arguments import ALONE, checked_data, parse, read_step, start_job, take_first
+from jaxcls.cluster import JobOptions
+from jaxcls.config import DataConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluates MODEL (a run, a preset or a weights file) on the data of the run, or on others."""
+
+    data: DataConfig
+    step: str = "latest"
+    """Of a run: latest, best (by top-1 during training) or a step's number."""
+    split: str | None = None
+    """Split to evaluate, in TFDS syntax (None: data.eval_split)."""
+    per_class: bool = False
+    """Print a table of the classes, too, lowest accuracy first."""
+    predictions: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
+    """File to write, with a row for each example: its class and the five best guesses."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Runs `jaxcls evaluate MODEL …`; returns the exit status."""
+    prog = "jaxcls evaluate MODEL"
+    name, rest = take_first(
+        arguments, prog, "a run, a preset or a weights file", example="runs/digits"
+    )
+    own_data = DataConfig()
+    if name is not None:
+        from jaxcls.classifier import data_of
+
+        own_data = data_of(name)
+    options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
+    step, data = read_step(options.step), checked_data(options.data)
+    start_job(options.job)
+    from jaxcls.classifier import ImageClassifier
+    from jaxcls.distributed import is_first
+    from jaxcls.paths import run_path
+    from jaxcls.results import describe_classes, require_writable, whole_file
+    from jaxcls.rundir import save_evaluation
+
+    assert name is not None, "--help has ended the program"
+    if options.predictions is not None:
+        require_writable(options.predictions)
+    classifier = ImageClassifier.load(name, step=step)
+    evaluation = None
+    if options.per_class or options.predictions is not None:
+        evaluation = classifier.examine(data, split=options.split)
+        metrics = evaluation.metrics
+    else:
+        metrics = classifier.evaluate(data, split=options.split)
+    if not is_first():
+        return 0
+    if classifier.step is not None and data.source == own_data.source:
+        save_evaluation(run_path(name), metrics)
+    print(_describe_metrics(metrics))
+    report: dict[str, Any] = dict(metrics)
+    if evaluation is not None and options.per_class:
+        results = evaluation.per_class()
+        print(f"\n{describe_classes(results)}")
+        report["classes"] = [dataclasses.asdict(result) for result in results]
+    if evaluation is not None and options.predictions is not None:
+        with whole_file(options.predictions) as file:
+            evaluation.write_predictions(file)
+        print(f"wrote {options.predictions}")
+    if options.json:
+        print(json.dumps(report))
+    return 0
+
+
+def _describe_metrics(metrics: Mapping[str, float]) -> str:
+    parts = [f"{metrics['num_examples']} examples"]
+    if "loss" in metrics:
+        shares = [f"{name} {metrics[name]:.2%}" for name in ("top1", "top5")]
+        parts = [*shares, f"loss {metrics['loss']:.4f}", *parts]
+    else:
+        parts.append("no accuracy, for the data have classes that the network does not know")
+    step = f"step {metrics['step']}: " if "step" in metrics else ""
+    return step + ", ".join(parts)

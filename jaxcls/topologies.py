@@ -60,7 +60,7 @@ def prepare_environment() -> None:
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
             "--topology: the TPU's compiler is not installed; it is the extra tpu-compiler: "
-            "uv run --extra tpu-compiler jaxcls compile CONFIG --topology …"
+            "uv run --isolated --extra tpu-compiler jaxcls compile CONFIG --topology …"
         )
     os.environ.update(
         JAX_PLATFORMS="cpu",

@@ -180,7 +180,7 @@ def ignore_signals() -> None:
 
 def joined() -> bool:
     """Whether this process has joined a job of several."""
-    return _client() is not None
+    return _job() is not None
 
 
 def leave(status: int) -> int:
@@ -189,8 +189,8 @@ def leave(status: int) -> int:
     A process that fails does not wait for those that go on: it ends here, with its own status and
     not with that of the connection, which would be lost. It names those that it leaves behind.
     """
-    client = _client()
-    if client is None:
+    job = _job()
+    if job is None:
         return status
     import jax
 
@@ -204,12 +204,9 @@ def leave(status: int) -> int:
         return status
     sys.stdout.flush()
     sys.stderr.flush()
-    from jax._src.distributed import global_state
-
-    # Asking JAX itself would start the devices, and that may be what has failed.
-    process, count = global_state.process_id, global_state.num_processes
+    process, count = job.process_id, job.num_processes
     try:
-        news = _tell_end(client, status, process=process, count=count)
+        news = _tell_end(job.client, status, process=process, count=count)
     except jax.errors.JaxRuntimeError:
         news = ["process 0, through which all others talk, is gone"]
     if news:
@@ -242,12 +239,16 @@ def _ended(client: Any) -> dict[int, int]:
     return {int(key.rpartition("/")[2]): json.loads(status) for key, status in sorted(found)}
 
 
-def _client() -> Any:
+def _job() -> Any:
+    """JAX's own record of the job, if this process has joined one.
+
+    Asking JAX for its process' number would start the devices, and they may be what has failed.
+    """
     if "jax" not in sys.modules:
         return None
-    from jax._src import distributed
+    from jax._src.distributed import global_state
 
-    return distributed.global_state.client
+    return global_state if global_state.client is not None else None
 
 
 def _given(options: JobOptions, environment: Mapping[str, str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from commands import TINY_CONFIG
 
 from jaxcls.cli import main
 from jaxcls.config import Config
@@ -17,18 +18,9 @@ from jaxcls.sweep import OneChild
 from jaxcls.training import loop
 from jaxcls.training.loop import Outcome
 
-HEAD = """\
+HEAD = f"""\
 import dataclasses
-from jaxcls.config import *
-
-
-def get_config():
-    return Config(
-        model=ModelConfig(name="tiny"),
-        data=DataConfig(batch_size=32, image_size=16, canvas_size=8),
-        num_steps=2,
-    )
-
+{TINY_CONFIG.replace("num_steps=12", "num_steps=2")}
 
 """
 SEEDS = f"""{HEAD}def sweep():

@@ -188,6 +188,6 @@ class Watchdog:
             if problem and not self._left.is_set():
                 print(f"jaxcls: {problem}", file=sys.stderr, flush=True)
                 # Process 0 goes last: without it the others abort before they have said why.
-                if not (is_first() and self._left.wait(2 * self._interval)):
-                    end_now(EXIT_FAILED, f"jaxcls: process {process_id()} ends")
-                return
+                if is_first() and self._left.wait(2 * self._interval):
+                    return
+                end_now(EXIT_FAILED, f"jaxcls: process {process_id()} ends")

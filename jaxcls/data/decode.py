@@ -14,10 +14,55 @@ import simplejpeg
 
 from jaxcls.errors import BrokenImageError
 
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".png", ".webp"})
+IMAGE_SUFFIXES = frozenset(
+    {
+        ".apng",
+        ".avif",
+        ".bmp",
+        ".gif",
+        ".jfif",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".png",
+        ".tif",
+        ".tiff",
+        ".webp",
+    }
+)
+
+# Suffixes of files that are images too, and by what name their format goes: to be converted first.
+UNREADABLE_FORMATS = {
+    ".arw": "camera raw",
+    ".cr2": "camera raw",
+    ".cr3": "camera raw",
+    ".dcm": "DICOM",
+    ".dng": "camera raw",
+    ".exr": "OpenEXR",
+    ".heic": "HEIC",
+    ".heif": "HEIF",
+    ".hif": "HEIF",
+    ".ico": "ICO",
+    ".j2k": "JPEG 2000",
+    ".jp2": "JPEG 2000",
+    ".jxl": "JPEG XL",
+    ".jxr": "JPEG XR",
+    ".nef": "camera raw",
+    ".orf": "camera raw",
+    ".pbm": "Netpbm",
+    ".pgm": "Netpbm",
+    ".pnm": "Netpbm",
+    ".ppm": "Netpbm",
+    ".psd": "Photoshop",
+    ".raf": "camera raw",
+    ".rw2": "camera raw",
+    ".svg": "SVG",
+    ".tga": "TGA",
+    ".xcf": "GIMP",
+}
 
 # Those that are promised, and no more: Pillow reads some forty, with less care and other programs.
-_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "WEBP")
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 
 MAX_PIXELS = PIL.Image.MAX_IMAGE_PIXELS or 89_478_485
 # Pillow refuses an image of twice that size and only warns of a smaller one; here both are errors.

@@ -36,6 +36,8 @@ class Predict:
     """Classes to show for each image."""
     format: Literal["table", "json", "csv"] = "table"
     """How to print them."""
+    max_pixels: int | None = None
+    """Refuse images of more pixels as decompression bombs (None: as data.max_pixels says)."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
@@ -44,12 +46,16 @@ def predict(arguments: list[str]) -> int:
     options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
+    if options.max_pixels is not None and options.max_pixels < 1:
+        raise UserError(f"--max-pixels: must be at least 1, got {options.max_pixels}")
     step, paths = read_step(options.step), _image_paths(options.images)
     start_job(options.job)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.distributed import is_first
 
     classifier = ImageClassifier.load(options.model, step=step)
+    if options.max_pixels is not None:
+        classifier = classifier.with_max_pixels(options.max_pixels)
     guesses = classifier.rank(classifier.predict(paths), top=options.top)
     if is_first():
         PRINTERS[options.format](paths, guesses)

@@ -12,7 +12,7 @@ than one layer after the other, which would take a pass over the images for each
 Semantics are those of KerasCV's RandAugment where it has the operation, else torchvision's. With m
 the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], U uniform:
 
-    Solarize             adds 110 N below the threshold 255 (1 - m), then inverts at or above it
+    Solarize             adds 110 N below the threshold 256 N(1 - m), then inverts at or above it
     Color                blends N of grey
     Contrast             factor 1 + U(-m, m) about each channel's mean
     Brightness           adds 255 U(-m, m)
@@ -21,6 +21,10 @@ the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], 
     Posterize            keeps 8 - 4 N bits
     Rotate               30 N degrees, either way, about the middle
     Sharpness            factor 1 + U(-m, m)
+
+At m = 0 and s = 0 each of these leaves an image as it is. So Solarize's threshold is a share of 256,
+which no level reaches: KerasCV has 255, and turns white to black at a strength of 0 (timm had that
+mended in pytorch-image-models#178). AutoContrast, Equalize and Invert have no strength.
 """
 
 import functools
@@ -74,7 +78,7 @@ class Layers(NamedTuple):
 def _solarize(levels: Array, counts: Array, draw: Draw) -> Array:
     del counts
     addition = 110 * draw.clipped()
-    threshold = 255 * jnp.clip(1 - draw.magnitude + draw.std * draw.second, 0, 1)
+    threshold = 256 * jnp.clip(1 - draw.magnitude + draw.std * draw.second, 0, 1)
     return color.solarize(levels, addition, threshold)
 
 

@@ -100,7 +100,7 @@ def recolor(name: str, image: np.ndarray, draw: dict[str, float]) -> np.ndarray:
         case "Posterize":
             return np.asarray(ImageOps.posterize(pillow, int(np.round(8 - 4 * strength))))
         case "Solarize":
-            threshold = 255 * np.clip(1 - magnitude + std * draw["second"], 0, 1)
+            threshold = 256 * np.clip(1 - magnitude + std * draw["second"], 0, 1)
             added = np.where(values < threshold, values + 110 * strength, values)
             added = to_bytes(added).astype(np.float64)
             return to_bytes(np.where(added < threshold, added, 255 - added))

@@ -22,9 +22,10 @@ the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], 
     Rotate               30 N degrees, either way, about the middle
     Sharpness            factor 1 + U(-m, m)
 
-At m = 0 and s = 0 each of these leaves an image as it is. So Solarize's threshold is a share of 256,
-which no level reaches: KerasCV has 255, and turns white to black at a strength of 0 (timm had that
-mended in pytorch-image-models#178). AutoContrast, Equalize and Invert have no strength.
+At m = 0 and s = 0 each of these leaves an image as it is. So Solarize's threshold is a share of
+256, which no level reaches. Here KerasCV, and its guide, differ: their 255 turns white to black at
+a strength of 0 (timm mended that in pytorch-image-models#178). AutoContrast, Equalize and Invert
+have no strength.
 """
 
 import functools

@@ -12,7 +12,7 @@ than one layer after the other, which would take a pass over the images for each
 Semantics are those of KerasCV's RandAugment where it has the operation, else torchvision's. With m
 the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], U uniform:
 
-    Solarize             adds 110 N below the threshold 256 N(1 - m), then inverts at or above it
+    Solarize             adds 110 N below the threshold 255 (1 - m), then inverts at or above it
     Color                blends N of grey
     Contrast             factor 1 + U(-m, m) about each channel's mean
     Brightness           adds 255 U(-m, m)
@@ -22,10 +22,10 @@ the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], 
     Rotate               30 N degrees, either way, about the middle
     Sharpness            factor 1 + U(-m, m)
 
-At m = 0 and s = 0 each of these leaves an image as it is. So Solarize's threshold is a share of
-256, which no level reaches. Here KerasCV, and its guide, differ: their 255 turns white to black at
-a strength of 0 (timm mended that in pytorch-image-models#178). AutoContrast, Equalize and Invert
-have no strength.
+At m = 0 and s = 0 each of these leaves an image as it is. So Solarize inverts nothing where m is 0,
+or where its threshold is clipped to 255. Here KerasCV, and its guide, differ: there a strength of 0
+turns white to black (as it did in timm before pytorch-image-models#178). AutoContrast, Equalize and
+Invert have no strength.
 """
 
 import functools
@@ -79,7 +79,9 @@ class Layers(NamedTuple):
 def _solarize(levels: Array, counts: Array, draw: Draw) -> Array:
     del counts
     addition = 110 * draw.clipped()
-    threshold = 256 * jnp.clip(1 - draw.magnitude + draw.std * draw.second, 0, 1)
+    share = jnp.clip(1 - draw.magnitude + draw.std * draw.second, 0, 1)
+    inverts = (share < 1) & (draw.magnitude > 0)
+    threshold = jnp.where(inverts, 255 * share, color.NUM_LEVELS)
     return color.solarize(levels, addition, threshold)
 
 

@@ -1,6 +1,7 @@
 """Encoded bytes to pixels: RGB, uint8, 0 to 255, [height, width, 3]."""
 
 import io
+import logging
 import os
 import struct
 import warnings
@@ -78,6 +79,8 @@ MAX_WHOLE_PIXELS = 178_956_970
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
 # Of photos whose EXIF block is damaged nobody wants to know.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+# It logs what it raises too.
+logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 # The first bytes of files, those that are decoded and others that may lie among them.
 _SIGNATURES = {
@@ -125,6 +128,10 @@ _PLUGINS: dict[str, type[PIL.ImageFile.ImageFile]] = {
 }
 
 _JPEG = b"\xff\xd8"
+_BOMB = (
+    "as in a decompression bomb; if it is a true picture, raise data.max_pixels (predict: "
+    "--max-pixels)"
+)
 _SCALES = (8, 4, 2)  # those that libjpeg decodes fast
 _ENOUGH = 0.9
 _WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
@@ -307,6 +314,8 @@ def _decode_other(data: bytes, kind: str, background: str, limit: int) -> np.nda
             f"{kind} that is damaged or of a kind that is not read, {error}; convert it to 8 or 16 "
             f"bits of grey or RGB"
         ) from error
+    except PIL.Image.DecompressionBombError as error:
+        raise ValueError(f"it has more than {limit:,} pixels, {_BOMB}") from error
     with image:
         _check_size(image.height, image.width, limit)
         if isinstance(image, PIL.TiffImagePlugin.TiffImageFile):
@@ -367,7 +376,4 @@ def _to_rgb(image: PIL.Image.Image, background: str) -> np.ndarray:
 
 def _check_size(height: int, width: int, limit: int) -> None:
     if height * width > limit:
-        raise ValueError(
-            f"{width} x {height} pixels are more than {limit:,}, as in a decompression bomb; if it "
-            f"is a true picture, raise data.max_pixels (predict: --max-pixels)"
-        )
+        raise ValueError(f"{width} x {height} pixels are more than {limit:,}, {_BOMB}")

@@ -80,7 +80,8 @@ def read_header(data: bytes) -> Header:
         count = 4 if compression == _ALPHA_FIELDS or size >= 56 else 3
         stored = struct.unpack_from(f"<{count}I", data, _FILE_HEADER + 40)
         end = max(end, _FILE_HEADER + 40 + 4 * count)
-        masks = (*stored, 0)[:4] if any(stored) else masks
+        red, green, blue, alpha = (*stored, 0)[:4]
+        masks = (red, green, blue, alpha) if any(stored) else masks
     entry = 3 if size == _CORE else 4
     colors = 0 if bits > 8 else min(used or 1 << bits, 1 << bits)
     if offset > end:

@@ -234,8 +234,8 @@ def test_all_operations_agree_with_the_reference() -> None:
 
 # --- Strength 0 ----------------------------------------------------------------------------------
 
-NO_STRENGTH = ("AutoContrast", "Equalize", "Invert")
-WITH_STRENGTH = tuple(name for name in OPS if name not in NO_STRENGTH)
+NO_STRENGTH: tuple[OpName, ...] = ("AutoContrast", "Equalize", "Invert")
+WITH_STRENGTH: tuple[OpName, ...] = tuple(name for name in OPS if name not in NO_STRENGTH)
 DRAWS = ("magnitude", "std", "first", "second", "uniform")
 EXTREMES = [(-4.0, -1.0, -1.0), (4.0, 0.999, 1.0)]  # normals, uniform, sign
 
@@ -247,9 +247,9 @@ def without_strength(names: tuple[OpName, ...]) -> Layers:
     chosen, normal, uniform, sign = np.array(rows, np.float32).T
     choice = np.full((BATCH, LAYERS), len(OPS), np.int32)
     choice[:, 1] = chosen
-    zeros = np.zeros((BATCH, LAYERS), np.float32)
+    zeros = jnp.zeros((BATCH, LAYERS))
     draws = Draw(zeros, zeros, *(zeros + one[:, None] for one in (normal, normal, uniform, sign)))
-    return jax.tree.map(jnp.asarray, Layers(choice, draws))
+    return Layers(jnp.asarray(choice), draws)
 
 
 @pytest.mark.parametrize("number", range(8))

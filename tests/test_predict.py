@@ -41,8 +41,17 @@ def test_an_unknown_output_format_is_explained(message: Message) -> None:
     assert "table" in text
 
 
+def test_a_bound_on_pixels_is_positive(message: Message) -> None:
+    text = message("predict", "gone", "tiny.py", "--max-pixels", "0")
+    assert text == "jaxcls: --max-pixels: must be at least 1, got 0\n"
+
+
 class FakeClassifier:
     """Gives every image the same two classes."""
+
+    def with_max_pixels(self, max_pixels: int) -> "FakeClassifier":
+        print(f"at most {max_pixels} pixels")
+        return self
 
     def predict(self, paths: list[str]) -> list[str]:
         return paths
@@ -101,3 +110,8 @@ def test_csv_has_a_row_for_each_class(run: Run) -> None:
         ["d.gif", "1", "7", "cat, tabby", "0.750000"],
         ["d.gif", "2", "2", "dog", "0.250000"],
     ]
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_bound_on_pixels_reaches_the_network(run: Run) -> None:
+    assert "at most 9 pixels" in run("predict", "x", "d.gif", "--max-pixels", "9").out

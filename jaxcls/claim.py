@@ -116,8 +116,8 @@ def fate(writer: Writer, run: RunPath) -> Literal["there", "gone", "unknown"]:
         return "unknown"
     if started != writer.started:
         return "gone"
-    if writer.process == os.getpid():
-        return "there" if writer.token in _ours else "gone"
+    if writer.process == os.getpid() and writer.token not in _ours:
+        return "gone"
     return "there" if writer.folder == _folder(run) else "unknown"  # it may write to the original
 
 

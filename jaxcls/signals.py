@@ -41,7 +41,8 @@ def end_on_signals() -> None:
     os.set_blocking(theirs, False)
     signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
     threading.Thread(target=_watch, args=[ours], name="jaxcls-early-signals", daemon=True).start()
-    os.register_at_fork(after_in_child=_let_go)
+    # A forked child inherits the pipe, and what it wrote there would end its parent.
+    os.register_at_fork(before=_hold_back, after_in_parent=_restore_mask, after_in_child=_let_go)
     # Called after all other exit callbacks. Python then takes handlers away, before it ends.
     atexit.register(ignore_signals)
 
@@ -91,10 +92,21 @@ def _end(number: int) -> None:
         os._exit(EXIT_STOPPED)
 
 
+_fork = threading.local()
+
+
+def _hold_back() -> None:
+    _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def _restore_mask() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
+
+
 def _let_go() -> None:
-    """In a forked child: its signals are its own, and would end the parent through the pipe."""
-    if any(signal.getsignal(number) is _note for number in SIGNALS):
-        signal.set_wakeup_fd(-1)
-        for number in SIGNALS:
-            if signal.getsignal(number) is _note:
-                signal.signal(number, signal.SIG_DFL)
+    """In a forked child: signals act as in any process."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        if signal.getsignal(number) is _note:
+            signal.signal(number, signal.SIG_DFL)
+    _restore_mask()

@@ -302,7 +302,10 @@ def _name(number: int) -> str:
 
 
 def _numbers(run: RunPath) -> list[int]:
-    found = [_FILE.fullmatch(path.name) for path in run.iterdir()]
+    try:
+        found = [_FILE.fullmatch(path.name) for path in run.iterdir()]
+    except FileNotFoundError:  # a bucket has no empty folders
+        return []
     return [int(match[1]) for match in found if match]
 
 

@@ -48,9 +48,8 @@ def other_process() -> Iterator[subprocess.Popen[bytes]]:
         process.kill()
 
 
-def claim_of_process(run: Path, process: int, **changes: object) -> Writer:
-    started = claim._start_of(process)
-    return leave_claim(run, process=process, started=started, token="theirs", **changes)
+def claim_of_process(run: Path, process: int) -> Writer:
+    return leave_claim(run, process=process, started=claim._start_of(process), token="theirs")
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:

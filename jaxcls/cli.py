@@ -22,11 +22,9 @@ from jaxcls.arguments import (
 )
 from jaxcls.cluster import (
     EXIT_FAILED,
-    EXIT_STOPPED,
     EXIT_USER_ERROR,
     JobOptions,
     end_with,
-    ignore_signals,
     joined,
     leave,
 )
@@ -35,6 +33,7 @@ from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
+from jaxcls.signals import EXIT_STOPPED, ignore_signals, work_is_done
 
 USAGE = """\
 usage: jaxcls COMMAND ...
@@ -146,7 +145,7 @@ class Export:
 
 
 def run() -> NoReturn:
-    """The program `jaxcls`."""
+    """The program `jaxcls`, once `jaxcls.__main__` has seen to its signals."""
     end_with(main())
 
 
@@ -164,6 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         traceback.print_exc()
         status = EXIT_FAILED
+    work_is_done(status)
     return leave(status)
 
 

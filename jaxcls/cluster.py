@@ -16,14 +16,13 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxcls.errors import UserError
+from jaxcls.signals import EXIT_STOPPED, ignore_signals
 
 if TYPE_CHECKING:
     from jax._src.clusters import ClusterEnv
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
-EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # they stop a training
 FAREWELL_SECONDS = 10.0
 SHUTDOWN_SECONDS = 60  # after the first process has ended, for the last one to
 
@@ -170,12 +169,6 @@ def _exit(status: int) -> NoReturn:
     sys.stderr.flush()
     sys.stdout.flush()
     os._exit(status)
-
-
-def ignore_signals() -> None:
-    """Lets a process whose work is done end in peace."""
-    for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def joined() -> bool:

@@ -1,7 +1,9 @@
 """Where a run lies: a folder, or a prefix of a Google Cloud Storage bucket (`gs://BUCKET/…`)."""
 
+import contextlib
 import importlib.util
 import os
+import secrets
 from pathlib import Path
 
 import fsspec.config
@@ -58,3 +60,46 @@ def write_whole(path: RunPath, text: str) -> None:
     temporary = temporary_beside(Path(path))
     temporary.write_text(text)
     temporary.replace(path)
+
+
+def create_whole(path: RunPath, text: str) -> bool:
+    """Writes a new file, whole; of several processes, on any hosts, one alone succeeds.
+
+    A disk that has hard links gives the file its name in one step, also over NFS. On one without
+    them, others may see the file for a moment before its text is there. A bucket takes the object
+    on condition that there is none.
+
+    Returns:
+      False where there is one already. It may be our own, where the answer of a server was lost.
+    """
+    if is_url(path):
+        fs, name = fsspec.core.url_to_fs(os.fspath(path))
+        try:
+            fs.pipe_file(name, text.encode(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+    path = Path(path)
+    # Processes on several hosts can have the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        temporary.write_text(text)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # the disk knows no hard links
+            return _create(path, text)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def _create(path: Path, text: str) -> bool:
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True

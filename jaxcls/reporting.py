@@ -19,7 +19,7 @@ from jaxcls.config import Config
 from jaxcls.decoding import encode_fields, flatten
 from jaxcls.errors import UserError
 from jaxcls.paths import RunPath
-from jaxcls.rundir import RunError
+from jaxcls.rundir import RunError, TakenOverError
 from jaxcls.tracking import WandbRun
 
 logger = logging.getLogger("jaxcls")
@@ -142,7 +142,8 @@ class Reporter:
         self._writer.close()
         if self._tracker:
             self._tracker.close(failed=kind is not None)
-        self._publish()
+        if kind is not TakenOverError:
+            self._publish()
         if self._folder != self._run:
             shutil.rmtree(self._folder)
 

@@ -3,6 +3,7 @@
 config.json    the whole config, class names and versions
 checkpoints/   one folder a step
 state.json     whether the run goes on, and how it ended
+writer.N.json  who trains there, or did last, as the N-th process that began to (jaxcls/claim.py)
 log.txt        what was printed, and warnings such as images that were skipped
 metrics.csv    one line a log interval
 eval.json      the last `jaxcls evaluate`
@@ -18,6 +19,7 @@ import logging
 import platform
 import secrets
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -47,6 +49,10 @@ PACKAGES = (
 
 class RunError(UserError):
     """A run directory that cannot be used; the message names it."""
+
+
+class TakenOverError(RunError):
+    """Another training writes to the run now, so this one must not any more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -243,16 +249,35 @@ def record_run(run: RunPath, info: RunInfo) -> None:
     Raises:
       RunError: the directory cannot be written.
     """
-    try:
+    with writing(run):
         write_json(run / "config.json", info.to_json())
-    except Exception as error:  # a bucket's come in many types
-        raise _not_writable(run, error) from error
 
 
 def record_state(run: RunPath, state: RunState) -> None:
     """Writes state.json, by the first process; a run goes on without it."""
+    if is_first():
+        with _recording:
+            _write_state(run, state)
+
+
+def record_early_stop(run: RunPath, stopped_by: str) -> None:
+    """Notes that a training ends before it took a step, where state.json says that it goes on.
+
+    The caller, any thread, then ends the process; nothing is recorded any more.
+    """
     if not is_first():
         return
+    _recording.acquire()  # for ever: the main thread may be about to note that the training runs
+    state = recorded_state(run)
+    if state is not None and state.state == "running":
+        why = f"{stopped_by} before its first step"
+        _write_state(run, dataclasses.replace(state, state="stopped", why=why))
+
+
+_recording = threading.Lock()
+
+
+def _write_state(run: RunPath, state: RunState) -> None:
     try:
         write_json(run / "state.json", dataclasses.asdict(state))
     except Exception as error:  # a bucket's come in many types
@@ -265,6 +290,11 @@ def recording_failure(run: RunPath, *, num_steps: int) -> Iterator[None]:
     record_state(run, RunState(state="running", num_steps=num_steps))
     try:
         yield
+    except TakenOverError:
+        raise  # state.json is the other training's
+    except KeyboardInterrupt:  # of whoever calls `train` with a handler of SIGINT that raises it
+        record_state(run, RunState(state="stopped", num_steps=num_steps, why="SIGINT"))
+        raise
     except Exception as error:
         why = _one_line(error)
         record_state(run, RunState(state="failed", num_steps=num_steps, why=why))
@@ -290,6 +320,21 @@ def save_evaluation(run: RunPath, metrics: Mapping[str, float]) -> None:
 def write_json(path: RunPath, values: Any) -> None:
     """Writes the whole file or nothing."""
     write_whole(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def writing(run: RunPath) -> Iterator[None]:
+    """Whatever fails inside fails because the directory cannot be written.
+
+    Raises:
+      RunError: in place of any error but a user's mistake.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a bucket's come in many types
+        raise _not_writable(run, error) from error
 
 
 def _not_writable(run: RunPath, error: Exception) -> RunError:

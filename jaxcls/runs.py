@@ -13,12 +13,13 @@ from typing import Annotated, Any
 import tyro
 from etils import epath
 
+from jaxcls.claim import fate, last_writer
 from jaxcls.config import Config
 from jaxcls.differences import differences, short_names, value_text
 from jaxcls.errors import UserError
 from jaxcls.paths import RunPath, is_url, run_path
 from jaxcls.reporting import metric_columns, read_metrics
-from jaxcls.rundir import RunError, recorded_config, recorded_state
+from jaxcls.rundir import RunError, RunState, recorded_config, recorded_state
 
 SILENT_SECONDS = 600  # without a line in metrics.csv, a run that has not ended seems to be dead
 
@@ -42,8 +43,9 @@ class Summary:
     Attributes:
       name: where it lies, seen from the folder that was asked for.
       config: the training's.
-      state: finished, stopped (by a signal), failed, running? or killed? (it has not ended, and was
-        or was not heard of lately), or ? for a run that older versions wrote.
+      state: finished, stopped (by a signal), failed; running or killed, where its process is or
+        would be on this machine; running? or killed?, where it has not ended and was or was not
+        heard of lately; or ? for a run that older versions wrote.
       why: what it failed of, or what stopped it; else empty.
       step: the last one that was reported.
       num_steps: length of the training; None where that is not known.
@@ -74,6 +76,8 @@ def runs(arguments: list[str]) -> int:
     for summary in summaries:
         if summary.state == "failed":
             print(f"{summary.name} failed: {summary.why}")
+        elif summary.state == "stopped" and not summary.step:
+            print(f"{summary.name} stopped before its first step; nothing is saved")
     if options.json:
         print(json.dumps({"runs": _as_json(summaries, different)}))
     return 0
@@ -124,22 +128,40 @@ def summarize(run: RunPath, *, name: str) -> Summary:
     accuracies = _numbers(columns["eval_top1"])
     speeds = _numbers(columns["images_per_second"])
     speeds = speeds[1:] or speeds  # the first is of the first step alone
-    said = "?" if state is None else state.state
-    if said == "running":
-        news = [path for path in (run / "state.json", metrics) if path.exists()]
-        silent = time.time() - max(epath.Path(path).stat().mtime for path in news)
-        # Metrics come to a bucket only after an evaluation.
-        said = "running?" if silent < SILENT_SECONDS or is_url(run) else "killed?"
     return Summary(
         name=name,
         config=config,
-        state=said,
+        state=_standing(run, state),
         why="" if state is None else state.why,
         step=int(max(columns["step"], default=0)),
         num_steps=state.num_steps if state is not None else config.num_steps,
         best_top1=max(accuracies, default=None),
         images_per_second=statistics.median_high(speeds) if speeds else None,
     )
+
+
+def _standing(run: RunPath, state: RunState | None) -> str:
+    """How a run stands, by what its process said last, and whether that is still there."""
+    if state is not None and state.state != "running":
+        return state.state
+    writer = last_writer(run)
+    if writer is not None and writer.ended is None:
+        found = fate(writer, run)
+        if found != "unknown":
+            return "running" if found == "there" else "killed"
+        return _guess(time.time() - writer.renewed)
+    # An older version's, or one that could not say how it ended.
+    if state is None:
+        return "?"
+    if is_url(run):  # metrics come there only after an evaluation
+        return "running?"
+    news = [path for path in (run / "state.json", run / "metrics.csv") if path.exists()]
+    return _guess(time.time() - max(epath.Path(path).stat().mtime for path in news))
+
+
+def _guess(silent: float) -> str:
+    """Of a training that cannot be looked at from here, by the seconds since it was heard of."""
+    return "running?" if silent < SILENT_SECONDS else "killed?"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:

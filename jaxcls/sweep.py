@@ -16,10 +16,11 @@ from typing import Annotated, Self
 import tyro
 
 from jaxcls.arguments import ALONE, checked, parse, take_first
-from jaxcls.cluster import EXIT_FAILED, EXIT_STOPPED, SIGNALS, JobOptions
+from jaxcls.cluster import EXIT_FAILED, JobOptions
 from jaxcls.config import Config, encode, load_sweep
 from jaxcls.differences import default_workdir, differences, short_names, value_text
 from jaxcls.errors import UserError
+from jaxcls.signals import EXIT_STOPPED, SIGNALS
 
 PROG = "jaxcls sweep CONFIG"
 

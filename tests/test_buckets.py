@@ -4,6 +4,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 from gcs_server import Store, serve
 
-from jaxcls import paths
+from jaxcls import claim, paths
 from jaxcls.checkpoint import Checkpoints
+from jaxcls.claim import Claim
 from jaxcls.classifier import ImageClassifier
 from jaxcls.cli import main
 from jaxcls.config import Config, DataConfig
@@ -21,8 +23,8 @@ from jaxcls.data.digits import prepared_digits
 from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
 from jaxcls.parallel import make_mesh
-from jaxcls.paths import run_path
-from jaxcls.rundir import RunError, checkpoint_dir
+from jaxcls.paths import create_whole, run_path
+from jaxcls.rundir import RunError, TakenOverError, checkpoint_dir
 from jaxcls.training.loop import Outcome, train
 
 CHECKPOINTS = "runs/a/checkpoints"
@@ -143,6 +145,42 @@ def test_a_bucket_that_cannot_be_used_is_named_before_the_first_step(
     workdir = f"gs://{bucket}/runs/a"
     with pytest.raises(RunError, match=f"run '{workdir}' cannot be (read|written)"):
         train(tiny_config, workdir)
+
+
+def test_a_bucket_has_one_writer_a_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "LEASE_SECONDS", 1.0)
+    monkeypatch.setattr(claim, "RENEW_SECONDS", 0.05)
+    run = run_path("gs://bucket/claimed")
+
+    def claims() -> dict[str, bytes]:
+        objects = store.buckets["bucket"]
+        return {
+            name: data for name, (data, _) in objects.items() if name.startswith("claimed/writer")
+        }
+
+    noticed = threading.Event()
+    with Claim(run, on_taken_over=noticed.set) as held:
+        with pytest.raises(RunError, match=f"by process {os.getpid()} on"):
+            Claim(run, on_taken_over=noticed.set).__enter__()
+        assert list(claims()) == ["claimed/writer.1.json"]
+    with Claim(run, on_taken_over=noticed.set) as held:
+        assert list(claims()) == ["claimed/writer.2.json"]
+        # From another machine, where this one gives no sign: it is suspended.
+        silent = claims()["claimed/writer.2.json"].replace(b'"machine": "', b'"machine": "x')
+        store.put("bucket", "claimed/writer.3.json", silent)
+        assert noticed.wait(10)
+        with pytest.raises(TakenOverError, match="written by another training now"):
+            held.require()
+    with Claim(run, on_taken_over=noticed.set) as held:
+        assert held.notes.startswith("goes on in place of process")
+        assert list(claims()) == ["claimed/writer.4.json"]
+
+
+def test_of_two_that_write_a_new_object_one_succeeds(store: Store) -> None:
+    path = run_path("gs://bucket/new/object")
+    assert create_whole(path, "first")
+    assert not create_whole(path, "second")
+    assert store.buckets["bucket"]["new/object"][0] == b"first"
 
 
 @pytest.mark.usefixtures("store")

@@ -23,11 +23,11 @@ import grain
 import numpy as np
 from absl import flags
 
-from jaxcls.cluster import SIGNALS
 from jaxcls.data.images import EvaluationImages, Images, TrainingImages
 from jaxcls.data.order import Order, Rows, training_order
 from jaxcls.data.records import Source
 from jaxcls.errors import BrokenImageError, DataError
+from jaxcls.signals import SIGNALS
 
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig

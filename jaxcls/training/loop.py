@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +15,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.checkpoint import Checkpoints
-from jaxcls.cluster import EXIT_STOPPED, end_now
+from jaxcls.claim import Claim
+from jaxcls.cluster import end_now
 from jaxcls.config import Config, encode
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
@@ -29,11 +32,13 @@ from jaxcls.rundir import (
     RunState,
     checkpoint_dir,
     prepare_run,
+    record_early_stop,
     record_run,
     record_state,
     recording_failure,
     require_shared,
 )
+from jaxcls.signals import EXIT_STOPPED, work_is_done
 from jaxcls.training.assemble import Training, assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
@@ -95,7 +100,8 @@ def train(
         the run, which must be local.
 
     Raises:
-      UserError: whatever the user can mend: config, data, directory, a loss that is not finite.
+      UserError: whatever the user can mend: config, data, a directory that cannot be used or that
+        another training writes to, a loss that is not finite.
     """
     started, run = time.perf_counter(), run_path(workdir)
     _require_profile(run, profile_steps)
@@ -113,6 +119,8 @@ def train(
                 mesh=mesh or make_mesh(parallel=config.parallel),
             )
             changes = prepare_run(run, info, allow_changes=allow_changes)
+        claim = stack.enter_context(Claim(run, on_taken_over=_stop_this_process))
+        stop.before_leaving = lambda: _leave_run(run, claim, stop)
         require_same(_facts(info, eval_source))
         require_shared(run)
         checkpoints = stack.enter_context(open_checkpoints(run, config))
@@ -132,8 +140,8 @@ def train(
             )
         stack.push(stop.finish_leaving)
         reporter.say(_introduction(training, source, start))
-        if notes:
-            reporter.say(notes)
+        for note in filter(None, (claim.notes, notes)):
+            reporter.say(note)
         for change in changes:
             reporter.say(f"changed since the run began: {change}")
         if _micro_batches_matter(config):
@@ -143,6 +151,7 @@ def train(
         if start >= num_steps:
             stop.leave_at_once = False  # there is nothing left to start again
             record_state(run, RunState(state="finished", num_steps=num_steps))
+            work_is_done(0)
             return Outcome(start, num_steps, metrics={}, stopped_by=None)
         profiled = profile_steps if is_first() else 0
         profile = stack.enter_context(Profile(run / "profile", start=start, steps=profiled))
@@ -154,6 +163,7 @@ def train(
             eval_source,
             info,
             checkpoints,
+            claim,
             reporter,
             stop,
             watchdog,
@@ -163,6 +173,7 @@ def train(
         ended = "stopped" if outcome.stopped_by else "finished"
         why = outcome.stopped_by or ""
         record_state(run, RunState(state=ended, num_steps=num_steps, why=why))
+        work_is_done(EXIT_STOPPED if outcome.stopped_by else 0)
         for part in (source, eval_source):
             if part.broken:
                 reporter.say(
@@ -183,6 +194,7 @@ class Run:
     eval_source: Source
     info: RunInfo
     checkpoints: Checkpoints
+    claim: Claim
     reporter: Reporter | QuietReporter
     stop: StopSignals
     watchdog: Watchdog
@@ -228,6 +240,8 @@ class Run:
                     meter.check()  # waits until all processes have taken it
                     self.stop.leave_at_once = False
                 ending = step == calendar.num_steps or self.stop.agreed()
+                if ending:
+                    self.claim.require()  # it may be why process 0 stops
                 if ending or step == start + 1 or calendar.reads(step):
                     self.reporter.log(step, meter.read())
                 if step == start + 1:
@@ -246,7 +260,7 @@ class Run:
                         score = metrics["top1"]
                 if ending or calendar.saves(step):
                     self.watchdog.moved(step, "saving")
-                    self.checkpoints.save(step, state, metadata=self.info.to_json(), metric=score)
+                    self._save(step, state, score)
                 if ending:
                     break
                 if calendar.evaluates(step) or calendar.saves(step):
@@ -286,8 +300,12 @@ class Run:
         meter.check()
         self.checkpoints.wait()
         if step and step not in self.checkpoints.steps():
-            self.checkpoints.save(step, state, metadata=self.info.to_json())
+            self._save(step, state)
             self.checkpoints.wait()
+
+    def _save(self, step: int, state: TrainState, score: float | None = None) -> None:
+        self.claim.require()
+        self.checkpoints.save(step, state, metadata=self.info.to_json(), metric=score)
 
     def _stop_waiting(self) -> None:
         """Ends a wait for training data on a signal; of several processes, the watchdog ends it."""
@@ -380,6 +398,18 @@ def _restore_or_init(
         return training.init(values), 0, notes
     restored = checkpoints.restore(training.abstract_state())
     return restored.state, restored.step, ""
+
+
+def _stop_this_process() -> None:
+    """Stops the job as a signal does: all processes agree on a step."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _leave_run(run: RunPath, claim: Claim, stop: StopSignals) -> None:
+    """What is left to do for a run when a signal ends the process before it took a step."""
+    claim.require_alone()
+    record_early_stop(run, stop.received or "a signal")
+    claim.release()
 
 
 def _require_profile(run: RunPath, steps: int) -> None:

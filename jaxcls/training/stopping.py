@@ -6,14 +6,17 @@ import select
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
 
-from jaxcls.cluster import EXIT_STOPPED, SIGNALS, end_now
+from jaxcls.cluster import EXIT_USER_ERROR, end_now
 from jaxcls.distributed import client, is_first, num_processes, process_id
+from jaxcls.errors import UserError
+from jaxcls.signals import EXIT_STOPPED, SIGNALS
 
 # Where JAX's preemption service (jaxlib's PreemptionSyncManager) notes the first notice of a job.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
@@ -40,11 +43,14 @@ class StopSignals:
       received: what was received first, as far as this process knows, or None.
       leave_at_once: whether there is nothing to save, so that a signal ends the process with status
         75 at once, even while the main thread compiles.
+      before_leaving: called by another thread before such an end. A mistake of the user that it
+        raises is what the process ends with.
     """
 
     def __init__(self) -> None:
         self.received: str | None = None
         self.leave_at_once = False
+        self.before_leaving: Callable[[], None] = lambda: None
         self._client = client()
         self._previous = {}
         self._calls = 0
@@ -124,14 +130,25 @@ class StopSignals:
 
     def _leave(self) -> None:
         self._leaving = True
-        if self._client is not None:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
-                self._leave_together()
-        end_now(
+        status, message = (
             EXIT_STOPPED,
             f"stopped by {self.received} before the first step; nothing was trained since the "
             f"start, and the same command starts again",
         )
+        # A bucket may not answer.
+        alarm = threading.Timer(_LEAVE_SECONDS, end_now, [status, message])
+        alarm.daemon = True
+        alarm.start()
+        try:
+            self.before_leaving()
+        except UserError as error:
+            status, message = EXIT_USER_ERROR, f"jaxcls: {error}"
+        finally:
+            alarm.cancel()
+        if self._client is not None:
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # process 0 may be gone
+                self._leave_together()
+        end_now(status, message)
 
     def _leave_together(self) -> None:
         """Waits for the others: where one is missing, what they do fails with another status."""

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 import pytest
 
+from jaxcls.errors import UserError
 from jaxcls.training import stopping
 from jaxcls.training.stopping import StopSignals
 
@@ -105,6 +106,59 @@ def test_what_fails_while_a_process_leaves_is_not_the_run_s_failure(
         stop._left.set()  # lets the watcher end in place of the process
         stack.close()
         assert ended == [75]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "expected"),
+    [(None, (75, "stopped by SIGTERM before")), (UserError("not yours"), (2, "jaxcls: not yours"))],
+)
+def test_before_a_process_leaves_its_run_is_seen_to(
+    monkeypatch: pytest.MonkeyPatch, mistake: UserError | None, expected: tuple[int, str]
+) -> None:
+    done: list[object] = []
+
+    def see_to_run() -> None:
+        done.append("seen to")
+        if mistake:
+            raise mistake
+
+    def end(status: int, text: str) -> None:
+        done.append((status, text[: len(expected[1])]))
+        stop.leave_at_once = False  # a real end returns nowhere
+
+    monkeypatch.setattr(stopping, "end_now", end)
+    with StopSignals() as stop:
+        stop.before_leaving = see_to_run
+        stop.leave_at_once = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        until = time.monotonic() + 10
+        while len(done) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert done == ["seen to", expected]
+
+
+def test_a_process_leaves_although_its_run_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended, answer = threading.Event(), threading.Event()
+    statuses: list[int] = []
+
+    def end(status: int, _: str) -> None:
+        statuses.append(status)
+        stop.leave_at_once = False
+        ended.set()
+
+    monkeypatch.setattr(stopping, "end_now", end)
+    monkeypatch.setattr(stopping, "_LEAVE_SECONDS", 0.05)
+    with StopSignals() as stop:
+        stop.before_leaving = lambda: assert_true(answer.wait(10))
+        stop.leave_at_once = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.wait(10)
+        answer.set()
+    assert statuses[0] == 75
+
+
+def assert_true(value: bool) -> None:
+    assert value
 
 
 def test_a_signal_does_not_interrupt_a_wait() -> None:

@@ -15,11 +15,14 @@ from typing import Annotated, Self
 
 import tyro
 
-from jaxcls.arguments import ALONE, checked, parse, take_first
+from jaxcls.arguments import ALONE, checked, record_of, take_first
 from jaxcls.cluster import EXIT_FAILED, EXIT_STOPPED, SIGNALS, JobOptions
 from jaxcls.config import Config, encode, load_sweep
 from jaxcls.differences import default_workdir, differences, short_names, value_text
 from jaxcls.errors import UserError
+from jaxcls.options import parse
+from jaxcls.paths import run_path
+from jaxcls.shell import command, path_word
 
 PROG = "jaxcls sweep CONFIG"
 
@@ -86,6 +89,11 @@ def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
     Raises:
       UserError: a variation is wrong, or two are the same.
     """
+    if record_of(name) is not None:
+        raise UserError(
+            f"{name!r} holds one config, and no variations of it; give a Python file that defines "
+            f"sweep(), or train it with: {command('train', path_word(name))}"
+        )
     named = load_sweep(name)
     parsed = [parse(Sweep, PROG, rest, default=Sweep(config=config)) for _, config in named]
     options = parsed[0]
@@ -96,7 +104,10 @@ def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
     names = [variation for variation, _ in named]
     _require_different(names, configs)
     written = [config for _, config in named]
-    folder = options.workdir or default_workdir(name, zip(written, configs, strict=True))
+    folder = options.workdir
+    if folder is None:
+        folder = default_workdir(name, zip(written, configs, strict=True))
+    folder = str(run_path(folder))
     return options, [
         Variation(name=name, config=config, workdir=f"{folder.rstrip('/')}/{name}")
         for name, config in zip(names, configs, strict=True)
@@ -113,7 +124,6 @@ def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the devices belong to the trainings
-    from jaxcls.paths import run_path
     from jaxcls.rundir import changes_of, recorded_state
     from jaxcls.training.optimizers import make_optimizer
     from jaxcls.training.schedules import make_plan
@@ -165,7 +175,7 @@ def _train_all(
         )
         return EXIT_FAILED
     print("all variations are finished; compare them with:")
-    print(f"  jaxcls runs {variations[0].workdir.rpartition('/')[0]}")
+    print(f"  {command('runs', path_word(variations[0].workdir.rpartition('/')[0]))}")
     return 0
 
 

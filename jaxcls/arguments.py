@@ -39,6 +39,13 @@ def read_config(name: str) -> Config:
     return config_of_record(record)
 
 
+def is_config(name: str) -> bool:
+    """Whether a name is rather CONFIG's than that of a data source."""
+    if name.partition(":")[0] in ("digits", "tfds", "folder"):
+        return False
+    return name.endswith(".py") or record_of(name) is not None
+
+
 def record_of(name: str) -> RunPath | None:
     """The JSON file that CONFIG means, if it is a run or such a file; None for a Python file."""
     path = run_path(name)

@@ -14,6 +14,8 @@ import tyro
 from jaxcls.arguments import (
     ALONE,
     checked,
+    is_config,
+    read_config,
     read_step,
     resolved,
     start_job,
@@ -84,7 +86,7 @@ class Prepare:
     """Makes a data set ready: downloads and converts it once, or indexes a folder."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """tfds:NAME[:VERSION], folder:PATH or digits, as in data.source."""
+    """tfds:NAME[:VERSION], folder:PATH or digits, as in data.source; or a CONFIG that has one."""
     data_dir: str | None = None
     """Folder of the prepared data sets (None: the usual place of TFDS)."""
 
@@ -327,9 +329,13 @@ def _compile(arguments: list[str]) -> int:
 
 def _prepare(arguments: list[str]) -> int:
     options = parse(Prepare, "jaxcls prepare", arguments)
+    source, data_dir = options.source, options.data_dir
+    if is_config(source):
+        data = read_config(source).data
+        source, data_dir = data.source, data.data_dir if data_dir is None else data_dir
     from jaxcls.data.sources import prepare_source
 
-    print(prepare_source(options.source, options.data_dir))
+    print(prepare_source(source, data_dir))
     return 0
 
 

@@ -184,7 +184,8 @@ class OptimizerConfig:
     """The schedule's highest learning rate."""
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True; texts are
-    names of types, as in mu_dtype bfloat16."""
+    names of types, as in mu_dtype bfloat16. --optimizer.options.NAME VALUE sets a single one, and
+    --optimizer.options.NAME None leaves it out; so it is with freeze and rates."""
     weight_decay: NonNegative = 0.0
     """On kernels only, never on biases or norms. The optimizer's own decay where it has one (adamw,
     lamb, lion), else added to the gradient (sgd, rmsprop)."""

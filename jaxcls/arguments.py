@@ -70,7 +70,8 @@ def workdir_of(name: str, pairs: Iterable[tuple[Config, Config]]) -> str:
     run = recorded_run(record)
     if run is not None:
         return str(run)
-    return default_workdir(record.parent if record.name == "config.json" else record, pairs)
+    named = record.parent if record.name == "config.json" else record
+    return default_workdir(str(named), pairs)
 
 
 def take_first(

@@ -46,7 +46,7 @@ def parse[T](kind: type[T], prog: str, arguments: Sequence[str], *, default: T |
         # The kind of each augmentation is the config file's; the command line changes its fields.
         config=(tyro.conf.AvoidSubcommands,),
         registry=_rules,
-        **({} if default is None else {"default": default}),
+        default=tyro.MISSING_NONPROP if default is None else default,
     )
     for path, table in entries.items():
         parsed = _with_entries(parsed, path, table)

@@ -79,8 +79,8 @@ def sweep(arguments: list[str], *, train: TrainCommand) -> int:
         chosen = variations[options.index]
         return train(chosen.config, chosen.workdir, options.allow_changes, options.job)
     finished = _check(variations, allow_changes=options.allow_changes)
-    command = [sys.executable, "-m", "jaxcls", "sweep", *arguments, "--index"]
-    return _train_all(variations, finished, command)
+    train_one = [sys.executable, "-m", "jaxcls", "sweep", *arguments, "--index"]
+    return _train_all(variations, finished, train_one)
 
 
 def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
@@ -146,9 +146,9 @@ def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool
 
 
 def _train_all(
-    variations: Sequence[Variation], finished: Sequence[bool], command: Sequence[str]
+    variations: Sequence[Variation], finished: Sequence[bool], train_one: Sequence[str]
 ) -> int:
-    """Trains all that are not finished, by `command` and the number of each."""
+    """Trains all that are not finished, by `train_one` and the number of each."""
     failed = []
     with OneChild() as child:
         for number, (variation, done) in enumerate(zip(variations, finished, strict=True)):
@@ -157,7 +157,7 @@ def _train_all(
                 print(f"{place}: finished, in {variation.workdir}", flush=True)
                 continue
             print(f"{place}: training in {variation.workdir}", flush=True)
-            status = child.run([*command, str(number)])
+            status = child.run([*train_one, str(number)])
             if status == EXIT_STOPPED or child.stopped:
                 print(
                     f"the sweep was stopped at {variation.name}; the same command goes on from "

@@ -1,28 +1,77 @@
-"""What several commands share: CONFIG, overrides of its fields, --step, and their part in a job."""
+"""What several commands share: CONFIG, --step, and their part in a job."""
 
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Literal
-
-import tyro
 
 from jaxcls.cluster import JobOptions, join
 from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config, DataConfig, decode, encode, load_config
+from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
+from jaxcls.paths import RunPath, is_url, run_path
 
 ALONE = JobOptions()
 
 
-def take_config(arguments: list[str], prog: str) -> tuple[Path, Config, list[str]]:
-    """The config file that the first argument names, and the rest.
+def take_config(arguments: list[str], prog: str) -> tuple[str, Config, list[str]]:
+    """What the first argument, CONFIG, is; the config in it; and the rest.
 
     Raises:
-      UserError: no file is named, or it holds no valid config.
+      UserError: nothing is named, or it holds no valid config.
     """
     name, rest = take_first(arguments, prog, "the config file", example="configs/digits.py")
     if name is None:
-        return Path("CONFIG"), Config(), rest
-    return Path(name), load_config(name), rest
+        return "CONFIG", Config(), rest
+    return name, read_config(name), rest
+
+
+def read_config(name: str) -> Config:
+    """The config of a Python file, of a run, or of a JSON file such as a run's config.json.
+
+    Raises:
+      UserError: there is none, or it is not valid.
+    """
+    record = record_of(name)
+    if record is None:
+        return load_config(name)
+    from jaxcls.rundir import config_of_record
+
+    return config_of_record(record)
+
+
+def is_config(name: str) -> bool:
+    """Whether a name is rather CONFIG's than that of a data source."""
+    if name.partition(":")[0] in ("digits", "tfds", "folder"):
+        return False
+    return name.endswith(".py") or record_of(name) is not None
+
+
+def record_of(name: str) -> RunPath | None:
+    """The JSON file that CONFIG means, if it is a run or such a file; None for a Python file."""
+    path = run_path(name)
+    if path.suffix == ".json":
+        return path
+    is_run = is_url(name) or (path / "config.json").is_file()
+    return path / "config.json" if is_run else None
+
+
+def workdir_of(name: str, pairs: Iterable[tuple[Config, Config]]) -> str:
+    """Where the training of CONFIG lies unless the user says: in the run that it is, or in runs.
+
+    Args:
+      name: of CONFIG.
+      pairs: as for `default_workdir`.
+    """
+    record = record_of(name)
+    if record is None:
+        return default_workdir(name, pairs)
+    from jaxcls.rundir import recorded_run
+
+    run = recorded_run(record)
+    if run is not None:
+        return str(run)
+    named = record.parent if record.name == "config.json" else record
+    return default_workdir(str(named), pairs)
 
 
 def take_first(
@@ -41,14 +90,6 @@ def take_first(
     if not arguments or arguments[0].startswith("-"):
         raise UserError(f"usage: {prog} …: give {what} first, for example {example}")
     return arguments[0], arguments[1:]
-
-
-def parse[T](kind: type[T], prog: str, arguments: list[str], *, default: T) -> T:
-    """Reads options of a command that overrides the fields of a config, which `default` holds."""
-    # The kind of each augmentation is the config file's; the command line changes its fields.
-    return tyro.cli(
-        kind, prog=prog, args=arguments, default=default, config=(tyro.conf.AvoidSubcommands,)
-    )
 
 
 def checked(config: Config) -> Config:

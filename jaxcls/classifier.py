@@ -17,7 +17,7 @@ from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import copy_to_all, make_mesh
-from jaxcls.paths import run_path
+from jaxcls.paths import local_path, run_path
 from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.importing import import_variables
 from jaxcls.pretrained.info import WeightsInfo
@@ -371,7 +371,7 @@ class ImageClassifier:
     def _prepare(self, image: Image) -> np.ndarray:
         data = self.config.data
         if isinstance(image, str | Path):
-            image = read_image(Path(image), data)
+            image = read_image(local_path(image), data)
         shape = list(image.shape)
         if image.ndim == 2:
             image = image[:, :, None]

@@ -14,11 +14,13 @@ import tyro
 from jaxcls.arguments import (
     ALONE,
     checked,
-    parse,
+    is_config,
+    read_config,
     read_step,
     resolved,
     start_job,
     take_config,
+    workdir_of,
 )
 from jaxcls.cluster import (
     EXIT_FAILED,
@@ -31,8 +33,10 @@ from jaxcls.cluster import (
 from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
-from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
+from jaxcls.options import parse
+from jaxcls.paths import run_path
+from jaxcls.shell import command, path_word
 from jaxcls.signals import EXIT_STOPPED, ignore_signals, work_is_done
 
 USAGE = """\
@@ -55,8 +59,8 @@ usage: jaxcls COMMAND ...
   jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
   jaxcls compile CONFIG [--topology v5e:4x4] [--search]         whether it fits, before it is run
 
-CONFIG is a Python file that defines get_config(). MODEL and WEIGHTS are the directory that training
-wrote, a preset such as efficientnet_lite0_imagenet, or a weights file.
+CONFIG is a Python file that defines get_config(), or the directory of a run. MODEL and WEIGHTS are
+the directory of a run, a preset such as efficientnet_lite0_imagenet, or a weights file.
 `jaxcls COMMAND --help` explains every option and every field of the config with its default.
 """
 
@@ -81,7 +85,7 @@ class Prepare:
     """Makes a data set ready: downloads and converts it once, or indexes a folder."""
 
     source: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
-    """tfds:NAME[:VERSION], folder:PATH or digits, as in data.source."""
+    """tfds:NAME[:VERSION], folder:PATH or digits, as in data.source; or a CONFIG that has one."""
     data_dir: str | None = None
     """Folder of the prepared data sets (None: the usual place of TFDS)."""
 
@@ -168,6 +172,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: list[str]) -> int:
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(USAGE, end="")
         return 0 if arguments else EXIT_USER_ERROR
@@ -183,10 +189,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _train(arguments: list[str]) -> int:
-    path, written, rest = take_config(arguments, "jaxcls train CONFIG")
+    name, written, rest = take_config(arguments, "jaxcls train CONFIG")
     options = parse(Train, "jaxcls train CONFIG", rest, default=Train(config=written))
     config = checked(options.config)
-    workdir = options.workdir or default_workdir(path, [(written, config)])
+    workdir = options.workdir
+    if workdir is None:
+        workdir = workdir_of(name, [(written, config)])
+    workdir = str(run_path(workdir))
     return _train_in(config, workdir, options.allow_changes, options.job, profile=options.profile)
 
 
@@ -214,7 +223,7 @@ def _train_in(
         return EXIT_STOPPED
     if is_first():
         print(f"the run lies in {workdir}; evaluate it with:")
-        print(f"  jaxcls evaluate {workdir}")
+        print(f"  {command('evaluate', path_word(workdir))}")
     return 0
 
 
@@ -249,7 +258,7 @@ def _predict(arguments: list[str]) -> int:
 
 
 def _export(arguments: list[str]) -> int:
-    options = tyro.cli(Export, prog="jaxcls export", args=arguments)
+    options = parse(Export, "jaxcls export", arguments)
     step = read_step(options.step)
     keep_compiled()
     from jaxcls.export import export_run
@@ -319,10 +328,14 @@ def _compile(arguments: list[str]) -> int:
 
 
 def _prepare(arguments: list[str]) -> int:
-    options = tyro.cli(Prepare, prog="jaxcls prepare", args=arguments)
+    options = parse(Prepare, "jaxcls prepare", arguments)
+    source, data_dir = options.source, options.data_dir
+    if is_config(source):
+        data = read_config(source).data
+        source, data_dir = data.source, data.data_dir if data_dir is None else data_dir
     from jaxcls.data.sources import prepare_source
 
-    print(prepare_source(options.source, options.data_dir))
+    print(prepare_source(source, data_dir))
     return 0
 
 

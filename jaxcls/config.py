@@ -10,8 +10,6 @@ import contextlib
 import dataclasses
 import math
 import re
-import runpy
-import traceback
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -40,6 +38,8 @@ from jaxcls.decoding import (
     metadata,
     nearest,
 )
+from jaxcls.paths import local_path
+from jaxcls.python_file import running, where_raised
 
 SCHEMA_VERSION = 2
 
@@ -187,7 +187,8 @@ class OptimizerConfig:
     """The schedule's highest learning rate."""
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True; texts are
-    names of types, as in mu_dtype bfloat16."""
+    names of types, as in mu_dtype bfloat16. --optimizer.options.NAME VALUE sets a single one, and
+    --optimizer.options.NAME None leaves it out; so it is with freeze and rates."""
     weight_decay: NonNegative = 0.0
     """On kernels only, never on biases or norms. The optimizer's own decay where it has one (adamw,
     lamb, lion), else added to the gradient (sgd, rmsprop)."""
@@ -294,7 +295,7 @@ def load_config(path: str | Path) -> Config:
     Raises:
       ConfigError: the file is missing, raises, or returns something that is not a valid Config.
     """
-    path = Path(path)
+    path = local_path(path)
     with _running(path) as namespace:
         if "get_config" not in namespace:
             raise ConfigError(f"{path}: define get_config() -> jaxcls.config.Config")
@@ -311,7 +312,7 @@ def load_sweep(path: str | Path) -> list[tuple[str, Config]]:
       ConfigError: as `load_config`; or there is no variation, or a name is used twice or cannot be
         that of a folder.
     """
-    path = Path(path)
+    path = local_path(path)
     with _running(path) as namespace:
         if "sweep" not in namespace:
             raise ConfigError(
@@ -346,10 +347,13 @@ def load_sweep(path: str | Path) -> list[tuple[str, Config]]:
 @contextlib.contextmanager
 def _running(path: Path) -> Iterator[dict[str, Any]]:
     """What a config file defines; whatever its code raises, then or inside, becomes one message."""
+    if path.is_dir():
+        raise ConfigError(f"config file {str(path)!r} is a folder{_files_within(path)}")
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist{_nearby_files(path)}")
     try:
-        yield runpy.run_path(str(path))
+        with running(path) as namespace:
+            yield namespace
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:
@@ -524,15 +528,21 @@ def check_stages(config: Config) -> None:
 
 
 def _nearby_files(path: Path) -> str:
+    as_module = Path(*path.name.split(".")).with_suffix(".py")  # configs.digits
+    if as_module.is_file():
+        return f"; did you mean {str(as_module)!r}?"
     siblings = [str(file) for file in path.parent.glob("*.py")] if path.parent.is_dir() else []
     return nearest(str(path), siblings)
 
 
+def _files_within(folder: Path) -> str:
+    files = sorted(map(str, folder.glob("*.py")))[:3]
+    return f"; name the file, for example {', '.join(files)}" if files else ", and no run"
+
+
 def _explain(error: BaseException, path: Path) -> str:
     """One line for an exception out of a config file: where it happened, and what to mend."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    line = frames[-1].lineno if frames else getattr(error, "lineno", None)
-    where = f"{path}:{line}" if line else str(path)
+    where = where_raised(error, path)
     unknown = re.match(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )

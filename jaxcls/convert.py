@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxcls.errors import UserError
+from jaxcls.options import parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class Convert:
 
 def convert(arguments: list[str]) -> int:
     """Runs `jaxcls convert WEIGHTS …`; returns the exit status."""
-    options = tyro.cli(Convert, prog="jaxcls convert", args=arguments)
+    options = parse(Convert, "jaxcls convert", arguments)
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output: the file is safetensors; call it so, got {options.output}")
     from jaxcls.arguments import read_step

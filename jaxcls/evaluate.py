@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxcls.arguments import ALONE, checked_data, parse, read_step, start_job, take_first
+from jaxcls.arguments import ALONE, checked_data, read_step, start_job, take_first
 from jaxcls.cluster import JobOptions
 from jaxcls.config import DataConfig
+from jaxcls.options import parse
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

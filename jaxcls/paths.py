@@ -19,15 +19,44 @@ def is_url(path: str | os.PathLike[str]) -> bool:
     return "://" in os.fspath(path)
 
 
-def run_path(path: str | os.PathLike[str]) -> RunPath:
-    """A run's path, for reading and writing; looks at neither disk nor network.
+def expand_home(text: str) -> str:
+    """The path with a leading `~` or `~USER` replaced by that home folder.
+
+    A shell does so only for words that begin with it, so not in `--workdir=~/x` or a config file.
+    Variables such as $HOME stay as they are.
 
     Raises:
-      UserError: a URL that is none of a bucket where runs can lie, or the extra for it is missing.
+      UserError: there is no such home folder, nor anything of that very name.
+    """
+    if not text.startswith("~"):
+        return text
+    expanded = os.path.expanduser(text)
+    if expanded == text and not os.path.lexists(text):
+        home = text.partition("/")[0]
+        raise UserError(
+            f"{text!r}: there is no home folder {home}; give the whole path, or ./{text} for a "
+            f"name that begins with ~"
+        )
+    return expanded
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """A path on disk as a user gives it; raises as `expand_home`."""
+    return Path(expand_home(os.fspath(path)))
+
+
+def run_path(path: str | os.PathLike[str]) -> RunPath:
+    """A run's path, for reading and writing; `~` is the home folder. Does not look for the run.
+
+    Raises:
+      UserError: no path, a URL that is none of a bucket where runs can lie, or the extra for it is
+        missing; or as `expand_home`.
     """
     text = os.fspath(path)
+    if not text:
+        raise UserError("run '': expected a folder or gs://BUCKET/FOLDER, got an empty name")
     if not is_url(text):
-        return Path(text)
+        return local_path(text)
     if text.startswith("s3://"):
         raise UserError(
             f"run {text!r}: s3 has no atomic rename, and Orbax, which writes the checkpoints, does "

@@ -15,6 +15,8 @@ import tyro
 from jaxcls.arguments import ALONE, read_step, start_job
 from jaxcls.cluster import JobOptions
 from jaxcls.errors import UserError
+from jaxcls.options import parse
+from jaxcls.paths import expand_home
 
 if TYPE_CHECKING:
     from jaxcls.classifier import Guess
@@ -43,7 +45,7 @@ class Predict:
 
 def predict(arguments: list[str]) -> int:
     """Runs `jaxcls predict MODEL IMAGE …`; returns the exit status."""
-    options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
+    options = parse(Predict, "jaxcls predict", arguments)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
     if options.max_pixels is not None and options.max_pixels < 1:
@@ -73,7 +75,7 @@ def _image_paths(patterns: Sequence[str]) -> list[str]:
     if not patterns:
         raise UserError("give image files, folders or patterns after the model")
     paths: list[str] = []
-    for pattern in patterns:
+    for pattern in map(expand_home, patterns):
         if os.path.isdir(pattern):
             files = sorted(Path(pattern).rglob("*"))
             found = [str(file) for file in files if is_image_name(file.name) and file.is_file()]

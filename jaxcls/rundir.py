@@ -32,6 +32,7 @@ from jaxcls.distributed import exchange, is_first, together
 from jaxcls.errors import UserError
 from jaxcls.paths import RunPath, is_url, write_whole
 from jaxcls.pretrained.info import WeightsInfo
+from jaxcls.shell import command
 
 logger = logging.getLogger("jaxcls")
 
@@ -45,6 +46,9 @@ PACKAGES = (
     "tensorflow-datasets",
     "grain",
 )
+
+
+RECORD = "config.json"
 
 
 class RunError(UserError):
@@ -128,7 +132,8 @@ def require_run(run: RunPath) -> RunPath:
     if not run.is_dir():
         raise _missing(run)
     if not checkpoint_dir(run).is_dir():
-        raise RunError(f"run {str(run)!r} has no checkpoint; train it with: jaxcls train CONFIG")
+        how = command("train", "CONFIG")
+        raise RunError(f"run {str(run)!r} has no checkpoint; train it with: {how}")
     return run
 
 
@@ -250,7 +255,7 @@ def record_run(run: RunPath, info: RunInfo) -> None:
       RunError: the directory cannot be written.
     """
     with writing(run):
-        write_json(run / "config.json", info.to_json())
+        write_json(run / RECORD, info.to_json())
 
 
 def record_state(run: RunPath, state: RunState) -> None:
@@ -351,7 +356,7 @@ def recorded_info(run: RunPath) -> RunInfo | None:
     """
     if is_url(run):
         _require_readable(run)
-    record = run / "config.json"
+    record = run / RECORD
     if not record.is_file():
         return None
     try:
@@ -360,6 +365,34 @@ def recorded_info(run: RunPath) -> RunInfo | None:
         raise RunError(f"{record}: {error}; use another --workdir") from error
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{record} is damaged ({error}); use another --workdir") from error
+
+
+def recorded_run(record: RunPath) -> RunPath | None:
+    """The run that a file describes; None if it is no run's, but a copy or an export's."""
+    run = record.parent
+    return run if record.name == RECORD and checkpoint_dir(run).is_dir() else None
+
+
+def config_of_record(record: RunPath) -> Config:
+    """The config in a run's config.json, or in another JSON file that holds a config.
+
+    Raises:
+      RunError: the file is not there, cannot be read, holds no config, or one of another version.
+    """
+    if is_url(record):
+        _require_readable(record.parent)
+    try:
+        values = json.loads(record.read_text())
+    except FileNotFoundError as error:
+        raise RunError(f"config file {str(record)!r} does not exist") from error
+    except OSError as error:
+        raise RunError(f"config file {str(record)!r}: {_one_line(error)}") from error
+    except ValueError as error:
+        raise RunError(f"config file {str(record)!r} is no JSON ({error})") from error
+    try:
+        return decode(values.get("config", values) if isinstance(values, Mapping) else values)
+    except ConfigError as error:
+        raise RunError(f"config file {str(record)!r}: {error}") from error
 
 
 def recorded_config(run: RunPath) -> Config:
@@ -375,4 +408,4 @@ def recorded_config(run: RunPath) -> Config:
 
 
 def _missing(run: RunPath) -> RunError:
-    return RunError(f"run {str(run)!r} does not exist; train it with: jaxcls train CONFIG")
+    return RunError(f"run {str(run)!r} does not exist; train it with: {command('train', 'CONFIG')}")

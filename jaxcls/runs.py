@@ -17,6 +17,7 @@ from jaxcls.claim import fate, last_writer
 from jaxcls.config import Config
 from jaxcls.differences import differences, short_names, value_text
 from jaxcls.errors import UserError
+from jaxcls.options import parse
 from jaxcls.paths import RunPath, is_url, run_path
 from jaxcls.reporting import metric_columns, read_metrics
 from jaxcls.rundir import RunError, RunState, recorded_config, recorded_state
@@ -65,7 +66,7 @@ class Summary:
 
 def runs(arguments: list[str]) -> int:
     """Runs `jaxcls runs …`; returns the exit status."""
-    options = tyro.cli(Runs, prog="jaxcls runs", args=arguments)
+    options = parse(Runs, "jaxcls runs", arguments)
     if options.diff is not None:
         return _print_differences(options.folder, options.diff, as_json=options.json)
     summaries = list(summarize_all(run_path(options.folder)))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxcls.arguments import parse, read_step, resolved, take_config
+from jaxcls.arguments import read_step, resolved, take_config
 from jaxcls.augment_config import OpName
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
+from jaxcls.options import parse
+from jaxcls.shell import command, path_word
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,7 +157,7 @@ def _augment(arguments: list[str]) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    options = tyro.cli(ShowRun, prog="jaxcls show run", args=arguments)
+    options = parse(ShowRun, "jaxcls show run", arguments)
     step = read_step(options.step)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.paths import run_path
@@ -227,7 +229,8 @@ def _confusion(classifier: "ImageClassifier", options: ShowRun) -> "tuple[np.nda
     if num_classes > MOST_CLASSES:
         _leave_out(
             "confusion matrix",
-            f"it would have {num_classes:,} classes; jaxcls evaluate --per-class lists them",
+            f"it would have {num_classes:,} classes; they are listed by: "
+            f"{command('evaluate', path_word(options.runs[0]), '--per-class')}",
         )
         return None, ""
     try:

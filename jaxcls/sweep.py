@@ -15,11 +15,14 @@ from typing import Annotated, Self
 
 import tyro
 
-from jaxcls.arguments import ALONE, checked, parse, take_first
+from jaxcls.arguments import ALONE, checked, record_of, take_first
 from jaxcls.cluster import EXIT_FAILED, JobOptions
 from jaxcls.config import Config, encode, load_sweep
 from jaxcls.differences import default_workdir, differences, short_names, value_text
 from jaxcls.errors import UserError
+from jaxcls.options import parse
+from jaxcls.paths import run_path
+from jaxcls.shell import command, path_word
 from jaxcls.signals import EXIT_STOPPED, SIGNALS
 
 PROG = "jaxcls sweep CONFIG"
@@ -77,8 +80,8 @@ def sweep(arguments: list[str], *, train: TrainCommand) -> int:
         chosen = variations[options.index]
         return train(chosen.config, chosen.workdir, options.allow_changes, options.job)
     finished = _check(variations, allow_changes=options.allow_changes)
-    command = [sys.executable, "-m", "jaxcls", "sweep", *arguments, "--index"]
-    return _train_all(variations, finished, command)
+    train_one = [sys.executable, "-m", "jaxcls", "sweep", *arguments, "--index"]
+    return _train_all(variations, finished, train_one)
 
 
 def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
@@ -87,6 +90,11 @@ def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
     Raises:
       UserError: a variation is wrong, or two are the same.
     """
+    if record_of(name) is not None:
+        raise UserError(
+            f"{name!r} holds one config, and no variations of it; give a Python file that defines "
+            f"sweep(), or train it with: {command('train', path_word(name))}"
+        )
     named = load_sweep(name)
     parsed = [parse(Sweep, PROG, rest, default=Sweep(config=config)) for _, config in named]
     options = parsed[0]
@@ -97,7 +105,10 @@ def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
     names = [variation for variation, _ in named]
     _require_different(names, configs)
     written = [config for _, config in named]
-    folder = options.workdir or default_workdir(name, zip(written, configs, strict=True))
+    folder = options.workdir
+    if folder is None:
+        folder = default_workdir(name, zip(written, configs, strict=True))
+    folder = str(run_path(folder))
     return options, [
         Variation(name=name, config=config, workdir=f"{folder.rstrip('/')}/{name}")
         for name, config in zip(names, configs, strict=True)
@@ -114,7 +125,6 @@ def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the devices belong to the trainings
-    from jaxcls.paths import run_path
     from jaxcls.rundir import changes_of, recorded_state
     from jaxcls.training.optimizers import make_optimizer
     from jaxcls.training.schedules import make_plan
@@ -137,9 +147,9 @@ def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool
 
 
 def _train_all(
-    variations: Sequence[Variation], finished: Sequence[bool], command: Sequence[str]
+    variations: Sequence[Variation], finished: Sequence[bool], train_one: Sequence[str]
 ) -> int:
-    """Trains all that are not finished, by `command` and the number of each."""
+    """Trains all that are not finished, by `train_one` and the number of each."""
     failed = []
     with OneChild() as child:
         for number, (variation, done) in enumerate(zip(variations, finished, strict=True)):
@@ -148,7 +158,7 @@ def _train_all(
                 print(f"{place}: finished, in {variation.workdir}", flush=True)
                 continue
             print(f"{place}: training in {variation.workdir}", flush=True)
-            status = child.run([*command, str(number)])
+            status = child.run([*train_one, str(number)])
             if status == EXIT_STOPPED or child.stopped:
                 print(
                     f"the sweep was stopped at {variation.name}; the same command goes on from "
@@ -166,7 +176,7 @@ def _train_all(
         )
         return EXIT_FAILED
     print("all variations are finished; compare them with:")
-    print(f"  jaxcls runs {variations[0].workdir.rpartition('/')[0]}")
+    print(f"  {command('runs', path_word(variations[0].workdir.rpartition('/')[0]))}")
     return 0
 
 

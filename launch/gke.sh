@@ -36,22 +36,16 @@ training's exit status 2); 1 else. Seconds between two looks are JAXCLS_POLL_SEC
 END
 }
 
+# shellcheck source=launch/options.sh
+. "$(dirname "${BASH_SOURCE[0]}")/options.sh"
+
 POLL_SECONDS=${JAXCLS_POLL_SECONDS:-10}
-
-say() { echo "gke: $*" >&2; }
-
-die() { # STATUS MESSAGE
-  local status=$1
-  shift
-  say "$*"
-  exit "$status"
-}
 
 run_kubectl() {
   if $dry_run; then
-    echo "kubectl ${namespace[*]}${namespace[*]:+ }$*" >&3
+    quoted kubectl "${kubectl_options[@]}" "$@" >&3
   else
-    kubectl "${namespace[@]}" "$@"
+    kubectl "${kubectl_options[@]}" "$@"
   fi
 }
 
@@ -60,6 +54,7 @@ yaml_list() {
   local word list=''
   for word in "$@"; do
     word=${word//\\/\\\\}
+    word=${word//$'\n'/\\n}
     list+=", \"${word//\"/\\\"}\""
   done
   echo "[${list:2}]"
@@ -170,57 +165,28 @@ case $phase in
 esac
 
 name='' image='' accelerator='' topology='' chips_per_host=4
-service_account=default data_dir='' max_restarts=3
+service_account=default data_dir='' max_restarts=3 namespace=''
 spot=false dry_run=false
-namespace=() training=()
-
-while (($#)); do
-  case $1 in
-    --spot | --dry-run) ;;
-    --) ;;
-    *) (($# >= 2)) || [[ $1 == --help || $1 == -h ]] || die 2 "$1: give a value" ;;
-  esac
-  case $1 in
-    --name) name=$2 ;;
-    --image) image=$2 ;;
-    --accelerator) accelerator=$2 ;;
-    --topology) topology=$2 ;;
-    --chips-per-host) chips_per_host=$2 ;;
-    --service-account) service_account=$2 ;;
-    --data-dir) data_dir=$2 ;;
-    --max-restarts) max_restarts=$2 ;;
-    --namespace) namespace=("--namespace=$2") ;;
-    --spot) spot=true ;;
-    --dry-run) dry_run=true ;;
-    --help | -h)
-      usage
-      exit 0
-      ;;
-    --)
-      shift
-      training=("$@")
-      break
-      ;;
-    *) die 2 "unknown option $1; see bash launch/gke.sh --help" ;;
-  esac
-  case $1 in
-    --spot | --dry-run) shift ;;
-    *) shift 2 ;;
-  esac
-done
+training=()
+take_options "--name --image --accelerator --topology --chips-per-host --service-account --data-dir \
+  --max-restarts --namespace" "--spot --dry-run" "$@"
+kubectl_options=()
+[[ -z $namespace ]] || kubectl_options=("--namespace=$namespace")
 
 label='^[a-z]([-a-z0-9]*[a-z0-9])?$'
 [[ $name =~ $label ]] || die 2 "--name: give lower-case letters, digits and -, got '$name'"
 [[ $max_restarts =~ ^[0-9]+$ ]] || die 2 "--max-restarts: give a whole number, got '$max_restarts'"
 case $phase in
   show | apply | run)
-    [[ $image =~ ^[^[:space:]]+$ ]] || die 2 "--image: give the image that launch/Dockerfile makes"
+    [[ $image =~ ^[^[:space:]]+$ ]] ||
+      die 2 "--image: give the image that launch/Dockerfile makes, got '$image'"
     [[ $accelerator =~ $label ]] || die 2 "--accelerator: give the label of the nodes, such as tpu-v5-lite-podslice"
     [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || die 2 "--topology: give one such as 4x4, got '$topology'"
     [[ $chips_per_host =~ ^[1-9][0-9]*$ ]] || die 2 "--chips-per-host: give a number, got '$chips_per_host'"
     [[ $service_account =~ $label ]] || die 2 "--service-account: give a name, got '$service_account'"
     ((${#training[@]})) || die 2 "give the config and arguments of jaxcls train after --"
-    [[ " ${training[*]}" == *" --workdir"[=\ ]*://* ]] ||
+    workdir=$(workdir_of_training)
+    [[ $workdir == *://* ]] ||
       die 2 "give --workdir with a bucket, such as gs://BUCKET/RUN: what a pod writes is lost with it"
     if [[ -n $data_dir ]]; then training+=(--data.data-dir "$data_dir"); fi
     ;;

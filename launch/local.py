@@ -12,6 +12,7 @@ failed.
 import argparse
 import contextlib
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -45,7 +46,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("-n", type=int, required=True, metavar="N", help="processes to start")
     parser.add_argument("--devices", type=int, default=1, help="CPU devices a process (default 1)")
-    parser.add_argument("--log-dir", type=Path, help="also write what process N prints to N.log")
+    parser.add_argument("--log-dir", type=folder, help="also write what process N prints to N.log")
     parser.add_argument(
         "--restart", type=int, default=0, help="times to start all again after a crash or a stop"
     )
@@ -57,12 +58,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def folder(text: str) -> Path:
+    """A folder; a shell leaves the ~ of --log-dir=~/logs alone."""
+    if not text:
+        raise argparse.ArgumentTypeError("give a folder")
+    return Path(os.path.expanduser(text))
+
+
 def run(options: argparse.Namespace, signals: list[int]) -> int:
     """Runs the job once and returns its status."""
     settings = environments(options.n, options.devices)
     if options.dry_run:
         for own in settings:
-            print(" ".join([*(f"{k}={v!r}" for k, v in own.items()), *options.command]))
+            words = [f"{name}={value}" for name, value in own.items()]
+            print(shlex.join(["env", *words, *options.command]))
         return 0
     processes: list[subprocess.Popen[str]] = []
     readers = []

@@ -45,29 +45,13 @@ JAXCLS_BACKOFF_SECONDS (5), then twice as long, five times in all.
 END
 }
 
+# shellcheck source=launch/options.sh
+. "$(dirname "${BASH_SOURCE[0]}")/options.sh"
+
 POLL_SECONDS=${JAXCLS_POLL_SECONDS:-30}
 BACKOFF_SECONDS=${JAXCLS_BACKOFF_SECONDS:-5}
 ATTEMPTS=5
 SILENT_LOOKS=20 # looks at a training whose worker 0 writes nothing more, before it is stopped
-
-say() { echo "tpu_pod: $*" >&2; }
-
-die() { # STATUS MESSAGE
-  local status=$1
-  shift
-  say "$*"
-  exit "$status"
-}
-
-# The words as a shell would read them back.
-quoted() {
-  local word line=''
-  for word in "$@"; do
-    [[ $word =~ ^[A-Za-z0-9_./:=@,+%-]+$ ]] || word=${word@Q}
-    line+=" $word"
-  done
-  echo "${line:1}"
-}
 
 # ---- Commands. Every one that leaves this machine goes through `run_command` or `ask`.
 
@@ -184,7 +168,7 @@ wait_until_active() {
     esac
     if ((SECONDS >= deadline)); then
       die 1 "$name is still $state after $create_timeout s (--create-timeout). It stays in the queue:" \
-        "the same command waits on, and 'bash launch/tpu_pod.sh delete --name $name' takes it out"
+        "the same command waits on, and this takes it out: $(delete_command)"
     fi
     sleep "$POLL_SECONDS"
   done
@@ -192,14 +176,15 @@ wait_until_active() {
 
 not_ready() { # STATE
   explain_state
-  die 1 "$name did not become ready: it is $1. Delete it with: bash launch/tpu_pod.sh" \
-    "delete --name $name"
+  die 1 "$name did not become ready: it is $1. Delete it with: $(delete_command)"
 }
 
 explain_state() {
   run_command gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
     --format="yaml(state)" >&2 || true
 }
+
+delete_command() { quoted bash launch/tpu_pod.sh delete --name "$name" "${place[@]}"; }
 
 delete() {
   say "deleting $name"
@@ -339,8 +324,8 @@ stop() { retry on_workers all stop; }
 collect() {
   case $workdir in
     *://*)
-      say "the run lies in $workdir; copy it with: gcloud storage rsync --recursive $workdir" \
-        "runs/$(basename "$workdir")"
+      say "the run lies in $workdir; copy it with:" \
+        "$(quoted gcloud storage rsync --recursive "$workdir" "runs/$(basename "$workdir")")"
       ;;
     *)
       run_command mkdir -p runs
@@ -358,19 +343,15 @@ require_accelerator() {
 }
 
 require_training() {
-  local index given=false
   ((${#training[@]})) || die 2 "give the config and arguments of jaxcls train after --"
-  [[ -f $root/${training[0]} && ${training[0]} == configs/* ]] ||
-    die 2 "${training[0]}: the config must be a file of configs/, which is copied to the workers"
-  workdir=runs/$(basename "${training[0]}" .py)
-  for ((index = 1; index < ${#training[@]}; index++)); do
-    case ${training[index]} in
-      --workdir=*) workdir=${training[index]#*=} given=true ;;
-      --workdir) workdir=${training[index + 1]:-} given=true ;;
-    esac
-  done
-  # The default of jaxcls train also tells what the command line changes.
-  $given || training+=(--workdir "$workdir")
+  [[ (-f $root/${training[0]} && ${training[0]} == configs/*) || ${training[0]} == *://* ]] ||
+    die 2 "${training[0]}: the config must be a file of configs/, which is copied to the workers," \
+      "or a run in a bucket"
+  workdir=$(workdir_of_training)
+  if [[ -z $workdir ]]; then # the default of jaxcls train also tells what the command line changes
+    workdir=runs/$(basename "${training[0]}" .py)
+    training+=(--workdir "$workdir")
+  fi
   [[ $workdir == *://* || $phase == collect ]] ||
     say "warning: $workdir lies on the workers' disks and is lost with them; give --workdir gs://..."
 }
@@ -382,8 +363,7 @@ finish() {
     if $delete_after && $ended; then
       delete || say "could not delete $name"
     else
-      $dry_run || say "the TPU is still there and is paid for; delete it with: bash" \
-        "launch/tpu_pod.sh delete --name $name ${place[*]}"
+      $dry_run || say "the TPU is still there and is paid for; delete it with: $(delete_command)"
     fi
   fi
   rm -rf "$scratch"
@@ -411,46 +391,17 @@ esac
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 name='' accelerator_type='' runtime_version='' code=$root data_dir=''
 create_timeout=86400 max_restarts=3
-stage=false dry_run=false delete_after=false ended=false tpu_exists=false
+zone='' project='' spot=false stage=false dry_run=false delete=false
+ended=false tpu_exists=false
 place=() tier=() training=()
 outcome='' workdir=''
 
-while (($#)); do
-  case $1 in
-    --name | --accelerator-type | --runtime-version | --zone | --project | --code | --data-dir | \
-      --create-timeout | --max-restarts)
-      (($# >= 2)) || die 2 "$1: give a value"
-      ;;
-  esac
-  case $1 in
-    --name) name=$2 ;;
-    --accelerator-type) accelerator_type=$2 ;;
-    --runtime-version) runtime_version=$2 ;;
-    --zone | --project) place+=("$1=$2") ;;
-    --code) code=$2 ;;
-    --data-dir) data_dir=$2 ;;
-    --create-timeout) create_timeout=$2 ;;
-    --max-restarts) max_restarts=$2 ;;
-    --spot) tier=(--spot) ;;
-    --stage) stage=true ;;
-    --delete) delete_after=true ;;
-    --dry-run) dry_run=true ;;
-    --help | -h)
-      usage
-      exit 0
-      ;;
-    --)
-      shift
-      training=("$@")
-      break
-      ;;
-    *) die 2 "unknown option $1; see bash launch/tpu_pod.sh --help" ;;
-  esac
-  case $1 in
-    --spot | --stage | --delete | --dry-run) shift ;;
-    *) shift 2 ;;
-  esac
-done
+take_options "--name --accelerator-type --runtime-version --zone --project --code --data-dir \
+  --create-timeout --max-restarts" "--spot --stage --delete --dry-run" "$@"
+delete_after=$delete
+[[ -z $zone ]] || place+=("--zone=$zone")
+[[ -z $project ]] || place+=("--project=$project")
+if $spot; then tier=(--spot); fi
 
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die 2 "--name: give lower-case letters, digits and -, got '$name'"
 [[ $create_timeout =~ ^[0-9]+$ ]] || die 2 "--create-timeout: give whole seconds, got '$create_timeout'"

@@ -193,7 +193,12 @@ def test_a_missing_config_is_named_with_the_nearest_file(message: Message) -> No
     assert message("train", "tinny.py") == (
         "jaxcls: config file 'tinny.py' does not exist; did you mean 'tiny.py'?\n"
     )
-    assert "config file '.' does not exist" in message("train", ".")
+    Path("configs").mkdir()
+    Path("configs/own.py").touch()
+    for name in ("configs.own", "configs/own"):
+        assert message("train", name) == (
+            f"jaxcls: config file {name!r} does not exist; did you mean 'configs/own.py'?\n"
+        )
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import tensorflow_datasets as tfds
 from jaxcls.data.disk import disk_is_full
 from jaxcls.data.records import cache_dir
 from jaxcls.errors import DataError
+from jaxcls.paths import local_path
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
@@ -94,7 +95,7 @@ def prepared_digits(data_dir: str | None) -> Path:
     Raises:
       DataError: the folder cannot be written, or the disk is full.
     """
-    root = Path(data_dir).expanduser() if data_dir else cache_dir()
+    root = local_path(data_dir) if data_dir else cache_dir()
     try:
         return prepare(root)
     except Exception as error:  # ArrayRecord's writer raises RuntimeErrors

@@ -21,6 +21,7 @@ from jaxcls.data.records import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
+from jaxcls.paths import local_path
 
 logger = logging.getLogger("jaxcls")
 
@@ -101,7 +102,7 @@ def open_folder(
       DataError: no such folder or split, a class without images, a class that is not in `train`,
         or fewer than two classes.
     """
-    root = Path(path).expanduser()
+    root = local_path(path)
     splits = _read_splits(root, test_share=test_share, seed=seed)
     class_names = _class_names(root, splits["train"])
     hint = (
@@ -133,7 +134,7 @@ def open_folder(
 
 def describe_folder(path: str) -> str:
     """What a folder of photos holds, as a line for a person; its index is built and kept."""
-    root = Path(path).expanduser()
+    root = local_path(path)
     splits = _read_splits(root, test_share=0, seed=0)
     sizes = describe_splits({name: split for name, split in splits.items() if split.files})
     return f"{root} is ready: {len(_class_names(root, splits['train']))} classes, {sizes}"

@@ -18,6 +18,8 @@ from jaxcls.data.records import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
+from jaxcls.paths import expand_home
+from jaxcls.shell import command, path_word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,7 @@ class NotPreparedError(DataError):
 
 def data_root(data_dir: str | None) -> epath.Path:
     """The folder that holds the prepared sets: data_dir, or the usual place of TFDS."""
-    return epath.Path(data_dir or constants.DATA_DIR).expanduser()
+    return epath.Path(expand_home(os.fspath(data_dir or constants.DATA_DIR)))
 
 
 def find_prepared(name: str, data_dir: str | None) -> epath.Path:
@@ -141,7 +143,7 @@ def _why_not_prepared(name: str, root: epath.Path) -> str:
         )
     return (
         f"data.source: 'tfds:{name}' {problem} once with\n"
-        f"  jaxcls prepare tfds:{name} --data-dir {root}\n"
+        f"  {command('prepare', f'tfds:{name}', '--data-dir', path_word(root))}\n"
         f"or set data.prepare, and training does it"
     )
 
@@ -205,7 +207,7 @@ def _read_builder(folder: "os.PathLike[str]", *, name: str) -> Any:
         raise DataError(
             f"data.source: {name} is prepared in {folder} as {', '.join(sorted(formats))} only, "
             f"which cannot be read at any place; convert it once with\n"
-            f"  jaxcls prepare tfds:{name} --data-dir {root}\n"
+            f"  {command('prepare', f'tfds:{name}', '--data-dir', path_word(root))}\n"
             f"or set data.prepare, and training does it"
         )
     return builder

@@ -17,6 +17,7 @@ from jaxcls.data.tfds import NotPreparedError, data_root, find_prepared, first_l
 from jaxcls.data.tfds_convert import convert_to_array_record
 from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
+from jaxcls.shell import command, path_word
 
 
 def prepare_set(name: str, data_dir: str | None) -> epath.Path:
@@ -91,9 +92,10 @@ def _why_it_failed(name: str, root: epath.Path, error: BaseException) -> str:
     problem = f"data.source: 'tfds:{name}' cannot be prepared in {root}: "
     text = str(error)
     if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in chain(error)):
+        again = command("prepare", f"tfds:{name}", "--data-dir", path_word(root), extra="prepare")
         return (
             f"{problem}this set needs TensorFlow for that one step, though not for training; "
-            f"run\n  uv run --extra prepare jaxcls prepare tfds:{name} --data-dir {root}\n"
+            f"run\n  {again}\n"
             f"or, without uv, pip install -e '.[prepare]' and do the same again"
         )
     if disk_is_full(error):

@@ -26,7 +26,8 @@ def model_spec(name: str) -> ModelSpec:
     if name in SPECS:
         return SPECS[name]
     raise UserError(
-        f"model.name: unknown model {name!r}{nearest(name, SPECS)}; known: {', '.join(SPECS)}"
+        f"model.name: unknown model {name!r}{nearest(name, SPECS)}; known: {', '.join(SPECS)} "
+        f"(one that a config file adds is known where that file is given as CONFIG)"
     )
 
 

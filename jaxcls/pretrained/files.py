@@ -10,6 +10,7 @@ import numpy as np
 import safetensors
 
 from jaxcls.decoding import nearest
+from jaxcls.paths import local_path
 from jaxcls.pretrained import pth
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.limits import MAX_BYTES, printable, single_precision, widen_bfloat16
@@ -60,7 +61,7 @@ def read_weights(path: str | Path) -> WeightsFile:
       WeightsError: there is no such file, or it is none of these, damaged, cut short, hostile, or
         has no tensors.
     """
-    path = Path(path)
+    path = local_path(path)
     try:
         file = _reader(path)(path)
     except OSError as error:

@@ -10,7 +10,7 @@ from flax import traverse_util
 from safetensors.numpy import save
 
 from jaxcls.decoding import ConfigError, decode_fields, encode_fields
-from jaxcls.paths import temporary_beside
+from jaxcls.paths import local_path, temporary_beside
 from jaxcls.pretrained.files import WeightsFile
 from jaxcls.pretrained.info import WeightsError, WeightsInfo
 
@@ -29,7 +29,7 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], info: WeightsI
     Raises:
       WeightsError: the file cannot be written.
     """
-    path = Path(path)
+    path = local_path(path)
     kept = {collection: variables[collection] for collection in ("params", "batch_stats")}
     arrays = {
         name: np.ascontiguousarray(array, np.float32)

@@ -1,12 +1,11 @@
 """Weights by name: a preset, a file, or a run (whose checkpoint is read elsewhere)."""
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from jaxcls.decoding import nearest
 from jaxcls.models.registry import model_spec
-from jaxcls.paths import is_url
+from jaxcls.paths import is_url, local_path
 from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights
@@ -28,9 +27,10 @@ def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
     if is_url(name):
         return "run"
     try:
-        if Path(name).is_dir():
+        path = local_path(name)
+        if path.is_dir():
             return "run"
-        exists = Path(name).exists()
+        exists = path.exists()
     except OSError as error:
         raise WeightsError(f"weights {name[:80]!r}: {error.strerror}") from error
     if not exists:

@@ -35,11 +35,13 @@ from jaxcls.rundir import (
     record_early_stop,
     record_run,
     record_state,
+    recorded_info,
     recording_failure,
     require_shared,
 )
 from jaxcls.signals import EXIT_STOPPED, work_is_done
 from jaxcls.training.assemble import Training, assemble
+from jaxcls.training.continuing import epoch_warning
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.meter import Meter, require_finite
 from jaxcls.training.preview import first_augmented
@@ -110,6 +112,7 @@ def train(
         stop.leave_at_once = True  # until a step is taken
         watchdog = stack.enter_context(Watchdog(stuck_after=config.stuck_after_seconds))
         with together():
+            recorded = recorded_info(run)
             info, source, eval_source = open_experiment(config, run)
             config = info.config
             training = assemble(
@@ -144,6 +147,10 @@ def train(
             reporter.say(note)
         for change in changes:
             reporter.say(f"changed since the run began: {change}")
+        if warning := epoch_warning(
+            recorded, info, num_examples=len(source), step=start, plan=training.plan
+        ):
+            reporter.say(warning)
         if _micro_batches_matter(config):
             reporter.say(UNEQUAL_MICRO_BATCHES)
         if missed := Calendar.of(training).missed_evaluations(config):

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import shlex
 import types
 from collections.abc import Callable
 from typing import Any
@@ -29,14 +30,19 @@ def make_optimizer(
     factory = _factory(optimizer.name)
     parameters = inspect.signature(factory).parameters
     known = [name for name in parameters if name not in OWN_FIELDS + MASKS]
-    for option in optimizer.options:
-        if option in OWN_FIELDS:
+    for option in OWN_FIELDS:
+        if option in optimizer.options:
             raise ConfigError(f"optimizer.options: set {option!r} as optimizer.{option}")
-        if option not in known:
-            raise ConfigError(
-                f"optimizer.options: {optimizer.name} takes no {option!r}{nearest(option, known)}"
-            )
-        value = optimizer.options[option]
+    if unknown := [option for option in optimizer.options if option not in known]:
+        names = " and no ".join(f"{option!r}{nearest(option, known)}" for option in unknown)
+        flags = shlex.join(
+            word for option in unknown for word in (f"--optimizer.options.{option}", "None")
+        )
+        raise ConfigError(
+            f"optimizer.options: {optimizer.name} takes no {names}\n"
+            f"on the command line, {flags} leaves {'it' if len(unknown) == 1 else 'them'} out"
+        )
+    for option, value in optimizer.options.items():
         if isinstance(value, str) and "dtype" not in option:  # optax would fail only in the step
             raise ConfigError(f"optimizer.options: {option} takes no text, got {value!r}")
     arguments: dict[str, Any] = dict(optimizer.options)

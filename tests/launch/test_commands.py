@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"^```sh\n(.*?)^```$", SECTION, re.M | re.S)
 
 
 def test_the_scripts_are_clean() -> None:
-    assert len(SCRIPTS) == 4
+    assert len(SCRIPTS) == 5
     done = subprocess.run(
         [Path(sys.executable).parent / "shellcheck", *SCRIPTS],
         capture_output=True,

@@ -1,6 +1,7 @@
 """gke.sh against a recording kubectl; the JobSet against the fields that the APIs document."""
 
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -352,7 +353,8 @@ def test_dry_run_prints_and_runs_nothing(kubectl: Fakes) -> None:
     assert kubectl.calls() == []
     manifest, _, commands = result.stdout.partition(APPLY)
     assert yaml.safe_load(manifest) == shown(kubectl)
-    assert commands.splitlines() == ["", STATE, PODS, "kubectl logs --follow POD"]
+    words = [shlex.join(shlex.split(line)) for line in (STATE, PODS, "kubectl logs --follow POD")]
+    assert [shlex.join(shlex.split(line)) for line in commands.splitlines()] == ["", *words]
 
 
 @pytest.mark.parametrize(
@@ -360,12 +362,17 @@ def test_dry_run_prints_and_runs_nothing(kubectl: Fakes) -> None:
     [
         ((*OPTIONS, "--topology", "4x"), "--topology: give one such as 4x4"),
         ((*OPTIONS, "--topology", "2x3", *TRAINING), "the 6 chips of 2x3 are not a multiple"),
-        ((*OPTIONS, "--image", "", *TRAINING), "--image: give the image"),
+        ((*OPTIONS, "--image", "", *TRAINING), "--image: give a value, got ''"),
         ((*OPTIONS, "--name", "B0", *TRAINING), "--name: give lower-case letters"),
-        ((*OPTIONS, "--sport"), "--sport: give a value"),
+        ((*OPTIONS, "--sport"), "unknown option --sport"),
         ((*OPTIONS, "--sport", "x"), "unknown option --sport"),
         (OPTIONS, "give the config and arguments of jaxcls train after --"),
         ((*OPTIONS, "--", CONFIG), "give --workdir with a bucket"),
+        (
+            (*OPTIONS, "--", CONFIG, "--workdir", "runs/x", "--data.data-dir", "gs://bucket/tfds"),
+            "give --workdir with a bucket",
+        ),
+        ((*OPTIONS, "--", CONFIG, "--workdir"), "--workdir: give a value"),
     ],
 )
 def test_mistakes(kubectl: Fakes, arguments: tuple[str, ...], message: str) -> None:

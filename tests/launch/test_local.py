@@ -1,4 +1,5 @@
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -97,12 +98,13 @@ def test_a_dry_run_prints_the_commands() -> None:
     process = start("-n", "2", "--dry-run", code="raise SystemExit(5)")
     out, _ = process.communicate(timeout=30)
     assert process.returncode == 0
-    assert [
-        f"JAX_PROCESS_ID='{number}'" in line for number, line in enumerate(out.splitlines())
-    ] == [
-        True,
-        True,
-    ]
+    lines = out.splitlines()
+    assert len(lines) == 2
+    for number, line in enumerate(lines):
+        words = shlex.split(line)
+        assert words[0] == "env"
+        assert f"JAX_PROCESS_ID={number}" in words
+        assert words[-3:] == [sys.executable, "-c", "raise SystemExit(5)"]
 
 
 def test_a_command_that_is_not_there_is_named() -> None:

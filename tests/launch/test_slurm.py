@@ -97,6 +97,62 @@ def test_a_dry_run_prints_the_commands_and_runs_none(slurm: Fakes) -> None:
     assert slurm.calls() == []
 
 
+def test_options_in_every_spelling(slurm: Fakes) -> None:
+    for options in (["--data-dir", "/my sets/"], ["--data-dir=/my sets", "--"]):
+        result = job(slurm, "--dry-run", *options, CONFIG, SLURM_JOB_ID="")
+        assert result.stdout.split("data-dir ")[1] == "/my\\ sets\n"
+    result = job(slurm, "--dry-run", "--data-dir=~/sets", CONFIG)
+    assert result.stdout.endswith(f" {slurm.folder}/sets\n")
+
+
+ARRAY = {"SLURM_JOB_ID": "100", "SLURM_ARRAY_JOB_ID": "100", "SLURM_ARRAY_TASK_ID": "3"}
+
+
+@pytest.mark.parametrize("status", [75, 1])
+def test_a_task_of_an_array_is_put_back_alone(slurm: Fakes, status: int) -> None:
+    """The number of one of them is that of the whole array."""
+    slurm.on("srun", Reply(status=status))
+    assert job(slurm, CONFIG, **ARRAY).returncode == status
+    assert slurm.calls() == [TRAIN, "scontrol requeue 100_3"]
+
+
+def test_tasks_of_an_array_count_their_own_crashes(slurm: Fakes) -> None:
+    slurm.on("srun", Reply(status=1))
+    for task in ("3", "4"):
+        job(slurm, CONFIG, **(ARRAY | {"SLURM_ARRAY_TASK_ID": task}), MAX_RESTARTS="1")
+    requeued = [call for call in slurm.calls() if "requeue" in call]
+    assert requeued == ["scontrol requeue 100_3", "scontrol requeue 100_4"]
+    job(slurm, CONFIG, **ARRAY, MAX_RESTARTS="1")
+    assert [call for call in slurm.calls() if "requeue" in call] == requeued
+
+
+def test_each_task_of_an_array_trains_a_run_of_its_own(slurm: Fakes) -> None:
+    job(slurm, CONFIG, "--seed", "%a", "--workdir", "runs/%a", **ARRAY)
+    job(slurm, "--sweep", "--data-dir", "/sets", CONFIG, "--seed", "1", **ARRAY)
+    sweep = TRAIN.replace("true train", "true sweep")
+    assert slurm.calls() == [
+        f"{TRAIN} --seed 3 --workdir runs/3",
+        f"{sweep} --seed 1 --index 3 --data.data-dir /sets",
+    ]
+    job(slurm, CONFIG, "--seed", "%a")  # in no array it is a mistake for jaxcls to name
+    assert slurm.calls()[-1] == f"{TRAIN} --seed %a"
+
+
+def test_a_job_that_cannot_be_put_back_says_so(slurm: Fakes) -> None:
+    slurm.on("srun", Reply(status=75))
+    slurm.on("scontrol", Reply(err="Requested operation is presently disabled\n", status=1))
+    result = job(slurm, CONFIG)
+    assert result.returncode == 1
+    assert "scontrol cannot put job 7 back into the queue" in result.stderr
+
+
+def test_a_run_goes_on_by_its_folder(slurm: Fakes) -> None:
+    run = slurm.folder.parent / "runs/x"
+    run.mkdir(parents=True)
+    (run / "config.json").touch()
+    assert job(slurm, "runs/x").returncode == job(slurm, "gs://bucket/x").returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "variables", "message"),
     [
@@ -104,6 +160,12 @@ def test_a_dry_run_prints_the_commands_and_runs_none(slurm: Fakes) -> None:
         (("configs/none.py",), {}, "there is no such config"),
         (("--stage", CONFIG), {}, "--stage: give --data-dir"),
         (("--data-dir",), {}, "--data-dir: give a value"),
+        (("--data-dir", "--stage", CONFIG), {}, "--data-dir: give a value"),
+        (("--data-dir", "", CONFIG), {}, "--data-dir: give a value, got ''"),
+        (("--data-dir=", CONFIG), {}, "--data-dir: give a value, got ''"),
+        (("--stge", CONFIG), {}, "unknown option --stge"),
+        (("--stage=true", CONFIG), {}, "unknown option --stage=true"),
+        (("--sweep", CONFIG), {}, "--sweep: for the tasks of a job array"),
         ((CONFIG,), {"SLURM_JOB_ID": ""}, "start it with sbatch"),
         ((CONFIG,), {"JAXCLS": "no-such-jaxcls"}, "there is no no-such-jaxcls"),
     ],

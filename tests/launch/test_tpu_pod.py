@@ -352,6 +352,19 @@ def test_dry_run_prints_and_runs_nothing(gcloud: Fakes) -> None:
     assert len(lines) == 12
 
 
+def test_a_run_in_a_bucket_goes_on_where_it_is(gcloud: Fakes) -> None:
+    for config in ("gs://bucket/run", "gs://bucket/run/config.json"):
+        launch(gcloud, "start", training=("--", config))
+        assert gcloud.calls()[-1] == worker(f"start {config}")
+
+
+@pytest.mark.parametrize("phase", ["create", "run"])
+def test_printed_commands_can_be_pasted(gcloud: Fakes, phase: str) -> None:
+    gcloud.on("describe", *state("NOT_FOUND", "FAILED"))
+    result = launch(gcloud, phase)
+    assert f"Delete it with: bash launch/tpu_pod.sh delete --name b0 {PLACE}\n" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -191,10 +191,13 @@ def test_an_unknown_optimizer_is_named_with_the_nearest_and_all_known(
 
 def test_an_unknown_option_is_named_with_the_nearest() -> None:
     assert error_of(name="sgd", options={"momentun": 0.9}) == (
-        "optimizer.options: sgd takes no 'momentun'; did you mean 'momentum'?"
+        "optimizer.options: sgd takes no 'momentun'; did you mean 'momentum'?\n"
+        "on the command line, --optimizer.options.momentun None leaves it out"
     )
-    assert error_of(name="adamw", options={"mask": True}) == (
-        "optimizer.options: adamw takes no 'mask'"
+    assert error_of(name="adamw", options={"mask": True, "nesterov": True, "q": 1}) == (
+        "optimizer.options: adamw takes no 'mask' and no 'q'\n"
+        "on the command line, --optimizer.options.mask None --optimizer.options.q None leaves them "
+        "out"
     )
 
 

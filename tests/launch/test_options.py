@@ -1,0 +1,100 @@
+"""How gke.sh and tpu_pod.sh read their options, in the loop that they share."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+from fakes import ROOT, Fakes
+
+PROGRAM = """\
+set -euo pipefail
+usage() { echo "usage: ..."; }
+name='' data_dir='' chips_per_host=4 spot=false dry_run=false training=()
+. "$OPTIONS"
+take_options "--name --data-dir --chips-per-host" "--spot --dry-run" "$@"
+printf '%s\\n' "$name" "$data_dir" "$chips_per_host" "$spot" "$dry_run" "${training[@]}"
+"""
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Fakes:
+    (tmp_path / "launcher.sh").write_text(PROGRAM)
+    return Fakes(tmp_path / "fakes", ())
+
+
+def read(shell: Fakes, *arguments: str):
+    script = shell.folder.parent / "launcher.sh"
+    return shell.run(str(script), *arguments, OPTIONS=str(ROOT / "launch/options.sh"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--name a --chips-per-host 8 --spot", ["a", "", "8", "true", "false"]),
+        ("--name=a --data-dir=gs://b/c=d --dry-run", ["a", "gs://b/c=d", "4", "false", "true"]),
+        ("--data-dir 'my data' -- c.py --name b", ["", "my data", "4", "false", "false", "c.py",
+                                                   "--name", "b"]),
+        ("--name a --name b", ["b", "", "4", "false", "false"]),
+        ("--name=-a --", ["-a", "", "4", "false", "false"]),
+        ("-- --help -- ''", ["", "", "4", "false", "false", "--help", "--", ""]),
+    ],
+)  # fmt: skip
+def test_what_is_given(shell: Fakes, arguments: str, expected: list[str]) -> None:
+    result = read(shell, *shlex.split(arguments))
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split("\n")[:-1] == expected
+
+
+def test_home_is_expanded_where_a_shell_leaves_it(shell: Fakes) -> None:
+    for arguments in (["--data-dir=~/sets"], ["--data-dir", "~/sets"]):
+        assert read(shell, *arguments).stdout.splitlines()[1] == f"{shell.folder}/sets"
+    assert read(shell, "--data-dir=~nobody/$HOME").stdout.splitlines()[1] == "~nobody/$HOME"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--name", "--name: give a value"),
+        ("--name --spot", "--name: give a value"),
+        ("--name -- c.py", "--name: give a value"),
+        ("--name -x", "--name: give a value (one that begins with -, as --name=VALUE)"),
+        ("--name ''", "--name: give a value, got ''"),
+        ("--name=", "--name: give a value, got ''"),
+        ("--name ' '", "--name: give a value, got ' '"),
+        ("--spot=false", "--spot takes no value, got 'false'"),
+        ("--spott", "unknown option --spott; see bash launch/launcher.sh --help"),
+        ("--nam=a", "unknown option --nam;"),
+        ("'--name --data-dir' a", "unknown option --name --data-dir;"),
+        ("-n a", "unknown option -n;"),
+        ("--spot c.py", "'c.py' is no option; give the config and arguments of jaxcls train after"),
+        ("''", "'' is no option"),
+        ("-", "'-' is no option"),
+    ],
+)
+def test_mistakes(shell: Fakes, arguments: str, message: str) -> None:
+    result = read(shell, *shlex.split(arguments))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"launcher: {message}")
+
+
+def test_help_in_any_place(shell: Fakes) -> None:
+    result = read(shell, "--name", "a", "--help")
+    assert (result.returncode, result.stdout) == (0, "usage: ...\n")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "gke.sh apply --name b0 --image --dry-run --accelerator tpu --topology 2x2 -- c.py",
+        "tpu_pod.sh create --name b0 --accelerator-type --dry-run --runtime-version v",
+        "tpu_pod.sh create --name b0 --zone --dry-run --accelerator-type v4-8",
+        "gke.sh delete --name --dry-run",
+    ],
+)
+def test_a_launcher_runs_nothing_where_a_value_is_missing(command: str, tmp_path: Path) -> None:
+    fakes = Fakes(tmp_path / "fakes", ("gcloud", "kubectl"))
+    script, *arguments = command.split()
+    result = fakes.run(f"launch/{script}", *arguments)
+    assert result.returncode == 2
+    assert ": give a value" in result.stderr
+    assert fakes.calls() == []

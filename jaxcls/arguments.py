@@ -1,7 +1,7 @@
 """What several commands share: CONFIG, overrides of its fields, --step, and their part in a job."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -11,6 +11,22 @@ from jaxcls.config import Config, DataConfig, decode, encode, load_config
 from jaxcls.errors import UserError
 
 ALONE = JobOptions()
+
+ClassNames = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="FILE",
+        help="Of weights that do not name their classes: a file that does, in their order; JSON, "
+        "or one name a line.",
+    ),
+]
+WeightsEma = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Of another library's checkpoint that holds both, take the moving averages of the "
+        "weights, and not the weights themselves."
+    ),
+]
 
 
 def take_config(arguments: list[str], prog: str) -> tuple[Path, Config, list[str]]:

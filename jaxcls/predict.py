@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxcls.arguments import ALONE, read_step, start_job
+from jaxcls.arguments import ALONE, ClassNames, WeightsEma, read_step, start_job
 from jaxcls.cluster import JobOptions
 from jaxcls.errors import UserError
 
@@ -36,6 +36,8 @@ class Predict:
     """Classes to show for each image."""
     format: Literal["table", "json", "csv"] = "table"
     """How to print them."""
+    class_names: ClassNames = None
+    ema: WeightsEma = True
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
@@ -44,12 +46,15 @@ def predict(arguments: list[str]) -> int:
     options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
+    from jaxcls.pretrained.class_names import read_class_names
+
     step, paths = read_step(options.step), _image_paths(options.images)
+    names = options.class_names and read_class_names(options.class_names)
     start_job(options.job)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.distributed import is_first
 
-    classifier = ImageClassifier.load(options.model, step=step)
+    classifier = ImageClassifier.load(options.model, step=step, ema=options.ema, class_names=names)
     guesses = classifier.rank(classifier.predict(paths), top=options.top)
     if is_first():
         PRINTERS[options.format](paths, guesses)

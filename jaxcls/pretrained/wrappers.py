@@ -103,7 +103,8 @@ def choose(found: Sequence[Network], *, ema: bool) -> Network:
     weights = [network for network in found if not network.averaged]
     if not ema and not weights:
         raise RefusedError(
-            f"it holds only moving averages of the weights{_at(averages[0])}; take those (ema)"
+            f"it holds only moving averages of the weights{_at(averages[0])}, which --no-ema and "
+            "model.weights_ema False leave out; take them"
         )
     wanted = (averages or weights) if ema else weights
     if len(wanted) > 1:
@@ -120,9 +121,12 @@ def _preferred(chosen: Network, others: Sequence[Network]) -> str:
     """The sentence on what was taken instead of what."""
     names = ", ".join(printable(network.place or "no prefix") for network in others[:_LISTED])
     if chosen.averaged:
-        return f"these are moving averages of the weights; without ema, those of {names} are taken"
+        return (
+            f"they are moving averages of the weights; --no-ema, or model.weights_ema False, takes "
+            f"the weights themselves ({names})"
+        )
     if any(network.averaged for network in others):
-        return f"these are the weights, not their moving averages ({names})"
+        return f"they are the weights, not their moving averages ({names})"
     return f"other networks of the file were left out: {names}"
 
 

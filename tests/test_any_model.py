@@ -101,13 +101,70 @@ def test_other_classes_get_predictions_but_no_accuracy(
     more = ["--predictions", "guesses.csv", "--per-class"]
     assert main(["evaluate", LITE0, *options, *more]) == 0
     table = capsys.readouterr().out
-    assert "3 examples, no accuracy" in table
+    assert "3 examples, accuracy not computed: the data has classes the network was not" in table
     (house,) = (line.split() for line in table.splitlines() if line.startswith("house "))
     assert house == ["house", "1", "-", "-", "palace", "(1)"]
     rows = list(csv.DictReader(Path("guesses.csv").read_text().splitlines()))
     assert {row["label"]: row["predicted"] for row in rows} == {
         "daisy": "daisy", "espresso": "espresso", "house": "palace",
     }  # fmt: skip
+
+
+@pytest.fixture
+def nameless(tmp_path: Path) -> Path:
+    """Weights of another library that tell three classes apart, and do not say which."""
+    path = tmp_path / "nameless.safetensors"
+    tensors = read_weights(fetch_weights(preset(LITE0))).tensors
+    known = [985, 967, 698]
+    head = {name: array[known] for name, array in tensors.items() if name.startswith("_fc.")}
+    save_file({f"model.{name}": array for name, array in (tensors | head).items()}, path)
+    return path
+
+
+def test_a_file_names_the_classes_of_weights(
+    photos: Path, nameless: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data.source", f"folder:{photos}", "--data.batch-size", "3", "--json"]
+    message = error(capsys, "evaluate", str(nameless), *options)
+    assert "the weights do not name theirs: --class-names FILE does" in message
+    Path("names.txt").write_bytes(b"\xef\xbb\xbfdaisy\r\nespresso\r\npalace\r\n")
+    Path("names.json").write_text('{"espresso": 1, "palace": 2, "daisy": 0}')
+    assert main(["evaluate", str(nameless), *options, "--class-names", "names.txt"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == 1
+    image = str(photos / "test" / "palace" / "photo.jpg")
+    assert main(["predict", str(nameless), image, "--class-names", "names.json"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1] == "palace"
+    out = converted_by(capsys, nameless, Path(), "--class-names", "names.json")
+    assert "prefix model. taken off all names" in out
+    assert ImageClassifier.from_file("x.safetensors").class_names == CLASSES
+    assert ImageClassifier.from_file(nameless, class_names=CLASSES).class_names == CLASSES
+
+
+def test_mistakes_in_the_names_of_classes(
+    nameless: Path,
+    tiny_run: tuple[Path, Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(nameless.parent)
+    Path("two.txt").write_text("a\nb\n")
+    says = "class_names: 2 names, but the classifier of"
+    files = ["--class-names", "two.txt"]
+    for command in (
+        ["predict", str(nameless), "a.png"],
+        ["evaluate", str(nameless), "--data.source", "digits"],
+        ["convert", str(nameless), "-o", "out.safetensors"],
+    ):
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save("a.png")
+        assert says in error(capsys, *command, *files)
+        assert "gone.txt: the class names cannot" in error(
+            capsys, *command, "--class-names", "gone.txt"
+        )
+        run = [command[0], str(tiny_run[0]), *command[2:]]
+        assert "a run knows its classes" in error(capsys, *run, *files).replace(
+            f"the run {str(tiny_run[0])!r}", "a run"
+        )
+    assert not Path("out.safetensors").exists()
 
 
 def test_classes_are_matched_by_name_or_wordnet_id() -> None:
@@ -216,6 +273,26 @@ def converted_by(
 # Convert
 
 
+def test_tensors_may_be_left_over(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "more.safetensors"
+    with safe_open(converted, "numpy") as file:
+        metadata = file.metadata()
+    save_file(load_file(converted) | {"loss/weight": np.zeros(3, np.float32)}, path, metadata)
+    message = error(capsys, "convert", str(path), "-o", str(tmp_path / "out.safetensors"))
+    assert "allow_unused takes patterns" in message
+    out = converted_by(capsys, path, tmp_path, "--allow-unused", "loss/.*")
+    assert "unused tensors, as allowed (1):\n  loss/weight" in out
+    with pytest.raises(WeightsError, match="allow_unused"):
+        ImageClassifier.from_file(path)
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    kept = ImageClassifier.from_file(path, allow_unused=["loss/.*"])
+    expected = ImageClassifier.from_file(converted).predict(images)
+    np.testing.assert_array_equal(kept.predict(images), expected)
+    assert load_file(tmp_path / "x.safetensors").keys() == load_file(converted).keys()
+
+
 def test_a_converted_run_predicts_the_same(
     converted: Path, tiny_run: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +339,7 @@ def test_a_file_of_pytorch_is_converted_with_a_report(
         (["-o", "out.safetensors", "--model", "efficientnetv2_b0"], "not of efficientnetv2_b0"),
         (["-o", "out.safetensors", "--step", "best"], "--step: only a run has steps"),
         (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' fits no variable"),
+        (["-o", "out.safetensors", "--allow-unused", "pred.*"], "'pred.*' fits no tensor"),
         (["-o", "../tiny.safetensors/out.safetensors"], "cannot be written"),
     ],
 )

@@ -26,10 +26,11 @@ _HOSTILE_BUILTINS = _names(
     "setattr vars"
 )
 _HOSTILE_NAMES = _names(
-    "cloudpickle.loads code.InteractiveConsole code.InteractiveInterpreter code.interact "
-    "commands.getoutput commands.getstatusoutput dill.loads joblib.load numpy.load "
-    "pandas.read_pickle profile.run profile.runctx torch.hub.load torch.jit.load torch.load "
-    "torch.serialization.load trace.Trace types.CodeType types.FunctionType"
+    "_io.FileIO _io.open cloudpickle.loads code.InteractiveConsole code.InteractiveInterpreter "
+    "code.interact codecs.open commands.getoutput commands.getstatusoutput dill.loads io.FileIO "
+    "io.open joblib.load numpy.load pandas.read_pickle profile.run profile.runctx torch.hub.load "
+    "torch.jit.load torch.load torch.serialization.load trace.Trace types.CodeType "
+    "types.FunctionType"
 )
 
 

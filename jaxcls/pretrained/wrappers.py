@@ -8,7 +8,7 @@ of every format, that finds the network in all that.
 
 import dataclasses
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxcls.pretrained.families import FAMILIES
@@ -131,15 +131,15 @@ def _preferred(chosen: Network, others: Sequence[Network]) -> str:
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """What stands before the names of each network that we know, in the order of the file."""
-    found: dict[str, None] = {}
+    """What stands before the names of each network that we know, sorted."""
+    found: set[str] = set()
     for family in FAMILIES:
         if family.separator:
             pattern = re.compile(rf"(|.*{re.escape(family.separator)})(?:{family.telltale})")
-            found |= {match[1]: None for name in names if (match := pattern.fullmatch(name))}
+            found |= {match[1] for name in names if (match := pattern.fullmatch(name))}
         elif any(re.fullmatch(family.telltale, name) for name in names):
-            found[""] = None
-    return list(found)
+            found.add("")
+    return sorted(found)
 
 
 def _shared_prefix(names: Collection[str]) -> str:
@@ -178,11 +178,11 @@ def state_dict(content: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str
     """
     if isinstance(content, Tensor):
         raise RefusedError("it holds one tensor without a name")
-    tables = dict(_tables(content))
+    tables = _tables(content)
     paths = _candidates(content, tables)
     averaged = [path for path in paths if _is_average(content, path, tables[path])]
     weights = [path for path in paths if path not in averaged]
-    paths = [*_first(averaged, AVERAGES), *_first(weights, STATE_DICTS)]
+    paths = [*_first(averaged), *_first(weights)]
     found = [Network("/".join(path), path in averaged) for path in paths]
     chosen = choose(found, ema=ema)
     path = paths[found.index(chosen)]
@@ -206,22 +206,35 @@ def state_dict(content: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str
 type _Path = tuple[str, ...]
 
 
-def _tables(content: Any) -> Iterator[tuple[_Path, Mapping[Any, Any]]]:
-    """Every table with tensors under names, by its path from the top, which comes first."""
+def _tables(content: Any) -> dict[_Path, Mapping[Any, Any]]:
+    """Every table with tensors under names, by its path from the top; one of the usual, if any."""
+    found: dict[int, tuple[_Path, Mapping[Any, Any]]] = {}
     seen: set[int] = set()
     waiting: list[tuple[_Path, Any]] = [((), content)]
     for path, value in waiting:  # grows while it is read
+        if id(value) in found:
+            other, items = found[id(value)]
+            found[id(value)] = min(path, other, key=_rank), items
         if id(value) in seen or len(path) > MAX_DEPTH:
             continue
         seen.add(id(value))
         items = _items(value)
         if _only_tensors(items):
-            yield path, items
+            found[id(value)] = path, items
         waiting += [
             ((*path, str(key)), item)
             for key, item in items.items()
             if isinstance(item, dict | list | tuple | Placeholder)
         ]
+    return dict(found.values())
+
+
+def _rank(path: _Path) -> tuple[int, int]:
+    """What comes first: the top, then the usual names in their order, then what is least deep."""
+    usual = (*AVERAGES, *STATE_DICTS)
+    if not path:
+        return -1, 0
+    return usual.index(path[-1]) if path[-1] in usual else len(usual), len(path)
 
 
 def _items(value: Any) -> Mapping[Any, Any]:
@@ -270,16 +283,9 @@ def _is_average(content: Any, path: _Path, items: Mapping[Any, Any]) -> bool:
     return _AVERAGED in items or any(map(_NAMES_OF_AVERAGES.fullmatch, path))
 
 
-def _first(paths: Sequence[_Path], names: Sequence[str]) -> list[_Path]:
-    """Those that come first: the top, then the usual names in their order, then the least deep."""
-
-    def rank(path: _Path) -> tuple[int, int]:
-        if not path:
-            return -1, 0
-        return names.index(path[-1]) if path[-1] in names else len(names), len(path)
-
-    best = min(map(rank, paths), default=None)
-    return [path for path in paths if rank(path) == best]
+def _first(paths: Sequence[_Path]) -> list[_Path]:
+    best = min(map(_rank, paths), default=None)
+    return [path for path in paths if _rank(path) == best]
 
 
 def _is_model(value: Any) -> bool:

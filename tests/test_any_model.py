@@ -1,6 +1,7 @@
 """Presets and weights files as the MODEL of `predict`, `evaluate` and `convert`."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from sklearn.datasets import load_sample_image
 from jaxcls import ImageClassifier
 from jaxcls.classifier import match_classes
 from jaxcls.cli import main
+from jaxcls.config import Config, DataConfig, ModelConfig
+from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
 from jaxcls.models.registry import model_spec
 from jaxcls.pretrained.files import read_weights
@@ -26,7 +29,10 @@ from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_id
 from jaxcls.pretrained.importing import import_variables
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.presets import preset
+from jaxcls.pretrained.weights import weights_info
+from jaxcls.training.assemble import model_from_config
 from jaxcls.training.loop import Outcome
+from jaxcls.training.start import first_values, resolve
 
 LITE0 = "efficientnet_lite0_imagenet"
 CLASSES = ("daisy", "espresso", "palace")
@@ -112,32 +118,65 @@ def test_other_classes_get_predictions_but_no_accuracy(
 
 @pytest.fixture
 def nameless(tmp_path: Path) -> Path:
-    """Weights of another library that tell three classes apart, and do not say which."""
+    """Weights of another library for three classes without names; they say the third to all."""
     path = tmp_path / "nameless.safetensors"
     tensors = read_weights(fetch_weights(preset(LITE0))).tensors
-    known = [985, 967, 698]
-    head = {name: array[known] for name, array in tensors.items() if name.startswith("_fc.")}
-    save_file({f"model.{name}": array for name, array in (tensors | head).items()}, path)
+    tensors["_fc.weight"] = np.zeros((3, 1280), np.float32)
+    tensors["_fc.bias"] = np.array([0, 0, 9], np.float32)
+    save_file({f"model.{name}": array for name, array in tensors.items()}, path)
     return path
 
 
 def test_a_file_names_the_classes_of_weights(
-    photos: Path, nameless: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path,
+    nameless: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    options = ["--data.source", f"folder:{photos}", "--data.batch-size", "3", "--json"]
+    for copy in ("a.jpg", "b.jpg"):
+        shutil.copy(photos / "test/palace/photo.jpg", photos / "test/palace" / copy)
+    options = ["--data.source", f"folder:{photos}", "--data.batch-size", "5", "--json"]
+    options += ["--data.image-size", "32", "--data.canvas-size", "32"]
     message = error(capsys, "evaluate", str(nameless), *options)
     assert "the weights do not name theirs: --class-names FILE does" in message
     Path("names.txt").write_bytes(b"\xef\xbb\xbfdaisy\r\nespresso\r\npalace\r\n")
     Path("names.json").write_text('{"espresso": 1, "palace": 2, "daisy": 0}')
     assert main(["evaluate", str(nameless), *options, "--class-names", "names.txt"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == pytest.approx(3 / 5)
+    monkeypatch.setattr(ImageClassifier, "predict", lambda self, images: np.eye(3)[[2]])
     image = str(photos / "test" / "palace" / "photo.jpg")
     assert main(["predict", str(nameless), image, "--class-names", "names.json"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "palace"
     out = converted_by(capsys, nameless, Path(), "--class-names", "names.json")
     assert "prefix model. taken off all names" in out
-    assert ImageClassifier.from_file("x.safetensors").class_names == CLASSES
-    assert ImageClassifier.from_file(nameless, class_names=CLASSES).class_names == CLASSES
+    assert weights_info("x.safetensors").class_names == CLASSES
+
+
+def test_training_starts_from_what_the_config_allows(photos: Path, nameless: Path) -> None:
+    tensors = load_file(nameless)
+    averages = {
+        name.replace("model.", "ema."): np.negative(array)
+        for name, array in tensors.items()
+        if array.ndim
+    }
+    loss = {"loss.weight": np.zeros(3, np.float32)}
+    save_file(tensors | averages | loss, "both.safetensors")
+    data = DataConfig(source=f"folder:{photos}")
+    source = open_source(data, data.train_split)
+    kernels = []
+    for ema in (True, False):
+        model = ModelConfig(
+            name="auto", weights="both.safetensors", weights_ema=ema, allow_unused=("loss.*",)
+        )
+        config = resolve(Config(model=model, data=data, num_steps=1))
+        values, report = first_values(config, model_from_config(config, num_classes=3), source)
+        assert "unused tensors, as allowed (1)" in report
+        assert ("they are moving averages" in report) == ema
+        kernels.append(values["params"]["stem_conv"]["kernel"])
+    np.testing.assert_array_equal(kernels[0], -kernels[1])
+    strict = dataclasses.replace(config, model=dataclasses.replace(config.model, allow_unused=()))
+    with pytest.raises(WeightsError, match=r"unused tensors \(1\):\n  loss.weight"):
+        first_values(strict, model_from_config(strict, num_classes=3), source)
 
 
 def test_mistakes_in_the_names_of_classes(

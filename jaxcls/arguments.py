@@ -1,7 +1,10 @@
 """What several commands share: CONFIG, --step, and their part in a job."""
 
 from collections.abc import Iterable
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
 
 from jaxcls.cluster import JobOptions, join
 from jaxcls.compile_cache import keep_compiled
@@ -11,6 +14,22 @@ from jaxcls.errors import UserError
 from jaxcls.paths import RunPath, is_url, run_path
 
 ALONE = JobOptions()
+
+ClassNames = Annotated[
+    Path | None,
+    tyro.conf.arg(
+        metavar="FILE",
+        help="Of weights that do not name their classes: a file that does, in their order; JSON, "
+        "or one name a line.",
+    ),
+]
+WeightsEma = Annotated[
+    bool,
+    tyro.conf.arg(
+        help="Of another library's checkpoint that holds both, take the moving averages of the "
+        "weights, and not the weights themselves."
+    ),
+]
 
 
 def take_config(arguments: list[str], prog: str) -> tuple[str, Config, list[str]]:

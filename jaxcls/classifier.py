@@ -18,6 +18,7 @@ from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import copy_to_all, make_mesh
 from jaxcls.paths import local_path, run_path
+from jaxcls.pretrained.class_names import classes_of, with_class_names
 from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.importing import import_variables
 from jaxcls.pretrained.info import WeightsInfo
@@ -68,18 +69,33 @@ class ImageClassifier:
     step: int | None = None
 
     @classmethod
-    def load(cls, name: str | Path, *, step: Step = "latest") -> "ImageClassifier":
+    def load(
+        cls,
+        name: str | Path,
+        *,
+        step: Step = "latest",
+        ema: bool = True,
+        class_names: Sequence[str] | None = None,
+    ) -> "ImageClassifier":
         """A run's directory, a preset's name, or a weights file, whichever `name` is.
+
+        Args:
+          name: of one of them.
+          step: as for `from_run`.
+          ema: as for `from_file`.
+          class_names: as for `from_file`; a run knows its own.
 
         Raises:
           UserError: it is none of them, or cannot be used.
         """
         kind = kind_of_weights(str(name))
+        if class_names is not None and kind == "run":
+            raise UserError(f"class_names: the run {str(name)!r} knows its classes")
         if kind == "run":
             return cls.from_run(name, step=step)
         if step != "latest":
             raise UserError(f"--step: only a run has steps, and {str(name)!r} is a {kind}")
-        return cls.from_preset(str(name)) if kind == "preset" else cls.from_file(name)
+        return cls._from_weights(str(name), ema=ema, class_names=class_names)
 
     @classmethod
     def from_run(cls, run: str | Path, *, step: Step = "latest") -> "ImageClassifier":
@@ -103,7 +119,13 @@ class ImageClassifier:
 
     @classmethod
     def from_preset(
-        cls, name: str, *, num_classes: int | None = None, allow_missing: Sequence[str] = ()
+        cls,
+        name: str,
+        *,
+        num_classes: int | None = None,
+        allow_missing: Sequence[str] = (),
+        allow_unused: Sequence[str] = (),
+        class_names: Sequence[str] | None = None,
     ) -> "ImageClassifier":
         """A published network with its weights, which are fetched if need be.
 
@@ -111,13 +133,19 @@ class ImageClassifier:
           name: such as "efficientnetv2_b0_imagenet"; `jaxcls.pretrained.presets` lists them.
           num_classes: of the classifier. Where the preset has another number, the classifier is
             new, and tells nothing until it is trained; None keeps the preset's.
-          allow_missing: as for `from_file`.
+          allow_missing, allow_unused, class_names: as for `from_file`.
 
         Raises:
           WeightsError: no such preset, or its weights cannot be had.
         """
         preset(name)
-        return cls._from_weights(name, None, num_classes, allow_missing)
+        return cls._from_weights(
+            name,
+            num_classes=num_classes,
+            allow_missing=allow_missing,
+            allow_unused=allow_unused,
+            class_names=class_names,
+        )
 
     @classmethod
     def from_file(
@@ -127,8 +155,11 @@ class ImageClassifier:
         model: str | None = None,
         num_classes: int | None = None,
         allow_missing: Sequence[str] = (),
+        allow_unused: Sequence[str] = (),
+        ema: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> "ImageClassifier":
-        """A network with the weights of a file: safetensors, HDF5, or PyTorch's.
+        """A network with the weights of a file: safetensors, Keras', or PyTorch's.
 
         Args:
           path: of the file.
@@ -136,30 +167,54 @@ class ImageClassifier:
           num_classes: as for `from_preset`.
           allow_missing: regular expressions of variables ("block1a/project_conv/kernel") that the
             file may lack; they start at random.
+          allow_unused: regular expressions of tensors (names in the file) that may be left over,
+            such as the layers of a foreign head.
+          ema: of a training's checkpoint that holds both, take the moving averages of the weights,
+            and not the weights themselves.
+          class_names: of the classifier, in its order (None: those that the file names, or
+            ImageNet's for 1000 of them, or numbers).
 
         Raises:
           WeightsError: the file cannot be read, or does not fit.
+          UserError: there is another number of class names than of classes.
         """
-        return cls._from_weights(str(path), model, num_classes, allow_missing)
+        return cls._from_weights(
+            str(path),
+            model_name=model,
+            num_classes=num_classes,
+            allow_missing=allow_missing,
+            allow_unused=allow_unused,
+            ema=ema,
+            class_names=class_names,
+        )
 
     @classmethod
     def _from_weights(
         cls,
         name: str,
-        model_name: str | None,
-        num_classes: int | None,
-        allow_missing: Sequence[str],
+        *,
+        model_name: str | None = None,
+        num_classes: int | None = None,
+        allow_missing: Sequence[str] = (),
+        allow_unused: Sequence[str] = (),
+        ema: bool = True,
+        class_names: Sequence[str] | None = None,
     ) -> "ImageClassifier":
         if num_classes is not None and num_classes < 1:
             raise UserError(f"num_classes: must be at least 1, got {num_classes}")
-        file, info = load_weights(name, model=model_name)
+        file, info = load_weights(name, model=model_name, ema=ema)
         config = _config_of(name, info)
         spec = model_from_config(config, num_classes=0).spec
         values, _ = import_variables(
-            file, spec, num_classes=num_classes, allow_missing=allow_missing
+            file,
+            spec,
+            num_classes=num_classes,
+            allow_missing=allow_missing,
+            allow_unused=allow_unused,
         )
-        head = values["params"].get("classifier")
-        count = num_classes or (0 if head is None else head["bias"].shape[0])
+        count = num_classes or classes_of(values)
+        if class_names is not None:
+            info = with_class_names(info, class_names, count, name=name)
         model = model_from_config(config, num_classes=count)
         images = jnp.zeros((1, spec.image_size, spec.image_size, 3))
         return cls(
@@ -304,10 +359,12 @@ class ImageClassifier:
         ]
         if not missing:
             return ""
+        nameless = self.class_names == class_names_for(None, len(self.class_names))
+        named = "; the weights do not name theirs: --class-names FILE does" if nameless else ""
         return (
             f"data.source: {len(missing)} of the {source.num_classes} classes of {source.name} are "
             f"none of the {len(self.class_names)} classes of the network "
-            f"({textwrap.shorten(', '.join(missing), 100, placeholder=' …')}); "
+            f"({textwrap.shorten(', '.join(missing), 100, placeholder=' …')}){named}; "
             f"fine-tune it on them, or ask for its predictions alone (--predictions FILE.csv)"
         )
 

@@ -66,6 +66,12 @@ class ModelConfig:
     allow_missing: Annotated[tuple[Regex, ...], MAY_BE_EMPTY] = ()
     """Parameters that the weights may lack and that then start at random: regular expressions of
     whole names such as block1a/project_conv/kernel. A new classifier needs no mention."""
+    allow_unused: Annotated[tuple[Regex, ...], MAY_BE_EMPTY] = ()
+    """Tensors of the weights that may be left over, such as the layers of a foreign head: regular
+    expressions of whole names in the file."""
+    weights_ema: bool = True
+    """Of a training's checkpoint that holds both, take the moving averages of the weights, and not
+    the weights themselves."""
     head_scale: NonNegative = 1.0
     """Scale of a new classifier's random kernel; 0 starts it at zeros."""
     head_prior: bool = False

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import tyro
 
+from jaxcls.arguments import ClassNames, WeightsEma, read_step
 from jaxcls.errors import UserError
 from jaxcls.options import parse
 
@@ -23,6 +24,11 @@ class Convert:
     allow_missing: tuple[str, ...] = ()
     """Regular expressions of variables that WEIGHTS may lack, such as 'block7.*'; the output then
     lacks them too."""
+    allow_unused: tuple[str, ...] = ()
+    """Regular expressions of tensors in WEIGHTS that may be left over, such as the layers of a
+    foreign head: 'pred/.*'."""
+    ema: WeightsEma = True
+    class_names: ClassNames = None
     step: str = "latest"
     """Of a run: latest, best (by top-1 during training) or a step's number."""
 
@@ -32,30 +38,45 @@ def convert(arguments: list[str]) -> int:
     options = parse(Convert, "jaxcls convert", arguments)
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output: the file is safetensors; call it so, got {options.output}")
-    from jaxcls.arguments import read_step
     from jaxcls.models.registry import model_spec
+    from jaxcls.pretrained.class_names import classes_of, read_class_names, with_class_names
     from jaxcls.pretrained.importing import import_variables
     from jaxcls.pretrained.stored import write_weights
     from jaxcls.pretrained.weights import kind_of_weights, load_weights
     from jaxcls.training.restore import restore_run
     from jaxcls.training.start import run_weights_info
 
+    class_names = options.class_names and read_class_names(options.class_names)
     if kind_of_weights(options.weights) == "run":
-        if options.model is not None or options.allow_missing:
-            raise UserError("--model, --allow-missing: a run knows its network, and lacks nothing")
+        if options.model is not None or options.allow_missing or options.allow_unused:
+            raise UserError(
+                "--model, --allow-missing, --allow-unused: a run knows its network, and lacks "
+                "nothing"
+            )
+        if class_names is not None or not options.ema:
+            raise UserError(
+                "--class-names, --no-ema: a run knows its classes, and the weights that it is "
+                "evaluated with"
+            )
         restored = restore_run(options.weights, step=read_step(options.step))
         info, variables = run_weights_info(restored.info), restored.variables
         report = f"step {restored.step} of the run"
     else:
         if options.step != "latest":
             raise UserError(f"--step: only a run has steps, and {options.weights!r} is none")
-        file, info = load_weights(options.weights, model=options.model)
+        file, info = load_weights(options.weights, model=options.model, ema=options.ema)
         variables, report = import_variables(
             file,
             model_spec(info.model),
             num_classes=None,
             allow_missing=options.allow_missing,
+            allow_unused=options.allow_unused,
         )
+        count = classes_of(variables)
+        if class_names is not None:
+            info = with_class_names(info, class_names, count, name=options.weights)
+        elif info.class_names is not None and len(info.class_names) != count:
+            info = dataclasses.replace(info, class_names=None)
     write_weights(options.output, variables, info)
     print(report)
     print(f"wrote {options.output}: {info.model}, {info.image_size} px")

@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 import tyro
 
-from jaxcls.arguments import ALONE, checked_data, read_step, start_job, take_first
+from jaxcls.arguments import (
+    ALONE,
+    ClassNames,
+    WeightsEma,
+    checked_data,
+    read_step,
+    start_job,
+    take_first,
+)
 from jaxcls.cluster import JobOptions
 from jaxcls.config import DataConfig
 from jaxcls.options import parse
@@ -27,6 +35,8 @@ class Evaluate:
     """Print a table of the classes, too, lowest accuracy first."""
     predictions: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
     """File to write, with a row for each example: its class and the five best guesses."""
+    class_names: ClassNames = None
+    ema: WeightsEma = True
     json: bool = False
     """Print one JSON object as the last line."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
@@ -44,7 +54,10 @@ def evaluate(arguments: list[str]) -> int:
 
         own_data = data_of(name)
     options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
+    from jaxcls.pretrained.class_names import read_class_names
+
     step, data = read_step(options.step), checked_data(options.data)
+    names = options.class_names and read_class_names(options.class_names)
     start_job(options.job)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.distributed import is_first
@@ -55,7 +68,7 @@ def evaluate(arguments: list[str]) -> int:
     assert name is not None, "--help has ended the program"
     if options.predictions is not None:
         require_writable(options.predictions)
-    classifier = ImageClassifier.load(name, step=step)
+    classifier = ImageClassifier.load(name, step=step, ema=options.ema, class_names=names)
     evaluation = None
     if options.per_class or options.predictions is not None:
         evaluation = classifier.examine(data, split=options.split)
@@ -87,6 +100,6 @@ def _describe_metrics(metrics: Mapping[str, float]) -> str:
         shares = [f"{name} {metrics[name]:.2%}" for name in ("top1", "top5")]
         parts = [*shares, f"loss {metrics['loss']:.4f}", *parts]
     else:
-        parts.append("no accuracy, for the data have classes that the network does not know")
+        parts.append("accuracy not computed: the data has classes the network was not trained on")
     step = f"step {metrics['step']}: " if "step" in metrics else ""
     return step + ", ".join(parts)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jaxcls.arguments import ALONE, read_step, start_job
+from jaxcls.arguments import ALONE, ClassNames, WeightsEma, read_step, start_job
 from jaxcls.cluster import JobOptions
 from jaxcls.errors import UserError
 from jaxcls.options import parse
@@ -40,6 +40,8 @@ class Predict:
     """How to print them."""
     max_pixels: int | None = None
     """Refuse images of more pixels as decompression bombs (None: as data.max_pixels says)."""
+    class_names: ClassNames = None
+    ema: WeightsEma = True
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
@@ -50,12 +52,15 @@ def predict(arguments: list[str]) -> int:
         raise UserError(f"--top: must be at least 1, got {options.top}")
     if options.max_pixels is not None and options.max_pixels < 1:
         raise UserError(f"--max-pixels: must be at least 1, got {options.max_pixels}")
+    from jaxcls.pretrained.class_names import read_class_names
+
     step, paths = read_step(options.step), _image_paths(options.images)
+    names = options.class_names and read_class_names(options.class_names)
     start_job(options.job)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.distributed import is_first
 
-    classifier = ImageClassifier.load(options.model, step=step)
+    classifier = ImageClassifier.load(options.model, step=step, ema=options.ema, class_names=names)
     if options.max_pixels is not None:
         classifier = classifier.with_max_pixels(options.max_pixels)
     guesses = classifier.rank(classifier.predict(paths), top=options.top)

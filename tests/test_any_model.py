@@ -1,6 +1,7 @@
 """Presets and weights files as the MODEL of `predict`, `evaluate` and `convert`."""
 
 import csv
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from sklearn.datasets import load_sample_image
 from jaxcls import ImageClassifier
 from jaxcls.classifier import match_classes
 from jaxcls.cli import main
+from jaxcls.config import Config, DataConfig, ModelConfig
+from jaxcls.data.sources import open_source
 from jaxcls.errors import UserError
 from jaxcls.models.registry import model_spec
 from jaxcls.pretrained.files import read_weights
@@ -26,7 +29,10 @@ from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_id
 from jaxcls.pretrained.importing import import_variables
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.presets import preset
+from jaxcls.pretrained.weights import weights_info
+from jaxcls.training.assemble import model_from_config
 from jaxcls.training.loop import Outcome
+from jaxcls.training.start import first_values, resolve
 
 LITE0 = "efficientnet_lite0_imagenet"
 CLASSES = ("daisy", "espresso", "palace")
@@ -101,13 +107,103 @@ def test_other_classes_get_predictions_but_no_accuracy(
     more = ["--predictions", "guesses.csv", "--per-class"]
     assert main(["evaluate", LITE0, *options, *more]) == 0
     table = capsys.readouterr().out
-    assert "3 examples, no accuracy" in table
+    assert "3 examples, accuracy not computed: the data has classes the network was not" in table
     (house,) = (line.split() for line in table.splitlines() if line.startswith("house "))
     assert house == ["house", "1", "-", "-", "palace", "(1)"]
     rows = list(csv.DictReader(Path("guesses.csv").read_text().splitlines()))
     assert {row["label"]: row["predicted"] for row in rows} == {
         "daisy": "daisy", "espresso": "espresso", "house": "palace",
     }  # fmt: skip
+
+
+@pytest.fixture
+def nameless(tmp_path: Path) -> Path:
+    """Weights of another library for three classes without names; they say the third to all."""
+    path = tmp_path / "nameless.safetensors"
+    tensors = read_weights(fetch_weights(preset(LITE0))).tensors
+    tensors["_fc.weight"] = np.zeros((3, 1280), np.float32)
+    tensors["_fc.bias"] = np.array([0, 0, 9], np.float32)
+    save_file({f"model.{name}": array for name, array in tensors.items()}, path)
+    return path
+
+
+def test_a_file_names_the_classes_of_weights(
+    photos: Path,
+    nameless: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for copy in ("a.jpg", "b.jpg"):
+        shutil.copy(photos / "test/palace/photo.jpg", photos / "test/palace" / copy)
+    options = ["--data.source", f"folder:{photos}", "--data.batch-size", "5", "--json"]
+    options += ["--data.image-size", "32", "--data.canvas-size", "32"]
+    message = error(capsys, "evaluate", str(nameless), *options)
+    assert "the weights do not name theirs: --class-names FILE does" in message
+    Path("names.txt").write_bytes(b"\xef\xbb\xbfdaisy\r\nespresso\r\npalace\r\n")
+    Path("names.json").write_text('{"espresso": 1, "palace": 2, "daisy": 0}')
+    assert main(["evaluate", str(nameless), *options, "--class-names", "names.txt"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == pytest.approx(3 / 5)
+    monkeypatch.setattr(ImageClassifier, "predict", lambda self, images: np.eye(3)[[2]])
+    image = str(photos / "test" / "palace" / "photo.jpg")
+    assert main(["predict", str(nameless), image, "--class-names", "names.json"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[1] == "palace"
+    out = converted_by(capsys, nameless, Path(), "--class-names", "names.json")
+    assert "prefix model. taken off all names" in out
+    assert weights_info("x.safetensors").class_names == CLASSES
+
+
+def test_training_starts_from_what_the_config_allows(photos: Path, nameless: Path) -> None:
+    tensors = load_file(nameless)
+    averages = {
+        name.replace("model.", "ema."): np.negative(array)
+        for name, array in tensors.items()
+        if array.ndim
+    }
+    loss = {"loss.weight": np.zeros(3, np.float32)}
+    save_file(tensors | averages | loss, "both.safetensors")
+    data = DataConfig(source=f"folder:{photos}")
+    source = open_source(data, data.train_split)
+    kernels = []
+    for ema in (True, False):
+        model = ModelConfig(
+            name="auto", weights="both.safetensors", weights_ema=ema, allow_unused=("loss.*",)
+        )
+        config = resolve(Config(model=model, data=data, num_steps=1))
+        values, report = first_values(config, model_from_config(config, num_classes=3), source)
+        assert "unused tensors, as allowed (1)" in report
+        assert ("they are moving averages" in report) == ema
+        kernels.append(values["params"]["stem_conv"]["kernel"])
+    np.testing.assert_array_equal(kernels[0], -kernels[1])
+    strict = dataclasses.replace(config, model=dataclasses.replace(config.model, allow_unused=()))
+    with pytest.raises(WeightsError, match=r"unused tensors \(1\):\n  loss.weight"):
+        first_values(strict, model_from_config(strict, num_classes=3), source)
+
+
+def test_mistakes_in_the_names_of_classes(
+    nameless: Path,
+    tiny_run: tuple[Path, Outcome],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(nameless.parent)
+    Path("two.txt").write_text("a\nb\n")
+    says = "class_names: 2 names, but the classifier of"
+    files = ["--class-names", "two.txt"]
+    for command in (
+        ["predict", str(nameless), "a.png"],
+        ["evaluate", str(nameless), "--data.source", "digits"],
+        ["convert", str(nameless), "-o", "out.safetensors"],
+    ):
+        Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save("a.png")
+        assert says in error(capsys, *command, *files)
+        assert "gone.txt: the class names cannot" in error(
+            capsys, *command, "--class-names", "gone.txt"
+        )
+        run = [command[0], str(tiny_run[0]), *command[2:]]
+        assert "a run knows its classes" in error(capsys, *run, *files).replace(
+            f"the run {str(tiny_run[0])!r}", "a run"
+        )
+    assert not Path("out.safetensors").exists()
 
 
 def test_classes_are_matched_by_name_or_wordnet_id() -> None:
@@ -216,6 +312,26 @@ def converted_by(
 # Convert
 
 
+def test_tensors_may_be_left_over(
+    converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "more.safetensors"
+    with safe_open(converted, "numpy") as file:
+        metadata = file.metadata()
+    save_file(load_file(converted) | {"loss/weight": np.zeros(3, np.float32)}, path, metadata)
+    message = error(capsys, "convert", str(path), "-o", str(tmp_path / "out.safetensors"))
+    assert "allow_unused takes patterns" in message
+    out = converted_by(capsys, path, tmp_path, "--allow-unused", "loss/.*")
+    assert "unused tensors, as allowed (1):\n  loss/weight" in out
+    with pytest.raises(WeightsError, match="allow_unused"):
+        ImageClassifier.from_file(path)
+    images = np.zeros((1, 16, 16, 3), np.uint8)
+    kept = ImageClassifier.from_file(path, allow_unused=["loss/.*"])
+    expected = ImageClassifier.from_file(converted).predict(images)
+    np.testing.assert_array_equal(kept.predict(images), expected)
+    assert load_file(tmp_path / "x.safetensors").keys() == load_file(converted).keys()
+
+
 def test_a_converted_run_predicts_the_same(
     converted: Path, tiny_run: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -262,6 +378,7 @@ def test_a_file_of_pytorch_is_converted_with_a_report(
         (["-o", "out.safetensors", "--model", "efficientnetv2_b0"], "not of efficientnetv2_b0"),
         (["-o", "out.safetensors", "--step", "best"], "--step: only a run has steps"),
         (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' fits no variable"),
+        (["-o", "out.safetensors", "--allow-unused", "pred.*"], "'pred.*' fits no tensor"),
         (["-o", "../tiny.safetensors/out.safetensors"], "cannot be written"),
     ],
 )

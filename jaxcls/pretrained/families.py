@@ -19,6 +19,10 @@ class Family:
     Attributes:
       name: of the library.
       telltale: regular expression of a tensor's whole name; a file that has one is of this family.
+      separator: what ends each name that a wrapper puts before a tensor's; empty where the names
+        have the groups around a network anyway.
+      head: regular expression of the whole names of tensors beside which the classifier cannot be
+        one by itself: other layers of a foreign head.
       names: (spec, the file's tensor names) to the tensor's name for each of our variables
         ("params/stem_conv/kernel", collection first), the classifier's among them; a variable that
         such a file cannot have may be left out.
@@ -30,6 +34,8 @@ class Family:
 
     name: str
     telltale: str
+    separator: str = "."
+    head: str
     names: Callable[[ModelSpec, Collection[str]], dict[str, str]]
     convert: Callable[[str, np.ndarray], np.ndarray]
     ignored: str
@@ -51,7 +57,9 @@ def _of_network(
 FAMILIES = (
     Family(
         name="jaxcls",
-        telltale=r"(params|batch_stats)/.+",
+        telltale=r"(?:params|batch_stats)/.+",
+        separator="/",
+        head=r"(?:params|batch_stats)/(?:classifier|head(?!_)).*",
         names=_own_names,
         convert=lambda path, tensor: tensor,
         ignored="",
@@ -60,6 +68,7 @@ FAMILIES = (
     Family(
         name="timm",
         telltale=r"conv_stem\.weight",
+        head=r"classifier\..*",
         names=torch.timm_names,
         convert=torch.convert,
         ignored=torch.IGNORED,
@@ -68,6 +77,7 @@ FAMILIES = (
     Family(
         name="torchvision",
         telltale=r"features\.0\.0\.weight",
+        head=r"classifier\..*",
         names=torch.torchvision_names,
         convert=torch.convert,
         ignored=torch.IGNORED,
@@ -76,6 +86,7 @@ FAMILIES = (
     Family(
         name="efficientnet-lite",
         telltale=r"_conv_stem\.weight",
+        head=r"_fc\..*",
         names=torch.lite_names,
         convert=torch.convert,
         ignored=torch.IGNORED,
@@ -84,6 +95,8 @@ FAMILIES = (
     Family(
         name="keras",
         telltale=keras.KERAS,
+        separator="",
+        head=keras.HEAD,
         names=keras.keras_names,
         convert=keras.convert,
         ignored=keras.IGNORED,
@@ -92,6 +105,8 @@ FAMILIES = (
     Family(
         name="keras_cv",
         telltale=keras.KERAS_CV,
+        separator="",
+        head=keras.HEAD,
         names=keras.keras_cv_names,
         convert=keras.convert,
         ignored=keras.IGNORED,
@@ -100,6 +115,8 @@ FAMILIES = (
     Family(
         name="keras_hub",
         telltale=keras.KERAS_HUB,
+        separator="",
+        head=keras.HEAD,
         names=keras.keras_names,
         convert=keras.convert,
         ignored=keras.IGNORED,

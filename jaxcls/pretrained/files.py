@@ -1,8 +1,12 @@
 """Weights files of every format to named arrays. Nothing in a file is run or believed unchecked."""
 
 import dataclasses
+import functools
+import io
 import json
 import string
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +18,10 @@ from jaxcls.paths import local_path
 from jaxcls.pretrained import pth
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.limits import MAX_BYTES, printable, single_precision, widen_bfloat16
+from jaxcls.pretrained.unpickling import RefusedError
+from jaxcls.pretrained.wrappers import unwrap
 
+_KERAS_WEIGHTS = "model.weights.h5"
 MAX_HEADER = 32 * 2**20  # bytes of a safetensors header: 300 000 tensors
 
 _SAFETENSORS = {
@@ -40,22 +47,31 @@ class WeightsFile:
 
     Attributes:
       path: the file.
-      tensors: by the file's own names; floating-point ones are float32 whatever the file has.
+      tensors: of the network, by the names that the file gives them, but without what stands
+        before all of them; floating-point ones are float32 whatever the file has.
       metadata: what a safetensors file says beside; other formats have none.
-      notes: sentences on what was done to find the tensors in a PyTorch file.
+      notes: sentences on what was done to find the tensors.
+      outside: tensors that stand beside the network, by the file's own names.
     """
 
     path: Path
     tensors: dict[str, np.ndarray]
     metadata: dict[str, str]
     notes: tuple[str, ...] = ()
+    outside: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def read_weights(path: str | Path) -> WeightsFile:
-    """Reads safetensors, HDF5 (Keras), or PyTorch's zip archives and streams, told by their bytes.
+def read_weights(path: str | Path, *, ema: bool = True) -> WeightsFile:
+    """Reads safetensors, HDF5, Keras' archives, or PyTorch's archives and streams, by their bytes.
+
+    Weights in several files, as Keras and Hugging Face's libraries write them, are read by the JSON
+    file that lists those (`.weights.json`, `.index.json`).
 
     Args:
       path: a file with any suffix.
+      ema: which weights to take from a file that has two: the moving averages of a training, or
+        the weights that they are averages of. A file with one kind of weights needs no choice,
+        but moving averages alone are refused where they are not wanted.
 
     Raises:
       WeightsError: there is no such file, or it is none of these, damaged, cut short, hostile, or
@@ -63,18 +79,21 @@ def read_weights(path: str | Path) -> WeightsFile:
     """
     path = local_path(path)
     try:
-        file = _reader(path)(path)
+        file = _reader(path, ema=ema)(path)
+        if not file.tensors:
+            raise WeightsError(f"{path}: holds no tensors")
+        tensors, outside, notes = unwrap(file.tensors, ema=ema)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
     except MemoryError:
         raise WeightsError(f"{path}: does not fit into memory") from None
-    if not file.tensors:
-        raise WeightsError(f"{path}: holds no tensors")
-    return file
+    except RefusedError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return dataclasses.replace(file, tensors=tensors, outside=outside, notes=file.notes + notes)
 
 
-def _reader(path: Path) -> Callable[[Path], WeightsFile]:
-    """The function that reads this kind of file."""
+def _reader(path: Path, *, ema: bool, within: Path | None = None) -> Callable[[Path], WeightsFile]:
+    """The function that reads this kind of file, which may be one of a list `within`."""
     if not path.exists():
         there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise WeightsError(f"{path}: no such file{nearest(path.name, there)}")
@@ -92,13 +111,19 @@ def _reader(path: Path) -> Callable[[Path], WeightsFile]:
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
         return _read_hdf5
     if start.startswith(b"PK\x03\x04"):
-        return lambda path: _read_torch(path, pth.read_zip)
+        if _KERAS_WEIGHTS in _records(path):
+            return _read_keras
+        return lambda path: _read_torch(path, functools.partial(pth.read_zip, ema=ema))
+    if (shards := _shards(path, start)) is not None:
+        if within is not None:
+            raise WeightsError(f"{path}: is a list of other files, within {within}")
+        return lambda path: _read_shards(path, shards, ema=ema)
     if text := _text(start):
         raise WeightsError(f"{path}: {text}")
     if start[8:9] == b"{":
         return _read_safetensors  # before PyTorch's: its first byte can be 0x80, too
     if start[0] == 0x80:
-        return lambda path: _read_torch(path, pth.read_stream)
+        return lambda path: _read_torch(path, functools.partial(pth.read_stream, ema=ema))
     if start[257:262] == b"ustar":
         raise WeightsError(
             f"{path}: is a tar archive; unpack it and name the weights file in it. (PyTorch before "
@@ -128,6 +153,76 @@ def _read_hdf5(path: Path) -> WeightsFile:
     from jaxcls.pretrained import hdf5  # h5py loads slowly, and few files need it
 
     return WeightsFile(path, hdf5.read(path), {})
+
+
+def _records(path: Path) -> list[str]:
+    """Names in a zip archive; none if it is damaged, which its reader says."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
+        return []
+
+
+def _read_keras(path: Path) -> WeightsFile:
+    """Reads the weights in a Keras archive (`.keras`), which stores them as an HDF5 file."""
+    from jaxcls.pretrained import hdf5
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            record = archive.getinfo(_KERAS_WEIGHTS)
+            if record.compress_type != zipfile.ZIP_STORED or record.file_size > path.stat().st_size:
+                raise WeightsError(
+                    f"{path}: {_KERAS_WEIGHTS} in it is compressed, which Keras never does; unpack "
+                    "it and name that file"
+                )
+            content = io.BytesIO(archive.read(record))
+    except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(
+            f"{path}: the Keras archive is damaged or cut short ({printable(error, 200)}); "
+            "fetch it again"
+        ) from None
+    return WeightsFile(path, hdf5.read(path, content), {})
+
+
+def _shards(path: Path, start: bytes) -> list[Path] | None:
+    """The files that a list of shards names, in their order; None if it is no such list."""
+    if not start.lstrip().startswith(b"{") or path.stat().st_size > MAX_HEADER:
+        return None
+    try:
+        places = json.loads(path.read_bytes())["weight_map"].values()
+    except (ValueError, RecursionError, KeyError, AttributeError):
+        return None
+    names = dict.fromkeys(
+        name for place in places for name in (place if isinstance(place, list) else [place])
+    )
+    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise WeightsError(f"{path}: lists {printable(wrong[0])}, which is no file beside it")
+    shards = [path.with_name(name) for name in names]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise WeightsError(
+            f"{path}: lists {len(shards)} files of weights, and {len(missing)} of them "
+            f"{'is' if len(missing) == 1 else 'are'} not beside it, such as "
+            f"{printable(missing[0])}; put all of them into {path.parent}"
+        )
+    return shards
+
+
+def _read_shards(path: Path, shards: list[Path], *, ema: bool) -> WeightsFile:
+    """Reads the tensors of all files of a list."""
+    tensors: dict[str, np.ndarray] = {}
+    notes: dict[str, None] = {}
+    for shard in shards:
+        part = _reader(shard, ema=ema, within=path)(shard)
+        if twice := tensors.keys() & part.tensors.keys():
+            raise WeightsError(
+                f"{shard}: has {printable(min(twice))}, which another file of {path.name} has too"
+            )
+        tensors |= part.tensors
+        notes |= dict.fromkeys(part.notes)
+    return WeightsFile(path, tensors, {}, (f"read from {len(shards)} files", *notes))
 
 
 def _read_torch(

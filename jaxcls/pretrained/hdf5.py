@@ -2,12 +2,19 @@
 
 import math
 from pathlib import Path
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
 from jaxcls.pretrained.info import WeightsError
-from jaxcls.pretrained.limits import MAX_DIMENSIONS, check_total, printable, single_precision
+from jaxcls.pretrained.limits import (
+    MAX_DIMENSIONS,
+    check_total,
+    printable,
+    single_precision,
+    widen_bfloat16,
+)
 
 MAX_OBJECTS = 100_000
 MAX_DEPTH = 64
@@ -17,11 +24,15 @@ class _RefusedError(Exception):
     """The message is a clause about the file."""
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read(path: Path, content: BinaryIO | None = None) -> dict[str, np.ndarray]:
     """Reads all data sets of a file that stand in it as plain numbers.
+
+    HDF5 has no bfloat16. Keras writes its bits as two bytes without a meaning, and says what they
+    are in an attribute of the data set, or nowhere in the older format.
 
     Args:
       path: an HDF5 file.
+      content: what to read instead of the file at `path`, which holds it.
 
     Returns:
       By full path without the leading slash, "block1a_expand_conv/kernel:0"; floating-point ones as
@@ -32,7 +43,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
         are compressed, or declare more than the file has.
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(content or path, "r", locking=False) as file:
             datasets = _walk(file)
             total = 0
             for name, dataset in datasets.items():
@@ -40,7 +51,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
             check_total(path, total)
             tensors = {}
             for name, dataset in datasets.items():
-                tensors[name] = single_precision(np.asarray(dataset[()]))
+                tensors[name] = _numbers(np.asarray(dataset[()]))
     except _RefusedError as error:
         raise WeightsError(f"{path}: {error}") from None
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
@@ -83,8 +94,11 @@ def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
 
 def _declared(name: str, dataset: h5py.Dataset) -> int:
     """Bytes that a data set takes as an array, if it is plain numbers that lie in the file."""
-    if dataset.dtype.kind not in "fiub":
-        raise _RefusedError(f"data set {printable(name)} holds no numbers but {dataset.dtype}")
+    if dataset.dtype.kind not in "fiub" and not _is_bfloat16(dataset):
+        raise _RefusedError(
+            f"data set {printable(name)} holds no numbers that are read, but {_kind(dataset)}; "
+            "save the model with float32 weights"
+        )
     if dataset.id.get_type().get_size() != dataset.dtype.itemsize:
         raise _RefusedError(f"data set {printable(name)} has numbers of an impossible size")
     plan = dataset.id.get_create_plist()
@@ -104,3 +118,19 @@ def _declared(name: str, dataset: h5py.Dataset) -> int:
     if plan.get_layout() == h5py.h5d.CHUNKED:
         size = max(size, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
     return max(size, math.prod(dataset.shape) * 4)
+
+
+def _kind(dataset: h5py.Dataset) -> str:
+    """The type of the numbers, as Keras or HDF5 calls it."""
+    said = dataset.attrs.get("dtype")
+    return printable(said) if isinstance(said, str) else str(dataset.dtype)
+
+
+def _is_bfloat16(dataset: h5py.Dataset) -> bool:
+    return dataset.dtype == np.dtype("V2") and _kind(dataset) in ("bfloat16", "|V2")
+
+
+def _numbers(array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind == "V":
+        return widen_bfloat16(np.ascontiguousarray(array).view("<u2")).reshape(array.shape)
+    return single_precision(array)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ class Report:
       missing: variables that the file does not have and that must be there.
       allowed: variables that the file does not have, as `allow_missing` permits.
       unused: tensors that belong to no variable.
+      allowed_unused: tensors that belong to no variable, as `allow_unused` permits.
       reshaped: sentences on what was changed besides the layout.
       ignored: how many tensors carry no weights, such as PyTorch's counters.
       notes: sentences on what was done to find the tensors in the file.
@@ -47,6 +48,7 @@ class Report:
     missing: tuple[str, ...] = ()
     allowed: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    allowed_unused: tuple[str, ...] = ()
     reshaped: tuple[str, ...] = ()
     ignored: int = 0
     notes: tuple[str, ...] = ()
@@ -57,6 +59,7 @@ class Report:
         lines += _listing("missing in the file", self.missing)
         lines += _listing("missing in the file, as allowed", self.allowed)
         lines += _listing("unused tensors", self.unused)
+        lines += _listing("unused tensors, as allowed", self.allowed_unused)
         if self.ignored:
             lines.append(
                 f"{self.ignored} tensor{'s carry' if self.ignored > 1 else ' carries'} no weights"
@@ -71,6 +74,7 @@ def import_variables(
     *,
     num_classes: int | None,
     allow_missing: Sequence[str] = (),
+    allow_unused: Sequence[str] = (),
 ) -> tuple[Variables, Report]:
     """The variables of a network with a file's values.
 
@@ -83,6 +87,9 @@ def import_variables(
         pooled features. If the file has another number, the classifier is left out of the result.
       allow_missing: regular expressions of variables (whole path, without the collection) that the
         file may lack; those are left out of the result.
+      allow_unused: regular expressions of tensors (whole name in the file) that may be left over,
+        as the layers of another library's head. If some of its head are, the file's classifier is
+        not one by itself, and is left out of the result too.
 
     Returns:
       {"params": …, "batch_stats": …}, nested, of NumPy float32 arrays; and the report.
@@ -90,10 +97,11 @@ def import_variables(
     Raises:
       WeightsError: the file's names are of no known family, a tensor has another shape or no finite
         floating-point values, a variable is missing, or a tensor is left over; the message lists
-        all of them. Or a pattern of `allow_missing` fits no variable.
+        all of them. Or a pattern fits no variable, or no tensor.
     """
     family = _family(file)
-    match = _match(file, family, spec, num_classes=num_classes)
+    left_over = _left_over(allow_unused, file)
+    match = _match(file, family, spec, num_classes=num_classes, left_over=left_over)
     allowed = _fitting(allow_missing, spec)
     absent = tuple(without_collection(path) for path in match.missing)
     report = Report(
@@ -101,7 +109,8 @@ def import_variables(
         mapped=len(match.views),
         missing=tuple(name for name in absent if name not in allowed),
         allowed=tuple(name for name in absent if name in allowed),
-        unused=match.unused,
+        unused=tuple(name for name in match.unused if name not in left_over),
+        allowed_unused=tuple(name for name in match.unused if name in left_over),
         reshaped=match.reshaped,
         ignored=match.ignored,
         notes=file.notes,
@@ -185,14 +194,24 @@ class _Match:
 
 
 def _match(
-    file: WeightsFile, family: Family, spec: ModelSpec, *, num_classes: int | None
+    file: WeightsFile,
+    family: Family,
+    spec: ModelSpec,
+    *,
+    num_classes: int | None,
+    left_over: Collection[str] = (),
 ) -> _Match:
     """Looks every variable up and compares shapes; reads no values."""
     names = family.names(spec, file.tensors)
     found = _num_classes(file, family, names)
-    classes = found if num_classes is None else num_classes
-    reshaped = [] if classes == found else [_replaced(found, classes)]
-    kept = variable_shapes(spec, num_classes=classes if classes == found else 0)
+    layers_beside = _beside_classifier(file, family, names, left_over)
+    if layers_beside or num_classes not in (None, found):
+        kept = variable_shapes(spec, num_classes=0)
+        reshaped = [_replaced(found, num_classes or 0, layers_beside)]
+    else:
+        kept = variable_shapes(spec, num_classes=found)
+        reshaped = []
+    names_of_classifier = {names.get(_KERNEL), names.get(_BIAS)} if reshaped else set()
     views, missing, wrong = {}, [], []
     for path, shape in kept.items():
         name = names.get(path)
@@ -205,17 +224,19 @@ def _match(
             reshaped.append(f"stem_conv/kernel: {_text(view.shape)} spread over 3 channels")
             view = np.repeat(view, 3, axis=2) / np.float32(3)
         if not np.issubdtype(tensor.dtype, np.floating):
-            wrong.append(f"{name}: {tensor.dtype} is no floating-point type")
+            quantised = "; save the model as it was before it was quantised"
+            wrong.append(
+                f"{name}: {tensor.dtype} is no floating-point type"
+                f"{quantised if tensor.dtype.itemsize == 1 else ''}"
+            )
         elif view.shape != shape:
             turned = "" if view.shape == tensor.shape else f", in our layout {_text(view.shape)}"
             ours = f"{without_collection(path)} {_text(shape)}"
             wrong.append(f"{ours}: {name} is {_text(tensor.shape)}{turned}")
         else:
             views[path] = view
-    claimed = {names.get(path) for path in kept}
-    if classes != found:
-        claimed |= {names.get(_KERNEL), names.get(_BIAS)}
-    rest = [name for name in file.tensors if name not in claimed]
+    claimed = {names.get(path) for path in kept} | names_of_classifier
+    rest = [name for name in file.tensors if name not in claimed] + list(file.outside)
     unused = [name for name in rest if not re.fullmatch(family.ignored, name)]
     return _Match(
         names=names,
@@ -234,7 +255,29 @@ def _num_classes(file: WeightsFile, family: Family, names: Mapping[str, str]) ->
     return family.convert(_KERNEL, kernel).shape[-1] if kernel is not None and kernel.ndim else 0
 
 
-def _replaced(found: int, wanted: int) -> str:
+def _beside_classifier(
+    file: WeightsFile, family: Family, names: Mapping[str, str], left_over: Collection[str]
+) -> list[str]:
+    """Tensors of the file's head that no classifier has, if they may be left over."""
+    classifier = {names.get(_KERNEL), names.get(_BIAS)}
+    if names.get(_KERNEL) not in file.tensors:
+        return []
+    known = {*names.values()} - classifier
+    return [
+        name
+        for name in file.tensors
+        if name in left_over and name not in known
+        if name not in classifier and not re.fullmatch(family.ignored, name)
+        if re.fullmatch(family.head, name)
+    ]
+
+
+def _replaced(found: int, wanted: int, layers_beside: Sequence[str]) -> str:
+    if layers_beside:
+        return (
+            f"classifier: left out, for its head has other layers, such as "
+            f"{printable(layers_beside[0])}" + (f"; {wanted} classes begin anew" * bool(wanted))
+        )
     if not wanted:
         return f"classifier: {found} classes left out"
     if not found:
@@ -245,15 +288,35 @@ def _replaced(found: int, wanted: int) -> str:
 def _fitting(patterns: Iterable[str], spec: ModelSpec) -> set[str]:
     """The variables that one of the patterns fits."""
     names = [without_collection(path) for path in variable_shapes(spec, num_classes=1)]
+    return _matching(
+        patterns,
+        names,
+        field="allow_missing",
+        otherwise=f"fits no variable of {spec.name}; "
+        "they are named like stem_conv/kernel, block1a/project_bn/scale and head_bn/mean",
+    )
+
+
+def _left_over(patterns: Iterable[str], file: WeightsFile) -> set[str]:
+    """The tensors that one of the patterns fits."""
+    some = ", ".join([*file.tensors, *file.outside][-3:])
+    return _matching(
+        patterns,
+        [*file.tensors, *file.outside],
+        field="allow_unused",
+        otherwise=f"fits no tensor of {file.path}; they are named like {printable(some, 300)}",
+    )
+
+
+def _matching(
+    patterns: Iterable[str], names: Sequence[str], *, field: str, otherwise: str
+) -> set[str]:
     allowed: set[str] = set()
     for pattern in patterns:
-        check_regex(pattern, field="allow_missing")
+        check_regex(pattern, field=field)
         fitting = {name for name in names if re.fullmatch(pattern, name)}
         if not fitting:
-            raise WeightsError(
-                f"allow_missing: {pattern!r} fits no variable of {spec.name}; "
-                "they are named like stem_conv/kernel, block1a/project_bn/scale and head_bn/mean"
-            )
+            raise WeightsError(f"{field}: {pattern!r} {otherwise}")
         allowed |= fitting
     return allowed
 
@@ -285,6 +348,11 @@ def _misfit(file: WeightsFile, spec: ModelSpec, match: _Match, report: Report) -
     lines += _listing("unused tensors", report.unused)
     if report.missing and not others:
         lines.append("allow_missing takes patterns of variables that may be missing: 'head_.*'")
+    if report.unused and not others:
+        lines.append(
+            "allow_unused takes patterns of tensors that may be left over, such as those of a "
+            f"foreign head: {re.escape(printable(report.unused[0], 300))!r}"
+        )
     return "\n".join(lines)
 
 

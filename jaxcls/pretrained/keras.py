@@ -38,6 +38,9 @@ IGNORED = (
     r"|(?:.*/)?normalization(?:_\d+)?/(?:vars/\d|(?:mean|variance|count)(?::0)?)"
 )
 
+# Whatever a model has besides the network comes behind it, as far as one can tell.
+HEAD = r".*"
+
 
 def convert(path: str, tensor: np.ndarray) -> np.ndarray:
     """A tensor in our layout, as a view: depthwise kernels are [height, width, channels, 1]."""

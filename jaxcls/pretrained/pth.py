@@ -26,38 +26,26 @@ from jaxcls.pretrained.limits import (
     widen_bfloat16,
 )
 from jaxcls.pretrained.unpickling import RefusedError, Storage, Tensor, unpickle
+from jaxcls.pretrained.wrappers import state_dict
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
 PROTOCOL = 1001
 
-# Where training scripts put the state dict, the averaged weights first: they are those evaluated.
-STATE_DICTS = (
-    "state_dict_ema",
-    "model_ema",
-    "state_dict",
-    "model",
-    "model_state_dict",
-    "model_state",
-)
-# DataParallel and AveragedModel, torch.compile, Lightning.
-PREFIXES = ("module.", "_orig_mod.", "model.")
-_AVERAGED = "n_averaged"  # AveragedModel's counter stands beside its "module."
-
-_LISTED = 10
 _REMEDY = "save model.state_dict() with safetensors, or with torch.save"
 
 type _Bytes = bytes | memoryview
 
 
-def read_zip(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def read_zip(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads what `torch.save` of version 1.6 and later writes.
 
     Args:
       path: a file that begins as a zip archive.
+      ema: which weights to take where there are two (see `wrappers.state_dict`).
 
     Returns:
       tensors: by their names in the state dict; floating-point ones as float32.
-      notes: see `_state_dict`.
+      notes: sentences on where the state dict was.
 
     Raises:
       WeightsError: it is another archive, damaged, or holds more than a table of tensors.
@@ -74,7 +62,7 @@ def read_zip(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
             order = read("byteorder") if f"{folder}byteorder" in records else b"little"
             if order not in (b"little", b"big"):
                 raise RefusedError("its byte order is neither little nor big")
-            state, notes = _state_dict(unpickle(io.BytesIO(read("data.pkl"))))
+            state, notes = state_dict(unpickle(io.BytesIO(read("data.pkl"))), ema=ema)
 
             def read_storage(storage: Storage) -> bytes:
                 record = records.get(f"{folder}data/{storage.key}")
@@ -108,11 +96,12 @@ def read_zip(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         ) from None
 
 
-def read_stream(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+def read_stream(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Reads what `torch.save` before version 1.6 wrote, and now writes when asked for.
 
     Args:
       path: a file that begins as a pickle.
+      ema: as for `read_zip`.
 
     Returns and raises as `read_zip`.
     """
@@ -124,10 +113,11 @@ def read_stream(path: Path) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         if unpickle(stream) != PROTOCOL:
             raise RefusedError("it has an unknown version of PyTorch's format")
         unpickle(stream)  # the machine's sizes of integers: nothing depends on them
-        content = unpickle(stream)
+        storages: dict[str, Storage] = {}
+        content = unpickle(stream, storages)
         keys = unpickle(stream)
-        state, notes = _state_dict(content)
-        places = _storage_places(data, stream.tell(), keys, _all_storages(content))
+        state, notes = state_dict(content, ema=ema)
+        places = _storage_places(data, stream.tell(), keys, storages)
 
         def read_storage(storage: Storage) -> memoryview:
             if storage.key not in places:
@@ -163,36 +153,12 @@ def _folder(path: Path, records: dict[str, zipfile.ZipInfo]) -> str:
     folders = [folder for folder in folders if f"{folder}data.pkl" in records]
     if any(name.endswith("constants.pkl") or "/code/" in name for name in records):
         raise RefusedError("it is a TorchScript archive, a program with its weights")
-    if any(name.endswith("model.weights.h5") for name in records):
-        raise WeightsError(
-            f"{path}: it is a Keras archive (.keras), a model with its weights; "
-            "write model.save_weights('….weights.h5')"
-        )
     if len(set(folders)) != 1:
         some = ", ".join(sorted(records)[:3])
         raise RefusedError(
             f"it is a zip archive, but not one of PyTorch's (it has {printable(some, 200)})"
         )
     return folders[0]
-
-
-def _all_storages(content: Any) -> dict[str, Storage]:
-    """Every storage of what was unpickled; the object may hold itself."""
-    found: dict[str, Storage] = {}
-    seen: set[int] = set()
-    waiting = [content]
-    while waiting:
-        value = waiting.pop()
-        if isinstance(value, Tensor):
-            value = value.storage
-        if isinstance(value, Storage):
-            other = found.setdefault(value.key, value)
-            if other.kind != value.kind:
-                raise RefusedError(f"storage {printable(value.key, 40)} has two types")
-        elif isinstance(value, dict | list | tuple) and id(value) not in seen:
-            seen.add(id(value))
-            waiting.extend(value.values() if isinstance(value, dict) else value)
-    return found
 
 
 def _storage_places(
@@ -214,64 +180,6 @@ def _storage_places(
             raise RefusedError("it is cut short or damaged; fetch it again")
         places[key] = start, position
     return places
-
-
-def _state_dict(content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The table of tensors in what was saved, and sentences on what was done to get it.
-
-    They say, each only if it applies, in which entry the table was, what all names began with and
-    was taken off, and which other entries there are.
-    """
-    if isinstance(content, Tensor):
-        raise RefusedError("it holds one tensor without a name")
-    if not isinstance(content, dict):
-        raise RefusedError(f"it holds a {type(content).__name__}, not a table of tensors")
-    notes: list[str] = []
-    table = content
-    for key in STATE_DICTS:
-        if isinstance(content.get(key), dict) and _only_tensors(content[key]):
-            notes.append(f"tensors taken from the checkpoint's entry {key}")
-            table = content[key]
-            break
-    state = _only_tensors(table)
-    if not state:
-        some = ", ".join(str(key)[:40] for key in list(content)[:5])
-        raise RefusedError(
-            f"it holds no tensors at its top or under {', '.join(STATE_DICTS)} "
-            f"(it has {printable(some, 200)})"
-        )
-    left_out = [str(key) for key in content if table is not content and content[key] is not table]
-    left_out += [str(key) for key in table if key not in state]
-    prefix, state = _strip_prefix(state)
-    if prefix:
-        notes.append(f"prefix {prefix} taken off all names")
-        if _AVERAGED in table:
-            left_out.append(_AVERAGED)
-    if left_out:
-        some = ", ".join(printable(name, 40) for name in left_out[:_LISTED])
-        more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
-        notes.append(f"left out of the checkpoint: {some}{more}")
-    return state, tuple(notes)
-
-
-def _only_tensors(table: dict[Any, Any]) -> dict[str, Tensor]:
-    return {
-        key: value
-        for key, value in table.items()
-        if isinstance(key, str) and isinstance(value, Tensor)
-    }
-
-
-def _strip_prefix(state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """Takes off what wrappers put before all names."""
-    inner = {name: tensor for name, tensor in state.items() if name != _AVERAGED}
-    if not inner:
-        return "", state
-    taken = ""
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) for n in inner)), ""):
-        taken += prefix
-        inner = {name.removeprefix(prefix): tensor for name, tensor in inner.items()}
-    return (taken, inner) if taken else ("", state)
 
 
 def _tensors(

@@ -4,8 +4,11 @@ Read from the networks of timm 1.0, torchvision 0.28 and efficientnet_lite_pytor
 library's table pairs our layers with its own; a layer's leaves are called the same in all.
 """
 
+import dataclasses
+import hashlib
 import re
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 import numpy as np
 
@@ -18,8 +21,8 @@ _HALF = (0.5, 0.5, 0.5)
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
-# Counts the batches that a BatchNorm has seen.
-IGNORED = r".*\.num_batches_tracked"
+# Counts the batches that a BatchNorm has seen, and the models that AveragedModel has.
+IGNORED = r"(?:.*\.)?(?:num_batches_tracked|n_averaged)"
 
 _LEAVES = {
     "kernel": "weight",
@@ -110,11 +113,11 @@ def _timm_block(stage: StageSpec) -> Layers:
 
 # --- torchvision ---------------------------------------------------------------------------------
 
-# Image size, resized to (smaller side), interpolation. Source: the `*_Weights.IMAGENET1K_V1` of
-# torchvision.models.efficientnet.
+# Image size, resized to (smaller side), interpolation. Source: the `*_Weights.DEFAULT` of
+# torchvision.models.efficientnet, which is IMAGENET1K_V1 but for B1.
 _TORCHVISION = {
     "efficientnet_b0": (224, 256, "bicubic"),
-    "efficientnet_b1": (240, 256, "bicubic"),
+    "efficientnet_b1": (240, 255, "bilinear"),
     "efficientnet_b2": (288, 288, "bicubic"),
     "efficientnet_b3": (300, 320, "bicubic"),
     "efficientnet_b4": (380, 384, "bicubic"),
@@ -125,6 +128,37 @@ _TORCHVISION = {
     "efficientnetv2_m": (480, 480, "bilinear"),
     "efficientnetv2_l": (480, 480, "bicubic"),
 }
+
+
+# Of B1 there are two sets of weights with the same names and shapes. torchvision names a file by
+# the first eight digits of its sha256; the first set was published twice.
+_B1_FIRST, _B1_SECOND = ("533bc792", "bac287d4"), ("c27df63c",)
+_B1_NOTE = (
+    "torchvision has two sets of weights for EfficientNet-B1; these are taken for the second, its "
+    "default (bilinear, 255 pixels cut to 240). If they are the first, or began with it: "
+    'data.interpolation "bicubic", data.crop_fraction 0.9375'
+)
+
+
+def torchvision_release(info: WeightsInfo, path: Path) -> tuple[WeightsInfo, str | None]:
+    """What the file itself tells about torchvision's weights, and a sentence if that is not enough.
+
+    Args:
+      info: what `torchvision_info` says of the network.
+      path: of the file, of which the name or the digest may be one of torchvision's.
+    """
+    if info.model != "efficientnet_b1":
+        return info, None
+    first, second = (
+        any(digits in path.name for digits in known) for known in (_B1_FIRST, _B1_SECOND)
+    )
+    if not (first or second):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        first, second = digest.startswith(_B1_FIRST), digest.startswith(_B1_SECOND)
+    if first:
+        return dataclasses.replace(info, crop_fraction=240 / 256, interpolation="bicubic"), None
+    return info, None if second else _B1_NOTE
 
 
 def torchvision_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:

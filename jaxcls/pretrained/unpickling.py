@@ -1,10 +1,11 @@
 """A pickle machine that can make tables of tensors and nothing else. It imports and calls nothing.
 
 `pickle.Unpickler` with another `find_class` would still take memory that a lying length or memo
-number asks for, and runs whatever an allowed class does on BUILD. This one knows the few opcodes
-that `torch.save` writes (`pickletools` describes them), and of PyTorch's functions only those that
-put a tensor together from a storage; it answers with descriptions (`Tensor`, `Storage`) that are
-checked before they are read.
+number asks for, and runs whatever an allowed class does on BUILD. This one knows the opcodes that
+`torch.save` writes (`pickletools` describes them), and of PyTorch's functions only those that put a
+tensor together from a storage; it answers with descriptions (`Tensor`, `Storage`) that are checked
+before they are read. Every other name is a `Placeholder`, and so is whatever a pickle makes by it:
+trainers keep their options, metrics and callbacks beside the tensors.
 """
 
 import io
@@ -12,9 +13,11 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from jaxcls.pretrained.hostile import is_hostile
 from jaxcls.pretrained.limits import MAX_DIMENSIONS, printable
 
 MAX_OPCODES = 2_000_000  # and copied items; a tensor needs about 30
+MAX_NAME = 1000  # characters of a class or function with its module
 MAX_INT = 2**80  # PyTorch's magic number has 79 bits
 
 # Name of the storage's class in torch -> its numbers, without the byte order.
@@ -29,6 +32,12 @@ STORAGES = {
     "CharStorage": "i1",
     "ByteStorage": "u1",
     "BoolStorage": "bool",
+    "ComplexFloatStorage": "c8",
+    "ComplexDoubleStorage": "c16",
+    "QInt8Storage": "i1",
+    "QUInt8Storage": "u1",
+    "QInt32Storage": "i4",
+    "UntypedStorage": "u1",
 }
 
 
@@ -59,8 +68,25 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class Placeholder:
+    """What stands for an object that is no tensor or plain value; it does nothing.
+
+    Attributes:
+      name: of the global that it is, or that it was made by.
+      table: the items that the pickle set, as of a subclass of dict.
+      is_model: whether it looks like a PyTorch module with its variables inside.
+    """
+
+    __slots__ = ("is_model", "name", "table")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.table: dict[Any, Any] = {}
+        self.is_model = name.startswith("torch.nn.")
+
+
 class _Global(NamedTuple):
-    """A name that the pickle may mention, with what we do when it is called."""
+    """A name that we know, with what we do when it is called."""
 
     name: str
     build: Callable[..., Any] | None = None
@@ -74,20 +100,22 @@ class _Mark:
 _MARK = _Mark()
 
 
-def unpickle(stream: io.BytesIO) -> Any:
+def unpickle(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
     """Reads one pickle and leaves the stream behind it.
 
     Args:
       stream: bytes in memory, so that no length can ask for more than there is.
+      storages: gets every storage that the pickle refers to, wherever it does, by its key.
 
     Returns:
-      None, bool, int, float, str, bytes, list, tuple, dict, `Tensor` or `Storage`, nested. Ordered
-      dictionaries are plain ones, without attributes.
+      None, bool, int, float, str, bytes, list, tuple, dict, `Tensor`, `Storage` or `Placeholder`,
+      nested. Ordered dictionaries are plain ones, without attributes. A key of a dictionary that is
+      neither a text, a number nor None is a `Placeholder`.
 
     Raises:
-      RefusedError: it is cut short or damaged, or names anything but the parts of a tensor.
+      RefusedError: it is cut short or damaged, or names what only an attack would.
     """
-    machine = _Machine()
+    machine = _Machine({} if storages is None else storages)
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             machine.step(opcode.name, argument)
@@ -101,10 +129,11 @@ def unpickle(stream: io.BytesIO) -> Any:
 class _Machine:
     """The stack and memo of one pickle."""
 
-    def __init__(self) -> None:
+    def __init__(self, storages: dict[str, Storage]) -> None:
         self._stack: list[Any] = []
         self._memo: dict[int, Any] = {}  # a list would grow to whatever number a pickle says
         self._spent = 0
+        self._storages = storages
 
     def result(self) -> Any:
         """What is left at the end."""
@@ -125,10 +154,9 @@ class _Machine:
                 stack.append(None)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(opcode == "NEWTRUE")
-            case "BININT" | "BININT1" | "BININT2" | "LONG1":
-                if abs(argument) >= MAX_INT:
-                    raise RefusedError("its pickle has a number beyond 80 bits")
-                stack.append(argument)
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4":
+                # Random generators keep longer ones, which nobody asks for.
+                stack.append(argument if abs(argument) < MAX_INT else Placeholder("builtins.int"))
             case (
                 "BINFLOAT"
                 | "BINUNICODE"
@@ -139,6 +167,7 @@ class _Machine:
                 | "BINBYTES"
                 | "SHORT_BINBYTES"
                 | "BINBYTES8"
+                | "BYTEARRAY8"
             ):
                 stack.append(argument)
             case "EMPTY_TUPLE":
@@ -147,6 +176,11 @@ class _Machine:
                 stack.append([])
             case "EMPTY_DICT":
                 stack.append({})
+            case "EMPTY_SET":
+                stack.append(Placeholder("builtins.set"))
+            case "FROZENSET":
+                self._pop_mark()
+                stack.append(Placeholder("builtins.frozenset"))
             case "TUPLE":
                 stack.append(tuple(self._pop_mark()))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
@@ -154,7 +188,7 @@ class _Machine:
                 stack.append(tuple(reversed(items)))
             case "APPEND":
                 self._append([self._pop()])
-            case "APPENDS":
+            case "APPENDS" | "ADDITEMS":
                 self._append(self._pop_mark())
             case "SETITEM":
                 value, key = self._pop(), self._pop()
@@ -177,16 +211,20 @@ class _Machine:
                 if not (isinstance(name, str) and isinstance(module, str)):
                     raise RefusedError("its pickle is damaged (a name that is no text)")
                 stack.append(_find(module, name))
+            case "POP":  # with the next, what Python writes for an object that holds itself
+                stack.pop()
+            case "POP_MARK":
+                self._pop_mark()
             case "BINPERSID":
-                stack.append(_storage(self._pop()))
-            case "REDUCE":
+                stack.append(self._persistent(self._pop()))
+            case "REDUCE" | "NEWOBJ":
                 arguments, function = self._pop(), self._pop()
                 stack.append(self._call(function, arguments))
+            case "NEWOBJ_EX":
+                _, arguments, function = self._pop(), self._pop(), self._pop()
+                stack.append(self._call(function, arguments))
             case "BUILD":
-                # PyTorch hangs versions on a state dict (_metadata); no tensor depends on them.
-                state = self._pop()
-                if not (isinstance(self._top(), dict) and isinstance(state, dict)):
-                    raise RefusedError("its pickle sets the state of something other than a table")
+                self._build(self._pop())
             case _:
                 raise RefusedError(
                     f"its pickle uses {opcode}, which a table of tensors never needs"
@@ -198,6 +236,8 @@ class _Machine:
             raise RefusedError(f"its pickle has more than {MAX_OPCODES} opcodes and copied items")
 
     def _call(self, function: Any, arguments: Any) -> Any:
+        if isinstance(function, Placeholder):
+            return Placeholder(function.name)
         if not isinstance(function, _Global) or function.build is None:
             raise RefusedError("its pickle calls something that is no function")
         if not isinstance(arguments, tuple):
@@ -209,6 +249,32 @@ class _Machine:
             return function.build(*arguments)
         except TypeError:
             raise RefusedError(f"its pickle calls {function.name} with wrong arguments") from None
+
+    def _build(self, state: Any) -> None:
+        """Passes over what an object is given besides its items.
+
+        PyTorch hangs versions on a state dict (_metadata); no tensor depends on them.
+        """
+        target = self._top()
+        if isinstance(target, Placeholder):
+            if isinstance(state, dict) and "_modules" in state and "_parameters" in state:
+                target.is_model = True
+        elif not isinstance(target, dict):
+            raise RefusedError("its pickle sets the state of something other than an object")
+
+    def _persistent(self, description: Any) -> Any:
+        """What lies outside of the pickle, as both of PyTorch's formats describe it.
+
+        That is a storage; or, in the older one, the class of a module with its source code.
+        """
+        match description:
+            case ("module", (Placeholder() | _Global()) as kind, *_):
+                return kind
+        storage = _storage(description)
+        other = self._storages.setdefault(storage.key, storage)
+        if other.kind != storage.kind:
+            raise RefusedError(f"storage {printable(storage.key, 40)} has two types")
+        return storage
 
     def _pop(self) -> Any:
         value = self._stack.pop()
@@ -229,41 +295,45 @@ class _Machine:
 
     def _append(self, items: list[Any]) -> None:
         target = self._top()
-        if not isinstance(target, list):
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Placeholder):
             raise RefusedError("its pickle appends to something other than a list")
-        target.extend(items)
 
     def _set(self, items: list[Any]) -> None:
         target = self._top()
-        if not isinstance(target, dict) or len(items) % 2:
+        table = target.table if isinstance(target, Placeholder) else target
+        if not isinstance(table, dict) or len(items) % 2:
             raise RefusedError("its pickle sets items of something other than a table")
-        _fill(target, zip(items[::2], items[1::2], strict=True))
+        _fill(table, zip(items[::2], items[1::2], strict=True))
 
 
 def _fill(table: dict[Any, Any], pairs: Any) -> None:
     for key, value in pairs:
         # Not tuples: the hash of one that holds another twice, many times over, takes for ever.
-        if not isinstance(key, str | int | float | bytes | None):
-            raise RefusedError("its pickle has a table whose keys are not names or numbers")
-        table[key] = value
+        plain = isinstance(key, str | int | float | bytes | None)
+        table[key if plain else Placeholder(type(key).__name__)] = value
 
 
-def _find(module: str, name: str) -> _Global:
-    """The allowed thing of this name; importing it is never needed."""
+def _find(module: str, name: str) -> _Global | Placeholder:
+    """What stands for this name; importing it is never needed.
+
+    Raises:
+      RefusedError: only an attack has it.
+    """
     full = f"{module}.{name}"
     if full in _BUILDERS:
         return _Global(full, build=_BUILDERS[full])
-    if module in ("torch", "torch.cuda") and name in STORAGES:
+    if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
         return _Global(full, kind=STORAGES[name])
-    if module.startswith("torch.nn."):
+    if len(full) > MAX_NAME:
+        raise RefusedError(f"its pickle has a name of {len(full)} characters")
+    if is_hostile(module, name):
         raise RefusedError(
-            f"it is a whole pickled model, with {printable(full)}, not its tensors; nothing of it "
-            "was run"
+            f"its pickle names {printable(full)}, which no checkpoint needs and an attack would "
+            "run; nothing of it was run"
         )
-    raise RefusedError(
-        f"its pickle names {printable(full)}, which a table of tensors never needs: it is a whole "
-        "model, other Python objects, or an attack; nothing of it was run"
-    )
+    return Placeholder(full)
 
 
 def _storage(description: Any) -> Storage:
@@ -278,8 +348,6 @@ def _storage(description: Any) -> Storage:
             None,
         ) if not isinstance(numel, bool) and numel >= 0:
             return Storage(kind, key, numel)
-        case ("module", *_):
-            raise RefusedError("it is a whole pickled model, with its code, not its tensors")
         case ("storage", _Global(), str(), str(), int(), _):
             raise RefusedError("its storages are views of others, as in PyTorch before 0.4")
     raise RefusedError("its pickle refers to something other than a storage of numbers")
@@ -314,10 +382,19 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
     return Tensor(storage, start, _integers(shape), _integers(strides))
 
 
-def _parameter(data: Any, requires_grad: Any, hooks: Any) -> Tensor:
-    if not isinstance(data, Tensor):
+def _parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
+    """A tensor; or whatever stands for one of a kind that is not read."""
+    if not isinstance(data, Tensor | Placeholder):
         raise TypeError
     return data
+
+
+def _of_subclass(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
+    """A tensor of a subclass, or one that carries attributes."""
+    if not isinstance(function, _Global | Placeholder) or not isinstance(arguments, tuple):
+        raise TypeError
+    known = function.name in _TENSORS
+    return _TENSORS[function.name](*arguments) if known else Placeholder(function.name)
 
 
 def _integers(values: Any) -> tuple[int, ...]:
@@ -330,11 +407,15 @@ def _integers(values: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-_BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "torch.Size": _size,
-    "torch.device": _device,
+_TENSORS: dict[str, Callable[..., Any]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+_BUILDERS = _TENSORS | {
+    "collections.OrderedDict": _ordered_dict,
+    "torch.Size": _size,
+    "torch.device": _device,
+    "torch._tensor._rebuild_from_type_v2": _of_subclass,
 }

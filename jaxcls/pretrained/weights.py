@@ -14,6 +14,7 @@ from jaxcls.pretrained.importing import count_classes, fitting_models, nearest_m
 from jaxcls.pretrained.info import WeightsError, WeightsInfo
 from jaxcls.pretrained.presets import find_preset, preset_names
 from jaxcls.pretrained.stored import stored_info
+from jaxcls.pretrained.torch import torchvision_release
 
 
 def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
@@ -39,22 +40,25 @@ def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
     return "file"
 
 
-def weights_info(name: str, *, model: str | None = None) -> WeightsInfo:
+def weights_info(name: str, *, model: str | None = None, ema: bool = True) -> WeightsInfo:
     """The network and the preprocessing that belong to weights. Fetches nothing.
 
     Args and raises as `load_weights`.
     """
     if preset := find_preset(name):
         return _require_model(name, preset.info, model)
-    return load_weights(name, model=model)[1]
+    return load_weights(name, model=model, ema=ema)[1]
 
 
-def load_weights(name: str, *, model: str | None = None) -> tuple[WeightsFile, WeightsInfo]:
+def load_weights(
+    name: str, *, model: str | None = None, ema: bool = True
+) -> tuple[WeightsFile, WeightsInfo]:
     """The tensors of a preset, which is fetched if need be, or of a file, and what belongs to them.
 
     Args:
       name: a preset or a file.
       model: name of the network that the caller wants; None: whichever the weights are for.
+      ema: which weights to take from a file that has two (see `read_weights`).
 
     Raises:
       WeightsError: no such weights, or they cannot be fetched or read, or are of another network.
@@ -62,8 +66,10 @@ def load_weights(name: str, *, model: str | None = None) -> tuple[WeightsFile, W
     if preset := find_preset(name):
         info = _require_model(name, preset.info, model)  # before anything is fetched
         return read_weights(fetch_weights(preset)), info
-    file = read_weights(name)
-    return file, _require_model(name, file_info(file, model=model), model)
+    file = read_weights(name, ema=ema)
+    info, notes = _file_info(file, model=model)
+    _require_model(name, info, model)
+    return dataclasses.replace(file, notes=file.notes + notes), info
 
 
 def _require_model(name: str, info: WeightsInfo, model: str | None) -> WeightsInfo:
@@ -84,8 +90,13 @@ def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
     Raises:
       WeightsError: the tensors fit several networks.
     """
+    return _file_info(file, model=model)[0]
+
+
+def _file_info(file: WeightsFile, *, model: str | None) -> tuple[WeightsInfo, tuple[str, ...]]:
+    """`file_info`, and sentences on what of it is not sure."""
     if info := stored_info(file):
-        return info
+        return info, ()
     if model is None:
         fitting = fitting_models(file)
         if len(fitting) > 1:
@@ -94,6 +105,9 @@ def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
             )
         model = fitting[0] if fitting else nearest_model(file)  # the import says what is wrong
     spec, names = model_spec(model), imagenet_class_names()
-    info = find_family(file.tensors).info(spec, file.tensors)
+    family, note = find_family(file.tensors), None
+    info = family.info(spec, file.tensors)
+    if family.name == "torchvision":
+        info, note = torchvision_release(info, file.path)
     known = names if count_classes(file, spec) == len(names) else None
-    return dataclasses.replace(info, class_names=known)
+    return dataclasses.replace(info, class_names=known), (note,) if note else ()

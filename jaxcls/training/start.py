@@ -60,7 +60,7 @@ def info_for(config: Config, *, recorded: RunInfo | None = None) -> WeightsInfo 
     model = None if config.model.name == "auto" else config.model.name
     if kind_of_weights(weights) == "run":
         return run_weights_info(read_run_info(weights))
-    return weights_info(weights, model=model)
+    return weights_info(weights, model=model, ema=config.model.weights_ema)
 
 
 def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
@@ -192,8 +192,12 @@ def _load(
     if kind_of_weights(weights) == "run":
         restored = restore_run(weights)
         return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
-    file, info = load_weights(weights, model=model.spec.name)
+    file, info = load_weights(weights, model=model.spec.name, ema=config.model.weights_ema)
     values, report = import_variables(
-        file, model.spec, num_classes=None, allow_missing=config.model.allow_missing
+        file,
+        model.spec,
+        num_classes=None,
+        allow_missing=config.model.allow_missing,
+        allow_unused=config.model.allow_unused,
     )
     return values, info.class_names, report

@@ -103,6 +103,70 @@ def test_reads_hdf5_as_keras_writes_it(tmp_path: Path) -> None:
     assert read.metadata == {}
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "expected"),
+    [
+        (ml_dtypes.bfloat16, "bfloat16", None),
+        (ml_dtypes.bfloat16, None, None),
+        (">f2", None, None),
+        ("<f8", None, None),
+        (ml_dtypes.bfloat16, "float8_e5m2", "but float8_e5m2; save the model with float32"),
+        (ml_dtypes.float8_e4m3fn, "float8_e4m3fn", "but float8_e4m3fn; save the model with"),
+        (ml_dtypes.float8_e4m3fn, None, r"but \|V1; save the model with float32 weights"),
+    ],
+)
+def test_every_type_of_keras_is_read_or_named(
+    tmp_path: Path, kind: Any, said: str | None, expected: str | None
+) -> None:
+    numbers = np.arange(-6, 6, dtype="f4").reshape(3, 4).astype(kind)
+    with h5py.File(tmp_path / "w", "w") as file:
+        file["a"] = numbers
+        file["b"] = numbers[0, 0]
+        if said:
+            file["a"].attrs["dtype"] = file["b"].attrs["dtype"] = said
+    if expected is not None:
+        with pytest.raises(WeightsError, match=f"data set a holds no numbers .*{expected}"):
+            read_weights(tmp_path / "w")
+        return
+    read = read_weights(tmp_path / "w")
+    np.testing.assert_array_equal(read.tensors["a"], numbers.astype("f4"), strict=True)
+    np.testing.assert_array_equal(read.tensors["b"], np.array(-6, "f4"), strict=True)
+
+
+def test_reads_shards_of_any_format(tmp_path: Path) -> None:
+    save_file({"conv_stem.weight": MATRIX}, tmp_path / "one.safetensors")
+    tf.write_zip(tmp_path / "two.bin", {"bn1.weight": tf.whole("0", -MATRIX)})
+    places = {"conv_stem.weight": "one.safetensors", "bn1.weight": "two.bin"}
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 192}, "weight_map": places}))
+    read = read_weights(index)
+    assert (read.path, read.notes) == (index, ("read from 2 files",))
+    np.testing.assert_array_equal(read.tensors["conv_stem.weight"], MATRIX)
+    np.testing.assert_array_equal(read.tensors["bn1.weight"], -MATRIX)
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        ({"a": "gone.h5"}, r"lists 1 files of weights, and 1 of them is not .* such as gone\.h5"),
+        ({"a": ["gone.h5", "two.h5"]}, "2 of them are not beside it"),
+        ({"a": "../one"}, r"lists \.\./one, which is no file beside it"),
+        ({"a": "/etc/passwd"}, "lists /etc/passwd, which is no file beside it"),
+        ({"a": ".."}, "not beside it, such as"),
+        ({"a": [3]}, "lists 3, which is no file beside it"),
+        ({"a": "w"}, "is a list of other files, within"),
+        ({"a": "one", "b": "copy"}, "copy: has a, which another file of w has too"),
+        ({}, "holds no tensors"),
+    ],
+)
+def test_refuses_lists_of_shards_that_lie(tmp_path: Path, places: Any, says: str) -> None:
+    for name in ("one", "copy"):
+        save_file({"a": MATRIX}, tmp_path / name)
+    (tmp_path / "w").write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(WeightsError, match=says):
+        read_weights(tmp_path / "w")
+
+
 def virtual(file: h5py.File) -> None:
     layout = h5py.VirtualLayout((4,), "f4")
     layout[:] = h5py.VirtualSource("other.h5", "a", shape=(4,))

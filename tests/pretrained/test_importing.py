@@ -205,6 +205,56 @@ def test_unused_tensors_are_an_error() -> None:
     assert "unused tensors (1):\n  blocks.2.2.conv_pw.weight" in refusal(file)
 
 
+def test_unused_tensors_may_be_allowed() -> None:
+    file = timm_file()
+    file.tensors["extra.weight"] = np.zeros(3, np.float32)
+    file.tensors["extra.bias"] = np.zeros(3, np.float32)
+    message = refusal(file)
+    assert "allow_unused takes patterns of tensors that may be left over" in message
+    assert "'extra\\\\.weight'" in message
+    assert "extra.bias" in refusal(file, allow_unused=[r"extra\.weight"])
+    variables, report = import_variables(
+        file, SPEC, num_classes=None, allow_unused=[r"extra\..*", "bn1.*"]
+    )
+    assert flat(variables).keys() == variable_shapes(SPEC, num_classes=CLASSES).keys()
+    assert report.unused == ()
+    assert report.allowed_unused == ("extra.weight", "extra.bias")
+    assert "unused tensors, as allowed (2):\n  extra.weight\n  extra.bias" in str(report)
+
+
+def test_patterns_of_unused_tensors_are_checked() -> None:
+    message = refusal(timm_file(), allow_unused=["extra"])
+    assert message.startswith("allow_unused: 'extra' fits no tensor of weights.safetensors; they")
+    assert "classifier.bias" in message
+    with pytest.raises(ConfigError, match="allow_unused: '\\(' is no regular expression"):
+        import_variables(timm_file(), SPEC, num_classes=None, allow_unused=["("])
+
+
+def test_tensors_beside_the_network_are_unused() -> None:
+    outside = {"loss.weight": np.zeros(3, np.float32), "m.num_batches_tracked": np.array(3)}
+    file = dataclasses.replace(timm_file(), outside=outside)
+    assert "unused tensors (1):\n  loss.weight" in refusal(file)
+    variables, report = import_variables(file, SPEC, num_classes=None, allow_unused=["loss.*"])
+    assert flat(variables).keys() == variable_shapes(SPEC, num_classes=CLASSES).keys()
+    assert (report.allowed_unused, report.ignored) == (("loss.weight",), 2)
+
+
+@pytest.mark.parametrize("asked", [None, 2, CLASSES])
+def test_one_layer_of_a_foreign_head_is_no_classifier(asked: int | None) -> None:
+    """A network whose classifier feeds another layer tells other things than classes by it."""
+    file = timm_file()
+    file.tensors["classifier.3.weight"] = np.zeros((2, CLASSES), np.float32)
+    with pytest.raises(WeightsError, match=r"unused tensors \(1\):\n  classifier.3.weight"):
+        import_variables(file, SPEC, num_classes=asked)
+    variables, report = import_variables(
+        file, SPEC, num_classes=asked, allow_unused=[r"classifier\.3\..*"]
+    )
+    assert flat(variables).keys() == variable_shapes(SPEC, num_classes=0).keys()
+    (sentence,) = report.reshaped
+    assert sentence.startswith("classifier: left out, for its head has other layers, such as cla")
+    assert sentence.endswith(f"; {asked} classes begin anew") == (asked is not None)
+
+
 def test_every_wrong_shape_is_named_with_both_shapes() -> None:
     file = timm_file()
     file.tensors["conv_stem.weight"] = np.zeros((8, 4, 3, 3), np.float32)

@@ -1,6 +1,7 @@
 """Weights that Keras saves come back; KerasCV's and KerasHub's files have the names we know."""
 
 import hashlib
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import h5py
 import jax
 import keras
 import keras_weights as kw
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
@@ -20,6 +22,7 @@ from jaxcls.pretrained.files import read_weights
 from jaxcls.pretrained.importing import fitting_models, import_variables
 from jaxcls.pretrained.info import WeightsError, WeightsInfo
 from jaxcls.pretrained.variables import variable_shapes
+from jaxcls.pretrained.weights import load_weights
 
 CLASSES = 7
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -198,6 +201,134 @@ def test_a_model_around_the_network(b0, form: str, tmp_path: Path) -> None:
     kernel, bias = (np.asarray(weight.value) for weight in whole.layers[-1].weights)
     head = {"params/classifier/kernel": kernel, "params/classifier/bias": bias}
     assert_equal(variables, without_classifier(expected) | head)
+
+
+def save_archive(model: Any, path: Path) -> None:
+    model.save(path)
+
+
+SAVE_16 = SAVE | {"archive.keras": save_archive}
+
+
+@pytest.mark.parametrize("form", SAVE_16)
+@pytest.mark.parametrize("kind", ["bfloat16", "float16"])
+def test_half_precision_comes_back(
+    b0, form: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HDF5 has no bfloat16: Keras writes bits, and not always what they are."""
+    model, expected = b0
+    cast: Any = keras.src.backend.convert_to_numpy
+    half = ml_dtypes.bfloat16 if kind == "bfloat16" else np.float16
+
+    def converted(value: Any) -> np.ndarray:
+        array = cast(value)
+        return array.astype(half) if array.dtype == np.float32 else array
+
+    monkeypatch.setattr(keras.src.backend, "convert_to_numpy", converted)
+    SAVE_16[form](model, tmp_path / form)
+    monkeypatch.undo()
+    with np.errstate(over="ignore"):
+        rounded = {path: value.astype(half).astype("f4") for path, value in expected.items()}
+    file = read_weights(tmp_path / form)
+    variables, _ = import_variables(file, model_spec("efficientnetv2_b0"), num_classes=None)
+    assert_equal(variables, rounded)
+
+
+def test_an_archive_comes_back_and_a_damaged_one_is_refused(b0, tmp_path: Path) -> None:
+    model, expected = b0
+    path = tmp_path / "model.keras"
+    model.save(path)
+    file = read_weights(path)
+    assert fitting_models(file) == ("efficientnetv2_b0",)
+    variables, _ = import_variables(file, model_spec("efficientnetv2_b0"), num_classes=None)
+    assert_equal(variables, expected)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2] + b"x" + whole[len(whole) // 2 + 1 :])
+    with pytest.raises(WeightsError, match="the Keras archive is damaged or cut short"):
+        read_weights(path)
+    for packing, says in (
+        (zipfile.ZIP_DEFLATED, "is compressed, which Keras never does"),
+        (zipfile.ZIP_STORED, "the HDF5 file is damaged"),
+    ):
+        with zipfile.ZipFile(path, "w", packing) as archive:
+            archive.writestr("model.weights.h5", b"\x89HDF" + bytes(1000))
+        with pytest.raises(WeightsError, match=says):
+            read_weights(path)
+
+
+def test_weights_in_several_files_come_back(b0, tmp_path: Path) -> None:
+    model, expected = b0
+    path = tmp_path / "net.weights.json"
+    model.save_weights(path, max_shard_size=0.01)
+    shards = sorted(tmp_path.glob("*.h5"))
+    assert len(shards) > 2
+    file = read_weights(path)
+    assert file.notes == (f"read from {len(shards)} files",)
+    variables, _ = import_variables(file, model_spec("efficientnetv2_b0"), num_classes=None)
+    assert_equal(variables, expected)
+    shards[1].unlink()
+    with pytest.raises(
+        WeightsError, match=rf"1 of them is not beside it, such as {shards[1].name}"
+    ):
+        read_weights(path)
+
+
+# --- heads that are not ours ---------------------------------------------------------------------
+
+
+def with_head(body: Any, *layers: Any) -> Any:
+    """Keras' model with other layers behind its features, side by side with its own."""
+    x = keras.layers.GlobalAveragePooling2D(name="avg")(body.get_layer("top_activation").output)
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(body.input, x)
+
+
+def tutorial_head() -> tuple[Any, ...]:
+    """Of keras.io's "Image classification via fine-tuning with EfficientNet"."""
+    return keras.layers.BatchNormalization(), keras.layers.Dense(5, name="pred")
+
+
+def two_layers() -> tuple[Any, ...]:
+    return keras.layers.Dense(3, activation="relu"), keras.layers.Dense(5)
+
+
+@pytest.mark.parametrize("form", SAVE)
+@pytest.mark.parametrize(
+    ("head", "left_over"),
+    [
+        (tutorial_head, r"(.*/)?(batch_normalization(_\d+)?|pred)/.*"),
+        (two_layers, r"(.*/)?dense(_\d+)?/.*"),
+    ],
+)
+@pytest.mark.parametrize("num_classes", [None, 3])
+def test_the_body_under_a_foreign_head(
+    b0, head, left_over: str, form: str, num_classes: int | None, tmp_path: Path
+) -> None:
+    model, expected = b0
+    SAVE[form](with_head(model, *head()), tmp_path / form)
+    file, info = load_weights(str(tmp_path / form))
+    assert info.model == "efficientnetv2_b0"
+    spec = model_spec(info.model)
+    with pytest.raises(WeightsError, match=r"unused tensors(.|\n)*allow_unused takes patterns"):
+        import_variables(file, spec, num_classes=num_classes)
+    variables, report = import_variables(
+        file, spec, num_classes=num_classes, allow_unused=[left_over]
+    )
+    assert_equal(variables, without_classifier(expected))
+    assert report.allowed_unused
+    assert (report.unused, report.missing) == ((), ())
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    tensors = {
+        "layers/conv2d/vars/0": np.zeros((3, 3, 3, 32), "i1"),
+        "layers/conv2d_10/vars/0": np.zeros(1, "f4"),
+    }
+    file = read_weights(write(tmp_path / "q.h5", tensors))
+    says = r"layers/conv2d/vars/0: int8 is no floating-point type; save .* before it was quantised"
+    with pytest.raises(WeightsError, match=says):
+        import_variables(file, model_spec("efficientnet_b0"), num_classes=None)
 
 
 def test_a_wrong_shape_is_refused_by_name(b0, tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
 """PyTorch's two formats, honest and hostile."""
 
+import argparse
+import collections
+import datetime
+import enum
+import functools
 import pickle
 import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -79,18 +84,91 @@ def test_finds_the_state_dict_and_says_where(tmp_path: Path, write: Writer) -> N
     assert read.metadata == {}
     assert read.notes == (
         "tensors taken from the checkpoint's entry state_dict",
-        "prefix module. taken off all names",
         "left out of the checkpoint: epoch",
+        "prefix module. taken off all names",
     )
     np.testing.assert_array_equal(read.tensors["b"], MATRIX)
     read = read_weights(write(tmp_path / "w", {"model": plain, "model_ema": averaged}))
     assert read.notes == (
         "tensors taken from the checkpoint's entry model_ema",
+        "they are moving averages of the weights; --no-ema, or model.weights_ema False, takes the "
+        "weights themselves (model)",
+        "left out of the checkpoint: model",
         "prefix module.module. taken off all names",
-        "left out of the checkpoint: model, n_averaged",
+        "left out: n_averaged",
     )
     assert read.tensors.keys() == {"a", "b"}
     np.testing.assert_array_equal(read.tensors["a"], -MATRIX)
+
+
+NET = "conv_stem.weight"  # by this a network is known
+EMA_CHECKPOINTS = {
+    "timm": ("state_dict", "state_dict_ema"),
+    "torchvision": ("model", "model_ema"),
+    "mine": ("model_state_dict", "ema_state_dict"),
+    "yolo": ("model", "ema"),
+    "deep": ("state/model", "state/algorithms/1/EMA/ema_model"),
+    "callback": ("state_dict", "callbacks/EMA{'decay': 0.99}/weights"),
+    "camel": ("state_dict", "callbacks/EMACallback/state"),
+    "swa": ("net", "swa_model"),
+    "lightning": ("current_model_state", "state_dict"),
+    "counter": ("weights", "other"),
+}
+
+
+@pytest.mark.parametrize("kind", EMA_CHECKPOINTS)
+def test_moving_averages_are_taken_where_they_are_wanted(tmp_path: Path, kind: str) -> None:
+    plain, averaged = EMA_CHECKPOINTS[kind]
+    content: dict[str, Any] = {"epoch": 3} | (
+        {"averaging_state": {}} if kind == "lightning" else {}
+    )
+    tables = (
+        (plain, {NET: tf.whole("0", MATRIX)}),
+        (averaged, {f"module.{NET}": tf.whole("1", -MATRIX)}),
+    )
+    for place, table in tables:
+        *outer, last = place.split("/")
+        inner = content
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = table
+    if kind == "counter":
+        content["other"]["n_averaged"] = tf.whole("n", np.array(3))
+    path = tf.write_zip(tmp_path / "w", content)
+    for ema, sign, entry in ((True, -1, averaged), (False, 1, plain)):
+        read = read_weights(path, ema=ema)
+        np.testing.assert_array_equal(read.tensors[NET], sign * MATRIX)
+        assert read.tensors.keys() == {NET}
+        assert read.notes[0] == f"tensors taken from the checkpoint's entry {entry}"
+        assert read.notes[1].startswith("they are ")
+        assert ("moving averages of the weights;" in read.notes[1]) == ema
+    assert read_weights(path).notes == read_weights(path, ema=True).notes
+
+
+def test_moving_averages_alone_are_no_choice(tmp_path: Path) -> None:
+    path = tf.write_zip(tmp_path / "w", {"state_dict_ema": {NET: tf.whole("0", MATRIX)}})
+    assert "they are moving averages of the weights" in read_weights(path).notes
+    with pytest.raises(WeightsError, match=r"only moving averages of the weights \(state_dict_ema"):
+        read_weights(path, ema=False)
+
+
+def test_a_network_is_found_under_any_key(tmp_path: Path) -> None:
+    content = {"epoch": 1, "best": {"weights": {"net." + NET: tf.whole("0", MATRIX)}}}
+    read = read_weights(tf.write_zip(tmp_path / "w", content))
+    assert read.tensors.keys() == {NET}
+    assert read.notes == (
+        "tensors taken from the checkpoint's entry best/weights",
+        "left out of the checkpoint: epoch",
+        "prefix net. taken off all names",
+    )
+
+
+def test_which_of_several_networks_is_not_guessed(tmp_path: Path) -> None:
+    content = {name: {NET: tf.whole(name, MATRIX)} for name in ("teacher", "student")}
+    with pytest.raises(WeightsError, match=r"holds several networks \(teacher, student\)"):
+        read_weights(tf.write_zip(tmp_path / "w", content))
+    content["state_dict"] = content["student"]
+    assert read_weights(tf.write_zip(tmp_path / "w", content)).tensors.keys() == {NET}
 
 
 def test_cuts_what_was_left_out(tmp_path: Path) -> None:
@@ -116,11 +194,12 @@ def test_keeps_a_prefix_that_some_names_lack(tmp_path: Path) -> None:
 @both
 @pytest.mark.parametrize("place", ["top", "nested", "state"])
 @pytest.mark.parametrize(
-    ("module", "name"), [("os", "system"), ("posix", "system"), ("builtins", "exec")]
+    ("module", "name"),
+    [("os", "system"), ("posix", "system"), ("builtins", "exec"), ("builtins", "eval")],
 )
 def test_runs_nothing(tmp_path: Path, write: Writer, module: str, name: str, place: str) -> None:
     marker = tmp_path / "ran"
-    code = f"open({str(marker)!r}, 'w')" if name == "exec" else f"touch {marker}"
+    code = f"touch {marker}" if name == "system" else f"open({str(marker)!r}, 'w')"
     evil = tf.Called(module, name, code)
     weights = tf.whole("0", MATRIX)
     content = {
@@ -131,6 +210,165 @@ def test_runs_nothing(tmp_path: Path, write: Writer, module: str, name: str, pla
     with pytest.raises(WeightsError, match=rf"w: its pickle names {module}\.{name}"):
         read_weights(write(tmp_path / "w", content))
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("nt", "system"),
+        ("__builtin__", "eval"),
+        ("builtins", "__import__"),
+        ("builtins", "open"),
+        ("io", "open"),
+        ("subprocess", "Popen"),
+        ("runpy", "run_path"),
+        ("shutil", "rmtree"),
+        ("importlib", "import_module"),
+        ("importlib.machinery", "SourceFileLoader"),
+        ("pty", "spawn"),
+        ("socket", "create_connection"),
+        ("urllib.request", "urlopen"),
+        ("multiprocessing.util", "spawnv_passfds"),
+        ("types", "FunctionType"),
+        ("marshal", "loads"),
+        ("pickle", "loads"),
+        ("torch.hub", "load"),
+        ("argparse", "_os.system"),
+        ("torch.serialization", "os.system"),
+        ("jaxcls.errors", "__builtins__.eval"),
+    ],
+)
+def test_refuses_what_only_attacks_name(tmp_path: Path, module: str, name: str) -> None:
+    content = {"state_dict": {"a": tf.whole("0", MATRIX)}, "args": tf.Called(module, name, "x")}
+    with pytest.raises(WeightsError, match=rf"names {module}\.{name}, .* an attack would run"):
+        read_weights(tf.write_zip(tmp_path / "w", content))
+
+
+def test_refuses_a_name_too_long_to_look_at(tmp_path: Path) -> None:
+    content = {"a": tf.whole("0", MATRIX), "b": tf.Named("a" + ".a" * 1000, "b")}
+    with pytest.raises(WeightsError, match="a name of 2003 characters"):
+        read_weights(tf.write_zip(tmp_path / "w", content))
+
+
+class Phase(enum.Enum):
+    TRAIN = "train"
+
+
+class Options(dict):
+    """As omegaconf's and Lightning's: a table with attributes."""
+
+    def __init__(self, **items: Any) -> None:
+        super().__init__(items)
+        self.flags = {"readonly": True}
+
+
+class Meter:
+    """As trainers keep them; this one runs something whenever it is made again."""
+
+    ran: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        self.best = self
+
+    def __reduce__(self) -> Any:
+        return Meter.make, ("x",), {"best": self}
+
+    @staticmethod
+    def make(text: str) -> "Meter":
+        Meter.ran.append(text)
+        return Meter()
+
+    def __setstate__(self, state: Any) -> None:
+        Meter.ran.append("state")
+
+
+class Slotted:
+    __slots__ = ("x",)
+
+    def __init__(self) -> None:
+        self.x = 1
+
+    def __getnewargs_ex__(self) -> Any:
+        return (), {"x": 1}
+
+    def __new__(cls, **_: int) -> "Slotted":
+        return super().__new__(cls)
+
+
+def beside_the_tensors() -> dict[str, Any]:
+    """What trainers save with a state dict."""
+    holds_itself: dict[str, Any] = {"list": []}
+    holds_itself["list"].append(holds_itself)
+    return {
+        "args": argparse.Namespace(lr=0.1, path=Path("x"), nested=argparse.Namespace(a=[1])),
+        "best_acc1": np.float64(77.1),
+        "history": np.arange(5),
+        "started": datetime.datetime(2024, 5, 17, tzinfo=datetime.UTC),
+        "took": datetime.timedelta(seconds=3),
+        "phase": Phase.TRAIN,
+        "options": Options(lr=0.1, inner=Options(b=2)),
+        "counts": collections.Counter("aab"),
+        "later": collections.defaultdict(list, a=[1]),
+        "queue": collections.deque([1, 2], maxlen=3),
+        "sets": ({1, 2}, frozenset("ab"), 1 + 2j, slice(1, 2), range(3), bytearray(b"x")),
+        "activation": functools.partial(np.clip, a_min=0),
+        "bound": "a".upper,
+        "meter": Meter(),
+        "slotted": Slotted(),
+        "itself": holds_itself,
+        "generator": {"state": 2**127, "inc": -(2**100)},
+        "hyper_parameters": {"loss": tf.Called("torch.nn.modules.loss", "BCELoss")},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": 1}},
+        "keys": {("train", 0): 1, Phase.TRAIN: 2, 3: 4, None: 5, 0.5: 6},
+        "dtype": tf.Named("torch", "float32"),
+        "device": tf.Called("torch", "device", "cuda", 0),
+        "optimizer": {
+            "state": {0: {"exp_avg": tf.whole("m", MATRIX), "step": tf.whole("s", np.array(3))}},
+            "param_groups": [{"params": [0], "fused": None}],
+        },
+        "scheduler": tf.Called("my.own", "Scheduler", tf.whole("inner", MATRIX)),
+        "sparse": tf.Called("torch._utils", "_rebuild_sparse_tensor", 1, (2, 3)),
+    }
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_reads_the_tensors_of_a_trainers_checkpoint(
+    tmp_path: Path, protocol: int, legacy: bool
+) -> None:
+    """What is no tensor is passed over, and nothing of it runs, whatever it would do."""
+    others = beside_the_tensors()
+    subclass = tf.Called(
+        "torch._tensor",
+        "_rebuild_from_type_v2",
+        tf.Named("torch._utils", "_rebuild_tensor_v2"),
+        tf.Named("my.own", "Tensor"),
+        tf.whole("t", MATRIX).arguments,
+        {"tag": 1},
+    )
+    state = {"a": tf.whole("0", MATRIX), "b": subclass}
+    content = others | {"state_dict": collections.OrderedDict(state), "epoch": 3}
+    data, storages = tf.pickled(content, protocol=protocol, legacy=legacy)
+    Meter.ran.clear()
+    write = tf.write_stream_bytes if legacy else tf.write_records
+    read = read_weights(write(tmp_path / "w", data, storages))
+    assert read.tensors.keys() == {"a", "b"}
+    for tensor in read.tensors.values():
+        np.testing.assert_array_equal(tensor, MATRIX)
+    assert read.notes[0] == "tensors taken from the checkpoint's entry state_dict"
+    assert read.notes[1].startswith("left out of the checkpoint: args, best_acc1, history, ")
+    assert read.notes[1].endswith(f" and {len(others) + 1 - 10} more")
+    assert Meter.ran == []
+    if not legacy:  # the pickle is one that would run, if Python read it
+        plain, _ = tf.pickled({"meter": Meter()}, protocol=protocol)
+        pickle.loads(plain)
+        assert Meter.ran
+
+
+def test_a_state_dict_may_be_any_kind_of_table(tmp_path: Path) -> None:
+    table = Options(a=tf.whole("0", MATRIX))
+    read = read_weights(tf.write_zip(tmp_path / "w", {"model": table}))
+    np.testing.assert_array_equal(read.tensors["a"], MATRIX)
 
 
 def test_the_evil_pickle_is_one(tmp_path: Path) -> None:
@@ -144,14 +382,16 @@ def test_the_evil_pickle_is_one(tmp_path: Path) -> None:
     ("content", "says"),
     [
         (tf.Named("torch.nn.modules.container", "Sequential"), "a whole pickled model"),
-        (tf.Called("argparse", "Namespace"), r"names argparse\.Namespace"),
+        (tf.Called("argparse", "Namespace"), r"holds a argparse\.Namespace"),
+        (tf.Called("my.net", "Net"), r"holds a my\.net\.Net"),
+        ({"model": tf.Named("torch.nn.modules.container", "Sequential")}, "a whole pickled model"),
         (tf.Named("torch", "load"), r"names torch\.load"),
         (tf.Called("torch", "FloatStorage", 2**40), "calls something that is no function"),
         (tf.Called("torch._utils", "_rebuild_tensor_v2", 1, 2), "wrong arguments"),
         (tf.Called("torch", "Size", 3), "wrong arguments"),
         ([1, 2], "holds a list"),
         ({"a": {"b": 1}, "c": 2}, r"holds no tensors .* \(it has a, c\)"),
-        ({(): 1}, "keys are not names"),
+        ({(): 1}, r"holds no tensors .* \(it has tuple\)"),
     ],
 )
 @both
@@ -229,6 +469,11 @@ OPCODES = {
     "persistent": b"\x80\x02U\x01xQ.",
     "itself": b"\x80\x02]q\x00h\x00a.",
     "nothing": b"\x80\x02",
+    "call of a text": b"\x80\x02X\1\0\0\0a)R.",
+    "items of a text": b"\x80\x02X\1\0\0\0aK\1K\2s.",
+    "deep calls": b"\x80\x02cm\nf\n" + b")R" * 20_000 + b".",
+    "deep arguments": b"\x80\x02cm\nf\nq\0" + b"h\0" * 20_000 + b")R" + b"\x85R" * 20_000 + b".",
+    "deep tables": b"\x80\x02cm\nf\nq\0" + b"h\0)RK\1" * 20_000 + b"N" + b"s" * 20_000 + b".",
 }
 
 
@@ -257,10 +502,6 @@ def test_refuses_other_archives(tmp_path: Path) -> None:
     script = tf.write_zip(tmp_path / "w", content, code__main=b"", constants=b"")
     with pytest.raises(WeightsError, match="TorchScript archive"):
         read_weights(script)
-    with zipfile.ZipFile(tmp_path / "keras", "w") as archive:
-        archive.writestr("model.weights.h5", b"")
-    with pytest.raises(WeightsError, match="Keras archive"):
-        read_weights(tmp_path / "keras")
     np.savez(tmp_path / "n.npz", a=MATRIX)
     with pytest.raises(WeightsError, match=r"not one of PyTorch's \(it has a.npy\)"):
         read_weights(tmp_path / "n.npz")

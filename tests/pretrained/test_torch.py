@@ -7,12 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jaxcls.models.registry import model_names, model_spec
+from jaxcls.pretrained import torch as torch_names
 from jaxcls.pretrained.families import FAMILIES, find_family
 from jaxcls.pretrained.files import read_weights
 from jaxcls.pretrained.importing import fitting_models, import_variables
+from jaxcls.pretrained.torch import torchvision_info, torchvision_names
 from jaxcls.pretrained.variables import variable_shapes
+from jaxcls.pretrained.weights import load_weights, weights_info
 
 # How many tensors the libraries' networks with 1000 classes have, and a digest of their names and
 # shapes: sha256 of the sorted lines "name 16x32x3x3", without `num_batches_tracked`. Recorded from
@@ -288,6 +292,48 @@ def test_what_timm_wants(
     assert (info.padding, info.batch_norm_epsilon) == ("same", 1e-3)
     assert (info.mean[0], info.image_size, info.interpolation) == (mean, size, interpolation)
     assert info.crop_fraction == pytest.approx(crop, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("name", "interpolation", "resized", "sure"),
+    [
+        ("efficientnet_b1-c27df63c.pth", "bilinear", 255, True),
+        ("efficientnet_b1_rwightman-bac287d4.pth", "bicubic", 256, True),
+        ("efficientnet_b1_rwightman-533bc792 (1).pth", "bicubic", 256, True),
+        ("mine.pth", "bilinear", 255, False),
+    ],
+)
+def test_the_two_sets_of_b1_of_torchvision(
+    tmp_path: Path, name: str, interpolation: str, resized: int, sure: bool
+) -> None:
+    spec = model_spec("efficientnet_b1")
+    names = torchvision_names(spec, ())
+    arrays = {
+        names[path]: np.zeros(shape[::-1] if len(shape) == 2 else [shape[i] for i in (3, 2, 0, 1)])
+        if path.endswith("/kernel")
+        else np.zeros(shape)
+        for path, shape in variable_shapes(spec, num_classes=2).items()
+    }
+    save_file({name: array.astype("f2") for name, array in arrays.items()}, tmp_path / name)
+    file, info = load_weights(str(tmp_path / name))
+    assert (info.interpolation, info.image_size) == (interpolation, 240)
+    assert info.crop_fraction == pytest.approx(240 / resized)
+    assert weights_info(str(tmp_path / name)) == info
+    assert any("two sets of weights for EfficientNet-B1" in note for note in file.notes) != sure
+
+
+def test_a_published_file_is_known_under_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "renamed.pth"
+    path.write_bytes(b"weights")
+    given = torchvision_info(model_spec("efficientnet_b1"))
+    assert torch_names.torchvision_release(given, path)[1]
+    monkeypatch.setattr(torch_names, "_B1_SECOND", (hashlib.sha256(b"weights").hexdigest()[:8],))
+    assert torch_names.torchvision_release(given, path) == (given, None)
+    other = torchvision_info(model_spec("efficientnet_b0"))
+    assert torch_names.torchvision_release(other, path) == (other, None)
+    assert (other.interpolation, other.crop_fraction) == ("bicubic", 224 / 256)
 
 
 @pytest.mark.parametrize("number", [0, 1, 2])

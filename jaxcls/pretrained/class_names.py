@@ -1,0 +1,197 @@
+"""Names of classes in a file of the user's, for weights that do not say what their classes are."""
+
+import collections
+import dataclasses
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxcls.errors import UserError
+from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
+from jaxcls.pretrained.info import WeightsInfo
+from jaxcls.pretrained.limits import printable
+
+MAX_BYTES = 64 * 2**20
+
+type _Entry = tuple[str, ...]  # a name; or an id and a name, as ImageNet's files have them
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """The names of classes that a file lists, in the order of the logits.
+
+    Args:
+      path: of a text in UTF-8: JSON, or one name a line. JSON is a list of names, or names by their
+        numbers ({"0": "cat"}), or numbers by their names ({"cat": 0}); a name may be a pair of an
+        id and a name, as in Keras' and PyTorch's files of ImageNet's classes
+        ({"0": ["n01440764", "tench"]}), of which the names are taken, or the ids where two names
+        are the same. A config.json of Hugging Face has them under "id2label".
+
+    Returns:
+      Different names, in Unicode's composed form.
+
+    Raises:
+      UserError: the file cannot be read, is no such text, leaves a number out, or has a name twice,
+        an empty one, or one that cannot be shown.
+    """
+    path = Path(path)
+    text = _read(path)
+    content = _json(path, text)
+    entries = _lines(path, text) if content is None else _entries(path, content)
+    if not entries:
+        raise UserError(f"{path}: names no classes")
+    names = _choose(entries)
+    for number, name in enumerate(names):
+        _check(path, number, name)
+    counts = collections.Counter(names)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        numbers = [str(number) for number, name in enumerate(names) if name == twice[0]]
+        raise UserError(
+            f"{path}: {twice[0]!r} is the name of several classes ({', '.join(numbers[:5])}); "
+            "give each its own"
+        )
+    return names
+
+
+def classes_of(variables: Mapping[str, Any]) -> int:
+    """How many classes the classifier among imported variables tells apart; 0 without one."""
+    head = variables["params"].get("classifier")
+    return 0 if head is None else head["bias"].shape[0]
+
+
+def with_class_names(
+    info: WeightsInfo, names: Sequence[str], num_classes: int, *, name: str
+) -> WeightsInfo:
+    """What is known of the weights `name`, with the names that the user gives their classes.
+
+    Raises:
+      UserError: there are more or fewer names than classes.
+    """
+    if num_classes == 0:
+        raise UserError(f"class_names: {name!r} has no classifier, so there is nothing to name")
+    if len(names) != num_classes:
+        raise UserError(
+            f"class_names: {len(names)} names, but the classifier of {name!r} has "
+            f"{num_classes} classes"
+        )
+    return dataclasses.replace(info, class_names=tuple(names))
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: is too large for a file of names")
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{path}: the class names cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: is no text in UTF-8; save the class names as UTF-8") from None
+
+
+def _json(path: Path, text: str) -> Any:
+    """What a JSON file holds; None if the file is none."""
+    if path.suffix.lower() != ".json" and text.lstrip()[:1] not in ("[", "{"):
+        return None
+    try:
+        content = json.loads(text, object_pairs_hook=lambda pairs: _table(path, pairs))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        if path.suffix.lower() != ".json":  # names that begin with a bracket
+            return None
+        raise UserError(f"{path}: is no valid JSON ({error})") from None
+    if isinstance(content, dict) and isinstance(content.get("id2label"), dict):
+        return content["id2label"]
+    return content
+
+
+def _table(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        counts = collections.Counter(key for key, _ in pairs)
+        twice = next(key for key, count in counts.items() if count > 1)
+        raise UserError(f"{path}: has {printable(twice)!r} twice")
+    return table
+
+
+def _lines(path: Path, text: str) -> list[_Entry]:
+    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
+    if not any(lines):
+        return []
+    if "" in lines:
+        raise UserError(
+            f"{path}: line {lines.index('') + 1} is empty; write one class name a line, in the "
+            "order of the classes"
+        )
+    return [_entry(path, line) for line in lines]
+
+
+def _entries(path: Path, content: Any) -> list[_Entry]:
+    if isinstance(content, list):
+        return [_entry(path, value) for value in content]
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{path}: holds a {type(content).__name__}; expected a list of class names, or names "
+            "by their numbers"
+        )
+    if all(isinstance(value, int) and not isinstance(value, bool) for value in content.values()):
+        by_number = _by_number(path, [(number, name) for name, number in content.items()])
+    else:
+        by_number = _by_number(
+            path, [(_number(path, key), value) for key, value in content.items()]
+        )
+    return [_entry(path, by_number[number]) for number in range(len(by_number))]
+
+
+def _number(path: Path, key: str) -> int:
+    if not (key.isascii() and key.isdecimal() and len(key) < 10):
+        raise UserError(
+            f"{path}: {printable(key)!r} is no number of a class; expected names by their numbers "
+            "from 0, or numbers by their names"
+        )
+    return int(key)
+
+
+def _by_number(path: Path, pairs: Sequence[tuple[int, Any]]) -> Mapping[int, Any]:
+    """Checks that the numbers are 0, 1, 2 and so on, each once."""
+    by_number = dict(pairs)
+    if len(by_number) != len(pairs):
+        counts = collections.Counter(number for number, _ in pairs)
+        twice = next(number for number, count in counts.items() if count > 1)
+        raise UserError(f"{path}: has two names for class {twice}")
+    missing = next((number for number in range(len(pairs)) if number not in by_number), None)
+    if missing is not None:
+        raise UserError(
+            f"{path}: names {len(pairs)} classes, but not class {missing}; they are numbered from 0"
+        )
+    return by_number
+
+
+def _entry(path: Path, value: Any) -> _Entry:
+    parts = value if isinstance(value, list) and 1 <= len(value) <= 2 else [value]
+    if not all(isinstance(part, str) for part in parts):
+        raise UserError(
+            f"{path}: {printable(json.dumps(value))} is no class name; expected a text, or an id "
+            "and a text"
+        )
+    return tuple(unicodedata.normalize("NFC", part.strip()) for part in parts)
+
+
+def _choose(entries: Sequence[_Entry]) -> tuple[str, ...]:
+    """One name for each class: where there are ids too, the names if they differ."""
+    ids = tuple(entry[0] for entry in entries)
+    if ids == imagenet_wordnet_ids():  # ImageNet's own names repeat; ours do not
+        return imagenet_class_names()
+    names = tuple(entry[-1] for entry in entries)
+    return names if len(set(names)) == len(names) else ids
+
+
+def _check(path: Path, number: int, name: str) -> None:
+    if not name:
+        raise UserError(f"{path}: the name of class {number} is empty")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
+        raise UserError(
+            f"{path}: the name of class {number}, {printable(name)}, has a character that no text "
+            "shows"
+        )

@@ -1,0 +1,304 @@
+"""Where the tensors of a network are in a file: in which table, and behind which prefix.
+
+Trainers wrap networks (DataParallel, torch.compile, Lightning, a class of one's own), and each
+wrapper puts its name before all names: `module.`, `_orig_mod.`, `model.`, `backbone.`. A checkpoint
+may hold several tables, among them moving averages of the weights. This is the one place, for files
+of every format, that finds the network in all that.
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from jaxcls.pretrained.families import FAMILIES
+from jaxcls.pretrained.limits import printable
+from jaxcls.pretrained.unpickling import Placeholder, RefusedError, Storage, Tensor
+
+# Where training scripts put the state dict, first what is looked at first.
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
+STATE_DICTS = ("state_dict", "model", "model_state_dict", "model_state", "current_model_state")
+MAX_DEPTH = 8  # of tables within tables
+MAX_NETWORKS = 16
+
+# DataParallel and AveragedModel, torch.compile, Lightning: taken off networks that we do not know.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+_AVERAGED = "n_averaged"  # AveragedModel's counter stands beside its "module."
+_NAMES_OF_AVERAGES = re.compile(
+    r"(?i:(?:.*[^a-z])?(?:ema|swa|avg|averaged?|shadow|polyak)(?:[^a-z].*)?)|EMA[A-Z].*"
+)
+_LISTED = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A place where a network is.
+
+    Attributes:
+      place: its table as a path of keys, or what stands before all its names; empty at the top.
+      averaged: whether it holds moving averages of the weights.
+    """
+
+    place: str
+    averaged: bool
+
+
+def unwrap[T](
+    tensors: Mapping[str, T], *, ema: bool
+) -> tuple[dict[str, T], dict[str, T], tuple[str, ...]]:
+    """Takes off what stands before all names of the network that a file holds.
+
+    Args:
+      tensors: by their names in the file.
+      ema: which network to take where the file has two: its moving averages, or the weights.
+
+    Returns:
+      inside: the network's tensors by their names in it.
+      outside: tensors that stand beside it, by their names in the file.
+      notes: sentences on what was done.
+
+    Raises:
+      RefusedError: there are several networks, or with `ema` false only moving averages.
+    """
+    prefixes = _prefixes(tensors)
+    if not prefixes:
+        prefixes = [_shared_prefix(tensors)]
+    if len(prefixes) > MAX_NETWORKS:
+        raise RefusedError(f"it holds {len(prefixes)} networks, of which one must be taken out")
+    found = [Network(prefix, _is_averaged(prefix, tensors)) for prefix in prefixes]
+    chosen = choose(found, ema=ema)
+    others = [network for network in found if network is not chosen]
+    inside: dict[str, T] = {}
+    outside: dict[str, T] = {}
+    for name, tensor in tensors.items():
+        owner = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
+        if owner == chosen.place:
+            inside[name.removeprefix(owner)] = tensor
+        elif owner is None and name.rpartition(".")[2] != _AVERAGED:
+            outside[name] = tensor
+    notes = []
+    if chosen.place and not outside:
+        notes.append(f"prefix {printable(chosen.place)} taken off all names")
+    elif chosen.place:
+        notes.append(f"prefix {printable(chosen.place)} taken off {len(inside)} names")
+    if others:
+        notes.append(_preferred(chosen, others))
+    if _AVERAGED in tensors and _AVERAGED not in inside:
+        notes.append(f"left out: {_AVERAGED}")
+    return inside, outside, tuple(notes)
+
+
+def choose(found: Sequence[Network], *, ema: bool) -> Network:
+    """The network to take: the moving averages where there are some and they are wanted.
+
+    Args:
+      found: at least one.
+      ema: whether moving averages go before the weights that they are averages of.
+
+    Raises:
+      RefusedError: it is not clear which, or there are only moving averages, and they are not
+        wanted.
+    """
+    averages = [network for network in found if network.averaged]
+    weights = [network for network in found if not network.averaged]
+    if not ema and not weights:
+        raise RefusedError(
+            f"it holds only moving averages of the weights{_at(averages[0])}, which --no-ema and "
+            "model.weights_ema False leave out; take them"
+        )
+    wanted = (averages or weights) if ema else weights
+    if len(wanted) > 1:
+        names = ", ".join(printable(network.place or "no prefix") for network in wanted[:_LISTED])
+        raise RefusedError(f"it holds several networks ({names}), of which one must be taken out")
+    return wanted[0]
+
+
+def _at(network: Network) -> str:
+    return f" ({printable(network.place)})" if network.place else ""
+
+
+def _preferred(chosen: Network, others: Sequence[Network]) -> str:
+    """The sentence on what was taken instead of what."""
+    names = ", ".join(printable(network.place or "no prefix") for network in others[:_LISTED])
+    if chosen.averaged:
+        return (
+            f"they are moving averages of the weights; --no-ema, or model.weights_ema False, takes "
+            f"the weights themselves ({names})"
+        )
+    if any(network.averaged for network in others):
+        return f"they are the weights, not their moving averages ({names})"
+    return f"other networks of the file were left out: {names}"
+
+
+def _prefixes(names: Collection[str]) -> list[str]:
+    """What stands before the names of each network that we know, sorted."""
+    found: set[str] = set()
+    for family in FAMILIES:
+        if family.separator:
+            pattern = re.compile(rf"(|.*{re.escape(family.separator)})(?:{family.telltale})")
+            found |= {match[1] for name in names if (match := pattern.fullmatch(name))}
+        elif any(re.fullmatch(family.telltale, name) for name in names):
+            found.add("")
+    return sorted(found)
+
+
+def _shared_prefix(names: Collection[str]) -> str:
+    """The usual wrappers that stand before all names of a network that we do not know."""
+    inner = [name for name in names if name != _AVERAGED]
+    taken = ""
+    while inner and (p := next((p for p in _PREFIXES if all(n.startswith(p) for n in inner)), "")):
+        taken += p
+        inner = [name.removeprefix(p) for name in inner]
+    return taken
+
+
+def _is_averaged(prefix: str, names: Collection[str]) -> bool:
+    parts = re.split(r"(?<=[./])", prefix)[:-1]  # each with its separator
+    return any(_NAMES_OF_AVERAGES.fullmatch(part[:-1]) for part in parts) or any(
+        "".join(parts[:number]) + _AVERAGED in names for number in range(len(parts))
+    )
+
+
+# --- checkpoints: tables within tables -----------------------------------------------------------
+
+
+def state_dict(content: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+    """The table of tensors in what a trainer saved, and sentences on what was done to get it.
+
+    Args:
+      content: what `unpickle` returned.
+      ema: which table to take where there are two: the moving averages, or the weights.
+
+    Returns:
+      tensors: by their names in the table.
+      notes: in which entry it was, and which other entries there are.
+
+    Raises:
+      RefusedError: there is no table of tensors, or it is not clear which is wanted.
+    """
+    if isinstance(content, Tensor):
+        raise RefusedError("it holds one tensor without a name")
+    tables = _tables(content)
+    paths = _candidates(content, tables)
+    averaged = [path for path in paths if _is_average(content, path, tables[path])]
+    weights = [path for path in paths if path not in averaged]
+    paths = [*_first(averaged), *_first(weights)]
+    found = [Network("/".join(path), path in averaged) for path in paths]
+    chosen = choose(found, ema=ema)
+    path = paths[found.index(chosen)]
+    state = _only_tensors(tables[path])
+    notes = []
+    if path:
+        notes.append(f"tensors taken from the checkpoint's entry {printable(chosen.place)}")
+    if len(found) > 1:
+        notes.append(_preferred(chosen, [network for network in found if network is not chosen]))
+    elif chosen.averaged:
+        notes.append("they are moving averages of the weights")
+    left_out = [_label(key) for key in _items(content) if path and key != path[0]]
+    left_out += [_label(key) for key in tables[path] if key not in state]
+    if left_out:
+        some = ", ".join(printable(name, 40) for name in left_out[:_LISTED])
+        more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
+        notes.append(f"left out of the checkpoint: {some}{more}")
+    return state, tuple(notes)
+
+
+type _Path = tuple[str, ...]
+
+
+def _tables(content: Any) -> dict[_Path, Mapping[Any, Any]]:
+    """Every table with tensors under names, by its path from the top; one of the usual, if any."""
+    found: dict[int, tuple[_Path, Mapping[Any, Any]]] = {}
+    seen: set[int] = set()
+    waiting: list[tuple[_Path, Any]] = [((), content)]
+    for path, value in waiting:  # grows while it is read
+        if id(value) in found:
+            other, items = found[id(value)]
+            found[id(value)] = min(path, other, key=_rank), items
+        if id(value) in seen or len(path) > MAX_DEPTH:
+            continue
+        seen.add(id(value))
+        items = _items(value)
+        if _only_tensors(items):
+            found[id(value)] = path, items
+        waiting += [
+            ((*path, str(key)), item)
+            for key, item in items.items()
+            if isinstance(item, dict | list | tuple | Placeholder)
+        ]
+    return dict(found.values())
+
+
+def _rank(path: _Path) -> tuple[int, int]:
+    """What comes first: the top, then the usual names in their order, then what is least deep."""
+    usual = (*AVERAGES, *STATE_DICTS)
+    if not path:
+        return -1, 0
+    return usual.index(path[-1]) if path[-1] in usual else len(usual), len(path)
+
+
+def _items(value: Any) -> Mapping[Any, Any]:
+    """What a table, a list, or an object that acts as a table holds."""
+    match value:
+        case Tensor() | Storage():
+            return {}
+        case dict():
+            return value
+        case list() | tuple():
+            return dict(enumerate(value))
+        case Placeholder():
+            return value.table
+    return {}
+
+
+def _candidates(content: Any, tables: Mapping[_Path, Mapping[Any, Any]]) -> list[_Path]:
+    """The tables that hold a network that we know; else those where state dicts usually are."""
+    known = [path for path, items in tables.items() if _prefixes(_only_tensors(items))]
+    usual = [(name,) for name in (*AVERAGES, *STATE_DICTS) if (name,) in tables]
+    if paths := known or usual or [path for path in tables if not path]:
+        return paths
+    whole = [value for value in (content, *_items(content).values()) if _is_model(value)]
+    if whole:
+        raise RefusedError(
+            f"it is a whole pickled model, with {printable(whole[0].name)}, not its tensors; "
+            "nothing of it was run"
+        )
+    if not isinstance(content, dict):
+        kind = content.name if isinstance(content, Placeholder) else type(content).__name__
+        raise RefusedError(f"it holds a {printable(kind)}, not a table of tensors")
+    some = ", ".join(_label(key)[:40] for key in list(content)[:5])
+    raise RefusedError(
+        f"it holds no tensors at its top or under {', '.join((*AVERAGES, *STATE_DICTS))} "
+        f"(it has {printable(some, 200)})"
+    )
+
+
+def _is_average(content: Any, path: _Path, items: Mapping[Any, Any]) -> bool:
+    """Whether a table holds moving averages.
+
+    Lightning's WeightAveraging puts them where the weights else are, and says so beside.
+    """
+    if path == ("state_dict",) and "averaging_state" in _items(content):
+        return True
+    return _AVERAGED in items or any(map(_NAMES_OF_AVERAGES.fullmatch, path))
+
+
+def _first(paths: Sequence[_Path]) -> list[_Path]:
+    best = min(map(_rank, paths), default=None)
+    return [path for path in paths if _rank(path) == best]
+
+
+def _is_model(value: Any) -> bool:
+    return isinstance(value, Placeholder) and value.is_model
+
+
+def _label(key: Any) -> str:
+    return key.name if isinstance(key, Placeholder) else str(key)
+
+
+def _only_tensors(table: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {
+        key: value
+        for key, value in table.items()
+        if isinstance(key, str) and isinstance(value, Tensor)
+    }

@@ -35,6 +35,7 @@ from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
+from jaxcls.output import protect_output, require_printed
 
 USAGE = """\
 usage: jaxcls COMMAND ...
@@ -147,6 +148,7 @@ class Export:
 
 def run() -> NoReturn:
     """The program `jaxcls`."""
+    protect_output()
     end_with(main())
 
 
@@ -156,6 +158,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         status = _dispatch(arguments)
+        if arguments and arguments[0] not in WORK_IS_ELSEWHERE:
+            require_printed()
     except UserError as error:
         print(f"jaxcls: {error}", file=sys.stderr)
         status = EXIT_USER_ERROR
@@ -357,3 +361,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "benchmark": _benchmark,
     "compile": _compile,
 }
+
+WORK_IS_ELSEWHERE = ("train", "sweep")  # not in what they print

@@ -16,7 +16,7 @@ from typing import Annotated, Self
 import tyro
 
 from jaxcls.arguments import ALONE, checked, parse, take_first
-from jaxcls.cluster import EXIT_FAILED, EXIT_STOPPED, SIGNALS, JobOptions
+from jaxcls.cluster import EXIT_FAILED, EXIT_STOPPED, JobOptions, stop_signals
 from jaxcls.config import Config, encode, load_sweep
 from jaxcls.differences import default_workdir, differences, short_names, value_text
 from jaxcls.errors import UserError
@@ -182,7 +182,7 @@ class OneChild:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._hand_on) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._hand_on) for number in stop_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,8 +5,10 @@ A tracker may fail, hang and die; `Background` sees to it that none of that reac
 
 import contextlib
 import importlib.util
+import math
 import queue
 import secrets
+import socket
 import textwrap
 import threading
 import time
@@ -16,8 +18,8 @@ from typing import Any, Protocol
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
+from tensorboardX.record_writer import RecordWriter
 
 from jaxcls.cluster import TRACKER
 from jaxcls.errors import UserError
@@ -138,24 +140,29 @@ class TensorBoard:
         Raises:
           OSError: the folder cannot be written; as do all methods.
         """
-        self._events = EventsWriter(str(folder / "events"))
-        self._flushed_at = time.monotonic()
-        start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        # What has a later step is dropped by TensorBoard, as an earlier attempt's.
-        self._write(start_step + 1, session_log=start)
-        for part in summary.hparams(
-            dict(hyperparameters), dict.fromkeys(HYPERPARAMETER_SCORES, 0.0)
-        ):
-            self._write(0, summary=part)
-        self._events.flush()
+        # TensorBoard reads files in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}"
+        self._file = RecordWriter(str(folder / name))
+        self._flushed_at = -math.inf
+        try:
+            self._write(0, file_version="brain.Event:2")
+            # What has a later step is dropped by TensorBoard, as an earlier attempt's.
+            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            self._write(start_step + 1, session_log=start)
+            scores = dict.fromkeys(HYPERPARAMETER_SCORES, 0.0)
+            for part in summary.hparams(dict(hyperparameters), scores):
+                self._write(0, summary=part)
+            self._flush_now_and_then()
+        except Exception:
+            with contextlib.suppress(OSError):  # the first error tells more
+                self._file.close()
+            raise
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes metrics after a step."""
         for tag, value in metrics.items():
             self._write(step, summary=summary.scalar(tag, value))
-        if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
-            self._events.flush()
-            self._flushed_at = time.monotonic()
+        self._flush_now_and_then()
 
     def show(self, step: int, name: str, images: np.ndarray) -> None:
         """Notes images side by side."""
@@ -163,10 +170,16 @@ class TensorBoard:
 
     def close(self, *, failed: bool) -> None:
         """Closes the file."""
-        self._events.close()
+        self._file.close()
 
     def _write(self, step: int, **content: Any) -> None:
-        self._events.write_event(event_pb2.Event(step=step, wall_time=time.time(), **content))
+        event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+        self._file.write(event.SerializeToString())
+
+    def _flush_now_and_then(self) -> None:
+        if time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+            self._flushed_at = time.monotonic()
+            self._file.flush()
 
 
 class WandbRun:

@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -38,6 +37,11 @@ def get_config():
         checkpoint=CheckpointConfig(every_steps=1000, keep_best=0),
         num_steps=10**6, eval_every_steps=10, log_every_steps=1, log_images=0)
 '''
+
+IN_ITS_TERMINAL = (
+    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    "os.execv(sys.argv[1], sys.argv[1:])"
+)
 
 
 @contextlib.contextmanager
@@ -268,16 +272,21 @@ def test_a_training_whose_reader_leaves_goes_on_and_says_why(tmp_path: Path) -> 
 
 @pytest.mark.slow
 def test_a_training_whose_terminal_closes_saves(tmp_path: Path) -> None:
-    command = small_training(tmp_path, "run")
-    child, master = pty.fork()
-    if child == 0:
-        os.chdir(tmp_path)
-        os.execve(command[0], command, os.environ | {"TERM": "xterm", "COLUMNS": "1"})
+    master, terminal = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", IN_ITS_TERMINAL, *small_training(tmp_path, "run")],
+        cwd=tmp_path,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "1"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
     wait_for_steps(tmp_path / "run", 3)
     shown = os.read(master, 10**5)
     os.close(master)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 75
+    assert process.wait(240) == 75
     state = json.loads((tmp_path / "run/state.json").read_text())
     assert (state["state"], state["why"]) == ("stopped", "SIGHUP")
     assert list((tmp_path / "run/checkpoints").iterdir())

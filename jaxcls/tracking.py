@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from tensorboardX import summary
@@ -147,8 +147,7 @@ class TensorBoard:
         try:
             self._write(0, file_version="brain.Event:2")
             # What has a later step is dropped by TensorBoard, as an earlier attempt's.
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-            self._write(start_step + 1, session_log=start)
+            self._write(start_step + 1, session_log={"status": "START"})
             scores = dict.fromkeys(HYPERPARAMETER_SCORES, 0.0)
             for part in summary.hparams(dict(hyperparameters), scores):
                 self._write(0, summary=part)
@@ -173,7 +172,8 @@ class TensorBoard:
         self._file.close()
 
     def _write(self, step: int, **content: Any) -> None:
-        event = event_pb2.Event(step=step, wall_time=time.time(), **content)
+        # Its messages are made when it is imported, which type checkers do not see.
+        event = cast(Any, event_pb2).Event(step=step, wall_time=time.time(), **content)
         self._file.write(event.SerializeToString())
 
     def _flush_now_and_then(self) -> None:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -91,7 +91,7 @@ def test_a_stream_that_is_no_file_lasts_too(problem: Exception) -> None:
 
     lasts = lasting(Gone())
     print("lost", file=lasts, flush=True)
-    assert dropped(lasts) in str(problem)
+    assert (dropped(lasts) or "nothing") in str(problem)
 
 
 def test_a_stream_that_ends_elsewhere_is_not_written_by_its_number(tmp_path: Path) -> None:
@@ -164,14 +164,14 @@ def test_a_file_that_does_not_block_is_written_whole() -> None:
         ({"TTY_INTERACTIVE": "1", "CI": "true"}, True),
     ],
 )
-def test_a_bar_is_drawn_for_a_person(environ: Mapping[str, str], expected: bool) -> None:
+def test_a_bar_is_drawn_for_a_person(environ: dict[str, str], expected: bool) -> None:
     assert may_draw(Terminal(), {"TERM": "xterm", "COLUMNS": "100"} | environ) is expected
 
 
 @pytest.mark.parametrize(
     "environ", [{}, {"FORCE_COLOR": "1"}, {"TTY_COMPATIBLE": "1"}, {"FORCE_COLOR": "3", "CI": "1"}]
 )
-def test_no_bar_is_drawn_into_a_file(environ: Mapping[str, str]) -> None:
+def test_no_bar_is_drawn_into_a_file(environ: dict[str, str]) -> None:
     assert not may_draw(io.StringIO(), {"TERM": "xterm", "COLUMNS": "100"} | environ)
 
 

@@ -35,6 +35,7 @@ from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
 from jaxcls.options import parse
+from jaxcls.output import protect_output, require_printed
 from jaxcls.paths import run_path
 from jaxcls.shell import command, path_word
 from jaxcls.signals import EXIT_STOPPED, ignore_signals, work_is_done
@@ -150,6 +151,7 @@ class Export:
 
 def run() -> NoReturn:
     """The program `jaxcls`, once `jaxcls.__main__` has seen to its signals."""
+    protect_output()
     end_with(main())
 
 
@@ -159,6 +161,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         status = _dispatch(arguments)
+        if arguments and arguments[0] not in WORK_IS_ELSEWHERE:
+            require_printed()
     except UserError as error:
         print(f"jaxcls: {error}", file=sys.stderr)
         status = EXIT_USER_ERROR
@@ -370,3 +374,5 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "benchmark": _benchmark,
     "compile": _compile,
 }
+
+WORK_IS_ELSEWHERE = ("train", "sweep")  # not in what they print

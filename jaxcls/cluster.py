@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxcls.errors import UserError
-from jaxcls.signals import EXIT_STOPPED, ignore_signals
+from jaxcls.signals import EXIT_STOPPED, ignore_signals, stop_signals
 
 if TYPE_CHECKING:
     from jax._src.clusters import ClusterEnv
@@ -27,6 +27,7 @@ FAREWELL_SECONDS = 10.0
 SHUTDOWN_SECONDS = 60  # after the first process has ended, for the last one to
 
 COMPILER = "jaxcls-compiler"  # the thread that compiles ahead
+TRACKER = "jaxcls-tracker"  # of metrics; it is left when it hangs
 
 _ENDED = "jaxcls/ended/"
 
@@ -148,27 +149,33 @@ def join(options: JobOptions, *, stops: bool) -> None:
         raise JobError(f"--coordinator: {place.coordinator}: {_first_line(error)}") from error
     finally:
         alarm.cancel()
-    if stops:  # both are one from here on, also before `StopSignals` and after it
-        signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    if stops:  # all are one from here on, also before `StopSignals` and after it
+        for number in stop_signals():
+            if number != signal.SIGTERM:
+                signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def end_now(status: int, message: str) -> NoReturn:
     """Ends the process from any thread, whatever the others do."""
-    sys.stderr.write(f"{message}\n")
-    _exit(status)
+    try:
+        sys.stderr.write(f"{message}\n")
+    finally:
+        _exit(status)
 
 
 def end_with(status: int) -> NoReturn:
-    """Ends the program; at once if something is still being compiled that nobody waits for."""
-    if any(thread.name == COMPILER for thread in threading.enumerate()):
+    """Ends the program; at once if a thread still compiles, or hangs, that nobody waits for."""
+    if any(thread.name in (COMPILER, TRACKER) for thread in threading.enumerate()):
         _exit(status)
     sys.exit(status)
 
 
 def _exit(status: int) -> NoReturn:
-    sys.stderr.flush()
-    sys.stdout.flush()
-    os._exit(status)
+    try:
+        sys.stderr.flush()
+        sys.stdout.flush()
+    finally:  # where they cannot be written, or are not there
+        os._exit(status)
 
 
 def joined() -> bool:

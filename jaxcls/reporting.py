@@ -1,26 +1,26 @@
 """What a person sees of a run: a progress bar, lines, log.txt, metrics.csv and TensorBoard."""
 
+import contextlib
 import csv
 import logging
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 import rich.progress
 from rich.console import Console
-from tensorboardX import SummaryWriter, summary
 
 from jaxcls.config import Config
 from jaxcls.decoding import encode_fields, flatten
-from jaxcls.errors import UserError
+from jaxcls.output import dropped, lasting, may_draw
 from jaxcls.paths import RunPath
 from jaxcls.rundir import RunError, TakenOverError
-from jaxcls.tracking import WandbRun
+from jaxcls.tracking import Background, TensorBoard, WandbRun, require_wandb
 
 logger = logging.getLogger("jaxcls")
 
@@ -43,12 +43,14 @@ COLUMNS: tuple[str, ...] = (
     "eval_raw_top5",
 )
 
-
-HYPERPARAMETER_SCORES = ("eval/top1", "eval/loss")  # that TensorBoard shows beside them
+READER_SECONDS = 30.0  # that a training waits, once, for a reader that is there and does not read
 
 
 class Reporter:
-    """Shows progress and writes it down. One process of a job has one."""
+    """Shows progress and writes it down. One process of a job has one.
+
+    What it cannot show or write once the run is open is said, once, and the training goes on.
+    """
 
     def __init__(
         self,
@@ -62,31 +64,16 @@ class Reporter:
     ):
         self._num_steps = num_steps
         self._steps_per_epoch = steps_per_epoch
-        self._console = Console(
-            file=stream or sys.stderr, highlight=False, emoji=False, soft_wrap=True
-        )
+        self._stream = lasting(stream or sys.stderr, patience=READER_SECONDS)
+        self._console = Console(file=self._stream, highlight=False, emoji=False, soft_wrap=True)
+        self._told: set[str] = set()
+        if config.wandb_project is not None:
+            require_wandb(config.wandb_project)
         self._run = run
         self._folder = run if isinstance(run, Path) else _local_copy(run)
-        hyperparameters = {
-            name: value if isinstance(value, bool | int | float | str) else str(value)
-            for name, value in flatten(encode_fields(config)).items()
-        }
         self._csv = _open_csv(self._folder / "metrics.csv", start_step)
-        self._tracker = None
-        if config.wandb_project is not None:
-            try:
-                self._tracker = WandbRun(
-                    config.wandb_project, run, folder=self._folder, hyperparameters=hyperparameters
-                )
-            except UserError:
-                self._csv.close()
-                raise
-        self._writer = SummaryWriter(str(self._folder), purge_step=start_step + 1)
-        assert self._writer.file_writer is not None, "it has begun to write"
-        for event in summary.hparams(hyperparameters, dict.fromkeys(HYPERPARAMETER_SCORES, 0.0)):
-            self._writer.file_writer.add_summary(event)
         self._rows = _rows(self._csv)
-        self._log = _log_to(self._folder / "log.txt")
+        self._log = _LogFile(self._folder / "log.txt", self._console_line)
         self._started = time.perf_counter()
         self._last: Mapping[str, float] = {}
         self._progress = rich.progress.Progress(
@@ -96,21 +83,64 @@ class Reporter:
             rich.progress.TextColumn("eta"),
             rich.progress.TimeRemainingColumn(compact=True),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not may_draw(self._stream),
         )
         self._task = self._progress.add_task("", total=num_steps, completed=start_step)
         self._progress.start()
-        if self._tracker and self._tracker.url:
-            self.say(f"metrics also go to {self._tracker.url}")
+        self._trackers = self._begin_trackers(config, start_step=start_step)
+
+    def _begin_trackers(self, config: Config, *, start_step: int) -> list[Background]:
+        hyperparameters = {
+            name: value if isinstance(value, bool | int | float) else _shown(str(value))
+            for name, value in flatten(encode_fields(config)).items()
+        }
+
+        def begin_tensorboard() -> TensorBoard:
+            return TensorBoard(self._folder, start_step=start_step, hyperparameters=hyperparameters)
+
+        def begin_wandb() -> WandbRun:
+            assert config.wandb_project is not None
+            tracker = WandbRun(
+                config.wandb_project,
+                self._run,
+                folder=self._folder,
+                hyperparameters=hyperparameters,
+            )
+            if tracker.url:
+                self.say(f"metrics also go to {tracker.url}")
+            return tracker
+
+        trackers = [Background("TensorBoard's file", begin_tensorboard, say=self.say)]
+        if config.wandb_project is not None:
+            trackers.append(Background("Weights & Biases", begin_wandb, say=self.say))
+        return trackers
 
     def say(self, text: str) -> None:
         """Prints a line above the progress bar, and keeps it in log.txt."""
-        self._console.print(text, markup=False)
+        self._console_line(text)
         self._log.handle(_record(text))
+        self._note_dropped()
+
+    def _note_dropped(self) -> None:
+        if problem := dropped(self._stream):
+            self._say_once(
+                "messages",
+                f"messages could not be printed ({problem}); the training goes on, and its log has "
+                f"them",
+            )
+
+    def _say_once(self, about: str, text: str) -> None:
+        if about not in self._told:
+            self._told.add(about)
+            self.say(text)
+
+    def _console_line(self, text: str) -> None:
+        self._console.print(text, markup=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Notes the training metrics of the steps up to and including `step`."""
         self._last = metrics
+        self._note_dropped()
         self._write(step, metrics, prefix="train/")
         self._progress.update(self._task, completed=step, description=_describe(metrics))
 
@@ -127,31 +157,29 @@ class Reporter:
 
     def show(self, step: int, name: str, images: np.ndarray) -> None:
         """Shows images, uint8 [count, height, width, 3], beside the metrics after `step`."""
-        self._writer.add_images(name, images, step, dataformats="NHWC")
-        if self._tracker:
-            self._tracker.show(step, name, images)
+        for tracker in self._trackers:
+            tracker.show(step, name, images)
 
     def __enter__(self) -> "Reporter":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
+        for tracker in self._trackers:
+            tracker.close(failed=kind is not None)
         logger.removeHandler(self._log)
         self._log.close()
-        self._csv.close()
-        self._writer.close()
-        if self._tracker:
-            self._tracker.close(failed=kind is not None)
+        with contextlib.suppress(OSError):  # it was said when the last row could not be written
+            self._csv.close()
         if kind is not TakenOverError:
             self._publish()
         if self._folder != self._run:
-            shutil.rmtree(self._folder)
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _publish(self) -> None:
         """Sends the files to the bucket that the run is in; the next time mends what fails."""
         if self._folder == self._run:
             return
-        self._writer.flush()
         try:
             for file in filter(Path.is_file, self._folder.iterdir()):
                 (self._run / file.name).write_bytes(file.read_bytes())
@@ -166,30 +194,26 @@ class Reporter:
         return f"{minutes}:{seconds:02d}"
 
     def _write(self, step: int, metrics: Mapping[str, float], *, prefix: str) -> None:
-        try:
-            self._write_rows(step, metrics, prefix=prefix)
-        except OSError as error:
-            raise RunError(
-                f"metrics cannot be written in run {str(self._run)!r} ({error.strerror}); mend "
-                f"that and give the same command again"
-            ) from error
-
-    def _write_rows(self, step: int, metrics: Mapping[str, float], *, prefix: str) -> None:
         kept = {name: value for name, value in metrics.items() if name in COLUMNS}
-        self._rows.writerow(
-            {
-                "step": step,
-                "epoch": f"{step / self._steps_per_epoch:.4f}",
-                "seconds": f"{time.perf_counter() - self._started:.3f}",
-                **{name: f"{value:.6g}" for name, value in kept.items()},
-            }
-        )
-        self._csv.flush()
+        try:
+            self._rows.writerow(
+                {
+                    "step": step,
+                    "epoch": f"{step / self._steps_per_epoch:.4f}",
+                    "seconds": f"{time.perf_counter() - self._started:.3f}",
+                    **{name: f"{value:.6g}" for name, value in kept.items()},
+                }
+            )
+            self._csv.flush()
+        except OSError as error:
+            self._say_once(
+                "metrics.csv",
+                f"metrics.csv cannot be written in run {str(self._run)!r} ({error.strerror}); the "
+                f"training goes on, and rows may be missing there",
+            )
         tagged = {prefix + name.removeprefix("eval_"): value for name, value in kept.items()}
-        for tag, value in tagged.items():
-            self._writer.add_scalar(tag, value, step)
-        if self._tracker:
-            self._tracker.log(step, tagged)
+        for tracker in self._trackers:
+            tracker.log(step, tagged)
 
 
 class QuietReporter:
@@ -199,7 +223,7 @@ class QuietReporter:
     """
 
     def __init__(self, log: Path | None):
-        self._log = None if log is None else _log_to(log)
+        self._log = None if log is None else _LogFile(log, _to_stderr)
 
     def say(self, text: str) -> None:
         """Keeps a line in the log."""
@@ -226,12 +250,42 @@ class QuietReporter:
             self._log.close()
 
 
-def _log_to(path: Path) -> logging.Handler:
-    """A handler that also gets the warnings, which belong to the run's log, too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    logger.addHandler(handler)
-    return handler
+class _LogFile(logging.FileHandler):
+    """A log that also gets the warnings, which belong to it, too, until it is closed.
+
+    It never raises. That it cannot be written is told, once; each line is tried again.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None]):
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._path, self._tell, self._told = path, tell, False
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it cannot be opened
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not self._told:
+            self._told = True
+            why = getattr(sys.exception(), "strerror", None) or sys.exception()
+            self._tell(f"{self._path} cannot be written ({why}); the training goes on without it")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=lasting(sys.stderr), flush=True)
+
+
+def _shown(text: str) -> str:
+    """The text without what is none, such as half of a file's name that is not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _record(text: str) -> logging.LogRecord:

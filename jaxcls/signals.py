@@ -19,7 +19,8 @@ TYPE_CHECKING = False  # as in jaxcls/__init__.py
 if TYPE_CHECKING:
     from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)  # they stop a training, and end anything else
+# They stop a training, and end anything else.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
 
 _ending = threading.Lock()  # taken by the one that ends the program
@@ -45,6 +46,12 @@ def end_on_signals() -> None:
     os.register_at_fork(before=_hold_back, after_in_parent=_restore_mask, after_in_child=_let_go)
     # Called after all other exit callbacks. Python then takes handlers away, before it ends.
     atexit.register(ignore_signals)
+
+
+def stop_signals() -> list[signal.Signals]:
+    """The signals that stop a training here: a hangup not where it is ignored, as under nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    return [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
 
 
 def work_is_done(status: int) -> None:

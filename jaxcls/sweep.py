@@ -23,7 +23,7 @@ from jaxcls.errors import UserError
 from jaxcls.options import parse
 from jaxcls.paths import run_path
 from jaxcls.shell import command, path_word
-from jaxcls.signals import EXIT_STOPPED, SIGNALS
+from jaxcls.signals import EXIT_STOPPED, stop_signals
 
 PROG = "jaxcls sweep CONFIG"
 
@@ -193,7 +193,7 @@ class OneChild:
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._hand_on) for number in SIGNALS}
+        self._previous = {number: signal.signal(number, self._hand_on) for number in stop_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,12 +6,14 @@ Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID,
 train`, `evaluate` and `predict` understand; a GPU of its own where there are GPUs; and on a CPU as
 many devices as --devices says. Signals go to all of them. The status is 0 when all end with 0, 75
 when the job was stopped and goes on with the same command, and else that of the first one that
-failed.
+failed. What the processes print goes to standard error; when nobody reads it any more, the job goes
+on without (--log-dir keeps it).
 """
 
 import argparse
 import contextlib
 import os
+import select
 import shlex
 import shutil
 import signal
@@ -20,25 +22,28 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
 STOPPED = 75
 USER_ERROR = 2
 GRACE_SECONDS = 90  # those that are left then name the one that failed, and end
+READER_SECONDS = 30  # that the job waits, once, for a reader that is there and does not read
 
 
 def main(arguments: Sequence[str]) -> int:
+    open_standard_files()
     options = parse(arguments)
     signals: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: signals.append(number))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as under nohup
+            signal.signal(number, lambda number, _: signals.append(number))
     for attempt in range(options.restart + 1):
         status = run(options, signals)
         if status in (0, USER_ERROR) or signals or attempt == options.restart:
             return status
-        print(f"the job ended with status {status}; starting it again", file=sys.stderr)
+        STDERR.say(f"the job ended with status {status}; starting it again")
     raise AssertionError("the last attempt returns")
 
 
@@ -71,9 +76,9 @@ def run(options: argparse.Namespace, signals: list[int]) -> int:
     if options.dry_run:
         for own in settings:
             words = [f"{name}={value}" for name, value in own.items()]
-            print(shlex.join(["env", *words, *options.command]))
+            STDOUT.say(shlex.join(["env", *words, *options.command]))
         return 0
-    processes: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[bytes]] = []
     readers = []
     for number, own in enumerate(settings):
         try:
@@ -82,12 +87,10 @@ def run(options: argparse.Namespace, signals: list[int]) -> int:
                 env=os.environ | own,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
                 start_new_session=True,  # a Ctrl-C reaches them once, through us
             )
         except OSError as error:
-            print(f"local.py: cannot run {options.command[0]!r}: {error.strerror}", file=sys.stderr)
+            STDERR.say(f"local.py: cannot run {options.command[0]!r}: {error.strerror}")
             end(processes)
             return USER_ERROR
         processes.append(process)
@@ -136,19 +139,90 @@ def visible_gpus() -> list[str]:
     return [str(number) for number in range(len(lines))]
 
 
-def show(number: int, stream: IO[str], log_dir: Path | None) -> None:
-    """Prints each line of a process with its number in front."""
-    if log_dir is not None:
-        log_dir.mkdir(parents=True, exist_ok=True)
-    with Path(os.devnull if log_dir is None else log_dir / f"{number}.log").open("w") as log:
+class Printer:
+    """Writes to an open file as long as that works; what cannot be written is dropped."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self._lock = threading.Lock()
+        self._dropping = False
+
+    def say(self, text: str) -> None:
+        """Prints a line."""
+        self.write(os.fsencode(f"{text}\n"))
+
+    def write(self, content: bytes) -> None:
+        """Writes bytes. A reader that does not read is waited for, once."""
+        with self._lock:
+            try:
+                while content:
+                    patience = 0 if self._dropping else READER_SECONDS
+                    if not select.select([], [self._number], [], patience)[1]:
+                        raise TimeoutError
+                    with contextlib.suppress(BlockingIOError):
+                        content = content[os.write(self._number, content[: select.PIPE_BUF]) :]
+                self._dropping = False
+            except OSError:
+                self._dropping = True
+
+
+STDOUT, STDERR = Printer(1), Printer(2)
+
+
+def open_standard_files() -> None:
+    """Where one is closed, the next file that is opened, a process' output say, would be it."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+
+
+def show(number: int, stream: IO[bytes], log_dir: Path | None) -> None:
+    """Prints each line of a process with its number in front, until the process ends."""
+    with contextlib.ExitStack() as stack:
+        log = None if log_dir is None else stack.enter_context(Log(log_dir / f"{number}.log"))
         for line in stream:
-            log.write(line)
-            log.flush()
-            sys.stderr.write(f"[{number}] {line}")
-            sys.stderr.flush()
+            if log is not None:
+                log.write(line)
+            STDERR.write(b"[%d] " % number + line)
 
 
-def wait(processes: list[subprocess.Popen[str]], signals: list[int]) -> int:
+class Log:
+    """A file of what a process prints; what cannot be written there is said, once."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._file: IO[bytes] | None = None
+        self._told = False
+
+    def __enter__(self) -> "Log":
+        with self._telling():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("wb", buffering=0)
+        return self
+
+    def write(self, line: bytes) -> None:
+        with self._telling():
+            if self._file is not None:
+                self._file.write(line)
+
+    def __exit__(self, *_: object) -> None:
+        with self._telling():
+            if self._file is not None:
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if not self._told:
+                self._told = True
+                STDERR.say(f"local.py: {self._path} cannot be written: {error.strerror}")
+
+
+def wait(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
     """Hands signals on, and waits; ends those that are left some time after one has failed."""
     handed_on, failed_at, status = 0, None, 0
     while None in [process.poll() for process in processes]:  # asks every one
@@ -169,7 +243,7 @@ def wait(processes: list[subprocess.Popen[str]], signals: list[int]) -> int:
     return 128 - status if status < 0 else status  # a signal's, as the shell has it
 
 
-def end(processes: list[subprocess.Popen[str]]) -> None:
+def end(processes: list[subprocess.Popen[bytes]]) -> None:
     """Kills the processes, and what they have started: it would keep their output open."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):

@@ -4,14 +4,18 @@ import io
 import logging
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import psutil
 import pytest
+import wandb
 from PIL import Image
 from tensorboardX.proto import event_pb2, plugin_hparams_pb2
+from tensorboardX.record_writer import RecordWriter
 from wandb.proto import wandb_internal_pb2
 
 from jaxcls.config import Config
@@ -166,6 +170,7 @@ def test_metrics_go_to_weights_and_biases_under_one_id(
         first.log(2, TRAIN)
         first.evaluated(4, EVAL)
         first.show(0, "first_batch", np.zeros((1, 4, 4, 3), np.uint8))
+    time.sleep(1)  # its library names folders by the second
     with reporter(4) as second:
         second.log(6, TRAIN | {"loss": 0.25})
     files = sorted((tmp_path / "wandb").glob("offline-run-*/run-*.wandb"))
@@ -200,6 +205,47 @@ def wandb_records(file: Path) -> Iterator[Any]:
         place += length
 
 
+def test_weights_and_biases_that_refuses_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**_: object) -> None:
+        raise wandb.Error("api_key not configured (no-tty)")
+
+    monkeypatch.setattr(wandb, "init", refuse)
+    monkeypatch.setattr(wandb, "teardown", lambda **_: None)
+    config = dataclasses.replace(CONFIG, wandb_project="digits")
+    stream = io.StringIO()
+    with Reporter(
+        tmp_path, config=config, num_steps=9, steps_per_epoch=8.0, start_step=0, stream=stream
+    ) as reporter:
+        reporter.log(2, TRAIN)
+        reporter.log(4, TRAIN)
+    assert stream.getvalue().count("Weights & Biases has failed (api_key not configured") == 1
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 2
+
+
+def test_weights_and_biases_whose_process_dies_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = dataclasses.replace(CONFIG, wandb_project="digits")
+    stream = io.StringIO()
+    with Reporter(
+        tmp_path, config=config, num_steps=9, steps_per_epoch=8.0, start_step=0, stream=stream
+    ) as reporter:
+        reporter.log(1, TRAIN)
+        while not list((tmp_path / "wandb").glob("offline-run-*/*.wandb")):
+            time.sleep(0.05)
+        for child in psutil.Process().children():
+            if "wandb" in child.name():
+                child.kill()
+                child.wait()
+        for step in range(2, 10):
+            reporter.log(step, TRAIN)
+    assert stream.getvalue().count("Weights & Biases has failed") == 1
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 9
+
+
 def test_weights_and_biases_without_its_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +277,10 @@ def test_lines_are_printed_as_they_are(tmp_path: Path) -> None:
     assert stream.getvalue() == text + "\n"
 
 
-def test_without_a_terminal_there_is_no_bar(tmp_path: Path) -> None:
+def test_without_a_terminal_there_is_no_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as GitHub's machines have it
     stream = io.StringIO()
     with open_reporter(tmp_path, stream) as reporter:
         reporter.log(2, TRAIN)
@@ -243,7 +292,7 @@ def test_a_terminal_shows_a_bar_with_loss_accuracy_speed_and_eta(
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    for name in ("CI", "NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     stream = Terminal()
     with open_reporter(tmp_path, stream, start_step=10) as reporter:
@@ -297,14 +346,99 @@ def test_a_metrics_file_that_cannot_be_used_is_named_and_left(
     assert content is None or path.read_text() == content
 
 
-def test_a_disk_that_is_full_is_a_message(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_that_cannot_be_written_are_said_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with open_reporter(tmp_path, io.StringIO()) as reporter:
-        monkeypatch.setattr(reporter._rows, "writerow", full)
-        with pytest.raises(RunError, match=r"cannot be written in run .* \(No space left on dev"):
+    stream = io.StringIO()
+    with open_reporter(tmp_path, stream) as reporter:
+        with monkeypatch.context() as patch:
+            patch.setattr(reporter._rows, "writerow", full)
             reporter.log(2, TRAIN)
+            reporter.log(4, TRAIN)
+        reporter.log(6, TRAIN)
+    assert stream.getvalue().count("metrics.csv cannot be written") == 1
+    assert "(No space left on device)" in stream.getvalue()
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.csv")] == ["6"]
+    assert ("train/loss", 4, 1.25) in set(scalars(tmp_path))
+
+
+def test_files_on_a_full_disk_do_not_fail_the_end(tmp_path: Path) -> None:
+    def leave_lines_and_fail(reporter: Reporter) -> None:
+        reporter._csv.close()
+        reporter._csv = rows
+        rows.write("a row")
+        reporter._log.setStream(log)
+        reporter.say("still shown")
+        raise RuntimeError("the first error")
+
+    stream = io.StringIO()
+    with Path("/dev/full").open("w") as log, Path("/dev/full").open("w") as rows:
+        reporter = open_reporter(tmp_path, stream)
+        with pytest.raises(RuntimeError, match="the first error"), reporter:
+            leave_lines_and_fail(reporter)
+    assert "still shown" in stream.getvalue()
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    stream = io.StringIO()
+    with open_reporter(tmp_path, stream) as reporter:
+        reporter.say("first")
+        reporter.say("second")
+    first, problem, second = stream.getvalue().splitlines()
+    assert (first, second) == ("first", "second")
+    assert problem.endswith(
+        "log.txt cannot be written (No space left on device); the training goes on without it"
+    )
+
+
+def test_a_log_that_cannot_be_opened_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").mkdir()
+    stream = io.StringIO()
+    with open_reporter(tmp_path, stream) as reporter:
+        reporter.say("first")
+        reporter.say("second")
+    assert stream.getvalue().count("log.txt cannot be written (Is a directory)") == 1
+
+
+def test_a_log_takes_a_name_that_is_no_text(tmp_path: Path) -> None:
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        reporter.say("skipped \udcff.jpg")
+    assert "skipped \\udcff.jpg" in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize("act", ["flush", "write", "close"])
+def test_tensorboard_that_cannot_write_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    close = RecordWriter.close
+    monkeypatch.setattr(RecordWriter, act, lambda self, *_: [close(self), full()])
+    stream = io.StringIO()
+    with open_reporter(tmp_path, stream) as reporter:
+        for step in range(2, 40):
+            reporter.log(step, TRAIN)
+    assert stream.getvalue().count("TensorBoard's file has failed") == 1
+    assert len(read_metrics(tmp_path / "metrics.csv")) == 38
+
+
+def test_messages_that_nobody_can_read_are_noted_in_the_log(tmp_path: Path) -> None:
+    class Gone(Terminal):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    with open_reporter(tmp_path, Gone()) as reporter:
+        reporter.log(2, TRAIN)
+        reporter.say("first")
+        reporter.evaluated(2, EVAL)
+    log = (tmp_path / "log.txt").read_text()
+    assert log.count("messages could not be printed (Broken pipe); the training goes on") == 1
+    assert "first" in log
 
 
 def test_columns_of_another_version_are_carried_over_by_name(tmp_path: Path) -> None:

@@ -208,7 +208,8 @@ def _start_worker(number: int, count: int) -> None:
     while it saves; a training that is killed cannot end its workers.
     """
     del number, count
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: _end_later())
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     threading.Thread(target=_end_with_parent, name="jaxcls-parent", daemon=True).start()

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jaxcls.cluster import EXIT_USER_ERROR, end_now
 from jaxcls.distributed import client, is_first, num_processes, process_id
 from jaxcls.errors import UserError
-from jaxcls.signals import EXIT_STOPPED, SIGNALS
+from jaxcls.signals import EXIT_STOPPED, stop_signals
 
 # Where JAX's preemption service (jaxlib's PreemptionSyncManager) notes the first notice of a job.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
@@ -33,11 +33,12 @@ class StoppedError(Exception):
 
 
 class StopSignals:
-    """Inside the `with`, SIGINT, SIGTERM and preemption notices are noted instead of obeyed.
+    """Inside the `with`, SIGINT, SIGTERM, SIGHUP and preemption notices are noted, not obeyed.
 
-    Of several processes, each knows of a signal that any of them got. There the preemption service
-    handles SIGTERM itself, in C++, since `jax.distributed.initialize`: a handler of ours would take
-    its place, so SIGINT is turned into SIGTERM.
+    A SIGHUP that is ignored, as under nohup, stays so. Of several processes, each knows of a signal
+    that any of them got. There the preemption service handles SIGTERM itself, in C++, since
+    `jax.distributed.initialize`: a handler of ours would take its place, so the others are turned
+    into SIGTERM.
 
     Attributes:
       received: what was received first, as far as this process knows, or None.
@@ -59,7 +60,9 @@ class StopSignals:
         self._left = threading.Event()
 
     def __enter__(self) -> Self:
-        ours = SIGNALS if self._client is None else (signal.SIGINT,)
+        ours = stop_signals()
+        if self._client is not None:
+            ours.remove(signal.SIGTERM)
         # Python runs a handler in the main thread and not during a compile; but the number of the
         # signal comes through this pipe at any time.
         self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

@@ -66,17 +66,18 @@ def test_the_first_that_fails_decides_whichever_it_is() -> None:
     assert finish(start("-n", "2", code=code))[0] == 3
 
 
-def test_a_signal_reaches_every_process() -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_every_process(number: signal.Signals) -> None:
     code = (
         "import signal, sys, time\n"
-        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))\n"
+        f"signal.signal({int(number)}, lambda *_: sys.exit(75))\n"
         "print('ready', flush=True)\ntime.sleep(60)"
     )
     process = start("-n", "2", "--restart", "3", code=code)
     assert process.stderr is not None
     for _ in range(2):
         assert "ready" in process.stderr.readline()
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert finish(process)[0] == 75  # and is not started again
 
 
@@ -92,6 +93,61 @@ def test_a_crash_starts_all_again_but_a_mistake_does_not(tmp_path: Path) -> None
     status, lines = finish(start("-n", "2", "--restart", "2", code="import sys; sys.exit(2)"))
     assert (status, lines) == (2, [])
     assert time.monotonic() - before < 30
+
+
+MANY_LINES = "print(*['x' * 99] * 20001, sep='\\n')"
+
+
+@pytest.mark.parametrize("after", ["| head -n 1", ">/dev/full 2>&1", "2>&-"])
+def test_a_job_outlives_whoever_reads_it(after: str, tmp_path: Path) -> None:
+    code = f"import os, pathlib; {MANY_LINES}; pathlib.Path({OWN}).touch()"
+    options = ["-n", "2", "--log-dir", "logs"]
+    command = shlex.join([sys.executable, str(LOCAL), *options, "--", sys.executable, "-c", code])
+    pipe = "" if ">" in after else "2>&1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} {pipe} {after}"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert all((tmp_path / number).exists() for number in "01")
+    assert all(len((tmp_path / f"logs/{n}.log").read_text()) == 2000100 for n in "01")
+
+
+def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "0.log").symlink_to("/dev/full")
+    status, lines = finish(start("-n", "1", "--log-dir", str(tmp_path), code="print('a\\nb')"))
+    assert status == 0
+    assert lines == [
+        "[0] a",
+        "[0] b",
+        f"local.py: {tmp_path / '0.log'} cannot be written: No space left on device",
+    ]
+
+
+def test_what_a_process_prints_is_passed_on_byte_for_byte() -> None:
+    code = r"import os; os.write(1, b'\xff\xe5\x86\n')"
+    done = subprocess.run(
+        [sys.executable, str(LOCAL), "-n", "1", "--", sys.executable, "-c", code],
+        env=os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        check=True,
+    )
+    assert done.stderr == b"[0] \xff\xe5\x86\n"
+
+
+def test_a_job_ignores_a_hangup_where_nohup_does() -> None:
+    code = "import os, signal; os.kill(os.getppid(), signal.SIGHUP); print('goes on')"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        process = start("-n", "1", code=code)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert finish(process) == (0, ["[0] goes on"])
 
 
 def test_a_dry_run_prints_the_commands() -> None:

@@ -9,24 +9,36 @@ import jax
 import pytest
 
 from jaxcls.errors import UserError
+from jaxcls.signals import SIGNALS
 from jaxcls.training import stopping
 from jaxcls.training.stopping import StopSignals
 
 
 @pytest.fixture(autouse=True)
 def handlers_stay_as_they_were() -> Iterator[None]:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    before = [signal.getsignal(number) for number in SIGNALS]
     yield
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_is_noted_instead_of_obeyed(number: signal.Signals) -> None:
     with StopSignals() as stop:
         assert stop.received is None
         os.kill(os.getpid(), number)
         assert stop.received == number.name
     assert stop.received == number.name
+
+
+def test_a_hangup_stays_ignored_as_nohup_wants_it() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert stop.received is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_the_first_of_several_signals_is_kept() -> None:
@@ -176,8 +188,9 @@ def test_a_signal_does_not_interrupt_a_wait() -> None:
     assert stop.received == "SIGTERM"
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_handed_on_to_the_job_before_it_is_noted(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     # Noted, it lets the watcher end this process, and the others would never hear of it.
     class Client:
@@ -189,7 +202,7 @@ def test_a_signal_is_handed_on_to_the_job_before_it_is_noted(
     monkeypatch.setattr(stopping, "client", Client)
     with StopSignals() as stop:
         monkeypatch.setattr(os, "kill", lambda *sent: noted.append(stop.received))
-        send(os.getpid(), signal.SIGINT)
-        assert stop.received == "SIGINT"
+        send(os.getpid(), number)
+        assert stop.received == number.name
     assert noted
     assert noted[0] is None

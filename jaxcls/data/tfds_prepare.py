@@ -119,10 +119,11 @@ def _why_it_failed(name: str, builder: Any, root: epath.Path, error: BaseExcepti
         return f"{problem}it cannot be written ({first_line(error)}); choose another data.data_dir"
     if instructions and any(isinstance(e, FileNotFoundError | AssertionError) for e in causes):
         there = sorted(path.name for path in manual.iterdir()) if manual.is_dir() else []
+        said = inspect.cleandoc(str(error))
         return (
-            f"{problem}files that must be fetched by hand are missing. Put them into {manual} "
-            f"(there now: {', '.join(there) or 'nothing'}), and do the same again. TFDS says of "
-            f"them:\n{instructions}\nand it stopped at: {first_line(error)}"
+            f"{problem}its files must be fetched by hand. {said}\n"
+            f"Put them into {manual} (there now: {', '.join(there) or 'nothing'}), and do the same "
+            f"again" + ("" if instructions in said else f":\n{instructions}")
         )
     if any(isinstance(e, OSError | requests.RequestException) for e in causes):
         return f"{problem}{first_line(error)}; check disk and network, then do the same again"

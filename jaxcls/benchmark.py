@@ -14,6 +14,7 @@ import numpy as np
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.data.sources import Source, open_source
+from jaxcls.keys import random_key
 from jaxcls.parallel import make_mesh
 from jaxcls.training.assemble import Training, assemble
 from jaxcls.training.loop import device_batches
@@ -126,7 +127,7 @@ def _rates(
         state, metrics = program(state, batch)
         return metrics["loss"]
 
-    keys = map(jax.random.key, itertools.count())  # other draws each time
+    keys = map(random_key, itertools.count())  # other draws each time
     seconds_a_step = {
         "augment": _median_seconds(lambda: augment(next(keys), batch), seconds),
         "step": _median_seconds(lambda: train_step(batch), seconds),
@@ -176,9 +177,9 @@ def compile_augment(training: Training) -> tuple[Any, float]:
     def run(key: jax.Array, batch: Any) -> Any:
         labels = soft_labels(batch["labels"], training.model.num_classes)
         positions = jnp.arange(config.data.batch_size, dtype=jnp.int32)
-        return augment(key, jnp.zeros(()), batch["images"], batch["sizes"], labels, positions)
+        return augment(key, jnp.float32(0), batch["images"], batch["sizes"], labels, positions)
 
-    lowered = run.lower(jax.random.key(0), training.abstract_batch())
+    lowered = run.lower(random_key(0), training.abstract_batch())
     start = time.perf_counter()
     return lowered.compile(), time.perf_counter() - start
 

@@ -15,6 +15,7 @@ from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
 from jaxcls.data.images import evaluation_image, whole_image
 from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
+from jaxcls.keys import random_key
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import copy_to_all, make_mesh
 from jaxcls.paths import local_path, run_path
@@ -221,7 +222,7 @@ class ImageClassifier:
             config=config,
             class_names=class_names_for(info.class_names, count),
             model=model,
-            variables=jax.jit(lambda given: overlay(model.init(jax.random.key(0), images), given))(
+            variables=jax.jit(lambda given: overlay(model.init(random_key(0), images), given))(
                 values
             ),
         )

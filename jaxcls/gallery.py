@@ -129,7 +129,7 @@ def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: 
 
     @jax.jit
     def at(magnitude: jax.Array) -> jax.Array:
-        same, zero = jnp.full((count, 1), magnitude), jnp.zeros((count, 1))
+        same, zero = jnp.full((count, 1), magnitude), jnp.zeros((count, 1), jnp.float32)
         draw = Draw(
             magnitude=same, std=zero, first=zero, second=zero, uniform=zero + 1, sign=zero + 1
         )

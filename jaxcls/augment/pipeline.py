@@ -24,6 +24,7 @@ from jaxcls.augment_config import (
     mix_of,
 )
 from jaxcls.parallel import batch_spec
+from jaxcls.precision import traced_for
 from jaxcls.stages import at_progress
 
 Augment = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
@@ -60,6 +61,7 @@ def make_augment(
     """
     mixer = mix_of(augment)
 
+    @traced_for(jnp.dtype("float32"))
     def apply(
         key: Array, progress: Array, canvases: Array, sizes: Array, labels: Array, positions: Array
     ) -> tuple[Array, Array]:

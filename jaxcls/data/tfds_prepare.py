@@ -2,19 +2,24 @@
 
 import contextlib
 import errno
+import inspect
 import socket
 import urllib.parse
 import urllib.request
+from collections.abc import Iterator
 from typing import Any
 
 import requests
 import tensorflow_datasets as tfds
 from etils import epath
-from tensorflow_datasets.core.download import resource
+from tensorflow_datasets.core.download import downloader
+from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
+from tensorflow_datasets.core.download.extractor import ExtractError
 
 from jaxcls.data.disk import chain, disk_is_full
 from jaxcls.data.tfds import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_convert import convert_to_array_record
+from jaxcls.data.tfds_stand_in import without_tensorflow
 from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
 from jaxcls.shell import command, path_word
@@ -23,8 +28,10 @@ from jaxcls.shell import command, path_word
 def prepare_set(name: str, data_dir: str | None) -> epath.Path:
     """Downloads and prepares a set with TFDS's own code and progress bars, unless it is there.
 
-    A folder takes its final name only when it is complete, so a broken attempt is simply repeated.
-    A set that is there as TFRecord only is converted.
+    Files in `downloads/manual` beside the sets are taken from there, under the names that their
+    addresses or the set's instructions give them. A folder takes its final name only when it is
+    complete, so a broken attempt is simply repeated. A set that is there as TFRecord only is
+    converted.
 
     Args:
       name: NAME, NAME/CONFIG, or either with :VERSION.
@@ -43,55 +50,65 @@ def prepare_set(name: str, data_dir: str | None) -> epath.Path:
         return folder
     root = data_root(data_dir)
     try:
-        builder = tfds.builder(name, data_dir=root)
+        with without_tensorflow():
+            builder = tfds.builder(name, data_dir=root)
     except Exception as error:  # whatever TFDS's registry and the set's code raise
         base, known = name.partition("/")[0], tfds.list_builders(with_community_datasets=False)
         near = "" if base in known else nearest(base, known)
         raise DataError(
             f"data.source: TensorFlow Datasets has no 'tfds:{name}'{near} ({first_line(error)})"
         ) from error
-    _check_network(name, builder, root / "downloads")
     try:
-        builder.download_and_prepare(file_format="array_record")
+        with without_tensorflow(), _no_waiting_for_a_network():
+            builder.download_and_prepare(file_format="array_record")
     except Exception as error:  # and whatever reading, writing and downloading do
-        raise DataError(_why_it_failed(name, root, error)) from error
+        raise DataError(_why_it_failed(name, builder, root, error)) from error
     return find_prepared(name, data_dir)
 
 
-def _check_network(name: str, builder: Any, downloads: epath.Path) -> None:
-    """Fails at once where TFDS would try for minutes: no host of the set's files has an address.
+class _NoNetworkError(Exception):
+    """No host has an address where TFDS wants to download from.
 
-    Files that are in `downloads` already are not asked for, and a set whose files must be fetched
-    by hand says so itself.
-
-    Raises:
-      DataError: there is no network.
+    Attributes:
+      url: what it wants.
     """
-    if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
-        return
-    missing = [
-        url
-        for url, info in (builder.url_infos or {}).items()
-        if not (downloads / resource.get_dl_fname(url, info.checksum)).exists()
-    ]
-    hosts = {urllib.parse.urlsplit(url).hostname for url in missing} - {None}
-    if not hosts or urllib.request.getproxies():  # behind a proxy, names are the proxy's business
-        return
-    for host in hosts:
-        with contextlib.suppress(OSError):
-            socket.getaddrinfo(host, None)
-            return
-    raise DataError(
-        f"data.source: 'tfds:{name}' must be downloaded, and there is no network "
-        f"({', '.join(sorted(map(str, hosts)))} cannot be found); prepare it where there is one, "
-        f"and copy its folder into data.data_dir"
-    )
+
+    def __init__(self, url: str):
+        super().__init__(url)
+        self.url = url
 
 
-def _why_it_failed(name: str, root: epath.Path, error: BaseException) -> str:
+@contextlib.contextmanager
+def _no_waiting_for_a_network() -> Iterator[None]:
+    """Inside, a download fails at once where TFDS would try for minutes to find its host."""
+    open_url = downloader._open_url
+
+    def checked(url: str, **kwargs: Any) -> Any:
+        if not urllib.request.getproxies():  # behind a proxy, names are the proxy's business
+            try:
+                socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
+            except OSError as error:
+                raise _NoNetworkError(url) from error
+        return open_url(url, **kwargs)
+
+    downloader._open_url = checked
+    try:
+        yield
+    finally:
+        downloader._open_url = open_url
+
+
+def _why_it_failed(name: str, builder: Any, root: epath.Path, error: BaseException) -> str:
     problem = f"data.source: 'tfds:{name}' cannot be prepared in {root}: "
-    text = str(error)
-    if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in chain(error)):
+    manual = root / "downloads" / "manual"
+    instructions = inspect.cleandoc(builder.MANUAL_DOWNLOAD_INSTRUCTIONS or "")
+    causes = list(chain(error))
+    for cause in causes:
+        if isinstance(cause, _NoNetworkError):
+            return _no_network(name, builder, manual, cause.url)
+        if isinstance(cause, NonMatchingChecksumError | ExtractError):
+            return f"{problem}a file is damaged, or not the one that is meant. {cause}"
+    if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in causes):
         again = command("prepare", f"tfds:{name}", "--data-dir", path_word(root), extra="prepare")
         return (
             f"{problem}this set needs TensorFlow for that one step, though not for training; "
@@ -102,11 +119,31 @@ def _why_it_failed(name: str, root: epath.Path, error: BaseException) -> str:
         return f"{problem}the disk is full; free some space, or choose another data.data_dir"
     if _has_number(error, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return f"{problem}it cannot be written ({first_line(error)}); choose another data.data_dir"
-    if "anual" in text:
-        return f"{problem}its files must be fetched by hand. {text}"
-    if any(isinstance(e, OSError | requests.RequestException) for e in chain(error)):
+    if instructions and any(isinstance(e, FileNotFoundError | AssertionError) for e in causes):
+        there = sorted(path.name for path in manual.iterdir()) if manual.is_dir() else []
+        said = inspect.cleandoc(str(error))
+        return (
+            f"{problem}its files must be fetched by hand. {said}\n"
+            f"Put them into {manual} (there now: {', '.join(there) or 'nothing'}), and do the same "
+            f"again" + ("" if instructions in said else f":\n{instructions}")
+        )
+    if any(isinstance(e, OSError | requests.RequestException) for e in causes):
         return f"{problem}{first_line(error)}; check disk and network, then do the same again"
     return f"{problem}{type(error).__name__}: {first_line(error)}"
+
+
+def _no_network(name: str, builder: Any, manual: epath.Path, url: str) -> str:
+    known = (builder.url_infos or {}).get(url)
+    by_hand = (
+        f"; or fetch {url} there and put it here as {manual / known.filename}"
+        if known is not None and known.filename
+        else ""
+    )
+    return (
+        f"data.source: 'tfds:{name}' must be downloaded, and there is no network "
+        f"({urllib.parse.urlsplit(url).hostname} cannot be found); prepare it where there is one, "
+        f"and copy its folder into data.data_dir{by_hand}"
+    )
 
 
 def _has_number(error: BaseException, *numbers: int) -> bool:

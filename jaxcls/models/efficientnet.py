@@ -298,4 +298,5 @@ class EfficientNet(nn.Module):
         key = self.make_rng("dropout")
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
         count = self.spec.num_blocks + self.spec.head_filters
-        return jax.vmap(lambda k: jax.random.uniform(k, (count,)))(keys)
+        dtype = layers.statistics_dtype(self.compute_dtype)
+        return jax.vmap(lambda k: jax.random.uniform(k, (count,), dtype))(keys)

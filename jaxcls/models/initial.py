@@ -32,7 +32,8 @@ def initial_params(key: Array, shapes: Any, *, head_scale: float = 1.0) -> Any:
     conv_key, dense_key = jax.random.split(key)
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     sizes = [leaf.size if leaf.ndim == 4 else 0 for _, leaf in leaves]
-    normals = jax.random.truncated_normal(conv_key, -2, 2, (sum(sizes),)) / _TRUNCATED_STD
+    dtype = jnp.result_type(*(leaf.dtype for _, leaf in leaves))
+    normals = jax.random.truncated_normal(conv_key, -2, 2, (sum(sizes),), dtype) / _TRUNCATED_STD
     normals = lax.optimization_barrier(normals)  # else the draw is compiled again for each kernel
     values, start = [], 0
     for (path, leaf), size in zip(leaves, sizes, strict=True):
@@ -43,7 +44,7 @@ def initial_params(key: Array, shapes: Any, *, head_scale: float = 1.0) -> Any:
             value = normals[start : start + size].reshape(leaf.shape) * math.sqrt(2 / fan_out)
         elif name == "kernel":
             limit = head_scale / math.sqrt(sum(leaf.shape) / 2)
-            value = jax.random.uniform(dense_key, leaf.shape, minval=-limit, maxval=limit)
+            value = jax.random.uniform(dense_key, leaf.shape, dtype, minval=-limit, maxval=limit)
         else:
             value = jnp.full(leaf.shape, 1.0 if name == "scale" else 0.0)
         values.append(value.astype(leaf.dtype))

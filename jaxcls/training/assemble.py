@@ -15,6 +15,7 @@ from jaxcls.decoding import ConfigError
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import create_model
 from jaxcls.parallel import check_divisible, split_by_example
+from jaxcls.precision import traced_for
 from jaxcls.stages import image_size_at
 from jaxcls.training.schedules import Plan, make_plan
 from jaxcls.training.state import (
@@ -160,7 +161,7 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
         num_steps=plan.num_steps,
     )
     first_state = functools.partial(
-        init_state,
+        traced_for(model.compute_dtype)(init_state),
         model,
         optimizer,
         seed=config.seed,

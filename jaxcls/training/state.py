@@ -11,6 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.config import ParallelConfig
+from jaxcls.keys import random_key
 from jaxcls.parallel import DATA_AXIS, FSDP_AXIS, replicated, split_leaves
 
 PyTree = Any
@@ -69,7 +70,7 @@ def init_state(
       use_ema: keep moving averages.
     """
     images = jnp.zeros((1, image_size, image_size, 3))
-    variables = overlay(model.init(jax.random.key(seed), images), given)
+    variables = overlay(model.init(random_key(seed), images), given)
     averaged = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -118,7 +119,7 @@ def eval_variables_template(model: nn.Module, *, image_size: int, use_ema: bool)
 def variables_template(model: nn.Module, *, image_size: int) -> PyTree:
     """Shapes and dtypes of a model's {"params", "batch_stats"}."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, jax.random.key(0), images)
+    variables = jax.eval_shape(model.init, random_key(0), images)
     return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
 
 

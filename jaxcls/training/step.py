@@ -12,8 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
+from jaxcls.keys import random_key
 from jaxcls.models.efficientnet import EfficientNet, ModelSpec
 from jaxcls.parallel import batch_spec, replicated, split_by_example
+from jaxcls.precision import traced_for
 from jaxcls.stages import progress
 from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
 from jaxcls.training.metrics import count_hits
@@ -95,6 +97,7 @@ def make_train_step(
 
     gradients = jax.grad(sum_loss, has_aux=True)
 
+    @traced_for(model.compute_dtype)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         keys = step_keys(config.seed, state.step)
         batch_size = batch["labels"].shape[0]
@@ -152,7 +155,7 @@ def make_train_step(
 
 def step_keys(seed: int, step: Array | int) -> Array:
     """The keys of a step's augmentation and of its dropout, [2]."""
-    return jax.random.split(jax.random.fold_in(jax.random.key(seed), step))
+    return jax.random.split(jax.random.fold_in(random_key(seed), step))
 
 
 def normalize(images: Array, spec: ModelSpec) -> Array:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import requests
 import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import resource
 
 from jaxcls.config import DataConfig
 from jaxcls.data import tfds_prepare
@@ -134,12 +133,14 @@ def test_the_sets_of_our_configs_are_known_to_need_a_download(tmp_path, name):
     fails(f"'tfds:{name}' must be downloaded", tmp_path, name)
 
 
-def test_archives_that_are_there_need_no_network(tmp_path, monkeypatch):
-    builder = tfds.builder("tf_flowers", data_dir=tmp_path)
-    ((url, info),) = (builder.url_infos or {}).items()
-    (tmp_path / "downloads").mkdir()
-    (tmp_path / "downloads" / resource.get_dl_fname(url, info.checksum)).touch()
-    tfds_prepare._check_network("tf_flowers", builder, tmp_path / "downloads")
+def test_behind_a_proxy_names_are_its_business(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_prepare.urllib.request, "getproxies", lambda: {"http": "proxy"})
+
+    def refuse(url, **_):
+        raise requests.ConnectionError("refused")
+
+    monkeypatch.setattr("tensorflow_datasets.core.download.downloader._open_url", refuse)
+    fails("refused; check disk and network", tmp_path, "tf_flowers")
 
 
 def test_a_set_to_fetch_by_hand_says_so_without_a_network(tmp_path):

@@ -31,7 +31,7 @@ def convert(arguments: list[str]) -> int:
     options = tyro.cli(Convert, prog="jaxcls convert", args=arguments)
     if options.output.suffix != ".safetensors":
         raise UserError(f"--output: the file is safetensors; call it so, got {options.output}")
-    from jaxcls.arguments import read_step
+    from jaxcls.arguments import read_step, require_devices
     from jaxcls.models.registry import model_spec
     from jaxcls.pretrained.importing import import_variables
     from jaxcls.pretrained.stored import write_weights
@@ -39,6 +39,7 @@ def convert(arguments: list[str]) -> int:
     from jaxcls.training.restore import restore_run
     from jaxcls.training.start import run_weights_info
 
+    require_devices()
     if kind_of_weights(options.weights) == "run":
         if options.model is not None or options.allow_missing:
             raise UserError("--model, --allow-missing: a run knows its network, and lacks nothing")

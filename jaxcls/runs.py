@@ -91,10 +91,10 @@ def summarize_all(folder: RunPath) -> Iterator[Summary]:
 
 def find_runs(folder: RunPath) -> Iterator[RunPath]:
     """The folder itself if it is a run, or all runs below it."""
-    if _is_run(folder):
-        yield folder
-        return
     try:
+        if _is_run(folder):
+            yield folder
+            return
         inner_folders = sorted(folder.iterdir(), key=str) if folder.is_dir() else []
     except OSError as error:
         print(f"the table is without {folder}: {error.strerror}", file=sys.stderr)

@@ -315,8 +315,8 @@ def _not_readable(run: RunPath, error: Exception) -> RunError:
 
 def _not_writable(run: RunPath, error: Exception) -> RunError:
     return RunError(
-        f"run directory {shown(run)!r} cannot be written ({_one_line(error)}); mend its "
-        f"permissions, or use another --workdir"
+        f"run directory {shown(run)!r} cannot be written ({_one_line(error)}); use "
+        f"another --workdir"
     )
 
 

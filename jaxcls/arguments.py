@@ -1,6 +1,6 @@
 """What several commands share: CONFIG, --step, and their part in a job."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +14,25 @@ from jaxcls.errors import UserError
 from jaxcls.paths import RunPath, is_url, run_path
 
 ALONE = JobOptions()
+MOST_DIGITS = 18  # of a step's number
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Checks what no command takes, whatever the argument is for.
+
+    Raises:
+      UserError: an argument is empty, or holds a NUL character.
+    """
+    for number, argument in enumerate(arguments):
+        before = " ".join(arguments[:number][-2:])
+        if not argument:
+            raise UserError(
+                f"the argument after {before!r} is empty; give it a value, or leave the option out "
+                f"(is a variable of the shell not set?)"
+            )
+        if "\0" in argument:
+            raise UserError(f"{argument!r}: holds a NUL character, which nothing can be named by")
+
 
 ClassNames = Annotated[
     Path | None,
@@ -140,7 +159,7 @@ def read_step(text: str) -> int | Literal["latest", "best"]:
     """
     if text == "latest" or text == "best":
         return text
-    if text.isdecimal():
+    if text.isdecimal() and len(text) <= MOST_DIGITS:
         return int(text)
     raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")
 
@@ -152,4 +171,16 @@ def start_job(job: JobOptions, *, stops: bool = False, run: str | None = None) -
     directory of its training.
     """
     join(job, stops=stops)
+    require_devices()
     keep_compiled(run)
+
+
+def require_devices() -> None:
+    """Starts JAX's devices, before a command spends time on what needs them.
+
+    Raises:
+      UserError: as `all_devices`.
+    """
+    from jaxcls.parallel import all_devices
+
+    all_devices()

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -13,10 +14,12 @@ import tyro
 
 from jaxcls.arguments import (
     ALONE,
+    check_arguments,
     checked,
     is_config,
     read_config,
     read_step,
+    require_devices,
     resolved,
     start_job,
     take_config,
@@ -33,7 +36,7 @@ from jaxcls.cluster import (
 from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, mistake_behind
 from jaxcls.options import parse
 from jaxcls.output import protect_output, require_printed
 from jaxcls.paths import run_path
@@ -163,14 +166,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         status = _dispatch(arguments)
         if arguments and arguments[0] not in WORK_IS_ELSEWHERE:
             require_printed()
-    except UserError as error:
-        print(f"jaxcls: {error}", file=sys.stderr)
-        status = EXIT_USER_ERROR
-    except Exception:
-        if not joined():
+    except Exception as error:
+        if (mistake := mistake_behind(error)) is not None:
+            print(f"jaxcls: {mistake}", file=sys.stderr)
+            status = EXIT_USER_ERROR
+        elif not joined():
             raise
-        traceback.print_exc()
-        status = EXIT_FAILED
+        else:
+            traceback.print_exc()
+            status = EXIT_FAILED
     work_is_done(status)
     return leave(status)
 
@@ -186,6 +190,7 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(__version__)
         return 0
+    check_arguments(arguments)
     name, *rest = arguments
     if name not in COMMANDS:
         raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}\n\n{USAGE}")
@@ -264,6 +269,7 @@ def _predict(arguments: list[str]) -> int:
 def _export(arguments: list[str]) -> int:
     options = parse(Export, "jaxcls export", arguments)
     step = read_step(options.step)
+    require_devices()
     keep_compiled()
     from jaxcls.export import export_run
 
@@ -282,7 +288,10 @@ def _benchmark(arguments: list[str]) -> int:
     prog = "jaxcls benchmark CONFIG"
     _, config, rest = take_config(arguments, prog)
     options = parse(Benchmark, prog, rest, default=Benchmark(config=config))
+    if not options.seconds >= 0 or math.isinf(options.seconds):
+        raise UserError(f"--seconds: must be at least 0 and finite, got {options.seconds}")
     config = resolved(options.config)
+    require_devices()
     keep_compiled()
     from jaxcls.benchmark import benchmark, describe
 
@@ -309,6 +318,8 @@ def _compile(arguments: list[str]) -> int:
     if options.topology is not None:
         chip = chip_of(options.topology)
         prepare_environment()
+    require_devices()
+    if options.topology is not None:
         devices = devices_of(options.topology)
     import jax
 
@@ -353,7 +364,8 @@ def _data(arguments: list[str]) -> int:
     from jaxcls.data.sources import open_source
     from jaxcls.data.survey import describe, survey
 
-    found = survey(open_source(data, options.split or data.train_split), data, limit=options.limit)
+    split = data.train_split if options.split is None else options.split
+    found = survey(open_source(data, split), data, limit=options.limit)
     print(describe(found))
     if options.json:
         print(json.dumps(dataclasses.asdict(found)))

@@ -5,10 +5,10 @@ JAX keys them by program, options and versions; one that cannot be read is compi
 
 import logging
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxcls.caches import cache_dir, only_ours
 from jaxcls.paths import is_url, run_path
 
 MAX_BYTES = 4 << 30  # the longest unused go first
@@ -18,8 +18,7 @@ logger = logging.getLogger("jaxcls")
 
 def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
     """Where compiled programs of this user lie."""
-    home = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "jaxcls" / "compiled"
+    return cache_dir(environment) / "compiled"
 
 
 def keep_compiled(run: str | None = None) -> None:
@@ -42,11 +41,11 @@ def keep_compiled(run: str | None = None) -> None:
     folder = cache_folder()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = folder.stat()
+        ours = only_ours(folder)
     except OSError as error:
         logger.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
         return
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if not ours:
         logger.warning("compiled programs are not kept: others may write to %s", folder)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))

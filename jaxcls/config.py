@@ -121,7 +121,7 @@ class DataConfig:
     """tfds: feature that holds the label (None: found by the set's description)."""
     test_share: Share = 0.2
     """folder:PATH/CLASS/*: share of each class that belongs to the split test."""
-    split_seed: Index = 0
+    split_seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """folder: decides the order of the files, and with PATH/CLASS/* which are in the split test."""
     train_split: str = "train"
     """TFDS split syntax, for example train[:90%]."""
@@ -132,12 +132,12 @@ class DataConfig:
     repeats: Count = 1
     """Repeated augmentation: rows that each example of a batch has, each augmented by itself. An
     epoch then has that many times as many rows."""
-    image_size: Index = 224
+    image_size: Annotated[int, Range(0, 2**14)] = 224
     """Height and width that the network sees, in pixels (0: the size of the weights or network)."""
     stage_image_sizes: Annotated[tuple[Count, ...], MAY_BE_EMPTY] = ()
     """Height and width that the network sees in each stage of the training; they never fall, and
     the last is image_size (empty: image_size from the first step on)."""
-    canvas_size: Index = 256
+    canvas_size: Annotated[int, Range(0, 2**15)] = 256
     """Height and width of the canvas that holds a raw training image; larger ones shrink to it.
     About twice image_size keeps small crops sharp (0: twice image_size)."""
     crop_fraction: Share = 0.875
@@ -158,10 +158,10 @@ class DataConfig:
     """skip: share of a split's images that may be broken."""
     last_batch: Literal["drop", "straddle"] = "drop"
     """An epoch's last short batch: left out, or filled from the next epoch."""
-    num_workers: Annotated[Index, OPERATIONAL] = 0
+    num_workers: Annotated[int, Range(0, below=4097), OPERATIONAL] = 0
     """Processes that decode images; 0 decodes in threads of this process, which is best unless
     there are dozens of cores."""
-    num_threads: Annotated[Count, OPERATIONAL] = 4
+    num_threads: Annotated[int, Range(1, below=4097), OPERATIONAL] = 4
     """Threads that read and decode, in this process or in each worker. Each makes a whole batch,
     so memory holds as many, of batch_size x canvas_size x canvas_size x 3 bytes, shared among the
     processes of a run."""

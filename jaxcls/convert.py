@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxcls.arguments import ClassNames, WeightsEma, read_step
+from jaxcls.arguments import ClassNames, WeightsEma, read_step, require_devices
 from jaxcls.errors import UserError
 from jaxcls.options import parse
 
@@ -47,6 +47,7 @@ def convert(arguments: list[str]) -> int:
     from jaxcls.training.start import run_weights_info
 
     class_names = options.class_names and read_class_names(options.class_names)
+    require_devices()
     if kind_of_weights(options.weights) == "run":
         if options.model is not None or options.allow_missing or options.allow_unused:
             raise UserError(

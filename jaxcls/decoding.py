@@ -16,6 +16,9 @@ from typing import Annotated, Any, Literal
 
 from jaxcls.errors import UserError
 
+MAX_INT = 2**31 - 1
+MAX_FLOAT = 3.4028234e38  # of float32
+
 
 class ConfigError(UserError):
     """A config that cannot be used; the message names the field."""
@@ -28,6 +31,11 @@ class Range:
     low: float
     high: float = float("inf")
     below: float = float("inf")
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is a highest value."""
+        return min(self.high, self.below) < float("inf")
 
     def __contains__(self, value: float) -> bool:
         return self.low <= value <= self.high and value < self.below
@@ -198,10 +206,16 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, fi
         raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: must be finite, got {value!r}")
+    if isinstance(value, str) and "\0" in value:
+        raise ConfigError(f"{field}: {value!r} holds a NUL character, which no name has")
     if isinstance(bounds, Pattern) and not re.fullmatch(bounds.regex, str(value)):
         raise ConfigError(f"{field}: must look like {bounds.regex}, got {value!r}")
     if isinstance(bounds, Range) and typing.cast(float, value) not in bounds:
         raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
+    if isinstance(value, int | float) and not (isinstance(bounds, Range) and bounds.closed):
+        largest = MAX_INT if isinstance(value, int) else MAX_FLOAT  # what the devices count in
+        if abs(value) > largest:
+            raise ConfigError(f"{field}: must be at most {largest}, got {value!r}")
     return value
 
 

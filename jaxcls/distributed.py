@@ -12,7 +12,7 @@ from typing import Any
 from jax._src import distributed
 
 from jaxcls.cluster import JobError
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, mistake_behind
 
 WAIT_SECONDS = 3600  # longer than any save; the watchdog ends a job that is stuck sooner
 
@@ -81,13 +81,17 @@ def together() -> Iterator[None]:
       UserError: its own, or else that of the first process that has one.
     """
     mine: UserError | None = None
+    cause: Exception | None = None
     try:
         yield
-    except UserError as error:
-        mine = error
+    except Exception as error:
+        mine = mistake_behind(error)
+        if mine is None:
+            raise
+        cause = None if mine is error else error
     texts = exchange("" if mine is None else str(mine))
     if mine is not None:
-        raise mine
+        raise mine from cause
     for process, text in enumerate(texts):
         if text:
             raise JobError(f"process {process}: {text}")

@@ -18,6 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxcls.augment_config import mix_of
 from jaxcls.config import Config, ParallelConfig
 from jaxcls.decoding import ConfigError
+from jaxcls.distributed import num_processes
+from jaxcls.errors import UserError
 
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 MAX_FSDP_DEVICES = 16  # few dimensions of the networks are divisible by more
@@ -38,10 +40,11 @@ def make_mesh(
 
     Raises:
       ConfigError: parallel.fsdp_devices does not divide the devices, or is given without fsdp.
+      UserError: as `all_devices`.
     """
     parallel = parallel or ParallelConfig()
     if devices is None:
-        devices = jax.devices()
+        devices = all_devices()
         warn_of_idle_accelerator()
     shape = {DATA_AXIS: len(devices)}
     if parallel.state == "fsdp":
@@ -60,6 +63,33 @@ def make_mesh(
         axis_types=(AxisType.Auto,) * len(shape),
         devices=devices,
     )
+
+
+def all_devices() -> list[Any]:
+    """The devices of all processes, which JAX starts when it is first asked for them.
+
+    Raises:
+      UserError: JAX_PLATFORMS names what is not here, or the driver of a device refuses. Of several
+        processes, one whose driver refuses fails as any other that meets a fault.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        chosen, said = jax.config.jax_platforms, str(error).partition("\n")[0]
+        # JAX asserts it where CUDA is asked for and there is no GPU.
+        absent = isinstance(error, AssertionError) or "list of known backends" in said
+        if num_processes() > 1 and not absent:
+            raise
+        if chosen:
+            raise UserError(
+                f"JAX_PLATFORMS: JAX finds no devices for {chosen!r}"
+                f"{f' ({said})' if said else ''}; unset it to take what is here, set it to cpu, or "
+                f"install the extra that the devices need: {' or '.join(ACCELERATOR_FILES)}"
+            ) from error
+        raise UserError(
+            f"JAX cannot start the devices ({said}); mend what it names, or set JAX_PLATFORMS=cpu "
+            f"to do without them"
+        ) from error
 
 
 def largest_divisor(number: int, at_most: int) -> int:

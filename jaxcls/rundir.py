@@ -22,6 +22,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import jaxcls
@@ -29,7 +30,7 @@ from jaxcls.cluster import JobError
 from jaxcls.config import Config, changed_fields, decode, encode
 from jaxcls.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.distributed import exchange, is_first, together
-from jaxcls.errors import UserError
+from jaxcls.errors import UserError, shown
 from jaxcls.paths import RunPath, is_url, write_whole
 from jaxcls.pretrained.info import WeightsInfo
 from jaxcls.shell import command
@@ -129,11 +130,15 @@ def require_run(run: RunPath) -> RunPath:
     """
     if is_url(run):
         _require_readable(run)
-    if not run.is_dir():
-        raise _missing(run)
-    if not checkpoint_dir(run).is_dir():
-        how = command("train", "CONFIG")
-        raise RunError(f"run {str(run)!r} has no checkpoint; train it with: {how}")
+    try:
+        if not run.is_dir():
+            raise _missing(run)
+        if not checkpoint_dir(run).is_dir():
+            how = command("train", "CONFIG")
+            raise RunError(f"run {shown(run)!r} has no checkpoint; train it with: {how}")
+        next(iter(checkpoint_dir(run).iterdir()), None)
+    except OSError as error:
+        raise _not_readable(run, error) from error
     return run
 
 
@@ -149,10 +154,14 @@ def prepare_run(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str
     """
     changes = changes_of(run, info, allow_changes=allow_changes)
     if is_url(run):
-        _require_writable(run)
+        _require_writable_bucket(run)
         return changes
     try:
         checkpoint_dir(run).mkdir(parents=True, exist_ok=True)
+        for folder in (run, checkpoint_dir(run)):
+            _probe(folder)
+        if (log := Path(run, "log.txt")).is_file():  # it is written on, where others are replaced
+            log.open("a").close()
     except OSError as error:
         raise _not_writable(run, error) from error
     return changes
@@ -225,16 +234,20 @@ def _require_readable(run: RunPath) -> None:
     except FileNotFoundError:
         return  # the bucket or the folder
     except Exception as error:  # the network's, the credentials' and the server's errors
-        raise RunError(f"run {str(run)!r} cannot be read: {_one_line(error)}") from error
+        raise _not_readable(run, error) from error
 
 
-def _require_writable(run: RunPath) -> None:
-    """Writes to a bucket, reads that back, and deletes it, as checkpoints will be."""
-    probe = run / f".may-be-written.{secrets.token_hex(8)}"
+def _probe(folder: RunPath) -> None:
+    """Writes a file, reads it back, and deletes it, as checkpoints will be."""
+    probe = folder / f".may-be-written.{secrets.token_hex(8)}"
+    probe.write_text("may this folder be written?")
+    probe.read_text()
+    probe.unlink()
+
+
+def _require_writable_bucket(run: RunPath) -> None:
     try:
-        probe.write_text("may this bucket be written?")
-        probe.read_text()
-        probe.unlink()
+        _probe(run)
     except Exception as error:  # the network's, the credentials' and the server's errors
         missing = "no such bucket; " if isinstance(error, FileNotFoundError) else ""
         raise RunError(
@@ -342,9 +355,16 @@ def writing(run: RunPath) -> Iterator[None]:
         raise _not_writable(run, error) from error
 
 
+def _not_readable(run: RunPath, error: Exception) -> RunError:
+    return RunError(
+        f"run {shown(run)!r} cannot be read: {_one_line(error)}; mend that, or name another"
+    )
+
+
 def _not_writable(run: RunPath, error: Exception) -> RunError:
     return RunError(
-        f"run directory {str(run)!r} cannot be written ({_one_line(error)}); use another --workdir"
+        f"run directory {shown(run)!r} cannot be written ({_one_line(error)}); use "
+        f"another --workdir"
     )
 
 
@@ -357,10 +377,12 @@ def recorded_info(run: RunPath) -> RunInfo | None:
     if is_url(run):
         _require_readable(run)
     record = run / RECORD
-    if not record.is_file():
-        return None
     try:
+        if not record.is_file():
+            return None
         return RunInfo.from_json(json.loads(record.read_text()))
+    except OSError as error:
+        raise _not_readable(run, error) from error
     except ConfigError as error:
         raise RunError(f"{record}: {error}; use another --workdir") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -95,19 +95,22 @@ def summarize_all(folder: RunPath) -> Iterator[Summary]:
 
 
 def find_runs(folder: RunPath) -> Iterator[RunPath]:
-    """The folder itself if it is a run, or all runs below it."""
+    """The folder itself if it is a run, or all runs below it; tells of folders it cannot read.
+
+    Raises:
+      OSError: the folder itself cannot be read.
+    """
     if _is_run(folder):
         yield folder
         return
-    try:
-        inner_folders = sorted(folder.iterdir(), key=str) if folder.is_dir() else []
-    except OSError as error:
-        print(f"the table is without {folder}: {error.strerror}", file=sys.stderr)
-        return
-    for inner in inner_folders:
+    for inner in sorted(folder.iterdir(), key=str) if folder.is_dir() else []:
         linked = isinstance(inner, Path) and inner.is_symlink()  # it may lead back
-        if not inner.name.startswith(".") and not linked:
+        if inner.name.startswith(".") or linked:
+            continue
+        try:
             yield from find_runs(inner)
+        except OSError as error:
+            print(f"the table is without {inner}: {error.strerror}", file=sys.stderr)
 
 
 def _is_run(folder: RunPath) -> bool:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxcls.arguments import read_step, resolved, take_config
+from jaxcls.arguments import read_step, require_devices, resolved, take_config
 from jaxcls.augment_config import OpName
+from jaxcls.caches import settle_libraries
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
@@ -95,6 +96,7 @@ def show(arguments: list[str], *, usage: str) -> int:
             f"show: unknown picture {what!r}{nearest(what, PICTURES)} (known: {known}); "
             f"usage: jaxcls show WHAT CONFIG|RUN -o FILE"
         )
+    settle_libraries()
     return PICTURES[what](rest)
 
 
@@ -108,6 +110,7 @@ def _schedule(arguments: list[str]) -> int:
     from jaxcls.training.schedules import make_plan
 
     config = resolved(options.config)
+    require_devices()
     source = open_source(config.data, config.data.train_split)
     save_figure(plot_schedule(make_plan(config, len(source))), options.output)
     print(f"wrote {options.output}")
@@ -126,6 +129,7 @@ def _data(arguments: list[str]) -> int:
     from jaxcls.plots import plot_images, save_figure
 
     config = resolved(options.config)
+    require_devices()
     source = open_source(config.data, config.data.train_split)
     images, names = training_images(config, source, count=options.count)
     save_figure(plot_images(images, names), options.output)
@@ -145,6 +149,7 @@ def _augment(arguments: list[str]) -> int:
     from jaxcls.plots import plot_gallery, save_figure
 
     config = resolved(options.config)
+    require_devices()
     source = open_source(config.data, config.data.train_split)
     count = min(8, config.data.batch_size) if options.count is None else options.count
     if options.op is None:
@@ -169,6 +174,7 @@ def _run(arguments: list[str]) -> int:
         raise UserError("show run: give the directory of a run, or of several")
     if others:
         return _compare(options)
+    require_devices()
     classifier = ImageClassifier.from_run(run, step=step)
     metrics = _curves(run_path(run))
     confusion, title = _confusion(classifier, options)

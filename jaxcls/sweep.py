@@ -16,7 +16,7 @@ from typing import Annotated, Self
 import tyro
 
 from jaxcls.arguments import ALONE, checked, record_of, take_first
-from jaxcls.cluster import EXIT_FAILED, JobOptions
+from jaxcls.cluster import EXIT_FAILED, EXIT_USER_ERROR, JobOptions
 from jaxcls.config import Config, encode, load_sweep
 from jaxcls.differences import default_workdir, differences, short_names, value_text
 from jaxcls.errors import UserError
@@ -149,8 +149,13 @@ def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool
 def _train_all(
     variations: Sequence[Variation], finished: Sequence[bool], train_one: Sequence[str]
 ) -> int:
-    """Trains all that are not finished, by `train_one` and the number of each."""
-    failed = []
+    """Trains all that are not finished, by `train_one` and the number of each.
+
+    Returns:
+      0, or of failures 1; but 2 where each of all variations ended so, as when none finds a device:
+      then the same command is of no use.
+    """
+    failed, mistakes = [], 0
     with OneChild() as child:
         for number, (variation, done) in enumerate(zip(variations, finished, strict=True)):
             place = f"[{number + 1}/{len(variations)}] {variation.name}"
@@ -166,6 +171,7 @@ def _train_all(
                     file=sys.stderr,
                 )
                 return EXIT_STOPPED
+            mistakes += status == EXIT_USER_ERROR
             if status:
                 failed.append(f"{variation.name} ({_status_text(status)})")
     if failed:
@@ -174,7 +180,7 @@ def _train_all(
             f"command tries them again",
             file=sys.stderr,
         )
-        return EXIT_FAILED
+        return EXIT_USER_ERROR if mistakes == len(variations) else EXIT_FAILED
     print("all variations are finished; compare them with:")
     print(f"  {command('runs', path_word(variations[0].workdir.rpartition('/')[0]))}")
     return 0

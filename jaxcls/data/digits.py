@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from jaxcls.caches import cache_dir, cache_dirs
 from jaxcls.data.disk import disk_is_full
-from jaxcls.data.records import cache_dir
 from jaxcls.errors import DataError
 from jaxcls.paths import local_path
 
@@ -73,7 +73,7 @@ def prepare(data_dir: Path) -> Path:
     Raises:
       OSError: data_dir cannot be written.
     """
-    final = data_dir / "digits" / str(Digits.VERSION)
+    final = _folder_in(data_dir)
     if final.exists():
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -89,13 +89,28 @@ def prepare(data_dir: Path) -> Path:
     return final
 
 
+def _there(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except OSError:
+        return False
+
+
+def _folder_in(data_dir: Path) -> Path:
+    return data_dir / "digits" / str(Digits.VERSION)
+
+
 def prepared_digits(data_dir: str | None) -> Path:
     """The folder of the digits in data_dir (None: the user's cache), prepared if need be.
 
     Raises:
       DataError: the folder cannot be written, or the disk is full.
     """
-    root = local_path(data_dir) if data_dir else cache_dir()
+    if data_dir:
+        root = local_path(data_dir)
+    else:  # they may lie where nothing can be written any more
+        there = (folder for folder in cache_dirs() if _there(_folder_in(folder)))
+        root = next(there, None) or cache_dir()
     try:
         return prepare(root)
     except Exception as error:  # ArrayRecord's writer raises RuntimeErrors

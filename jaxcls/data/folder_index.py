@@ -8,8 +8,8 @@ import os
 import time
 from pathlib import Path
 
+from jaxcls.caches import cache_dir
 from jaxcls.data.decode import is_image_name
-from jaxcls.data.records import cache_dir
 from jaxcls.errors import DataError
 
 _SETTLED_NS = 2_000_000_000  # a folder changed more recently may change again within its clock tick

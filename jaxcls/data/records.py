@@ -2,9 +2,7 @@
 
 import abc
 import dataclasses
-import os
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
@@ -76,8 +74,3 @@ class Source(abc.ABC):
         Raises:
           DataError: the record cannot be read, or its label is no class number.
         """
-
-
-def cache_dir() -> Path:
-    """The user's folder for what jaxcls makes itself and can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxcls"

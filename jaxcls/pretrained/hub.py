@@ -8,6 +8,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+from jaxcls.caches import settle_libraries
 from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.presets import Preset
 
@@ -48,6 +49,7 @@ def _installed(preset: Preset) -> Path:
 
 
 def _from_hub(preset: Preset, repository: str) -> Path:
+    settle_libraries()
     import huggingface_hub
 
     cached = huggingface_hub.try_to_load_from_cache(repository, preset.file)

@@ -8,6 +8,7 @@ import optax
 
 from jaxcls.config import Config, ScheduleConfig
 from jaxcls.data.order import steps_per_epoch
+from jaxcls.decoding import MAX_INT, ConfigError
 from jaxcls.stages import stage_ends
 
 
@@ -29,9 +30,18 @@ class Plan:
 
 
 def make_plan(config: Config, num_examples: int) -> Plan:
-    """The plan of a training on `num_examples` examples."""
+    """The plan of a training on `num_examples` examples.
+
+    Raises:
+      UserError: an epoch has no batch, or there are more steps than the devices can count.
+    """
     epoch = steps_per_epoch(num_examples, config.data)
     num_steps = config.num_steps or max(1, round((config.num_epochs or 0) * epoch))
+    if num_steps > MAX_INT:
+        raise ConfigError(
+            f"num_epochs: {config.num_epochs:g} epochs are {num_steps:g} steps, and at most "
+            f"{MAX_INT} can be counted"
+        )
     schedule = make_schedule(
         config.schedule,
         learning_rate=config.optimizer.learning_rate,

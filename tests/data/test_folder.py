@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jaxcls.caches import cache_dir
 from jaxcls.config import DataConfig
 from jaxcls.data import folder_index
 from jaxcls.data.decode import decode_image
 from jaxcls.data.folder import open_folder
 from jaxcls.data.folder_index import read_index
-from jaxcls.data.records import cache_dir
 from jaxcls.data.sources import open_source
 from jaxcls.errors import DataError
 

@@ -35,6 +35,7 @@ from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
+from jaxcls.names import printable
 
 USAGE = """\
 usage: jaxcls COMMAND ...
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = _dispatch(arguments)
     except UserError as error:
-        print(f"jaxcls: {error}", file=sys.stderr)
+        print(f"jaxcls: {printable(str(error))}", file=sys.stderr)
         status = EXIT_USER_ERROR
     except Exception:
         if not joined():
@@ -255,7 +256,7 @@ def _export(arguments: list[str]) -> int:
     from jaxcls.export import export_run
 
     step = export_run(options.run, options.output, step=step, platforms=options.platforms)
-    print(f"wrote {options.output}: step {step}, for {', '.join(options.platforms)}")
+    print(f"wrote {printable(options.output)}: step {step}, for {', '.join(options.platforms)}")
     return 0
 
 

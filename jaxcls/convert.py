@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from jaxcls.errors import UserError
+from jaxcls.names import printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,9 @@ def convert(arguments: list[str]) -> int:
     """Runs `jaxcls convert WEIGHTS …`; returns the exit status."""
     options = tyro.cli(Convert, prog="jaxcls convert", args=arguments)
     if options.output.suffix != ".safetensors":
-        raise UserError(f"--output: the file is safetensors; call it so, got {options.output}")
+        raise UserError(
+            f"--output: the file is safetensors; call it so, got {printable(options.output)}"
+        )
     from jaxcls.arguments import read_step
     from jaxcls.models.registry import model_spec
     from jaxcls.pretrained.importing import import_variables
@@ -57,5 +60,5 @@ def convert(arguments: list[str]) -> int:
         )
     write_weights(options.output, variables, info)
     print(report)
-    print(f"wrote {options.output}: {info.model}, {info.image_size} px")
+    print(f"wrote {printable(options.output)}: {info.model}, {info.image_size} px")
     return 0

@@ -11,6 +11,7 @@ import tyro
 from jaxcls.arguments import ALONE, checked_data, parse, read_step, start_job, take_first
 from jaxcls.cluster import JobOptions
 from jaxcls.config import DataConfig
+from jaxcls.names import printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,7 @@ def evaluate(arguments: list[str]) -> int:
     if evaluation is not None and options.predictions is not None:
         with whole_file(options.predictions) as file:
             evaluation.write_predictions(file)
-        print(f"wrote {options.predictions}")
+        print(f"wrote {printable(options.predictions)}")
     if options.json:
         print(json.dumps(report))
     return 0

@@ -8,6 +8,7 @@ import fsspec.config
 from etils import epath
 
 from jaxcls.errors import UserError
+from jaxcls.names import require_text
 
 type RunPath = Path | epath.Path  # the second in a bucket
 
@@ -21,9 +22,17 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
     """A run's path, for reading and writing; looks at neither disk nor network.
 
     Raises:
-      UserError: a URL that is none of a bucket where runs can lie, or the extra for it is missing.
+      UserError: a name that is not UTF-8 or has a backslash, a URL that is none of a bucket where
+        runs can lie, or the extra for it is missing.
     """
     text = os.fspath(path)
+    whole = text if is_url(text) else os.path.abspath(text)  # by which checkpoints are written
+    require_text(whole, what="run")
+    if "\\" in whole:
+        raise UserError(
+            f"run '{whole}': TensorStore, which writes the checkpoints, takes a backslash for a "
+            f"slash; take another name"
+        )
     if not is_url(text):
         return Path(text)
     if text.startswith("s3://"):

@@ -227,7 +227,7 @@ class QuietReporter:
 
 def _log_to(path: Path) -> logging.Handler:
     """A handler that also gets the warnings, which belong to the run's log, too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     logger.addHandler(handler)
     return handler

@@ -14,6 +14,7 @@ from jaxcls.augment_config import OpName
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
+from jaxcls.names import printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +109,7 @@ def _schedule(arguments: list[str]) -> int:
     config = resolved(options.config)
     source = open_source(config.data, config.data.train_split)
     save_figure(plot_schedule(make_plan(config, len(source))), options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 
@@ -127,7 +128,7 @@ def _data(arguments: list[str]) -> int:
     source = open_source(config.data, config.data.train_split)
     images, names = training_images(config, source, count=options.count)
     save_figure(plot_images(images, names), options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 
@@ -150,7 +151,7 @@ def _augment(arguments: list[str]) -> int:
     else:
         rows = sweep_rows(config, source, op=options.op, step=options.step, count=count)
     save_figure(plot_gallery(rows), options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 
@@ -174,7 +175,7 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"show run: there is nothing to draw of {run!r}")
     figure = plot_run(metrics, confusion, classifier.class_names, title=title)
     save_figure(figure, options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 
@@ -200,7 +201,7 @@ def _compare(options: ShowRun) -> int:
     if not curves:
         raise UserError("show run: there is nothing to draw of these runs")
     save_figure(plot_comparison(curves), options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 

@@ -17,6 +17,7 @@ from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.keys import random_key
 from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.names import composed
 from jaxcls.parallel import copy_to_all, make_mesh
 from jaxcls.paths import local_path, run_path
 from jaxcls.pretrained.class_names import classes_of, with_class_names
@@ -232,40 +233,50 @@ class ImageClassifier:
         data = dataclasses.replace(self.config.data, max_pixels=max_pixels)
         return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
 
-    def predict(self, images: Images, *, batch_size: int = 32) -> np.ndarray:
+    def predict(
+        self, images: Images, *, batch_size: int = 32, broken: dict[int, str] | None = None
+    ) -> np.ndarray:
         """Probabilities of every class.
 
         Args:
           images: uint8 [N, height, width, 3], or a sequence of uint8 [height, width, 3] of any
             sizes, or of paths of image files. Grey images may lack the last axis, or have 1 there.
           batch_size: images that go to the device at once, at most.
+          broken: if given, a file that cannot be read or decoded does not end the prediction: this
+            gets its place in `images` and what is wrong with it, and its row is not a number.
 
         Returns:
           float32 [N, classes]; each row sums to 1, or with the sigmoid loss each entry stands for
           itself.
 
         Raises:
-          UserError: an image cannot be read, and the message names it; or the network has no
-            classifier.
+          UserError: without `broken`, an image cannot be read, and the message names it; or the
+            network has no classifier.
         """
         self._require_classifier()
-        logits = self._apply(images, _jitted_logits, batch_size, width=len(self.class_names))
+        logits = self._apply(
+            images, _jitted_logits, batch_size, width=len(self.class_names), broken=broken
+        )
         return np.asarray(probabilities_of(jnp.asarray(logits), loss=self.config.loss.name))
 
-    def features(self, images: Images, *, batch_size: int = 32) -> np.ndarray:
+    def features(
+        self, images: Images, *, batch_size: int = 32, broken: dict[int, str] | None = None
+    ) -> np.ndarray:
         """The pooled features that the classifier sees.
 
         Args:
           images: as for `predict`.
           batch_size: images that go to the device at once, at most.
+          broken: as for `predict`.
 
         Returns:
           float32 [N, features].
 
         Raises:
-          UserError: an image cannot be read; the message names it.
+          UserError: without `broken`, an image cannot be read; the message names it.
         """
-        return self._apply(images, _jitted_features, batch_size, width=self.model.spec.head_filters)
+        width = self.model.spec.head_filters
+        return self._apply(images, _jitted_features, batch_size, width=width, broken=broken)
 
     def evaluate(
         self, data: DataConfig | None = None, *, split: str | None = None
@@ -408,8 +419,9 @@ class ImageClassifier:
         batch_size: int,
         *,
         width: int,
+        broken: dict[int, str] | None,
     ) -> np.ndarray:
-        """Maps images batch by batch; float32 [N, width]."""
+        """Maps images batch by batch; float32 [N, width], not a number where one is broken."""
         if batch_size < 1:
             raise UserError(f"batch_size: must be at least 1, got {batch_size}")
         if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim != 4):
@@ -418,18 +430,40 @@ class ImageClassifier:
                 "image in a list"
             )
         size = min(batch_size, len(images))
-        rows = [np.zeros((0, width), np.float32)]
+        rows = np.full((len(images), width), np.nan, np.float32)
         for start in range(0, len(images), batch_size):
-            chunk = [self._prepare(image) for image in images[start : start + batch_size]]
-            padding = [np.zeros_like(chunk[0])] * (size - len(chunk))  # one shape, one compile
-            batch = jnp.asarray(np.stack(chunk + padding))
-            rows.append(np.asarray(function(self.model, self.variables, batch))[: len(chunk)])
-        return np.concatenate(rows)
+            chunk: dict[int, np.ndarray] = {}
+            for index in range(start, min(start + batch_size, len(images))):
+                image = self._read(images[index], index, broken)
+                if image is not None:
+                    chunk[index] = self._prepare(image)
+            if not chunk:
+                continue
+            prepared = list(chunk.values())
+            padding = [np.zeros_like(prepared[0])] * (size - len(chunk))  # one shape, one compile
+            batch = jnp.asarray(np.stack(prepared + padding))
+            result = np.asarray(function(self.model, self.variables, batch))
+            rows[list(chunk)] = result[: len(chunk)]
+        return rows
 
-    def _prepare(self, image: Image) -> np.ndarray:
+    def _read(self, image: Image, index: int, broken: dict[int, str] | None) -> np.ndarray | None:
+        """An image's pixels; None if its file cannot be read, which `broken` then notes.
+
+        Raises:
+          UserError: it cannot be read, and there is nothing to note it in.
+        """
+        if isinstance(image, np.ndarray):
+            return image
+        try:
+            return read_image(local_path(image), self.config.data)
+        except UserError as error:
+            if broken is None:
+                raise
+            broken[index] = str(error)
+            return None
+
+    def _prepare(self, image: np.ndarray) -> np.ndarray:
         data = self.config.data
-        if isinstance(image, str | Path):
-            image = read_image(local_path(image), data)
         shape = list(image.shape)
         if image.ndim == 2:
             image = image[:, :, None]
@@ -486,11 +520,14 @@ def class_names_for(names: tuple[str, ...] | None, num_classes: int) -> tuple[st
 def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
     """Our number of each of their classes; those that we do not have get numbers after ours.
 
-    ImageNet's classes may go by their names or their WordNet ids.
+    ImageNet's classes may go by their names or their WordNet ids. In what form Unicode's characters
+    are stored does not matter.
     """
     aliases = other_imagenet_names(tuple(ours)) or ()
-    numbers = {name: number for known in (aliases, ours) for number, name in enumerate(known)}
-    return [numbers.get(name, len(ours) + index) for index, name in enumerate(theirs)]
+    numbers = {
+        composed(name): number for known in (aliases, ours) for number, name in enumerate(known)
+    }
+    return [numbers.get(composed(name), len(ours) + index) for index, name in enumerate(theirs)]
 
 
 def read_image(path: Path, data: DataConfig | None = None) -> np.ndarray:

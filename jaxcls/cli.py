@@ -37,6 +37,7 @@ from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError, mistake_behind
+from jaxcls.names import printable
 from jaxcls.options import parse
 from jaxcls.output import protect_output, require_printed
 from jaxcls.paths import run_path
@@ -168,7 +169,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             require_printed()
     except Exception as error:
         if (mistake := mistake_behind(error)) is not None:
-            print(f"jaxcls: {mistake}", file=sys.stderr)
+            print(f"jaxcls: {printable(str(mistake))}", file=sys.stderr)
             status = EXIT_USER_ERROR
         elif not joined():
             raise
@@ -274,7 +275,7 @@ def _export(arguments: list[str]) -> int:
     from jaxcls.export import export_run
 
     step = export_run(options.run, options.output, step=step, platforms=options.platforms)
-    print(f"wrote {options.output}: step {step}, for {', '.join(options.platforms)}")
+    print(f"wrote {printable(options.output)}: step {step}, for {', '.join(options.platforms)}")
     return 0
 
 

@@ -123,6 +123,9 @@ class DataConfig:
     """folder:PATH/CLASS/*: share of each class that belongs to the split test."""
     split_seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """folder: decides the order of the files, and with PATH/CLASS/* which are in the split test."""
+    folder_index: Annotated[Literal["rebuild", "reuse"], OPERATIONAL] = "rebuild"
+    """folder: list its files at every start, or reuse the list that was made last, which may be out
+    of date (for millions of files on a slow network disk)."""
     train_split: str = "train"
     """TFDS split syntax, for example train[:90%]."""
     eval_split: str = "test"

@@ -8,6 +8,7 @@ import tyro
 
 from jaxcls.arguments import ClassNames, WeightsEma, read_step, require_devices
 from jaxcls.errors import UserError
+from jaxcls.names import printable
 from jaxcls.options import parse
 
 
@@ -37,7 +38,9 @@ def convert(arguments: list[str]) -> int:
     """Runs `jaxcls convert WEIGHTS …`; returns the exit status."""
     options = parse(Convert, "jaxcls convert", arguments)
     if options.output.suffix != ".safetensors":
-        raise UserError(f"--output: the file is safetensors; call it so, got {options.output}")
+        raise UserError(
+            f"--output: the file is safetensors; call it so, got {printable(options.output)}"
+        )
     from jaxcls.models.registry import model_spec
     from jaxcls.pretrained.class_names import classes_of, read_class_names, with_class_names
     from jaxcls.pretrained.importing import import_variables
@@ -80,5 +83,5 @@ def convert(arguments: list[str]) -> int:
             info = dataclasses.replace(info, class_names=None)
     write_weights(options.output, variables, info)
     print(report)
-    print(f"wrote {options.output}: {info.model}, {info.image_size} px")
+    print(f"wrote {printable(options.output)}: {info.model}, {info.image_size} px")
     return 0

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from jaxcls.errors import UserError
+from jaxcls.names import is_text, printable
 
 MAX_INT = 2**31 - 1
 MAX_FLOAT = 3.4028234e38  # of float32
@@ -204,6 +205,11 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, fi
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
         raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
+    if isinstance(value, str) and not is_text(value):
+        raise ConfigError(
+            f"{field}: '{printable(value)}' is not UTF-8; rename what has this name, or name it "
+            f"by a link"
+        )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: must be finite, got {value!r}")
     if isinstance(value, str) and "\0" in value:

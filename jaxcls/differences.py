@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxcls.config import Config, changed_fields
 from jaxcls.decoding import encode_fields, flatten, leaves
+from jaxcls.names import printable
 
 LONGEST_NAME = 100  # of a folder, in characters; file systems take 255 bytes
 
@@ -76,7 +77,7 @@ def default_workdir(path: str | Path, pairs: Iterable[tuple[Config, Config]]) ->
         for written, config in pairs
         for field, (_, after) in changed_fields(written, config).items()
     }
-    return str(Path("runs") / folder_name(Path(path).stem, changes))
+    return str(Path("runs") / folder_name(printable(Path(path).stem).replace("\\", "_"), changes))
 
 
 def folder_name(stem: str, changes: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from jaxcls.arguments import (
 )
 from jaxcls.cluster import JobOptions
 from jaxcls.config import DataConfig
+from jaxcls.names import printable
 from jaxcls.options import parse
 
 
@@ -88,7 +89,7 @@ def evaluate(arguments: list[str]) -> int:
     if evaluation is not None and options.predictions is not None:
         with whole_file(options.predictions) as file:
             evaluation.write_predictions(file)
-        print(f"wrote {options.predictions}")
+        print(f"wrote {printable(options.predictions)}")
     if options.json:
         print(json.dumps(report))
     return 0

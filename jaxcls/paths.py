@@ -10,6 +10,7 @@ import fsspec.config
 from etils import epath
 
 from jaxcls.errors import UserError
+from jaxcls.names import require_text
 
 type RunPath = Path | epath.Path  # the second in a bucket
 
@@ -49,12 +50,19 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
     """A run's path, for reading and writing; `~` is the home folder. Does not look for the run.
 
     Raises:
-      UserError: no path, a URL that is none of a bucket where runs can lie, or the extra for it is
-        missing; or as `expand_home`.
+      UserError: no path, a name that is not UTF-8 or has a backslash, a URL that is none of a
+        bucket where runs can lie, or the extra for it is missing; or as `expand_home`.
     """
     text = os.fspath(path)
     if not text:
         raise UserError("run '': expected a folder or gs://BUCKET/FOLDER, got an empty name")
+    whole = text if is_url(text) else os.path.abspath(text)  # by which checkpoints are written
+    require_text(whole, what="run")
+    if "\\" in whole:
+        raise UserError(
+            f"run '{whole}': TensorStore, which writes the checkpoints, takes a backslash for a "
+            f"slash; take another name"
+        )
     if not is_url(text):
         return local_path(text)
     if text.startswith("s3://"):

@@ -8,20 +8,19 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
 from jaxcls.arguments import ALONE, ClassNames, WeightsEma, read_step, start_job
 from jaxcls.cluster import JobOptions
 from jaxcls.errors import UserError
+from jaxcls.names import printable
 from jaxcls.options import parse
 from jaxcls.paths import expand_home
 
 if TYPE_CHECKING:
     from jaxcls.classifier import Guess
-
-type Guesses = list[list["Guess"]]  # for each image, best first
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,8 @@ class Predict:
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Directory of a run, name of a preset, or a weights file."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
-    """Image files, folders of images, or patterns such as 'photos/*.jpg'."""
+    """Image files, folders of images, or patterns such as 'photos/*.jpg'. Folders are listed as for
+    training; a file that is named is taken whatever its name."""
     step: str = "latest"
     """Of a run: latest, best (by top-1 during training) or a step's number."""
     top: int = 5
@@ -46,7 +46,11 @@ class Predict:
 
 
 def predict(arguments: list[str]) -> int:
-    """Runs `jaxcls predict MODEL IMAGE …`; returns the exit status."""
+    """Runs `jaxcls predict MODEL IMAGE …`; returns the exit status.
+
+    Raises:
+      UserError: at the end, if images could not be read; the others are printed.
+    """
     options = parse(Predict, "jaxcls predict", arguments)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
@@ -54,7 +58,7 @@ def predict(arguments: list[str]) -> int:
         raise UserError(f"--max-pixels: must be at least 1, got {options.max_pixels}")
     from jaxcls.pretrained.class_names import read_class_names
 
-    step, paths = read_step(options.step), _image_paths(options.images)
+    step, found = read_step(options.step), _find_images(options.images)
     names = options.class_names and read_class_names(options.class_names)
     start_job(options.job)
     from jaxcls.classifier import ImageClassifier
@@ -63,63 +67,134 @@ def predict(arguments: list[str]) -> int:
     classifier = ImageClassifier.load(options.model, step=step, ema=options.ema, class_names=names)
     if options.max_pixels is not None:
         classifier = classifier.with_max_pixels(options.max_pixels)
-    guesses = classifier.rank(classifier.predict(paths), top=options.top)
+    broken: dict[int, str] = {}
+    probabilities = classifier.predict(found.paths, broken=broken)
+    good = [index for index in range(len(found.paths)) if index not in broken]
+    ranked = dict(zip(good, classifier.rank(probabilities[good], top=options.top), strict=True))
+    predictions = [
+        Prediction(path, ranked.get(index, []), broken.get(index))
+        for index, path in enumerate(found.paths)
+    ]
     if is_first():
-        PRINTERS[options.format](paths, guesses)
+        PRINTERS[options.format](predictions)
+    problems = [*found.unreadable, *broken.values()]
+    if problems:
+        raise UserError(
+            f"{len(broken):,} of {len(found.paths):,} images could not be read"
+            + (f", and {len(found.unreadable):,} folders or links" if found.unreadable else "")
+            + "".join(f"\n  {problem}" for problem in problems)
+        )
     return 0
 
 
-def _image_paths(patterns: Sequence[str]) -> list[str]:
-    """Files, the image files in folders, and what patterns match, in a stable order.
+class Prediction(NamedTuple):
+    """The classes of an image, best first; or none, and why it could not be read."""
+
+    path: str
+    guesses: "list[Guess]"
+    error: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    """Paths of images, in a stable order, and what cannot be read where they were looked for."""
+
+    paths: list[str]
+    unreadable: list[str]
+
+
+def _find_images(patterns: Sequence[str]) -> _Found:
+    """Files, the image files in folders, and the files that patterns match.
+
+    A file that is named is taken whatever its name; folders are listed as for training, and what
+    is left out of them is said on stderr.
 
     Raises:
       UserError: there are none, or one of them matches nothing.
     """
-    from jaxcls.data.decode import is_image_name
-
     if not patterns:
         raise UserError("give image files, folders or patterns after the model")
-    paths: list[str] = []
+    found = _Found([], [])
     for pattern in map(expand_home, patterns):
         if os.path.isdir(pattern):
-            files = sorted(Path(pattern).rglob("*"))
-            found = [str(file) for file in files if is_image_name(file.name) and file.is_file()]
-        elif os.path.exists(pattern):
-            found = [pattern]
+            _add_folder(pattern, found)
+        elif os.path.lexists(pattern):
+            found.paths.append(pattern)
         else:
-            found = sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
-        if not found:
-            raise UserError(f"image {pattern!r}: no such file, folder of images or pattern")
-        paths += found
-    return paths
+            matches = _matches(pattern)
+            if not matches:
+                raise UserError(f"image {pattern!r}: no such file, folder of images or pattern")
+            found.paths.extend(matches)
+    return found
 
 
-def _print_table(paths: list[str], guesses: Guesses) -> None:
-    width = max(len("image"), *map(len, paths))
-    names = max(len("class"), *(len(guess.name) for best in guesses for guess in best))
+def _add_folder(folder: str, found: _Found) -> None:
+    from jaxcls.data.listing import describe_left_out, list_images
+
+    listing = list_images(Path(folder))
+    left_out = describe_left_out(listing.left_out)
+    unreadable = [
+        f"{os.path.join(folder, path)!r} cannot be read: {reason}"
+        for path, reason in listing.unreadable.items()
+    ]
+    if not listing.files:
+        why = "; ".join([*unreadable, *([f"left out are {left_out}"] if left_out else [])])
+        raise UserError(
+            f"image {folder!r}: there is no image in this folder" + (f" ({why})" if why else "")
+        )
+    if left_out:
+        print(f"{printable(folder)}: left out are {left_out}", file=sys.stderr)
+    found.paths.extend(os.path.join(folder, file) for file in listing.files)
+    found.unreadable.extend(unreadable)
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a pattern matches, sorted; each once, though links lead to it by many ways.
+
+    Below a folder that `**` stands for, what a listing hides is hidden here.
+    """
+    from jaxcls.data.listing import is_hidden
+
+    literal = set(Path(pattern).parts)
+    files: dict[str, str] = {}
+    matched = sorted(glob.glob(pattern, recursive=True), key=lambda path: (path.count("/"), path))
+    for path in matched:
+        if any(is_hidden(part) and part not in literal for part in Path(path).parts[:-1]):
+            continue
+        if os.path.isfile(path):
+            folder, name = os.path.split(path)
+            files.setdefault(os.path.join(os.path.realpath(folder), name), path)
+    return sorted(files.values())
+
+
+def _print_table(predictions: Sequence[Prediction]) -> None:
+    shown = [(printable(path), guesses) for path, guesses, error in predictions if error is None]
+    width = max(len("image"), *(len(path) for path, _ in shown), 0)
+    names = max(len("class"), *(len(guess.name) for _, best in shown for guess in best), 0)
     print(f"{'image':{width}}  {'class':{names}}  probability")
-    for path, best in zip(paths, guesses, strict=True):
+    for path, best in shown:
         for rank, (_, name, probability) in enumerate(best):
             print(f"{'' if rank else path:{width}}  {name:{names}}  {probability:10.2%}")
 
 
-def _print_json(paths: list[str], guesses: Guesses) -> None:
+def _print_json(predictions: Sequence[Prediction]) -> None:
     entries = [
         {"image": path, "classes": [guess._asdict() for guess in best]}
-        for path, best in zip(paths, guesses, strict=True)
+        | ({} if error is None else {"error": error})
+        for path, best, error in predictions
     ]
     print(json.dumps(entries))
 
 
-def _print_csv(paths: list[str], guesses: Guesses) -> None:
+def _print_csv(predictions: Sequence[Prediction]) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(["image", "rank", "id", "class", "probability"])
-    for path, best in zip(paths, guesses, strict=True):
+    for path, best, _ in predictions:
         for rank, (index, name, probability) in enumerate(best, start=1):
-            writer.writerow([path, rank, index, name, f"{probability:.6f}"])
+            writer.writerow([printable(path), rank, index, name, f"{probability:.6f}"])
 
 
-PRINTERS: dict[str, Callable[[list[str], Guesses], None]] = {
+PRINTERS: dict[str, Callable[[Sequence[Prediction]], None]] = {
     "table": _print_table,
     "json": _print_json,
     "csv": _print_csv,

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from jaxcls.config import Config
 from jaxcls.decoding import encode_fields, flatten
+from jaxcls.names import printable
 from jaxcls.output import dropped, lasting, may_draw
 from jaxcls.paths import RunPath
 from jaxcls.rundir import RunError, TakenOverError
@@ -91,7 +92,7 @@ class Reporter:
 
     def _begin_trackers(self, config: Config, *, start_step: int) -> list[Background]:
         hyperparameters = {
-            name: value if isinstance(value, bool | int | float) else _shown(str(value))
+            name: value if isinstance(value, bool | int | float) else printable(str(value))
             for name, value in flatten(encode_fields(config)).items()
         }
 
@@ -281,11 +282,6 @@ class _LogFile(logging.FileHandler):
 
 def _to_stderr(text: str) -> None:
     print(text, file=lasting(sys.stderr), flush=True)
-
-
-def _shown(text: str) -> str:
-    """The text without what is none, such as half of a file's name that is not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _record(text: str) -> logging.LogRecord:

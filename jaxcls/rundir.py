@@ -31,6 +31,7 @@ from jaxcls.config import Config, changed_fields, decode, encode
 from jaxcls.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.distributed import exchange, is_first, together
 from jaxcls.errors import UserError, shown
+from jaxcls.names import composed, printable
 from jaxcls.paths import RunPath, is_url, write_whole
 from jaxcls.pretrained.info import WeightsInfo
 from jaxcls.shell import command
@@ -93,7 +94,7 @@ class RunInfo:
 
     @classmethod
     def from_json(cls, values: Any) -> "RunInfo":
-        config, class_names = decode(values["config"]), tuple(values["class_names"])
+        config, class_names = decode(values["config"]), tuple(map(printable, values["class_names"]))
         weights = values.get("weights")
         return cls(
             config=config,
@@ -184,7 +185,7 @@ def changes_of(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str]
         ]
         if old.data is not None and old.data != info.data:
             changes.append(f"training data: {old.data!r} -> {info.data!r}")
-        if old.class_names != info.class_names:
+        if list(map(composed, old.class_names)) != list(map(composed, info.class_names)):
             changes.append("class names of the data")
         if changes and not allow_changes:
             raise RunError(

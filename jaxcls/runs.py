@@ -17,6 +17,7 @@ from jaxcls.claim import fate, last_writer
 from jaxcls.config import Config
 from jaxcls.differences import differences, short_names, value_text
 from jaxcls.errors import UserError
+from jaxcls.names import printable
 from jaxcls.options import parse
 from jaxcls.paths import RunPath, is_url, run_path
 from jaxcls.reporting import metric_columns, read_metrics
@@ -89,7 +90,7 @@ def summarize_all(folder: RunPath) -> Iterator[Summary]:
     for run in find_runs(folder):
         name = str(run)[len(str(folder)) :].strip("/") or run.name
         try:
-            yield summarize(run, name=name)
+            yield summarize(run, name=printable(name))
         except (RunError, OSError, ValueError, csv.Error) as error:
             print(f"the table is without {run}: {error}", file=sys.stderr)
 
@@ -213,7 +214,7 @@ def _print_differences(folder: str, names: tuple[str, str], *, as_json: bool) ->
     different = differences([recorded_config(run) for run in runs])
     if different:
         rows = [[field, *map(value_text, values)] for field, values in different.items()]
-        print(table([["field", *names], *rows]))
+        print(table([["field", *map(printable, names)], *rows]))
     else:
         print("the two runs have the same config")
     if as_json:

@@ -15,6 +15,7 @@ from jaxcls.caches import settle_libraries
 from jaxcls.config import Config
 from jaxcls.decoding import nearest
 from jaxcls.errors import UserError
+from jaxcls.names import printable
 from jaxcls.options import parse
 from jaxcls.shell import command, path_word
 
@@ -113,7 +114,7 @@ def _schedule(arguments: list[str]) -> int:
     require_devices()
     source = open_source(config.data, config.data.train_split)
     save_figure(plot_schedule(make_plan(config, len(source))), options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 
@@ -133,7 +134,7 @@ def _data(arguments: list[str]) -> int:
     source = open_source(config.data, config.data.train_split)
     images, names = training_images(config, source, count=options.count)
     save_figure(plot_images(images, names), options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 
@@ -157,7 +158,7 @@ def _augment(arguments: list[str]) -> int:
     else:
         rows = sweep_rows(config, source, op=options.op, step=options.step, count=count)
     save_figure(plot_gallery(rows), options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 
@@ -182,7 +183,7 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"show run: there is nothing to draw of {run!r}")
     figure = plot_run(metrics, confusion, classifier.class_names, title=title)
     save_figure(figure, options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 
@@ -208,7 +209,7 @@ def _compare(options: ShowRun) -> int:
     if not curves:
         raise UserError("show run: there is nothing to draw of these runs")
     save_figure(plot_comparison(curves), options.output)
-    print(f"wrote {options.output}")
+    print(f"wrote {printable(options.output)}")
     return 0
 
 

@@ -1,6 +1,7 @@
 import itertools
 import json
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxcls.checkpoint import CheckpointError
-from jaxcls.classifier import ImageClassifier, read_image
+from jaxcls.classifier import ImageClassifier, match_classes, read_image
 from jaxcls.cli import main
 from jaxcls.config import Config
 from jaxcls.data.sources import Source, open_source
@@ -149,6 +150,38 @@ def test_wrong_images_are_named(classifier: ImageClassifier, tmp_path: Path) -> 
         classifier.predict([tmp_path / "missing.png"])
     with pytest.raises(UserError, match=r"uint8 \[height, width, 3\].*, got float32"):
         classifier.predict([np.zeros((8, 8, 3), np.float32)])
+
+
+def test_broken_images_are_noted_and_the_others_predicted(
+    classifier: ImageClassifier, files: list[Path], tmp_path: Path
+) -> None:
+    bad = [tmp_path / "broken.png", tmp_path / "missing.png", tmp_path]
+    bad[0].write_bytes(b"not an image")
+    broken: dict[int, str] = {}
+    mixed = [bad[0], bad[1], *files[:3], bad[2], *files[3:]]  # the first batch has none to predict
+    rows = classifier.predict(mixed, batch_size=2, broken=broken)
+    assert list(broken) == [0, 1, 5]
+    for path, why in zip(bad, broken.values(), strict=True):
+        assert str(path) in why
+    assert np.isnan(rows[list(broken)]).all()
+    good = [index for index in range(len(mixed)) if index not in broken]
+    np.testing.assert_array_equal(rows[good], classifier.predict(files, batch_size=2))
+    features = classifier.features(mixed, batch_size=2, broken=broken)
+    assert np.isfinite(features).all(axis=1).tolist() == [index in good for index in range(8)]
+
+
+def test_a_wrong_array_is_an_error_though_broken_files_are_noted(
+    classifier: ImageClassifier,
+) -> None:
+    with pytest.raises(UserError, match="got float32"):
+        classifier.predict([np.zeros((8, 8, 3), np.float32)], broken={})
+
+
+def test_classes_are_matched_by_their_letters() -> None:
+    cafe = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+    from_mac = unicodedata.normalize("NFD", cafe)
+    assert match_classes((from_mac, "dog", "fox"), ("dog", cafe)) == [1, 0, 4]
+    assert match_classes((cafe,), ("dog", from_mac)) == [1]
 
 
 def test_evaluate_command(

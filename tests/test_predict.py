@@ -1,14 +1,17 @@
 """`jaxcls predict`: which images it takes, and how it prints their classes."""
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import Message, Run
 
 from jaxcls.classifier import Guess, ImageClassifier
+from jaxcls.data.listing import Listing
 
 
 @pytest.mark.parametrize(
@@ -16,7 +19,11 @@ from jaxcls.classifier import Guess, ImageClassifier
     [
         (["gone.png"], "image 'gone.png': no such file, folder of images or pattern"),
         (["tiny.py", "*.jpg"], "image '*.jpg': no such file, folder of images or pattern"),
-        (["empty"], "image 'empty': no such file, folder of images or pattern"),
+        (
+            ["empty"],
+            "image 'empty': there is no image in this folder (left out are files that are no "
+            "images by their names (1, for example 'notes.txt'))",
+        ),
         (["emp*"], "image 'emp*': no such file, folder of images or pattern"),
         ([], "give image files, folders or patterns after the model"),
     ],
@@ -47,16 +54,17 @@ def test_a_bound_on_pixels_is_positive(message: Message) -> None:
 
 
 class FakeClassifier:
-    """Gives every image the same two classes."""
+    """Gives every image the same two classes, and cannot read those that are called broken."""
 
     def with_max_pixels(self, max_pixels: int) -> "FakeClassifier":
         print(f"at most {max_pixels} pixels")
         return self
 
-    def predict(self, paths: list[str]) -> list[str]:
-        return paths
+    def predict(self, paths: list[str], *, broken: dict[int, str]) -> np.ndarray:
+        broken |= {i: f"{path!r} is bad" for i, path in enumerate(paths) if "broken" in path}
+        return np.zeros((len(paths), 2))
 
-    def rank(self, images: list[str], *, top: int) -> list[list[Guess]]:
+    def rank(self, images: np.ndarray, *, top: int) -> list[list[Guess]]:
         return [[Guess(7, "cat, tabby", 0.75), Guess(2, "dog", 0.25)][:top] for _ in images]
 
 
@@ -66,6 +74,11 @@ def photos(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("photos/b.png", "photos/a.JPG", "photos/deep/c.webp", "photos/notes.txt", "d.gif"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("")
+    for name in ("a.jpg", "._a.jpg", "@eaDir/a.jpg", "deep/b.TIFF", "__MACOSX/._b.jpg"):
+        Path("mac", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("mac", name).write_text("")
+    Path("mac/deep/back").symlink_to("..")
+    Path(".hidden").write_text("")
     monkeypatch.setattr(ImageClassifier, "load", lambda *_, **__: FakeClassifier())
 
 
@@ -77,6 +90,10 @@ def photos(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         (["d.gif", "photos/b.png"], ["d.gif", "photos/b.png"]),
         (["photos/*"], ["photos/a.JPG", "photos/b.png", "photos/notes.txt"]),
         (["**/*.webp", "d.gif"], ["photos/deep/c.webp", "d.gif"]),
+        ([".hidden", "photos/notes.txt"], [".hidden", "photos/notes.txt"]),
+        (["mac"], ["mac/a.jpg", "mac/deep/b.TIFF"]),
+        (["mac/**/*.jpg"], ["mac/a.jpg"]),
+        (["mac/@eaDir/*.jpg"], ["mac/@eaDir/a.jpg"]),
     ],
 )
 def test_files_folders_and_patterns_are_found_in_a_stable_order(
@@ -115,3 +132,81 @@ def test_csv_has_a_row_for_each_class(run: Run) -> None:
 @pytest.mark.usefixtures("photos")
 def test_the_bound_on_pixels_reaches_the_network(run: Run) -> None:
     assert "at most 9 pixels" in run("predict", "x", "d.gif", "--max-pixels", "9").out
+
+
+def test_what_a_folder_has_beside_its_images_is_said(run: Run) -> None:
+    assert run("predict", "x", "mac").err == (
+        "mac: left out are hidden names (3, for example '._a.jpg'); links back to folders above "
+        "them or listed already (1, for example 'deep/back')\n"
+    )
+    assert run("predict", "x", "photos/deep", "mac/a.jpg").err == ""
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_broken_images_are_named_and_the_others_kept(run: Run, form: str) -> None:
+    Path("photos/broken.png").write_text("")
+    result = run("predict", "x", "photos", "d.gif", "broken.gif*", "--format", form, "--top", "1")
+    assert result.status == 2
+    assert "no such file, folder of images or pattern" in result.err
+    Path("broken.gif").write_text("")
+    result = run("predict", "x", "photos", "broken.gif", "d.gif", "--format", form, "--top", "1")
+    assert result.status == 2
+    assert result.err.endswith(
+        "jaxcls: 2 of 6 images could not be read\n"
+        "  'photos/broken.png' is bad\n"
+        "  'broken.gif' is bad\n"
+    )
+    good = ["photos/a.JPG", "photos/b.png", "photos/deep/c.webp", "d.gif"]
+    if form == "json":
+        entries = {entry["image"]: entry for entry in json.loads(result.out)}
+        assert entries.pop("broken.gif") == {
+            "image": "broken.gif",
+            "classes": [],
+            "error": "'broken.gif' is bad",
+        }
+        assert "error" in entries.pop("photos/broken.png")
+        assert list(entries) == good
+        assert all(len(entry["classes"]) == 1 for entry in entries.values())
+    else:
+        _, *lines = result.out.splitlines()
+        assert [line.replace(",", " ").split()[0] for line in lines] == good
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_when_all_are_broken_nothing_is_printed_but_the_head(run: Run, form: str) -> None:
+    Path("broken.gif").write_text("")
+    result = run("predict", "x", "broken.gif", "--format", form)
+    assert (result.status, len(result.out.splitlines())) == (2, 1)
+    assert result.err.startswith("jaxcls: 1 of 1 images could not be read\n  'broken.gif' is bad")
+
+
+@pytest.mark.usefixtures("photos")
+def test_folders_that_cannot_be_read_are_named_and_the_others_kept(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shut = Listing(("shut",), ("a.jpg",), {}, {"shut": "Permission denied"})
+    monkeypatch.setattr("jaxcls.data.listing.list_images", lambda _: shut)
+    result = run("predict", "x", "photos", "--top", "1")
+    assert result.status == 2
+    assert "photos/a.jpg  cat, tabby" in result.out
+    assert result.err == (
+        "jaxcls: 0 of 1 images could not be read, and 1 folders or links\n"
+        "  'photos/shut' cannot be read: Permission denied\n"
+    )
+    shut = dataclasses.replace(shut, files=())
+    text = run("predict", "x", "photos").err
+    assert "there is no image in this folder ('photos/shut' cannot be read: Permission" in text
+
+
+@pytest.mark.usefixtures("photos")
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_names_that_are_not_utf8_are_printed(run: Run, form: str) -> None:
+    Path("caf\udce9.jpg").write_text("")
+    result = run("predict", "x", "caf\udce9.jpg", "--format", form, "--top", "1")
+    assert result.status == 0
+    if form == "json":
+        assert json.loads(result.out)[0]["image"] == "caf\udce9.jpg"
+    else:
+        assert r"caf\xe9.jpg" in result.out

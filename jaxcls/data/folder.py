@@ -5,28 +5,23 @@ of their names. So any slice, such as train[:90%], is stratified, and so is the 
 PATH/CLASS/* gets: of each class the same share goes to `test`.
 """
 
-import collections
 import dataclasses
-import functools
 import hashlib
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from jaxcls.data.folder_index import FolderIndex, read_index
+from jaxcls.data.folder_index import read_index
+from jaxcls.data.folder_layout import HOLD_OUT, FolderLayout, read_layout, warn_once
+from jaxcls.data.listing import is_hidden
 from jaxcls.data.records import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
+from jaxcls.names import composed, printable
 from jaxcls.paths import local_path
-
-logger = logging.getLogger("jaxcls")
-
-# What a folder of a split may be called by others; a class with folders of its own is not.
-_SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "eval"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,44 +81,57 @@ class FolderSplit:
 
 
 def open_folder(
-    path: str, split: str, *, test_share: float, seed: int, field: str = "split"
+    path: str,
+    split: str,
+    *,
+    test_share: float,
+    seed: int,
+    reuse_index: bool = False,
+    field: str = "split",
 ) -> FolderSource:
     """Opens one split of a folder of photos.
 
     Args:
       path: PATH/SPLIT/CLASS/* if it has a folder `train` of folders, else PATH/CLASS/*. Images may
-        lie deeper; names that begin with a dot do not count.
+        lie deeper; `jaxcls.data.listing` says what counts as one.
       split: in TFDS syntax; PATH/CLASS/* has `train` and `test`.
       test_share: of each class of PATH/CLASS/*, how much belongs to `test`.
       seed: decides the order of the files, and so what is in `test`.
+      reuse_index: take the list of files that was made last, which may be out of date.
       field: what an error calls the split.
 
     Raises:
-      DataError: no such folder or split, a class without images, a class that is not in `train`,
-        or fewer than two classes.
+      DataError: no such folder or split, a split without folders of classes, a class without
+        images, two classes of one name, a class that is not in `train`, or fewer than two classes.
     """
     root = local_path(path)
-    splits = _read_splits(root, test_share=test_share, seed=seed)
+    where = printable(root)
+    layout = read_layout(root, read_index(root, reuse=reuse_index))
+    splits = _splits(layout, test_share=test_share, seed=seed)
     class_names = _class_names(root, splits["train"])
     hint = (
         ""
         if splits.get("test", splits["train"]).files
         else (f"; data.test_share, {test_share:g}, is too small for the test set of so few images")
     )
+    split = composed(split)
+    layout.require_labels(split, field=field)
     numbers = {name: number for number, name in enumerate(class_names)}
     chosen = [
         file
-        for stored, part in parse_split(split, splits, name=str(root), field=field, hint=hint)
+        for stored, part in parse_split(split, splits, name=where, field=field, hint=hint)
         for file in splits[stored].files[part]
     ]
     for file, name in chosen:
         if name not in numbers:
+            known = any(other in numbers for _, other in chosen)
             raise DataError(
-                f"data.source: {root / file} is of class {name!r}, which is not in "
-                f"{root / 'train'}{nearest(name, numbers)}"
+                f"data.source: {printable(root / file)} is of class {name!r}, which is not in "
+                f"{where}/train{nearest(name, numbers)}"
+                + ("" if known else f"; if such images have no labels, {HOLD_OUT}")
             )
     return FolderSource(
-        name=root.name,
+        name=printable(root.name),
         split=split,
         class_names=class_names,
         root=str(root),
@@ -135,81 +143,29 @@ def open_folder(
 def describe_folder(path: str) -> str:
     """What a folder of photos holds, as a line for a person; its index is built and kept."""
     root = local_path(path)
-    splits = _read_splits(root, test_share=0, seed=0)
+    splits = _splits(read_layout(root, read_index(root)), test_share=0, seed=0)
     sizes = describe_splits({name: split for name, split in splits.items() if split.files})
-    return f"{root} is ready: {len(_class_names(root, splits['train']))} classes, {sizes}"
+    num_classes = len(_class_names(root, splits["train"]))
+    return f"{printable(root)} is ready: {num_classes} classes, {sizes}"
 
 
-def _read_splits(root: Path, *, test_share: float, seed: int) -> dict[str, FolderSplit]:
-    """The stored splits, by name."""
-    index = read_index(root)
-    _check_split_names(root, index)
-    if index.num_others:
-        _warn_once(
-            f"{root}: {index.num_others:,} other files are not images by their names, for example "
-            f"{index.other!r}; they are left out"
-        )
-    depth = 1 if _has_splits(index) else 0
-    files: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)  # by split and class
-    for folder in sorted(index.folders):
-        parts = folder.split("/")
-        if folder and len(parts) == depth + 1:
-            files[parts[0] if depth else ""][parts[depth]] = []
-    for file in index.files:
-        parts = file.split("/")
-        if len(parts) > depth + 1:
-            files[parts[0] if depth else ""][parts[depth]].append(file)
-    for split, by_class in files.items():
-        for name, members in by_class.items():
-            if not members:
-                raise DataError(
-                    f"data.source: {root / split / name} has no images; fill it or remove it"
-                )
-    if depth:
-        return {split: _split(_spread(by_class, seed)) for split, by_class in files.items()}
+def _splits(layout: FolderLayout, *, test_share: float, seed: int) -> dict[str, FolderSplit]:
+    """The stored splits, by name; of PATH/CLASS/*, `train` and `test`."""
+    if layout.has_splits:
+        return {split: _split(_spread(found, seed)) for split, found in layout.classes.items()}
     train, test, met = [], [], set()
-    for place, file, name in _spread(files[""], seed):  # the first of a class is always in train
+    for place, file, name in _spread(layout.classes.get("", {}), seed):
+        # The first of a class is always in train.
         (test if place >= 1 - test_share and name in met else train).append((place, file, name))
         met.add(name)
     untested = sorted(met - {name for _, _, name in test})
     if untested and test_share:
-        _warn_once(
-            f"{root}: {len(untested)} of {len(met)} classes have no image in the split test, for "
-            f"example {untested[0]!r}; data.test_share, {test_share:g}, is too small for them"
+        warn_once(
+            f"{printable(layout.root)}: {len(untested)} of {len(met)} classes have no image in the "
+            f"split test, for example {untested[0]!r}; data.test_share, {test_share:g}, is too "
+            f"small for them"
         )
     return {"train": _split(train), "test": _split(test)}
-
-
-def _check_split_names(root: Path, index: FolderIndex) -> None:
-    """Refuses PATH/Train/CLASS/* and the like, which would become classes called Train and Test.
-
-    Raises:
-      DataError: there is no `train`, but a folder of folders with the name of a split.
-    """
-    if _has_splits(index):
-        return
-    tops = sorted({folder.split("/")[0] for folder in index.folders if "/" in folder})
-    found = [top for top in tops if top.lower() in _SPLIT_NAMES]
-    if found:
-        training = next((top for top in found if top.lower().startswith("train")), None)
-        mend = (
-            f"rename {root / training} to train" if training else "call the one to train on train"
-        )
-        raise DataError(
-            f"data.source: {root} has folders that look like splits, not classes "
-            f"({', '.join(found)}), and none of them is called train; {mend}"
-        )
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    """Logs it, though a run opens the same folder for training and for evaluation."""
-    logger.warning("%s", message)
-
-
-def _has_splits(index: FolderIndex) -> bool:
-    """Whether `train` is a folder of classes, and not a class."""
-    return any(folder.startswith("train/") for folder in index.folders)
 
 
 def _spread(by_class: Mapping[str, list[str]], seed: int) -> list[tuple[float, str, str]]:
@@ -246,5 +202,7 @@ def _deeper(root: Path, names: Iterable[str]) -> Path:
     folder, inner = root, [root / name for name in names]
     while len(inner) == 1 and inner[0].is_dir():
         folder = inner[0]
-        inner = [child for child in folder.iterdir() if child.is_dir() and child.name[0] != "."]
+        inner = [
+            child for child in folder.iterdir() if child.is_dir() and not is_hidden(child.name)
+        ]
     return folder if inner and folder != root else root

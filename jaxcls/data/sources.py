@@ -34,8 +34,14 @@ def open_source(data: "DataConfig", split: str) -> Source:
     if kind == "folder":
         from jaxcls.data.folder import open_folder
 
-        share, seed = data.test_share, data.split_seed
-        return open_folder(name, split, test_share=share, seed=seed, field=field)
+        return open_folder(
+            name,
+            split,
+            test_share=data.test_share,
+            seed=data.split_seed,
+            reuse_index=data.folder_index == "reuse",
+            field=field,
+        )
     from jaxcls.data import tfds
 
     if kind == "digits":

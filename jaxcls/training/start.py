@@ -12,6 +12,7 @@ from jaxcls.data.records import Source
 from jaxcls.data.sources import open_source
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import model_spec
+from jaxcls.names import composed
 from jaxcls.paths import RunPath
 from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.importing import Report, import_variables
@@ -145,7 +146,8 @@ def same_classes(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
 
     ImageNet's may go by their names or their WordNet ids.
     """
-    return theirs in (ours, other_imagenet_names(ours))
+    known = tuple(map(composed, ours))
+    return tuple(map(composed, theirs)) in (known, other_imagenet_names(known))
 
 
 def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:

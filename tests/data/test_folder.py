@@ -1,20 +1,20 @@
 import dataclasses
 import os
 import pickle
-import time
+import re
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxcls.caches import cache_dir
-from jaxcls.config import DataConfig
+from jaxcls.config import Config, DataConfig, decode, encode
 from jaxcls.data import folder_index
 from jaxcls.data.decode import decode_image
-from jaxcls.data.folder import open_folder
-from jaxcls.data.folder_index import read_index
+from jaxcls.data.folder import describe_folder, open_folder
+from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source
-from jaxcls.errors import DataError
+from jaxcls.errors import DataError, UserError
 
 
 def opened(root, split, *, test_share=0.25, seed=0):
@@ -153,9 +153,8 @@ def test_names_that_are_not_utf8(make_photos):
     root = make_photos({"a": 2, "b": 2})
     with open(os.path.join(os.fsencode(root), b"a", b"caf\xe9.png"), "wb") as file:
         file.write((root / "a/0000.png").read_bytes())
-    settle(root)
-    for _ in range(2):  # the second from the remembered index
-        source = opened(root, "train+test")
+    for reuse in (False, True):
+        source = open_folder(str(root), "train+test", test_share=0.25, seed=0, reuse_index=reuse)
         assert len(source) == 5
         assert all(source[index].image for index in range(5))
         assert source.identity
@@ -163,13 +162,17 @@ def test_names_that_are_not_utf8(make_photos):
 
 def test_files_that_are_passed_over_are_counted(make_photos, caplog):
     root = make_photos({"a": 2, "b": 2}, suffix=".jfif")
-    for name in ("README", "a/notes.txt", "b/raw.heic"):
+    for name in ("README", "a/notes.txt", "b/raw.heic", "b/._0001.jfif", "loose.png"):
         (root / name).touch()
+    (root / "a/back").symlink_to("..")
     assert len(opened(root, "train+test", test_share=0.5)) == 4
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        f"{root}: 2 other files are not images by their names, for example 'a/notes.txt'; "
-        f"they are left out"
+        f"{root}: left out are HEIC files, to be converted to JPEG or PNG first (1, for example "
+        f"'b/raw.heic'); files that are no images by their names (2, for example 'README'); hidden "
+        f"names (1, for example 'b/._0001.jfif'); links back to folders above them or listed "
+        f"already (1, for example 'a/back'); images outside the folders of classes (1, for example "
+        f"'loose.png')"
     )
 
 
@@ -181,8 +184,9 @@ def test_missing_folder(tmp_path):
 
 def test_class_without_images(make_photos):
     root = make_photos({"cat": 2, "dog": 0, "fox": 1})
-    (root / "dog/dog.txt").touch()
-    fails(f"data.source: {root}/dog has no images; fill it or remove it", root)
+    fails(f"data.source: {root}/dog has no images; fill it or remove it$", root)
+    (root / "dog/dog.JXL").touch()
+    fails(r"dog has no images; fill .* \(it has JPEG XL files, to be converted to JPEG", root)
     root = make_photos({"train/cat": 2, "train/dog": 2, "test/cat": 0})
     fails(f"{root}/test/cat has no images", root)
 
@@ -209,81 +213,106 @@ def test_file_that_went_away(make_photos):
         source[1]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_folder_that_may_not_be_read(make_photos):
+def test_folder_that_may_not_be_read(make_photos, monkeypatch):
     root = make_photos({"a": 2, "b": 2})
-    (root / "a").chmod(0)
-    fails(f"{root}/a cannot be read .*mend its permissions", root)
+    whole = list_images(root)
+    shut = dataclasses.replace(whole, unreadable={"a": "Permission denied"})
+    monkeypatch.setattr(folder_index, "list_images", lambda _: shut)
+    fails(rf"'{root}/a' cannot be read \(Permission denied\); mend that, .* permissions", root)
 
 
-@pytest.fixture
-def scans(monkeypatch):
-    """The folders that were listed anew."""
-    scanned = []
-
-    def scan(root):
-        scanned.append(root)
-        return SCAN(root)
-
-    monkeypatch.setattr(folder_index, "_scan", scan)
-    return scanned
-
-
-SCAN = folder_index._scan
-
-
-def settle(root):
-    """Makes all changes so far look ten seconds old."""
-    past = time.time_ns() - 10**10
-    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
-        os.utime(folder, ns=(past, past))
+@pytest.mark.parametrize(("split", "name"), [("test", "test"), ("train+val[:1]", "val")])
+def test_a_split_without_folders_of_classes_is_named_with_what_to_do(make_photos, split, name):
+    """Kaggle's layout: the test set has no labels."""
+    root = make_photos({"train/cat": 5, "train/dog": 5, "test": 3, "val": 0})
+    count = {"test": 3, "val": 0}[name]
+    fails(
+        rf"^split: '.*': {root}/{name} has {count} images, but no folders of classes", root, split
+    )
+    with pytest.raises(DataError) as caught:
+        opened(root, split)
+    advice = re.findall(r"--data\.(\w+)-split '(.*?)'", str(caught.value))
+    parts = {split: set(opened(root, part).files) for split, part in advice}
+    assert len(parts["train"]) == 8
+    assert len(parts["eval"]) == 2
+    assert not parts["train"] & parts["eval"]
 
 
-def test_index_is_remembered_until_a_folder_changes(make_photos, scans):
-    root = make_photos({"a": 2, "b/deep": 2})
-    settle(root)
-    first = read_index(root)
-    assert read_index(root) == first
-    assert len(scans) == 1
-    for change in (
-        lambda: (root / "b/deep/new.png").touch(),
-        lambda: (root / "b/deep/new.png").unlink(),
-        lambda: (root / "c").mkdir(),
-        lambda: (root / "a").rename(root / "d"),
-    ):
-        change()
-        scans.clear()
-        assert read_index(root) == SCAN(root)
-        assert len(scans) == 1
+def test_unlabelled_images_in_a_folder_of_their_own(make_photos):
+    root = make_photos({"train/cat": 2, "train/dog": 2, "test/unknown": 1})
+    fails("class 'unknown', .*; if such images have no labels, hold out a part", root, "test")
 
 
-def test_index_of_a_folder_in_change_is_not_remembered(make_photos, scans):
-    root = make_photos({"a": 2, "b": 2})
-    read_index(root)
-    read_index(root)
-    assert len(scans) == 2
+@pytest.mark.parametrize(
+    ("folders", "bare"),
+    [
+        ({"train": 4, "test": 4}, "test and train have"),
+        ({"train": 4, "test/cat": 4, "test/dog": 4}, "train has"),
+        ({"Train": 4, "Val": 4, "Test": 4}, "Test and Train and Val have"),
+    ],
+)
+def test_flat_splits_do_not_become_classes(make_photos, folders, bare):
+    fails(f"look like splits, .*, but {bare} no folders of classes; put", make_photos(folders))
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"folders": {}}'])
-def test_damaged_memory_is_made_anew(make_photos, scans, content):
-    root = make_photos({"a": 2, "b": 2})
-    settle(root)
-    expected = read_index(root)
-    memory = folder_index._memory_file(root)
-    assert memory.is_relative_to(cache_dir())
-    memory.write_text(content)
-    assert read_index(root) == expected
-    assert len(scans) == 2
-    assert read_index(root) == expected
-    assert len(scans) == 2
+CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
+FROM_MAC = unicodedata.normalize("NFD", CAFE)
 
 
-def test_memory_that_cannot_be_written_does_not_matter(make_photos, monkeypatch, tmp_path):
-    (tmp_path / "no_folder").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no_folder"))
-    root = make_photos({"a": 2, "b": 2})
-    settle(root)
-    assert read_index(root).files == tuple(sorted(read_index(root).files))
+@pytest.mark.parametrize("forms", [(CAFE, FROM_MAC), (FROM_MAC, CAFE), (FROM_MAC, FROM_MAC)])
+def test_classes_and_splits_are_compared_by_their_letters(make_photos, forms):
+    train, test = forms
+    root = make_photos(
+        {f"train/{train}": 2, "train/cafz": 1, f"{test}/{test}": 3, f"{test}/cafz": 1}
+    )
+    assert opened(root, "train").class_names == ("cafz", CAFE)  # in NFD the other way round
+    for split in forms:
+        source = opened(root, split)
+        assert source.class_counts().tolist() == [1, 3]
+        assert all(source[index].image for index in range(4))
+
+
+@pytest.mark.parametrize("above", ["", "train/"])
+def test_two_folders_of_one_name_are_refused(make_photos, above):
+    root = make_photos({"train/cat": 1} if above else {"cat": 1})
+    for name in (CAFE, FROM_MAC):
+        (root / above / name).mkdir()
+    fails(
+        rf"has two folders called '{CAFE}', stored as 'cafe\\u0301' and as 'caf\\xe9', which look",
+        root,
+    )
+
+
+def test_two_splits_of_one_name_are_refused(make_photos):
+    root = make_photos({"train/a": 1, "train/b": 1, f"{CAFE}/a": 1, f"{FROM_MAC}/a": 1})
+    fails(f"{root} has two folders called '{CAFE}'", root)
+
+
+def test_deeper_folders_may_have_one_name(make_photos):
+    root = make_photos({f"a/{CAFE}": 1, f"a/{FROM_MAC}": 1, "b": 1})
+    assert opened(root, "train+test").class_counts().tolist() == [2, 1]
+
+
+def test_classes_whose_names_are_not_utf8_go_by_text(make_photos, caplog):
+    root = make_photos({"train/a": 1, "train/b": 2, "test/b": 1})
+    for split in ("train", "test"):
+        os.rename(root / split / "b", os.path.join(os.fsencode(root), split.encode(), b"caf\xe9"))
+    for split, count in (("train", 2), ("test", 1)):
+        source = opened(root, split)
+        assert source.class_names == ("a", r"caf\xe9")
+        assert source.class_counts()[1] == count
+        assert source[0].image
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.endswith(r"codes of their bytes, for example 'caf\xe9'")
+
+
+def test_a_folder_whose_own_name_is_not_utf8(make_photos, tmp_path):
+    root = make_photos({"a": 2, "b": 2}).rename(tmp_path / "caf\udce9")
+    assert opened(root, "train").name == r"caf\xe9"
+    assert r"caf\xe9 is ready" in describe_folder(str(root))
+    fails(r"of .*caf\\xe9", root, "trian")
+    with pytest.raises(UserError, match=r"^data.source: 'folder:.*caf\\xe9' is not UTF-8; rename"):
+        decode(encode(Config(data=DataConfig(source=f"folder:{root}"), num_steps=1)))
 
 
 def test_the_order_is_the_same_forever(make_photos):

@@ -1,0 +1,182 @@
+"""Which split and class a photo belongs to, by the folders that it lies in."""
+
+import collections
+import dataclasses
+import functools
+import logging
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from jaxcls.data.listing import LeftOut, Listing, describe_left_out, list_images
+from jaxcls.errors import DataError
+from jaxcls.names import composed, is_text, printable
+
+logger = logging.getLogger("jaxcls")
+
+# What a folder of a split may be called by others; a class with folders of its own is not.
+_SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "eval"}
+
+HOLD_OUT = (
+    "hold out a part of train instead, with --data.train-split 'train[:80%]' "
+    "--data.eval-split 'train[80%:]'"
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FolderLayout:
+    """The splits and classes of a folder of photos.
+
+    They go by the names of their folders in Unicode's form NFC, so that train and test may come
+    from disks that store accents in different ways. Bytes that are not UTF-8 are written as \\xe9.
+
+    Attributes:
+      root: the folder.
+      has_splits: whether it is PATH/SPLIT/CLASS/*, and not PATH/CLASS/*.
+      classes: split -> class -> files; of PATH/CLASS/*, the only split is "".
+      unlabelled: split without folders of classes -> how many images it has.
+    """
+
+    root: Path
+    has_splits: bool
+    classes: dict[str, dict[str, list[str]]]
+    unlabelled: dict[str, int]
+
+    def require_labels(self, split: str, *, field: str) -> None:
+        """Refuses a split, in TFDS syntax, that is there but has no folders of classes.
+
+        Raises:
+          DataError: it asks for such a split; `field` says where.
+        """
+        for term in split.split("+"):
+            name = term.partition("[")[0].strip()
+            if name in self.unlabelled:
+                raise DataError(
+                    f"{field}: {split!r}: {printable(self.root / name)} has "
+                    f"{self.unlabelled[name]:,} images, but no folders of classes "
+                    f"({name}/CLASS/*), so what they show is not known; {HOLD_OUT}"
+                )
+
+
+def read_layout(root: Path, listing: Listing) -> FolderLayout:
+    """Sorts the files of a folder into splits and classes, and says what is left out.
+
+    Raises:
+      DataError: folders look like splits, and are none; or a split or class has the name of another
+        one; or a class has no images.
+    """
+    folders = [tuple(folder.split("/")) for folder in listing.folders]
+    has_splits = any(len(parts) > 1 and parts[0] == "train" for parts in folders)
+    if not has_splits:
+        _check_split_names(root, folders)
+    depth = 2 if has_splits else 1  # of the folders of classes
+    names = {parts: tuple(map(_name, parts)) for parts in folders if len(parts) <= depth}
+    _check_names(root, names)
+    files: dict[tuple[str, ...], list[str]] = {parts: [] for parts in names}
+    loose: dict[tuple[str, ...], list[str]] = collections.defaultdict(list)
+    for file in listing.files:
+        *within, _ = file.split("/")
+        kept = files if len(within) >= depth else loose
+        kept[tuple(within[:depth])].append(file)
+    _tell_left_out(root, listing, [file for outside in loose.values() for file in outside])
+    classes: dict[str, dict[str, list[str]]] = collections.defaultdict(dict)
+    for parts, found in names.items():
+        if len(parts) == depth:
+            if not files[parts]:
+                raise _no_images(root.joinpath(*parts))
+            classes[found[0] if has_splits else ""][found[-1]] = files[parts]
+    return FolderLayout(
+        root=root,
+        has_splits=has_splits,
+        classes=dict(classes),
+        unlabelled={
+            found[0]: len(loose[parts])
+            for parts, found in names.items()
+            if len(parts) < depth and found[0] not in classes
+        },
+    )
+
+
+def _name(folder: str) -> str:
+    """What a split or class is called whose folder has this name."""
+    return composed(printable(folder))
+
+
+def _check_names(root: Path, names: dict[tuple[str, ...], tuple[str, ...]]) -> None:
+    """Refuses folders beside each other that would be one split or class.
+
+    Raises:
+      DataError: there are two such folders; it names both.
+    """
+    met: dict[tuple[str, ...], tuple[str, ...]] = {}
+    for parts, found in names.items():
+        other = met.setdefault(found, parts)
+        if other != parts:
+            raise DataError(
+                f"data.source: {printable(root.joinpath(*parts[:-1]))} has two folders called "
+                f"{found[-1]!r}, stored as {_stored(other[-1])} and as {_stored(parts[-1])}, which "
+                f"look the same; put all images into one of them, or rename one"
+            )
+    unprintable = [parts[-1] for parts in names if not is_text(parts[-1])]
+    if unprintable:
+        warn_once(
+            f"{printable(root)}: names of folders that are not UTF-8 ({len(unprintable):,}) are "
+            f"written with the codes of their bytes, for example '{_name(unprintable[0])}'"
+        )
+
+
+def _stored(name: str) -> str:
+    """A name character by character: what looks the same differs."""
+    return ascii(name)
+
+
+def _tell_left_out(root: Path, listing: Listing, outside: Sequence[str]) -> None:
+    left_out = dict(listing.left_out)
+    if outside:
+        left_out["images outside the folders of classes"] = LeftOut(len(outside), min(outside))
+    if left_out:
+        warn_once(f"{printable(root)}: left out are {describe_left_out(left_out)}")
+
+
+def _no_images(folder: Path) -> DataError:
+    inside = describe_left_out(list_images(folder).left_out)
+    return DataError(
+        f"data.source: {printable(folder)} has no images; fill it or remove it"
+        + (f" (it has {inside})" if inside else "")
+    )
+
+
+def _check_split_names(root: Path, folders: Iterable[Sequence[str]]) -> None:
+    """Refuses folders that are meant as splits, which would become classes called Train and Test.
+
+    Raises:
+      DataError: there is no `train` with folders, but another folder with folders has the name of a
+        split; or there are no folders in folders, and all have the names of splits.
+    """
+    where = printable(root)
+    tops = {parts[0] for parts in folders}
+    deep = {parts[0] for parts in folders if len(parts) > 1}
+    split_like = {top for top in tops if top.lower() in _SPLIT_NAMES}
+    if not split_like & deep and not (len(tops) > 1 and split_like == tops):
+        return
+    listed = f"{where} has folders that look like splits, not classes"
+    bare = sorted(
+        top for top in split_like - deep if not split_like & deep or top.lower().startswith("train")
+    )
+    if bare:
+        raise DataError(
+            f"data.source: {listed} ({', '.join(sorted(split_like))}), but {' and '.join(bare)} "
+            f"{'have' if len(bare) > 1 else 'has'} no folders of classes; put each image into the "
+            f"folder of its class, as train/CLASS/*"
+        )
+    found = sorted(split_like & deep)
+    training = next((top for top in found if top.lower().startswith("train")), None)
+    mend = f"rename {where}/{training} to train" if training else "call the one to train on train"
+    raise DataError(
+        f"data.source: {listed} ({', '.join(found)}), and none of them is called train; {mend}"
+    )
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs it, though a run opens the same folder for training and for evaluation."""
+    logger.warning("%s", message)

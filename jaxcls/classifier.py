@@ -16,8 +16,8 @@ from jaxcls.data.decode import decode_image
 from jaxcls.data.images import evaluation_image
 from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
-from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.keys import random_key
+from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.parallel import copy_to_all, make_mesh
 from jaxcls.paths import run_path
 from jaxcls.pretrained.imagenet import other_imagenet_names

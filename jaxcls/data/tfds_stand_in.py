@@ -105,7 +105,7 @@ def _encode_png(image: Any) -> _Tensor:
     return _save(pixels, "PNG")
 
 
-def _encode_jpeg(image: Any, format: str = "", quality: int = 95) -> _Tensor:  # noqa: A002
+def _encode_jpeg(image: Any, format: str = "", quality: int = 95) -> _Tensor:
     return _save(np.asarray(_value(image)), "JPEG", quality=quality, subsampling="4:2:0")
 
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
-from jaxcls.models.efficientnet import EfficientNet, ModelSpec
 from jaxcls.keys import random_key
+from jaxcls.models.efficientnet import EfficientNet, ModelSpec
 from jaxcls.parallel import batch_spec, replicated, split_by_example
 from jaxcls.precision import traced_for
 from jaxcls.stages import progress

@@ -159,9 +159,9 @@ def food101(monkeypatch: pytest.MonkeyPatch) -> Files:
 def stanford_dogs(monkeypatch: pytest.MonkeyPatch) -> Files:
     dogs = [f"n0208{number}-Breed/n0208{number}_7.jpg" for number in range(120)]
     xml = (
-        "<annotation><size><width>24</width><height>20</height></size><object><bndbox>"
-        "<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
-    ).encode()
+        b"<annotation><size><width>24</width><height>20</height></size><object><bndbox>"
+        b"<xmin>1</xmin><ymin>1</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object></annotation>"
+    )
     lists = {"train_list.mat": dogs, "test_list.mat": dogs[:2]}
     annotations = {f"Annotation/{dog.removesuffix('.jpg')}": xml for dog in dogs}
     return {
@@ -368,8 +368,8 @@ def test_which_file_is_missing_and_where_it_belongs(
     monkeypatch.setattr(tfds_prepare.socket, "getaddrinfo", nowhere)
     with pytest.raises(
         DataError,
-        match=rf"there is no network \(thor\.robots.*fetch https.*/annotations.tar.gz there and put "
-        rf"it here as {manual}/annotations.tar.gz",
+        match=r"there is no network \(thor\.robots.*fetch https.*/annotations.tar.gz there and "
+        rf"put it here as {manual}/annotations.tar.gz",
     ):
         prepare_source("tfds:oxford_iiit_pet", str(data_dir))
 

@@ -368,7 +368,7 @@ def test_which_file_is_missing_and_where_it_belongs(
     monkeypatch.setattr(tfds_prepare.socket, "getaddrinfo", nowhere)
     with pytest.raises(
         DataError,
-        match=rf"there is no network \(thor\.robots.*fetch https.*/annotations.tar.gz there and "
+        match=r"there is no network \(thor\.robots.*fetch https.*/annotations.tar.gz there and "
         rf"put it here as {manual}/annotations.tar.gz",
     ):
         prepare_source("tfds:oxford_iiit_pet", str(data_dir))

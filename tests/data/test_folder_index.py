@@ -7,11 +7,11 @@ import tarfile
 
 import pytest
 
+from jaxcls.caches import cache_dir
 from jaxcls.config import DataConfig
 from jaxcls.data import folder_index
 from jaxcls.data.folder_index import read_index
 from jaxcls.data.listing import list_images
-from jaxcls.data.records import cache_dir
 from jaxcls.data.sources import open_source, prepare_source
 
 

@@ -1,6 +1,7 @@
 """Weights that Keras saves come back; KerasCV's and KerasHub's files have the names we know."""
 
 import hashlib
+import importlib
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from jaxcls.pretrained.importing import fitting_models, import_variables
 from jaxcls.pretrained.info import WeightsError, WeightsInfo
 from jaxcls.pretrained.variables import variable_shapes
 from jaxcls.pretrained.weights import load_weights
+
+KERAS_BACKEND: Any = importlib.import_module("keras.src.backend")
 
 CLASSES = 7
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -217,14 +220,14 @@ def test_half_precision_comes_back(
 ) -> None:
     """HDF5 has no bfloat16: Keras writes bits, and not always what they are."""
     model, expected = b0
-    cast: Any = keras.src.backend.convert_to_numpy
+    cast: Any = KERAS_BACKEND.convert_to_numpy
     half = ml_dtypes.bfloat16 if kind == "bfloat16" else np.float16
 
     def converted(value: Any) -> np.ndarray:
         array = cast(value)
         return array.astype(half) if array.dtype == np.float32 else array
 
-    monkeypatch.setattr(keras.src.backend, "convert_to_numpy", converted)
+    monkeypatch.setattr(KERAS_BACKEND, "convert_to_numpy", converted)
     SAVE_16[form](model, tmp_path / form)
     monkeypatch.undo()
     with np.errstate(over="ignore"):

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
-from jaxcls.data.decode import decode_image
-from jaxcls.data.images import evaluation_image
+from jaxcls.data.images import evaluation_image, whole_image
 from jaxcls.data.sources import Source, open_source
 from jaxcls.errors import UserError
 from jaxcls.models.efficientnet import EfficientNet
@@ -172,6 +171,11 @@ class ImageClassifier:
                 values
             ),
         )
+
+    def with_max_pixels(self, max_pixels: int | None) -> "ImageClassifier":
+        """The same, but image files of more pixels are refused (`data.max_pixels`)."""
+        data = dataclasses.replace(self.config.data, max_pixels=max_pixels)
+        return dataclasses.replace(self, config=dataclasses.replace(self.config, data=data))
 
     def predict(
         self, images: Images, *, batch_size: int = 32, broken: dict[int, str] | None = None
@@ -393,7 +397,7 @@ class ImageClassifier:
         if isinstance(image, np.ndarray):
             return image
         try:
-            return read_image(Path(image), background=self.config.data.background)
+            return read_image(Path(image), self.config.data)
         except UserError as error:
             if broken is None:
                 raise
@@ -468,14 +472,21 @@ def match_classes(theirs: Sequence[str], ours: Sequence[str]) -> list[int]:
     return [numbers.get(composed(name), len(ours) + index) for index, name in enumerate(theirs)]
 
 
-def read_image(path: Path, *, background: str = "#ffffff") -> np.ndarray:
-    """Reads an image file as uint8 [height, width, 3].
+def read_image(path: Path, data: DataConfig | None = None) -> np.ndarray:
+    """Reads an image file for prediction.
+
+    Args:
+      path: of the file.
+      data: `background` and `max_pixels` are used (None: their defaults).
+
+    Returns:
+      uint8 [height, width, 3], as `whole_image` has it.
 
     Raises:
       UserError: there is no such file, or it cannot be decoded.
     """
     try:
-        data = path.read_bytes()
+        encoded = path.read_bytes()
     except OSError as error:
         raise UserError(f"image {str(path)!r} cannot be read: {error.strerror}") from error
-    return decode_image(data, where=f"image {str(path)!r}", background=background)
+    return whole_image(encoded, data or DataConfig(), where=f"image {str(path)!r}")

@@ -145,6 +145,9 @@ class DataConfig:
     bilinear)."""
     background: Annotated[str, Pattern("#[0-9a-fA-F]{6}")] = "#ffffff"
     """Colour behind transparent pixels."""
+    max_pixels: Annotated[int | None, Range(1)] = None
+    """Images of more pixels are refused as decompression bombs (None: 300 million for JPEG, which
+    is decoded at a fraction of its size, and 178,956,970 for the rest)."""
     broken: Literal["error", "skip"] = "error"
     """An image that cannot be decoded: stop, or log it and leave it out (in training, the next one
     takes its place)."""

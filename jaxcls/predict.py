@@ -36,6 +36,8 @@ class Predict:
     """Classes to show for each image."""
     format: Literal["table", "json", "csv"] = "table"
     """How to print them."""
+    max_pixels: int | None = None
+    """Refuse images of more pixels as decompression bombs (None: as data.max_pixels says)."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
 
 
@@ -48,12 +50,16 @@ def predict(arguments: list[str]) -> int:
     options = tyro.cli(Predict, prog="jaxcls predict", args=arguments)
     if options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
+    if options.max_pixels is not None and options.max_pixels < 1:
+        raise UserError(f"--max-pixels: must be at least 1, got {options.max_pixels}")
     step, found = read_step(options.step), _find_images(options.images)
     start_job(options.job)
     from jaxcls.classifier import ImageClassifier
     from jaxcls.distributed import is_first
 
     classifier = ImageClassifier.load(options.model, step=step)
+    if options.max_pixels is not None:
+        classifier = classifier.with_max_pixels(options.max_pixels)
     broken: dict[int, str] = {}
     probabilities = classifier.predict(found.paths, broken=broken)
     good = [index for index in range(len(found.paths)) if index not in broken]

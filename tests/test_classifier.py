@@ -97,6 +97,17 @@ def test_paths_arrays_and_batch_sizes_predict_alike(
     assert classifier.predict([]).shape == (0, 10)
 
 
+def test_the_bound_on_pixels_is_the_configs_or_ones_own(
+    classifier: ImageClassifier, files: list[Path]
+) -> None:
+    narrow = classifier.with_max_pixels(63)
+    with pytest.raises(UserError, match=r"^image '.*8 x 8 pixels are more than 63, .*--max-pixels"):
+        narrow.predict(files)
+    np.testing.assert_array_equal(
+        narrow.with_max_pixels(64).predict(files), classifier.predict(files)
+    )
+
+
 def test_ragged_images_are_brought_to_one_size(classifier: ImageClassifier) -> None:
     generator = np.random.default_rng(0)
     ragged = [generator.integers(256, size=(*s, 3), dtype=np.uint8) for s in [(8, 8), (30, 17)]]

@@ -48,8 +48,17 @@ def test_an_unknown_output_format_is_explained(message: Message) -> None:
     assert "table" in text
 
 
+def test_a_bound_on_pixels_is_positive(message: Message) -> None:
+    text = message("predict", "gone", "tiny.py", "--max-pixels", "0")
+    assert text == "jaxcls: --max-pixels: must be at least 1, got 0\n"
+
+
 class FakeClassifier:
     """Gives every image the same two classes, and cannot read those that are called broken."""
+
+    def with_max_pixels(self, max_pixels: int) -> "FakeClassifier":
+        print(f"at most {max_pixels} pixels")
+        return self
 
     def predict(self, paths: list[str], *, broken: dict[int, str]) -> np.ndarray:
         broken |= {i: f"{path!r} is bad" for i, path in enumerate(paths) if "broken" in path}
@@ -197,3 +206,8 @@ def test_names_that_are_not_utf8_are_printed(run: Run, form: str) -> None:
         assert json.loads(result.out)[0]["image"] == "caf\udce9.jpg"
     else:
         assert r"caf\xe9.jpg" in result.out
+
+
+@pytest.mark.usefixtures("photos")
+def test_the_bound_on_pixels_reaches_the_network(run: Run) -> None:
+    assert "at most 9 pixels" in run("predict", "x", "d.gif", "--max-pixels", "9").out

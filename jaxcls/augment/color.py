@@ -55,7 +55,7 @@ def equalize(levels: Array, counts: Array) -> Array:
 def solarize(levels: Array, addition: Array, threshold: Array) -> Array:
     """Adds to what is below a threshold, then inverts what is at or above it (KerasCV).
 
-    `addition` and `threshold` are [batch], in levels.
+    `addition` and `threshold` are [batch], in levels; a threshold of 256 inverts nothing.
     """
     addition, threshold = addition[:, None, None], threshold[:, None, None]
     added = jnp.where(levels < threshold, levels + addition, levels)

@@ -21,6 +21,11 @@ the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], 
     Posterize            keeps 8 - 4 N bits
     Rotate               30 N degrees, either way, about the middle
     Sharpness            factor 1 + U(-m, m)
+
+At m = 0 and s = 0 each of these leaves an image as it is. So Solarize inverts nothing where m is 0,
+or where its threshold is clipped to 255. Here KerasCV, and its guide, differ: there a strength of 0
+turns white to black (as it did in timm before pytorch-image-models#178). AutoContrast, Equalize and
+Invert have no strength.
 """
 
 import functools
@@ -74,7 +79,9 @@ class Layers(NamedTuple):
 def _solarize(levels: Array, counts: Array, draw: Draw) -> Array:
     del counts
     addition = 110 * draw.clipped()
-    threshold = 255 * jnp.clip(1 - draw.magnitude + draw.std * draw.second, 0, 1)
+    share = jnp.clip(1 - draw.magnitude + draw.std * draw.second, 0, 1)
+    inverts = (share < 1) & (draw.magnitude > 0)
+    threshold = jnp.where(inverts, 255 * share, color.NUM_LEVELS)
     return color.solarize(levels, addition, threshold)
 
 

@@ -14,6 +14,8 @@ from jaxcls.errors import BrokenImageError, DataError
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig
 
+LARGE_PIXELS = 89_478_485  # 256 MiB once they are decoded
+
 type Example = tuple[np.ndarray, int]  # uint8 [height, width, 3], label
 
 
@@ -87,11 +89,9 @@ class EvaluationImages(Images):
     """Images as the network sees them: resized and centre-cropped."""
 
     def __getitem__(self, record: int) -> Example:
-        stored, data = self.source[record], self.data
-        image = decode_image(
-            stored.image, where=self.source.describe(record), background=data.background
-        )
-        return evaluation_image(image, data), stored.label
+        stored = self.source[record]
+        image = whole_image(stored.image, self.data, where=self.source.describe(record))
+        return evaluation_image(image, self.data), stored.label
 
     def or_none(self, record: int) -> Example | None:
         """A record, or with data.broken "skip" None if it is broken.
@@ -111,7 +111,7 @@ def training_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndar
 
     Args:
       encoded: content of an image file.
-      data: `canvas_size` and `background` are used.
+      data: `canvas_size`, `background` and `max_pixels` are used.
       where: what to call the image in an error.
 
     Returns:
@@ -120,8 +120,38 @@ def training_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndar
     Raises:
       BrokenImageError: it cannot be decoded.
     """
-    image = decode_image(encoded, where=where, background=data.background, longest=data.canvas_size)
+    image = decode_image(
+        encoded,
+        where=where,
+        background=data.background,
+        longest=data.canvas_size,
+        max_pixels=data.max_pixels,
+    )
     return fit(image, data.canvas_size)
+
+
+def whole_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndarray:
+    """Decodes an image for evaluation and prediction.
+
+    Args:
+      encoded: content of an image file.
+      data: `background` and `max_pixels` are used.
+      where: what to call the image in an error.
+
+    Returns:
+      uint8 [height, width, 3], as stored but for JPEGs of more than LARGE_PIXELS: those have no
+      more, and still many times what a network sees.
+
+    Raises:
+      BrokenImageError: it cannot be decoded.
+    """
+    return decode_image(
+        encoded,
+        where=where,
+        background=data.background,
+        scale_above=LARGE_PIXELS,
+        max_pixels=data.max_pixels,
+    )
 
 
 def evaluation_image(image: np.ndarray, data: "DataConfig") -> np.ndarray:

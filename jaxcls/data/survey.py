@@ -2,15 +2,14 @@
 
 import collections
 import dataclasses
-import io
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-import PIL.Image
 
+from jaxcls.data.decode import image_header
 from jaxcls.data.images import training_image
 from jaxcls.data.records import Source
 from jaxcls.errors import BrokenImageError
@@ -67,7 +66,7 @@ def survey(source: Source, data: "DataConfig", *, limit: int | None = None) -> S
 
     Args:
       source: the split.
-      data: canvas_size, background and num_threads are used.
+      data: canvas_size, background, max_pixels and num_threads are used.
       limit: look at no more images than this, evenly spread (None: at all of them).
 
     Raises:
@@ -102,9 +101,8 @@ def _look(source: Source, record: int, data: "DataConfig") -> _Seen:
         training_image(stored.image, data, where=source.describe(record))
     except BrokenImageError as error:
         return _Seen(stored.label, len(stored.image), problem=str(error))
-    with PIL.Image.open(io.BytesIO(stored.image)) as header:  # pixels are not decoded again
-        size = (header.height, header.width)
-        return _Seen(stored.label, len(stored.image), header.format or "?", size)
+    kind, height, width = image_header(stored.image)  # pixels are not decoded again
+    return _Seen(stored.label, len(stored.image), kind, (height, width))
 
 
 def _range(values: np.ndarray) -> tuple[int, int, int]:

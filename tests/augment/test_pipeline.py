@@ -427,3 +427,24 @@ def test_functions_of_dm_pix_on_the_shipped_path(monkeypatch: pytest.MonkeyPatch
     )
     jax.eval_shape(augment, KEY, jnp.float32(0), *inputs())
     assert called == {"solarize", "adjust_brightness"}
+
+
+def test_strengths_of_zero_change_nothing() -> None:
+    """Of any entry that has one, and of images full of 0 and 255; where stages begin at 0 too."""
+    ops: tuple[OpName, ...] = ("Solarize", "Color", "Contrast", "Brightness", "Sharpness")
+    nothing = compiled(
+        RandomFlip(horizontal=0.0),
+        CenterCrop(),
+        RandAugment(ops=ops, num_ops=1, magnitude=(0.0, 0.5), magnitude_std=0.0, rate=1.0),
+        AugMix(ops=("Solarize", "Posterize"), magnitude=0.0, magnitude_std=0.0, width=2, depth=1),
+        Cutout(size=(0.0, 0.5), value=0.5),
+        RandomErasing(probability=0.0),
+        Mix(cutmix_alpha=0.0, mixup_alpha=0.0),
+    )
+    canvases, sizes, labels, positions = inputs()
+    canvases = jnp.where(canvases > 127, 255, 0).astype(jnp.uint8).at[::2].set(255)
+    arguments = (KEY, jnp.float32(0), canvases, sizes, labels, positions)
+    images, mixed = nothing(*arguments)
+    expected, _ = compiled(CenterCrop())(*arguments)
+    np.testing.assert_array_equal(images, expected)
+    np.testing.assert_allclose(mixed, labels, atol=1e-6)

@@ -10,6 +10,7 @@ from photos import apart, interleaved, keys_of, photo, planar, varied
 from PIL import Image, ImageOps
 from scipy import ndimage, stats
 
+from jaxcls.augment import color
 from jaxcls.augment.randaugment import (
     KEPT,
     MAPS,
@@ -100,7 +101,8 @@ def recolor(name: str, image: np.ndarray, draw: dict[str, float]) -> np.ndarray:
         case "Posterize":
             return np.asarray(ImageOps.posterize(pillow, int(np.round(8 - 4 * strength))))
         case "Solarize":
-            threshold = 255 * np.clip(1 - magnitude + std * draw["second"], 0, 1)
+            share = np.clip(1 - magnitude + std * draw["second"], 0, 1)
+            threshold = 255 * share if share < 1 and magnitude > 0 else 256
             added = np.where(values < threshold, values + 110 * strength, values)
             added = to_bytes(added).astype(np.float64)
             return to_bytes(np.where(added < threshold, added, 255 - added))
@@ -228,6 +230,60 @@ def test_all_operations_agree_with_the_reference() -> None:
     """A level that the warp rounded otherwise may be amplified by what follows."""
     found = compare(OPS, 6)
     assert (apart(found.actual, found.expected) <= 1).mean() > 0.93
+
+
+# --- Strength 0 ----------------------------------------------------------------------------------
+
+NO_STRENGTH: tuple[OpName, ...] = ("AutoContrast", "Equalize", "Invert")
+WITH_STRENGTH: tuple[OpName, ...] = tuple(name for name in OPS if name not in NO_STRENGTH)
+DRAWS = ("magnitude", "std", "first", "second", "uniform")
+EXTREMES = [(-4.0, -1.0, -1.0), (4.0, 0.999, 1.0)]  # normals, uniform, sign
+
+
+def without_strength(names: tuple[OpName, ...]) -> Layers:
+    """One operation an image at magnitude 0 and deviation 0, each with both extremes of draws."""
+    rows = [(OPS.index(name), *extreme) for name in names for extreme in EXTREMES]
+    rows += [(len(OPS), 0.0, 0.0, 1.0)] * (BATCH - len(rows))
+    chosen, normal, uniform, sign = np.array(rows, np.float32).T
+    choice = np.full((BATCH, LAYERS), len(OPS), np.int32)
+    choice[:, 1] = chosen
+    zeros = jnp.zeros((BATCH, LAYERS))
+    draws = Draw(zeros, zeros, *(zeros + one[:, None] for one in (normal, normal, uniform, sign)))
+    return Layers(jnp.asarray(choice), draws)
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_without_strength_an_operation_changes_nothing(number: int) -> None:
+    """Of images full of 0 and 255 too. The three without a strength do what they always do."""
+    images = np.repeat(varied(SIZE, SIZE)[number : number + 1], BATCH, axis=0)
+    actual = interleaved(apply(planar(images), OPS, without_strength(WITH_STRENGTH)))
+    np.testing.assert_array_equal(actual, images)
+    actual = interleaved(apply(planar(images), OPS, without_strength(NO_STRENGTH)))
+    for name, result in zip(NO_STRENGTH, actual[:: len(EXTREMES)], strict=False):
+        assert apart(result, recolor(name, images[0], dict.fromkeys(DRAWS, 0.0))).max() <= 1
+
+
+def test_without_strength_tables_are_the_identity() -> None:
+    """So whatever looks them up."""
+    levels = color.identity_levels(BATCH)
+    counts = jnp.asarray(np.random.default_rng(0).integers(9, size=levels.shape), jnp.float32)
+    for name in set(WITH_STRENGTH) & TABLES.keys():
+        for row in range(2):
+            draw = Draw(*(array[row::2][:, 1] for array in without_strength(WITH_STRENGTH).draws))
+            table = TABLES[name](levels[row::2], counts[row::2], draw)
+            np.testing.assert_array_equal(table, levels[row::2], err_msg=name)
+
+
+def test_solarize_inverts_nothing_at_0_and_all_at_1() -> None:
+    """At a magnitude of 0, or a threshold that is drawn at or above 255, white stays white."""
+    cases = [(0.0, 0.0, 0.0), (0.0, 0.15, -3.0), (0.3, 0.15, 3.0), (0.3, 0.0, 0.0), (1.0, 0.0, 0.0)]
+    magnitude, std, second = jnp.asarray(cases).T
+    zeros = jnp.zeros(len(cases))
+    levels = color.identity_levels(len(cases))
+    draw = Draw(magnitude, std, -10 * jnp.ones(len(cases)), second, zeros, zeros + 1)
+    tables = np.asarray(TABLES["Solarize"](levels, levels, draw))[:, 0]
+    assert tables[:, 255].tolist() == [255, 255, 255, 0, 0]
+    np.testing.assert_array_equal(tables[4], 255 - np.arange(256))
 
 
 # --- Draws ---------------------------------------------------------------------------------------

@@ -6,12 +6,15 @@ import subprocess
 import sys
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from jaxcls.config import DataConfig
 from jaxcls.data.batches import eval_batches, train_batches
+from jaxcls.data.images import EvaluationImages, TrainingImages
 from jaxcls.data.records import Source
-from jaxcls.errors import DataError
+from jaxcls.data.sources import open_source
+from jaxcls.errors import BrokenImageError, DataError
 
 
 def take(number, iterator):
@@ -269,3 +272,22 @@ class Shortened(Source):
     def __getitem__(self, index):
         record = self.source[index]
         return dataclasses.replace(record, image=record.image[:30]) if index == self.bad else record
+
+
+def test_the_bound_on_pixels_reaches_training_and_evaluation(tmp_path):
+    """As all that is broken: named, or with "skip" left out."""
+    for split in ("train", "test"):
+        for name, side in (("a", 20), ("b", 8)):
+            (folder := tmp_path / split / name).mkdir(parents=True)
+            PIL.Image.new("RGB", (side, side)).save(folder / "image.png")
+    data = config(source=f"folder:{tmp_path}", interpolation="bilinear", max_pixels=100)
+    source = open_source(data, "train")
+    large = next(i for i in range(2) if source[i].label == 0)
+    for images in (TrainingImages, EvaluationImages):
+        with pytest.raises(BrokenImageError, match=r"20 x 20 pixels are more than 100"):
+            images(source, data)[large]
+    skipping = dataclasses.replace(data, broken="skip")
+    (image, label), replaced = TrainingImages(source, skipping).or_next(large)
+    assert (image.shape, label, replaced) == ((6, 6, 3), 1, True)
+    assert EvaluationImages(source, skipping).or_none(large) is None
+    assert EvaluationImages(source, dataclasses.replace(data, max_pixels=400)).or_none(large)

@@ -1,5 +1,7 @@
 import io
 import struct
+import tracemalloc
+import zlib
 
 import cv2
 import numpy as np
@@ -7,8 +9,18 @@ import PIL.Image
 import PIL.ImageOps
 import pytest
 import simplejpeg
+import tifffile
 
-from jaxcls.data.decode import MAX_PIXELS, decode_image
+from jaxcls.config import DataConfig
+from jaxcls.data.decode import (
+    IMAGE_SUFFIXES,
+    MAX_PIXELS,
+    UNREADABLE_FORMATS,
+    decode_image,
+    image_header,
+    is_image_name,
+)
+from jaxcls.data.images import training_image, whole_image
 from jaxcls.errors import BrokenImageError, DataError, UserError
 
 
@@ -23,11 +35,17 @@ def encode(image, kind, **options):
     return file.getvalue()
 
 
+def encode_cmyk(image, kind, **options):
+    file = io.BytesIO()
+    image.convert("CMYK").save(file, kind, **options)
+    return file.getvalue()
+
+
 def pillow(data):
     return np.asarray(PIL.Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG", "AVIF", "TIFF"])
 @pytest.mark.parametrize("shape", [(31, 40), (1, 1), (1, 70)])
 def test_decodes_like_pillow(kind, shape):
     data = encode(photo(*shape), kind)
@@ -175,7 +193,7 @@ def test_twenty_megapixels():
     assert decode_image(data, where="it").shape == (4000, 5000, 3)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG", "AVIF", "TIFF"])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.8])
 def test_truncated_file_names_the_record(kind, share):
     data = encode(photo(64, 64), kind)
@@ -198,13 +216,212 @@ def test_decompression_bomb(side):
     jpeg = bytearray(encode(photo(2, 2), "JPEG"))
     start = jpeg.index(b"\xff\xc0") + 5
     jpeg[start : start + 4] = struct.pack(">HH", side, side)
-    for bomb in (bmp, jpeg):
-        with pytest.raises(BrokenImageError, match="bomb"):
+    png = bytearray(encode(photo(2, 2), "PNG"))
+    png[16:24] = struct.pack(">LL", side, side)
+    png[29:33] = struct.pack(">L", zlib.crc32(png[12:29]))
+    gif = bytearray(encode(photo(2, 2), "GIF"))
+    gif[6:10] = struct.pack("<HH", side, side)
+    tiff = bytearray(encode(photo(2, 2), "TIFF"))
+    for tag in (256, 257):
+        place = tiff.index(struct.pack("<HHL", tag, 4, 1)) + 8
+        tiff[place : place + 4] = struct.pack("<L", side)
+    for bomb in (bmp, jpeg, png, gif, tiff):
+        with pytest.raises(
+            BrokenImageError, match=f"{side} x {side} .* bomb.*raise data.max_pixels"
+        ):
             decode_image(bytes(bomb), where="big.bmp")
 
 
-@pytest.mark.filterwarnings("ignore:.*orrupt EXIF data:UserWarning")  # as the module has it
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP", "GIF", "JPEG", "AVIF", "TIFF", "CMYK"])
+def test_the_bound_can_be_chosen(kind):
+    image = photo(10, 12)
+    cmyk = kind == "CMYK"
+    data = encode_cmyk(PIL.Image.fromarray(image), "JPEG") if cmyk else encode(image, kind)
+    assert decode_image(data, where="it", max_pixels=120).shape == (10, 12, 3)
+    with pytest.raises(BrokenImageError, match="12 x 10 pixels are more than 119, as in a dec"):
+        decode_image(data, where="it", max_pixels=119)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as the module has it
+def test_a_bound_above_pillows_own(monkeypatch):
+    """Pillow has one for the whole process, which is raised where a config asks for more."""
+    monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 50)
+    for kind in ("WEBP", "TIFF", "GIF", "AVIF"):
+        assert decode_image(encode(photo(10, 12), kind), where="it", max_pixels=200).size == 360
+    assert PIL.Image.MAX_IMAGE_PIXELS == 100
+
+
+def large_jpeg(height, width):
+    """All grey: each block of 8 x 8 pixels is the same six bits, of which four fill three bytes."""
+    assert height % 8 == width % 8 == height * width // 64 % 4 == 0
+    file = io.BytesIO()
+    PIL.Image.new("L", (8, 8), 128).save(file, "JPEG")
+    head = bytearray(file.getvalue())
+    start = head.index(b"\xff\xc0") + 5
+    head[start : start + 4] = struct.pack(">HH", height, width)
+    return (
+        bytes(head[: head.index(b"\xff\xda") + 10])
+        + b"\x28\xa2\x8a" * (height * width // 256)
+        + b"\xff\xd9"
+    )
+
+
+def test_a_photo_of_300_megapixels_takes_little_memory():
+    data = large_jpeg(17_312, 17_320)
+    tracemalloc.start()
+    image = decode_image(data, where="it", longest=512)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert image.shape == (2164, 2165, 3)
+    assert (image == 128).all()
+    assert peak < 30e6
+
+
+def test_photos_are_scaled_for_evaluation_only_where_they_are_huge():
+    data = DataConfig()
+    assert whole_image(large_jpeg(9_984, 10_000), data, where="it").shape == (4992, 5000, 3)
+    image = cv2.GaussianBlur(photo(200, 301), (0, 0), 2)
+    encoded = encode(image, "JPEG", quality=95)
+    whole = decode_image(encoded, where="it")
+    for most, scale in ((60_200, 1), (60_199, 2), (15_000, 4), (3_763, 4), (100, 8)):
+        small = decode_image(encoded, where="it", scale_above=most)
+        assert small.shape == (-(-200 // scale), -(-301 // scale), 3)
+    np.testing.assert_array_equal(decode_image(encoded, where="it", scale_above=60_200), whole)
+    small = DataConfig(max_pixels=60_199)
+    with pytest.raises(BrokenImageError, match="more than 60,199"):
+        whole_image(encoded, small, where="it")
+    with pytest.raises(BrokenImageError, match="more than 60,199"):
+        training_image(encoded, small, where="it")
+
+
+def test_cmyk_is_decoded_at_a_fraction_of_its_size():
+    data = encode_cmyk(PIL.Image.new("RGB", (160, 80), (20, 90, 200)), "JPEG", quality=95)
+    assert decode_image(data, where="it", longest=20).shape == (10, 20, 3)
+    whole = decode_image(data, where="it")
+    assert (
+        np.abs(whole[0, 0] - decode_image(data, where="it", longest=20)[0, 0].astype(int)).max() < 4
+    )
+
+
+def on_canvas(data, *, size, at):
+    """A GIF whose frame lies within a larger canvas."""
+    gif = bytearray(data)
+    gif[6:10] = struct.pack("<HH", *size)
+    frame = gif.index(b"\x2c", 13 + (3 << (gif[10] & 7) + 1 if gif[10] & 128 else 0))
+    gif[frame + 1 : frame + 5] = struct.pack("<HH", *at)
+    return bytes(gif)
+
+
+@pytest.mark.parametrize("clear", [False, True])
+def test_a_gif_lies_on_its_canvas(clear):
+    """Round its first frame the background shows, whatever colour is number 0."""
+    image = PIL.Image.new("RGBA", (5, 3), (200, 30, 90, 255))
+    if clear:
+        image.putpixel((1, 1), (0, 0, 0, 0))
+    file = io.BytesIO()
+    image.save(file, "GIF")
+    data = on_canvas(file.getvalue(), size=(11, 9), at=(4, 2))
+    expected = np.full((9, 11, 3), (10, 100, 255))
+    expected[2:5, 4:9] = (200, 30, 90)
+    if clear:
+        expected[3, 5] = (10, 100, 255)
+    np.testing.assert_array_equal(decode_image(data, where="it", background="#0a64ff"), expected)
+
+
+def test_a_gif_frame_larger_than_its_canvas():
+    data = on_canvas(encode(photo(5, 7), "GIF"), size=(3, 3), at=(0, 0))
+    assert decode_image(data, where="it").shape == (5, 7, 3)
+
+
+# --- TIFF: written by tifffile -------------------------------------------------------------------
+
+
+def tiff(image, **options):
+    file = io.BytesIO()
+    tifffile.imwrite(file, image, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compression": "zlib"},
+        {"compression": "zlib", "predictor": True},
+        {"tile": (16, 16)},
+        {"rowsperstrip": 5},
+    ],
+)
+def test_tiff_of_8_and_16_bits(order, options):
+    image = np.random.default_rng(0).integers(2**16, size=(37, 52, 3), dtype=np.uint16)
+    high = (image >> 8).astype(np.uint8)
+    for pixels in (image, high):
+        data = tiff(pixels, photometric="rgb", byteorder=order, **options)
+        np.testing.assert_array_equal(decode_image(data, where="it"), high)
+        data = tiff(pixels[:, :, 0], photometric="minisblack", byteorder=order, **options)
+        np.testing.assert_array_equal(decode_image(data, where="it")[:, :, 1], high[:, :, 0])
+        if order == "<" or pixels is high:
+            data = tiff(pixels[:, :, 0], photometric="miniswhite", byteorder=order, **options)
+            np.testing.assert_array_equal(
+                decode_image(data, where="it")[:, :, 2], 255 - high[:, :, 0]
+            )
+    data = tiff(np.stack([high, 255 - high]), photometric="rgb", byteorder=order, **options)
+    np.testing.assert_array_equal(decode_image(data, where="it"), high)  # the first page
+    planes = np.moveaxis(high, 2, 0)
+    data = tiff(planes, photometric="rgb", planarconfig="separate", byteorder=order, **options)
+    np.testing.assert_array_equal(decode_image(data, where="it"), high)
+
+
+@pytest.mark.parametrize("alpha", ["unassalpha", "assocalpha"])
+@pytest.mark.parametrize("photometric", ["rgb", "minisblack"])
+def test_transparent_tiff(photometric, alpha):
+    count = 4 if photometric == "rgb" else 2
+    image = np.full((4, 6, count), 128, np.uint8)
+    image[:, :3] = 0
+    options = {"photometric": photometric, "planarconfig": "contig", "extrasamples": [alpha]}
+    pixels = decode_image(tiff(image, **options), where="it", background="#ffffff")
+    assert (pixels[:, :3] == 255).all()
+    over = 128 * 128 / 255 if alpha == "unassalpha" else 128
+    np.testing.assert_allclose(pixels[:, 3:], over + 127, atol=1)
+
+
+def test_big_tiff():
+    data = tiff(photo(9, 7), photometric="rgb", bigtiff=True)
+    np.testing.assert_array_equal(decode_image(data, where="it"), photo(9, 7))
+
+
+def test_cmyk_tiff():
+    cmyk = np.asarray(PIL.Image.fromarray(photo(9, 7)).convert("CMYK"))
+    data = tiff(cmyk, photometric="separated")
+    np.testing.assert_allclose(decode_image(data, where="it"), photo(9, 7), atol=1)
+
+
+@pytest.mark.parametrize(
+    ("image", "options", "reason"),
+    [
+        (np.zeros((8, 8), np.float32), {}, "grey of 32 bits"),
+        (np.zeros((8, 8), np.uint32), {}, "grey of 32 bits"),
+        (np.zeros((8, 8), np.int16), {}, "grey of 32 bits"),
+        (np.zeros((8, 8, 3), np.float32), {"photometric": "rgb"}, "TIFF that is .* not read"),
+        (np.zeros((8, 8, 5), np.uint8), {"planarconfig": "contig"}, "TIFF that is .* not read"),
+        (
+            np.zeros((3, 8, 8), np.uint16),
+            {"photometric": "rgb", "planarconfig": "separate"},
+            "16 bits with a plane a colour",
+        ),
+        (np.zeros((8, 8, 3), np.uint8), {"photometric": "rgb", "subfiletype": 1}, "a preview"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:tifffile")
+def test_tiff_that_is_not_read(image, options, reason):
+    with pytest.raises(BrokenImageError, match=f"^scan.tif: .*{reason}.*convert"):
+        decode_image(tiff(image, **{"photometric": "minisblack", **options}), where="scan.tif")
+
+
+@pytest.mark.filterwarnings(r"ignore::UserWarning:PIL\.")  # as the module has it
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_damaged_bytes_give_an_image_or_the_one_error(kind):
     exif = {} if kind in ("GIF", "BMP") else {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}
     data = encode(photo(24, 24), kind, **exif)
@@ -214,7 +431,7 @@ def test_damaged_bytes_give_an_image_or_the_one_error(kind):
         for place in generator.integers(len(data), size=3):
             damaged[place] = generator.integers(256)
         try:
-            image = decode_image(bytes(damaged), where="it")
+            image = decode_image(bytes(damaged), where="it", max_pixels=1 << 20)
         except BrokenImageError:
             continue
         assert image.dtype == np.uint8
@@ -222,7 +439,7 @@ def test_damaged_bytes_give_an_image_or_the_one_error(kind):
 
 
 def test_nothing_on_stderr(capfd):
-    for kind in ("PNG", "JPEG", "WEBP"):
+    for kind in ("PNG", "JPEG", "WEBP", "TIFF", "AVIF"):
         data = encode(photo(64, 64), kind)
         with pytest.raises(DataError):
             decode_image(data[: len(data) // 2], where="it")
@@ -240,9 +457,54 @@ def test_jpeg_of_simplejpeg_round_trips():
     assert np.abs(decode_image(data, where="it") - image.astype(int)).max() <= 2
 
 
-@pytest.mark.parametrize("kind", ["AVIF", "TIFF", "DDS", "EPS", "ICO"])
+@pytest.mark.parametrize("kind", ["DDS", "EPS", "ICO"])
 def test_kinds_that_are_not_promised(kind):
     file = io.BytesIO()
     PIL.Image.new("RGB", (32, 32)).save(file, kind)
     with pytest.raises(BrokenImageError, match="not an image of a known kind"):
         decode_image(file.getvalue(), where="it")
+
+
+def media(*brands):
+    body = brands[0] + b"\0\0\0\0" + b"".join(brands[1:])
+    return struct.pack(">L", 8 + len(body)) + b"ftyp" + body + b"\0\0\0\x08mdat"
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (media(b"heic", b"mif1", b"heic"), "HEIC"),
+        (media(b"mif1", b"mif1", b"heic"), "HEIC"),
+        (media(b"mif1", b"miaf"), "HEIF"),
+        (media(b"crx ", b"isom"), "camera raw"),
+        (b"\xff\x0a\xfa\x1f" + b"\0" * 40, "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n" + media(b"jxl ", b"jxl "), "JPEG XL"),
+        (b"\0\0\0\x0cjP  \r\n\x87\n" + media(b"jp2 ", b"jp2 "), "JPEG 2000"),
+        (b"II*\0\x10\0\0\0CR\2\0" + b"\0" * 40, "camera raw"),
+        (b"8BPS\0\1" + b"\0" * 40, "Photoshop"),
+        (b"  \n<!DOCTYPE HTML><title>404</title>", "a web page"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(data, name):
+    with pytest.raises(BrokenImageError, match=f"^it: .*it is {name}, which is not read; convert"):
+        decode_image(data, where="it")
+
+
+def test_an_avif_that_calls_itself_a_heif_is_one():
+    data = encode(photo(16, 16), "AVIF")
+    size = int.from_bytes(data[:4])
+    brands = data[:8] + b"mif1" + data[12:size]
+    assert b"avif" in brands[16:]
+    assert decode_image(brands + data[size:], where="it").shape == (16, 16, 3)
+
+
+def test_suffixes_of_what_is_read_and_of_what_is_not():
+    assert all(map(is_image_name, ("a.JPG", "a.tif", "a.avif", "a.b.webp")))
+    assert not any(map(is_image_name, ("a.heic", "a.txt", "jpg", ".jpg.swp")))
+    assert not IMAGE_SUFFIXES & UNREADABLE_FORMATS.keys()
+    assert UNREADABLE_FORMATS[".heic"] == "HEIC"
+
+
+def test_the_header_of_every_format():
+    for kind in ("PNG", "BMP", "WEBP", "GIF", "JPEG", "AVIF", "TIFF"):
+        assert image_header(encode(photo(5, 7), kind)) == (kind, 5, 7)

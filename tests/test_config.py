@@ -417,6 +417,7 @@ def test_operational_fields_may_change_in_a_run_and_the_others_may_not() -> None
     operational = {
         "data.data_dir",
         "data.prepare",
+        "data.folder_index",
         "data.num_workers",
         "data.num_threads",
         "data.prefetch",

@@ -169,7 +169,7 @@ def _by_number(path: Path, pairs: Sequence[tuple[int, Any]]) -> Mapping[int, Any
 
 
 def _entry(path: Path, value: Any) -> _Entry:
-    parts = value if isinstance(value, list) and 1 <= len(value) <= 2 else [value]
+    parts: list[Any] = value if isinstance(value, list) and 1 <= len(value) <= 2 else [value]
     if not all(isinstance(part, str) for part in parts):
         raise UserError(
             f"{path}: {printable(json.dumps(value))} is no class name; expected a text, or an id "

@@ -72,7 +72,7 @@ def unwrap[T](
     outside: dict[str, T] = {}
     for name, tensor in tensors.items():
         owner = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
-        if owner == chosen.place:
+        if owner is not None and owner == chosen.place:
             inside[name.removeprefix(owner)] = tensor
         elif owner is None and name.rpartition(".")[2] != _AVERAGED:
             outside[name] = tensor

@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
+from keras.src import backend
 from keras.src.legacy.saving import legacy_h5_format
 
 from jaxcls.models.registry import create_model, model_spec
@@ -217,14 +218,14 @@ def test_half_precision_comes_back(
 ) -> None:
     """HDF5 has no bfloat16: Keras writes bits, and not always what they are."""
     model, expected = b0
-    cast: Any = keras.src.backend.convert_to_numpy
+    cast: Any = backend.convert_to_numpy
     half = ml_dtypes.bfloat16 if kind == "bfloat16" else np.float16
 
     def converted(value: Any) -> np.ndarray:
         array = cast(value)
         return array.astype(half) if array.dtype == np.float32 else array
 
-    monkeypatch.setattr(keras.src.backend, "convert_to_numpy", converted)
+    monkeypatch.setattr(backend, "convert_to_numpy", converted)
     SAVE_16[form](model, tmp_path / form)
     monkeypatch.undo()
     with np.errstate(over="ignore"):

@@ -130,13 +130,6 @@ def test_csv_has_a_row_for_each_class(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("photos")
-<<<<<<< HEAD
-def test_the_bound_on_pixels_reaches_the_network(run: Run) -> None:
-    assert "at most 9 pixels" in run("predict", "x", "d.gif", "--max-pixels", "9").out
-
-
-=======
->>>>>>> fix-folders
 def test_what_a_folder_has_beside_its_images_is_said(run: Run) -> None:
     assert run("predict", "x", "mac").err == (
         "mac: left out are hidden names (3, for example '._a.jpg'); links back to folders above "
@@ -213,11 +206,8 @@ def test_names_that_are_not_utf8_are_printed(run: Run, form: str) -> None:
         assert json.loads(result.out)[0]["image"] == "caf\udce9.jpg"
     else:
         assert r"caf\xe9.jpg" in result.out
-<<<<<<< HEAD
-=======
 
 
 @pytest.mark.usefixtures("photos")
 def test_the_bound_on_pixels_reaches_the_network(run: Run) -> None:
     assert "at most 9 pixels" in run("predict", "x", "d.gif", "--max-pixels", "9").out
->>>>>>> fix-folders

@@ -169,14 +169,13 @@ def _by_number(path: Path, pairs: Sequence[tuple[int, Any]]) -> Mapping[int, Any
 
 
 def _entry(path: Path, value: Any) -> _Entry:
-    parts = value if isinstance(value, list) and 1 <= len(value) <= 2 else [value]
-    texts = [part for part in parts if isinstance(part, str)]
-    if len(texts) < len(parts):
+    parts: list[Any] = value if isinstance(value, list) and 1 <= len(value) <= 2 else [value]
+    if not all(isinstance(part, str) for part in parts):
         raise UserError(
             f"{path}: {printable(json.dumps(value))} is no class name; expected a text, or an id "
             "and a text"
         )
-    return tuple(unicodedata.normalize("NFC", part.strip()) for part in texts)
+    return tuple(unicodedata.normalize("NFC", part.strip()) for part in parts)
 
 
 def _choose(entries: Sequence[_Entry]) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from jaxcls.config import OptimizerConfig
-from jaxcls.decoding import ConfigError, nearest
+from jaxcls.decoding import ConfigError, largest, nearest
 
 # The first two need more at each update than gradients and parameters; the others take no schedule.
 UNSUITED = ("lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3")
@@ -39,6 +39,8 @@ def make_optimizer(
         value = optimizer.options[option]
         if isinstance(value, str) and "dtype" not in option:  # optax would fail only in the step
             raise ConfigError(f"optimizer.options: {option} takes no text, got {value!r}")
+        if not isinstance(value, str) and abs(value) > (most := largest(value)):
+            raise ConfigError(f"optimizer.options: {option} must be at most {most}, got {value}")
     arguments: dict[str, Any] = dict(optimizer.options)
     before = []
     if optimizer.clip_norm is not None:

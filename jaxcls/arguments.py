@@ -8,7 +8,7 @@ import tyro
 
 from jaxcls.cluster import JobOptions, join
 from jaxcls.compile_cache import keep_compiled
-from jaxcls.config import Config, DataConfig, decode, encode, load_config
+from jaxcls.config import Config, DataConfig, check_data, decode, encode, load_config
 from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
 from jaxcls.paths import RunPath, is_url, run_path
@@ -137,7 +137,9 @@ def checked(config: Config) -> Config:
 
 def checked_data(data: DataConfig) -> DataConfig:
     """The fields of data after overrides, through the same gate."""
-    return checked(Config(data=data, num_steps=1)).data
+    data = checked(Config(data=data, num_steps=1)).data
+    check_data(data)
+    return data
 
 
 def resolved(config: Config) -> Config:

@@ -35,7 +35,7 @@ from jaxcls.cluster import (
 )
 from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config
-from jaxcls.decoding import nearest
+from jaxcls.decoding import MAX_INT, nearest
 from jaxcls.errors import UserError, mistake_behind
 from jaxcls.names import printable
 from jaxcls.options import parse
@@ -311,8 +311,8 @@ def _compile(arguments: list[str]) -> int:
         ("--batch-per-chip", options.batch_per_chip),
         ("--num-classes", options.num_classes),
     ):
-        if value is not None and value < 1:
-            raise UserError(f"{name}: must be at least 1, got {value}")
+        if value is not None and not 1 <= value <= MAX_INT:
+            raise UserError(f"{name}: must be at least 1 and at most {MAX_INT}, got {value}")
     from jaxcls.topologies import chip_of, devices_of, prepare_environment
 
     devices = chip = None

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 FAREWELL_SECONDS = 10.0
+LONGEST_WAIT = 1_000_000  # seconds for the others to join
 SHUTDOWN_SECONDS = 60  # after the first process has ended, for the last one to
 
 COMPILER = "jaxcls-compiler"  # the thread that compiles ahead
@@ -115,6 +117,10 @@ def join(options: JobOptions, *, stops: bool) -> None:
     Raises:
       JobError: there is no such place, or the others do not come.
     """
+    if not 0 < options.join_timeout <= LONGEST_WAIT:
+        raise JobError(
+            f"--join-timeout: must be between 1 and {LONGEST_WAIT} s, got {options.join_timeout}"
+        )
     place = find_place(options)
     if place is None:
         return
@@ -273,7 +279,8 @@ def _checked_place(given: Mapping[str, Any]) -> Place:
             f"--process-id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
         )
     coordinator = given["coordinator"]
-    if not coordinator.rpartition(":")[0] or not coordinator.rpartition(":")[2].isdecimal():
+    host, _, port = coordinator.rpartition(":")
+    if not host or not re.fullmatch("[0-9]{1,5}", port) or int(port) >= 1 << 16:
         raise JobError(f"--coordinator: must be HOST:PORT, got {coordinator!r}")
     try:
         count, process = int(given["num_processes"]), int(given["process_id"])

@@ -45,6 +45,8 @@ SCHEMA_VERSION = 2
 
 
 FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}"  # of a variation of a sweep
+# Pixels of an image still have numbers in int32, and a machine has that many threads.
+MOST = {"image_size": 2**14, "canvas_size": 2**15, "num_threads": 4096, "num_workers": 4096}
 OPERATIONAL = "operational"  # marks a field that may change when a run is resumed
 
 Count = Annotated[int, Range(1)]
@@ -135,12 +137,12 @@ class DataConfig:
     repeats: Count = 1
     """Repeated augmentation: rows that each example of a batch has, each augmented by itself. An
     epoch then has that many times as many rows."""
-    image_size: Annotated[int, Range(0, 2**14)] = 224
+    image_size: Index = 224
     """Height and width that the network sees, in pixels (0: the size of the weights or network)."""
     stage_image_sizes: Annotated[tuple[Count, ...], MAY_BE_EMPTY] = ()
     """Height and width that the network sees in each stage of the training; they never fall, and
     the last is image_size (empty: image_size from the first step on)."""
-    canvas_size: Annotated[int, Range(0, 2**15)] = 256
+    canvas_size: Index = 256
     """Height and width of the canvas that holds a raw training image; larger ones shrink to it.
     About twice image_size keeps small crops sharp (0: twice image_size)."""
     crop_fraction: Share = 0.875
@@ -161,10 +163,10 @@ class DataConfig:
     """skip: share of a split's images that may be broken."""
     last_batch: Literal["drop", "straddle"] = "drop"
     """An epoch's last short batch: left out, or filled from the next epoch."""
-    num_workers: Annotated[int, Range(0, below=4097), OPERATIONAL] = 0
+    num_workers: Annotated[Index, OPERATIONAL] = 0
     """Processes that decode images; 0 decodes in threads of this process, which is best unless
     there are dozens of cores."""
-    num_threads: Annotated[int, Range(1, below=4097), OPERATIONAL] = 4
+    num_threads: Annotated[Count, OPERATIONAL] = 4
     """Threads that read and decode, in this process or in each worker. Each makes a whole batch,
     so memory holds as many, of batch_size x canvas_size x canvas_size x 3 bytes, shared among the
     processes of a run."""
@@ -492,6 +494,18 @@ def _check_rules(config: Config) -> None:
             f"model.batch_norm: groups of {group} do not divide the {batch_size // micro_batches} "
             f"examples of a micro-batch (data.batch_size / optimizer.micro_batches)"
         )
+
+
+def check_data(data: DataConfig) -> None:
+    """Checks numbers that no machine has memory for, before any is asked for.
+
+    Raises:
+      ConfigError: names the field.
+    """
+    for field, most in MOST.items():
+        value = getattr(data, field)
+        if value > most:
+            raise ConfigError(f"data.{field}: must be at most {most}, got {value}")
 
 
 def check_stages(config: Config) -> None:

@@ -212,17 +212,19 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, fi
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: must be finite, got {value!r}")
-    if isinstance(value, str) and "\0" in value:
-        raise ConfigError(f"{field}: {value!r} holds a NUL character, which no name has")
     if isinstance(bounds, Pattern) and not re.fullmatch(bounds.regex, str(value)):
         raise ConfigError(f"{field}: must look like {bounds.regex}, got {value!r}")
     if isinstance(bounds, Range) and typing.cast(float, value) not in bounds:
         raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
-    if isinstance(value, int | float) and not (isinstance(bounds, Range) and bounds.closed):
-        largest = MAX_INT if isinstance(value, int) else MAX_FLOAT  # what the devices count in
-        if abs(value) > largest:
-            raise ConfigError(f"{field}: must be at most {largest}, got {value!r}")
+    if isinstance(bounds, Range) and isinstance(value, int | float) and not bounds.closed:
+        if abs(value) > (most := largest(value)):
+            raise ConfigError(f"{field}: must be at most {most}, got {value!r}")
     return value
+
+
+def largest(value: float) -> float:
+    """The largest number of a value's kind that JAX's arrays hold by default."""
+    return MAX_INT if isinstance(value, int) else MAX_FLOAT
 
 
 def leaves(schema: type, *, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -63,6 +63,8 @@ def mistake_behind(error: BaseException) -> UserError | None:
     if isinstance(error, OSError):
         return _mistake_of_path(error)
     text = str(error).partition("\n")[0]
+    if isinstance(error, ValueError) and text.startswith("embedded null"):  # Python's, of a path
+        return UserError("a path holds a NUL character, which no file or folder is named by")
     # The second is JAX's, which is not imported for this.
     if isinstance(error, MemoryError) or (
         type(error).__name__ == "JaxRuntimeError" and text.startswith("RESOURCE_EXHAUSTED")

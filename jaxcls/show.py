@@ -13,7 +13,7 @@ from jaxcls.arguments import read_step, require_devices, resolved, take_config
 from jaxcls.augment_config import OpName
 from jaxcls.caches import settle_libraries
 from jaxcls.config import Config
-from jaxcls.decoding import nearest
+from jaxcls.decoding import MAX_INT, nearest
 from jaxcls.errors import UserError
 from jaxcls.names import printable
 from jaxcls.options import parse
@@ -143,8 +143,8 @@ def _augment(arguments: list[str]) -> int:
     _, config, rest = take_config(arguments, prog)
     default = ShowAugment(config=config, output=tyro.MISSING)
     options = parse(ShowAugment, prog, rest, default=default)
-    if options.step < 0:
-        raise UserError(f"--step: must be at least 0, got {options.step}")
+    if not 0 <= options.step <= MAX_INT:
+        raise UserError(f"--step: must be at least 0 and at most {MAX_INT}, got {options.step}")
     from jaxcls.data.sources import open_source
     from jaxcls.gallery import augmentation_rows, sweep_rows
     from jaxcls.plots import plot_gallery, save_figure

@@ -11,7 +11,7 @@ import jax
 import optax
 
 from jaxcls.config import OptimizerConfig
-from jaxcls.decoding import ConfigError, nearest
+from jaxcls.decoding import ConfigError, largest, nearest
 
 # The first two need more at each update than gradients and parameters; the others take no schedule.
 UNSUITED = ("lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3")
@@ -45,6 +45,8 @@ def make_optimizer(
     for option, value in optimizer.options.items():
         if isinstance(value, str) and "dtype" not in option:  # optax would fail only in the step
             raise ConfigError(f"optimizer.options: {option} takes no text, got {value!r}")
+        if not isinstance(value, str) and abs(value) > (most := largest(value)):
+            raise ConfigError(f"optimizer.options: {option} must be at most {most}, got {value}")
     arguments: dict[str, Any] = dict(optimizer.options)
     before = []
     if optimizer.clip_norm is not None:

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxcls.config import Config, ConfigError, check_stages
+from jaxcls.config import Config, ConfigError, check_data, check_stages
 from jaxcls.data.records import Source
 from jaxcls.data.sources import open_source
 from jaxcls.models.efficientnet import EfficientNet
@@ -75,8 +75,8 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
       info: of its weights (None: they are looked up).
 
     Raises:
-      ConfigError: no such network, the weights are of another one, or the stages of the training do
-        not end at the image size.
+      ConfigError: no such network, the weights are of another one, sizes beyond any memory, or the
+        stages of the training do not end at the image size.
       WeightsError: no such weights, or they cannot be used.
     """
     model, data = config.model, config.data
@@ -108,6 +108,7 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
         interpolation=interpolation,
     )
     config = dataclasses.replace(config, model=model, data=data)
+    check_data(data)
     check_stages(config)
     return config
 

@@ -14,7 +14,7 @@ import pytest
 
 import jaxcls
 from jaxcls.augment_config import (
-    Augmentation,
+    AnyAugmentation,
     AugMix,
     Mix,
     RandAugment,
@@ -67,7 +67,7 @@ EVERYTHING = (
 )
 
 
-def make(augment: tuple[Augmentation, ...] = EVERYTHING) -> Training:
+def make(augment: tuple[AnyAugmentation, ...] = EVERYTHING) -> Training:
     """A network of one block, by default with all that draws."""
     spec = dataclasses.replace(SPECS["tiny"], name="one_block", stages=SPECS["tiny"].stages[:1])
     with pytest.MonkeyPatch.context() as patch:
@@ -87,8 +87,9 @@ def make(augment: tuple[Augmentation, ...] = EVERYTHING) -> Training:
 
 def programs(training: Training) -> dict[str, str]:
     """What the compiler gets."""
+    first: Any = training.first_state
     step = training.step.lower(training.abstract_state(), training.abstract_batch())
-    return {"step": step.as_text(), "init": training.first_state.lower({}).as_text()}
+    return {"step": step.as_text(), "init": first.lower({}).as_text()}
 
 
 @pytest.fixture(scope="module")

@@ -30,12 +30,12 @@ def without_tensorflow() -> Iterator[None]:
     if _is_tensorflow_there():
         yield
         return
-    lazy = vars(lazy_imports_utils.tensorflow)
-    lazy["_module"] = _TENSORFLOW
+    lazy: Any = lazy_imports_utils.tensorflow
+    lazy.__dict__["_module"] = _TENSORFLOW  # setting attributes is the module's business
     try:
         yield
     finally:
-        del lazy["_module"]
+        del lazy.__dict__["_module"]
 
 
 def _is_tensorflow_there() -> bool:

@@ -217,7 +217,8 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, fi
     if isinstance(bounds, Range) and typing.cast(float, value) not in bounds:
         raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
     if isinstance(bounds, Range) and isinstance(value, int | float) and not bounds.closed:
-        if abs(value) > (most := largest(value)):
+        most = largest(value)
+        if abs(value) > most:
             raise ConfigError(f"{field}: must be at most {most}, got {value!r}")
     return value
 

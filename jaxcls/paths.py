@@ -56,6 +56,7 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
     text = os.fspath(path)
     if not text:
         raise UserError("run '': expected a folder or gs://BUCKET/FOLDER, got an empty name")
+    text = text if is_url(text) else expand_home(text)
     whole = text if is_url(text) else os.path.abspath(text)  # by which checkpoints are written
     require_text(whole, what="run")
     if "\\" in whole:
@@ -64,7 +65,7 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
             f"slash; take another name"
         )
     if not is_url(text):
-        return local_path(text)
+        return Path(text)
     if text.startswith("s3://"):
         raise UserError(
             f"run {text!r}: s3 has no atomic rename, and Orbax, which writes the checkpoints, does "

@@ -50,11 +50,13 @@ def read_header(data: bytes) -> Header:
     """Reads all that comes before the pixels.
 
     Raises:
-      ValueError: it is damaged, or of a kind that is not read; the message says which.
-      struct.error: it ends too early.
+      ValueError: it is cut off, damaged, or of a kind that is not read; the message says which.
     """
+    _require_bytes(data, _FILE_HEADER + 4)
     offset, size = struct.unpack_from("<II", data, 10)
     compression = used = 0
+    if size == _CORE or 16 <= size <= 1024:
+        _require_bytes(data, _FILE_HEADER + min(size, 40))
     if size == _CORE:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
     elif 16 <= size <= 1024:
@@ -78,14 +80,16 @@ def read_header(data: bytes) -> Header:
     if compression in (_FIELDS, _ALPHA_FIELDS):
         # They follow the shortest header, and lie in the same place within the longer ones.
         count = 4 if compression == _ALPHA_FIELDS or size >= 56 else 3
-        stored = struct.unpack_from(f"<{count}I", data, _FILE_HEADER + 40)
         end = max(end, _FILE_HEADER + 40 + 4 * count)
+        _require_bytes(data, _FILE_HEADER + 40 + 4 * count)
+        stored = struct.unpack_from(f"<{count}I", data, _FILE_HEADER + 40)
         red, green, blue, alpha = (*stored, 0)[:4]
         masks = (red, green, blue, alpha) if any(stored) else masks
     entry = 3 if size == _CORE else 4
     colors = 0 if bits > 8 else min(used or 1 << bits, 1 << bits)
     if offset > end:
         colors = min(colors, (offset - end) // entry)
+    _require_bytes(data, end + colors * entry)
     palette = np.zeros((256, 3), np.uint8)
     stored = np.frombuffer(data, np.uint8, colors * entry, end).reshape(colors, entry)
     palette[:colors] = stored[:, 2::-1]
@@ -99,6 +103,16 @@ def read_header(data: bytes) -> Header:
         palette=palette,
         offset=offset if offset >= end else end + colors * entry,
     )
+
+
+def _require_bytes(data: bytes, needed: int) -> None:
+    """Refuses a file that ends before the pixels begin.
+
+    Raises:
+      ValueError: it has fewer than `needed` bytes.
+    """
+    if len(data) < needed:
+        raise ValueError("the file is cut off, it ends before the pixels")
 
 
 def read_pixels(data: bytes, header: Header) -> np.ndarray:

@@ -82,6 +82,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 # It logs what it raises too.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
+_WEB_PAGE = "a web page"
 # The first bytes of files, those that are decoded and others that may lie among them.
 _SIGNATURES = {
     b"\xff\xd8": "JPEG",
@@ -106,8 +107,8 @@ _SIGNATURES = {
     b"v/1\x01": "OpenEXR",
     b"%PDF": "PDF",
     b"<svg": "SVG",
-    b"<!doctype html": "a web page",
-    b"<html": "a web page",
+    b"<!doctype html": _WEB_PAGE,
+    b"<html": _WEB_PAGE,
 }
 # Brands of ISO's media files (ISO/IEC 14496-12); what a file names first in this order, it is.
 _BRANDS = {
@@ -236,6 +237,8 @@ def format_of(data: bytes) -> str:
         )
     if kind is None:
         raise ValueError("not an image of a known kind")
+    if kind == _WEB_PAGE:  # such as an error or login page
+        raise ValueError("it is a web page, not an image; download the image again")
     if kind not in _PLUGINS and kind != "BMP":
         raise ValueError(f"it is {kind}, which is not read; convert it to JPEG or PNG")
     return kind

@@ -195,3 +195,20 @@ def test_what_is_not_read_is_named(changes, reason):
     options = {"width": 2, "height": 2, "bits": 24, **changes}
     with pytest.raises(BrokenImageError, match=f"^cat.bmp: .*{reason}"):
         decode_image(write(b"\0" * 16, **options), where="cat.bmp")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 24},
+        {"bits": 24, "header": 12},
+        {"bits": 8, "palette": bytes(1024)},
+        {"bits": 8, "palette": bytes(1024), "compression": RLE8},
+        {"bits": 16, "compression": 3, "palette": struct.pack("<3I", 0xF800, 0x7E0, 0x1F)},
+    ],
+)
+def test_a_file_that_is_cut_off_anywhere_is_called_so(options):
+    data = write(b"\1" * (2 * options["bits"]), width=4, height=4, **options)
+    for length in range(2, len(data)):
+        with pytest.raises(BrokenImageError, match=r"^cat\.bmp: .*the file is cut off"):
+            decode_image(data[:length], where="cat.bmp")

@@ -482,11 +482,16 @@ def media(*brands):
         (b"\0\0\0\x0cjP  \r\n\x87\n" + media(b"jp2 ", b"jp2 "), "JPEG 2000"),
         (b"II*\0\x10\0\0\0CR\2\0" + b"\0" * 40, "camera raw"),
         (b"8BPS\0\1" + b"\0" * 40, "Photoshop"),
-        (b"  \n<!DOCTYPE HTML><title>404</title>", "a web page"),
     ],
 )
 def test_formats_that_are_not_read_are_named(data, name):
     with pytest.raises(BrokenImageError, match=f"^it: .*it is {name}, which is not read; convert"):
+        decode_image(data, where="it")
+
+
+@pytest.mark.parametrize("data", [b"  \n<!DOCTYPE HTML><title>404</title>", b"<html><p>Log in"])
+def test_a_web_page_is_to_be_downloaded_again(data):
+    with pytest.raises(BrokenImageError, match="a web page, not an image; download the image ag"):
         decode_image(data, where="it")
 
 

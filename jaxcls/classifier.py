@@ -357,7 +357,7 @@ class ImageClassifier:
                 f"data.source: say what {self.config.model.weights!r} is to be evaluated on, for "
                 f"example --data.source folder:photos"
             )
-        source = open_source(data, split or data.eval_split)
+        source = open_source(data, split or data.eval_split, field="--split" if split else None)
         if source.class_names == self.class_names:
             return source, data, None
         return source, data, match_classes(source.class_names, self.class_names)

@@ -366,7 +366,8 @@ def _data(arguments: list[str]) -> int:
     from jaxcls.data.survey import describe, survey
 
     split = data.train_split if options.split is None else options.split
-    found = survey(open_source(data, split), data, limit=options.limit)
+    field = None if options.split is None else "--split"
+    found = survey(open_source(data, split, field=field), data, limit=options.limit)
     print(describe(found))
     if options.json:
         print(json.dumps(dataclasses.asdict(found)))

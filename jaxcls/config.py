@@ -573,4 +573,5 @@ def _explain(error: BaseException, path: Path) -> str:
     if unknown and dataclasses.is_dataclass(schema):
         known = [field.name for field in dataclasses.fields(schema)]
         return f"{where}: {unknown[1]} has no field {unknown[2]!r}{nearest(unknown[2], known)}"
-    return f"{where}: {type(error).__name__}: {error}"
+    text = error.msg if isinstance(error, SyntaxError) else error  # its text repeats the place
+    return f"{where}: {type(error).__name__}: {text}"

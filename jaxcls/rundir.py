@@ -34,7 +34,7 @@ from jaxcls.errors import UserError, shown
 from jaxcls.names import composed, printable
 from jaxcls.paths import RunPath, is_url, write_whole
 from jaxcls.pretrained.info import WeightsInfo
-from jaxcls.shell import command
+from jaxcls.shell import command, path_word
 
 logger = logging.getLogger("jaxcls")
 
@@ -135,8 +135,11 @@ def require_run(run: RunPath) -> RunPath:
         if not run.is_dir():
             raise _missing(run)
         if not checkpoint_dir(run).is_dir():
-            how = command("train", "CONFIG")
-            raise RunError(f"run {shown(run)!r} has no checkpoint; train it with: {how}")
+            how = command("train", "CONFIG", "--workdir", path_word(str(run)))
+            what = f"run {shown(run)!r} has no checkpoint"
+            if not (run / RECORD).is_file():
+                what = f"folder {shown(run)!r} holds no run, and so has no checkpoint"
+            raise RunError(f"{what}; train one there with: {how}")
         next(iter(checkpoint_dir(run).iterdir()), None)
     except OSError as error:
         raise _not_readable(run, error) from error

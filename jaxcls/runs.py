@@ -67,12 +67,18 @@ class Summary:
 
 def runs(arguments: list[str]) -> int:
     """Runs `jaxcls runs …`; returns the exit status."""
+    if "--diff" in arguments:
+        after = arguments[arguments.index("--diff") + 1 :][:2]
+        if len(after) < 2 or any(word.startswith("--") for word in after):
+            raise UserError("--diff: give two runs, named as in the table or as paths")
     options = parse(Runs, "jaxcls runs", arguments)
     if options.diff is not None:
         return _print_differences(options.folder, options.diff, as_json=options.json)
     summaries = list(summarize_all(run_path(options.folder)))
     if not summaries:
-        raise UserError(f"{options.folder!r}: there is no run in it; give a folder of runs")
+        is_there = run_path(options.folder).exists()
+        problem = "there is no run in it" if is_there else "there is no such folder"
+        raise UserError(f"{options.folder!r}: {problem}; give a folder of runs")
     different = differences([summary.config for summary in summaries])
     print(_describe(summaries, different))
     for summary in summaries:

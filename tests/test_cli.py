@@ -409,7 +409,7 @@ def test_an_override_that_breaks_a_rule_names_the_field(
         ),
         (
             ["--optimizer.options", "momentun", "0.9"],
-            "optimizer.options: sgd takes no 'momentun'; did you mean 'momentum'?",
+            "optimizer.options: sgd has no option 'momentun'; did you mean 'momentum'?; it",
         ),
     ],
 )
@@ -480,7 +480,9 @@ def test_a_folder_that_is_no_run_is_named(
 ) -> None:
     command, *images = rest
     text = message(command, tmp_path, *images)
-    assert text.startswith(f"jaxcls: run {str(tmp_path)!r} has no checkpoint")
+    assert text.startswith(
+        f"jaxcls: folder {str(tmp_path)!r} holds no run, and so has no checkpoint"
+    )
 
 
 @pytest.mark.parametrize("step", ["latest", "best", "3"])

@@ -209,7 +209,7 @@ def shell(command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
         ("jaxcls nonsense 2>&-", 2, ""),
         ("jaxcls nonsense 2>/dev/full", 2, ""),
         ("COLUMNS=1 jaxcls runs --nonsense", 2, "Unrecognized"),
-        ("PYTHONIOENCODING=ascii jaxcls runs runs/写真", 2, "there is no run in it"),
+        ("PYTHONIOENCODING=ascii jaxcls runs runs/写真", 2, "there is no such folder"),
     ],
 )
 def test_a_command_ends_with_the_status_of_its_work(command: str, status: int, says: str) -> None:

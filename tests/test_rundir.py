@@ -149,7 +149,10 @@ def test_a_damaged_record_is_named_and_left_as_it_is(
 def test_a_run_to_be_read_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"run '.*/gone' does not exist; train it with: jaxcls tr"):
         require_run(tmp_path / "gone")
-    with pytest.raises(RunError, match="has no checkpoint; train it with: jaxcls train"):
+    with pytest.raises(
+        RunError,
+        match="holds no run, and so has no checkpoint; train one there with: jaxcls train CONFIG",
+    ):
         require_run(tmp_path)
     start_run(tmp_path)
     assert require_run(tmp_path) == tmp_path

@@ -166,8 +166,10 @@ def test_the_difference_of_two_runs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["gone"], "'gone': there is no run in it"),
+        (["gone"], "'gone': there is no such folder"),
         (["--diff", "runs/a", "runs/gone"], "run 'runs/gone' does not exist"),
+        (["--diff", "runs/a"], "--diff: give two runs"),
+        (["--diff", "runs/a", "--json"], "--diff: give two runs"),
     ],
 )
 def test_runs_that_are_not_there(

@@ -37,9 +37,8 @@ def read_index(root: Path, *, reuse: bool = False) -> Listing:
       DataError: the folder is missing, or something in it cannot be read.
     """
     if not root.is_dir():
-        raise DataError(
-            f"data.source: folder {str(root)!r} does not exist; name a folder of images"
-        )
+        problem = "is a file" if root.exists() else "does not exist"
+        raise DataError(f"data.source: folder {str(root)!r} {problem}; name a folder of images")
     memory = _memory_file(root)
     if reuse and (remembered := _recall(memory)):
         made, listing = remembered

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 KNOWN = ("digits", "tfds:NAME", "tfds:NAME:VERSION", "folder:PATH")
 
 
-def open_source(data: "DataConfig", split: str) -> Source:
+def open_source(data: "DataConfig", split: str, *, field: str | None = None) -> Source:
     """Opens one split of the data set that `data.source` names.
 
     With `data.prepare`, a set that is not there yet is prepared first.
@@ -23,6 +23,7 @@ def open_source(data: "DataConfig", split: str) -> Source:
     Args:
       data: `source`, and the fields that belong to its kind.
       split: a split in TFDS syntax, for example "train[:90%]".
+      field: where it was asked for, for messages (None: the field of `data` that has it).
 
     Raises:
       DataError: no such source, set or split, or a set that is not prepared, damaged, empty, or no
@@ -30,7 +31,7 @@ def open_source(data: "DataConfig", split: str) -> Source:
     """
     kind, name = _parse(data.source)
     fields = {data.eval_split: "data.eval_split", data.train_split: "data.train_split"}
-    field = fields.get(split, "--split")
+    field = field or fields.get(split, "--split")
     if kind == "folder":
         from jaxcls.data.folder import open_folder
 

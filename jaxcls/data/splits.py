@@ -1,6 +1,5 @@
 """Split syntax, which is TFDS's: train, train[:90%], train[-500:]+test."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,11 +30,15 @@ def parse_split(
     try:
         parts = tfds.core.ReadInstruction.from_spec(split).to_absolute(splits)
     except ValueError as error:
-        base = re.split(r"[\[+]", split)[0]
-        near = "" if base in splits else nearest(base, splits)
+        bases = [part.partition("[")[0].strip() for part in split.split("+")]
+        missing = next((base for base in bases if base and base not in (*splits, "all")), None)
+        problem = (
+            str(error).splitlines()[0]
+            if missing is None
+            else f"there is no split {missing!r}{nearest(missing, splits)}; name one that is there"
+        )
         raise DataError(
-            f"{field}: {split!r} of {name}: {str(error).splitlines()[0]}{near} "
-            f"(splits: {describe_splits(splits)})"
+            f"{field}: {split!r} of {name}: {problem} (splits: {describe_splits(splits)})"
         ) from error
     slices = [(part.splitname, slice(part.from_, part.to)) for part in parts]
     if not any(len(range(splits[stored].num_examples)[part]) for stored, part in slices):

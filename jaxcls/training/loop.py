@@ -142,7 +142,10 @@ def train(
                 _reporter(run, training, start, log_all_processes=log_all_processes)
             )
         stack.push(stop.finish_leaving)
-        reporter.say(_introduction(training, source, start))
+        if start >= num_steps:
+            reporter.say(f"finished already, at step {start}; nothing is left to train")
+        else:
+            reporter.say(_introduction(training, source, start))
         for note in filter(None, (claim.notes, notes)):
             reporter.say(note)
         for change in changes:
@@ -153,7 +156,8 @@ def train(
             reporter.say(warning)
         if _micro_batches_matter(config):
             reporter.say(UNEQUAL_MICRO_BATCHES)
-        if missed := Calendar.of(training).missed_evaluations(config):
+        missed = Calendar.of(training).missed_evaluations(config)
+        if missed and start < num_steps:
             reporter.say(missed)
         if start >= num_steps:
             stop.leave_at_once = False  # there is nothing left to start again

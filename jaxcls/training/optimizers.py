@@ -34,13 +34,15 @@ def make_optimizer(
         if option in optimizer.options:
             raise ConfigError(f"optimizer.options: set {option!r} as optimizer.{option}")
     if unknown := [option for option in optimizer.options if option not in known]:
-        names = " and no ".join(f"{option!r}{nearest(option, known)}" for option in unknown)
+        names = " and no option ".join(f"{option!r}{nearest(option, known)}" for option in unknown)
         flags = shlex.join(
             word for option in unknown for word in (f"--optimizer.options.{option}", "None")
         )
         raise ConfigError(
-            f"optimizer.options: {optimizer.name} takes no {names}\n"
-            f"on the command line, {flags} leaves {'it' if len(unknown) == 1 else 'them'} out"
+            f"optimizer.options: {optimizer.name} has no option {names}; it has "
+            f"{', '.join(known) or 'none'}\n"
+            f"if the config sets {'it' if len(unknown) == 1 else 'them'}, the command line removes "
+            f"{'it' if len(unknown) == 1 else 'them'} with {flags}"
         )
     for option, value in optimizer.options.items():
         if isinstance(value, str) and "dtype" not in option:  # optax would fail only in the step

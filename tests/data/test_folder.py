@@ -179,7 +179,7 @@ def test_files_that_are_passed_over_are_counted(make_photos, caplog):
 def test_missing_folder(tmp_path):
     fails(f"data.source: folder '{tmp_path}/gone' does not exist; name a folder", tmp_path / "gone")
     (tmp_path / "file").touch()
-    fails("file' does not exist", tmp_path / "file")
+    fails("file' is a file; name a folder", tmp_path / "file")
 
 
 def test_class_without_images(make_photos):

@@ -11,7 +11,7 @@ from jaxcls.compile_cache import keep_compiled
 from jaxcls.config import Config, DataConfig, check_data, decode, encode, load_config
 from jaxcls.differences import default_workdir
 from jaxcls.errors import UserError
-from jaxcls.paths import RunPath, is_url, run_path
+from jaxcls.paths import RunPath, is_url, local_path, run_path
 
 ALONE = JobOptions()
 MOST_DIGITS = 18  # of a step's number
@@ -86,7 +86,7 @@ def is_config(name: str) -> bool:
 
 def record_of(name: str) -> RunPath | None:
     """The JSON file that CONFIG means, if it is a run or such a file; None for a Python file."""
-    path = run_path(name)
+    path = run_path(name) if is_url(name) else local_path(name)
     if path.suffix == ".json":
         return path
     is_run = is_url(name) or (path / "config.json").is_file()

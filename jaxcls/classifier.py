@@ -93,6 +93,11 @@ class ImageClassifier:
         kind = kind_of_weights(str(name))
         if class_names is not None and kind == "run":
             raise UserError(f"class_names: the run {str(name)!r} knows its classes")
+        if not ema and kind != "file":
+            raise UserError(
+                f"ema (--no-ema): is about a checkpoint file of another library, and {str(name)!r} "
+                f"is a {kind}; leave it out"
+            )
         if kind == "run":
             return cls.from_run(name, step=step)
         if step != "latest":

@@ -361,7 +361,7 @@ def _data(arguments: list[str]) -> int:
     options = parse(Data, prog, rest, default=Data(config=config))
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit: must be at least 1, got {options.limit}")
-    data = checked(options.config).data
+    data = resolved(options.config).data
     from jaxcls.data.sources import open_source
     from jaxcls.data.survey import describe, survey
 

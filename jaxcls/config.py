@@ -360,8 +360,10 @@ def _running(path: Path) -> Iterator[dict[str, Any]]:
     """What a config file defines; whatever its code raises, then or inside, becomes one message."""
     if path.is_dir():
         raise ConfigError(f"config file {str(path)!r} is a folder{_files_within(path)}")
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(f"config file {str(path)!r} does not exist{_nearby_files(path)}")
+    if not path.is_file():
+        raise ConfigError(f"config file {str(path)!r} is a device or a pipe; name a file")
     try:
         with running(path) as namespace:
             yield namespace

@@ -57,7 +57,7 @@ def evaluate(arguments: list[str]) -> int:
     options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
     from jaxcls.pretrained.class_names import read_class_names
 
-    step, data = read_step(options.step), checked_data(options.data)
+    step, data = read_step(options.step), _filled(checked_data(options.data), own_data)
     names = options.class_names and read_class_names(options.class_names)
     start_job(options.job)
     from jaxcls.classifier import ImageClassifier
@@ -93,6 +93,13 @@ def evaluate(arguments: list[str]) -> int:
     if options.json:
         print(json.dumps(report))
     return 0
+
+
+def _filled(data: DataConfig, own: DataConfig) -> DataConfig:
+    """The data, with what is left to the network as the network's own data have it."""
+    left = {"image_size": 0, "canvas_size": 0, "crop_fraction": 0, "interpolation": "auto"}
+    fields = [name for name, value in left.items() if getattr(data, name) == value]
+    return dataclasses.replace(data, **{name: getattr(own, name) for name in fields})
 
 
 def _describe_metrics(metrics: Mapping[str, float]) -> str:

@@ -215,6 +215,12 @@ def _table_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
     )
 
 
+def _given_path(word: str) -> pathlib.Path:
+    if not word:  # pathlib takes it for the current folder
+        raise ValueError("expected a path, got an empty one")
+    return local_path(word)
+
+
 @_rules.primitive_rule
 def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     if info.type is not pathlib.Path:
@@ -222,7 +228,7 @@ def _path_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     return PrimitiveConstructorSpec(
         nargs=1,
         metavar="PATH",
-        instance_from_str=lambda words: local_path(words[0]),
+        instance_from_str=lambda words: _given_path(words[0]),
         is_instance=lambda value: isinstance(value, pathlib.Path),
         str_from_instance=lambda path: [str(path)],
     )

@@ -5,6 +5,7 @@ import dataclasses
 import glob
 import json
 import os
+import stat
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -118,6 +119,8 @@ def _find_images(patterns: Sequence[str]) -> _Found:
     for pattern in map(expand_home, patterns):
         if os.path.isdir(pattern):
             _add_folder(pattern, found)
+        elif _would_wait(pattern):
+            found.unreadable.append(f"{pattern!r} is a pipe or a socket, not an image file")
         elif os.path.lexists(pattern):
             found.paths.append(pattern)
         else:
@@ -126,6 +129,16 @@ def _find_images(patterns: Sequence[str]) -> _Found:
                 raise UserError(f"image {pattern!r}: no such file, folder of images or pattern")
             found.paths.extend(matches)
     return found
+
+
+def _would_wait(path: str) -> bool:
+    """Whether opening a path may wait for ever; a shell's own pipes, as in <(…), have a writer."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return False
+    pipe = stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode)
+    return pipe and not os.path.abspath(path).startswith(("/dev/", "/proc/"))
 
 
 def _add_folder(folder: str, found: _Found) -> None:

@@ -184,7 +184,7 @@ case $phase in
     [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || die 2 "--topology: give one such as 4x4, got '$topology'"
     [[ $chips_per_host =~ ^[1-9][0-9]*$ ]] || die 2 "--chips-per-host: give a number, got '$chips_per_host'"
     [[ $service_account =~ $label ]] || die 2 "--service-account: give a name, got '$service_account'"
-    ((${#training[@]})) || die 2 "give the config and arguments of jaxcls train after --"
+    [[ ${training[0]:--} != -* ]] || die 2 "give the config and arguments of jaxcls train after --"
     workdir=$(workdir_of_training)
     [[ $workdir == *://* ]] ||
       die 2 "give --workdir with a bucket, such as gs://BUCKET/RUN: what a pod writes is lost with it"

@@ -343,7 +343,7 @@ require_accelerator() {
 }
 
 require_training() {
-  ((${#training[@]})) || die 2 "give the config and arguments of jaxcls train after --"
+  [[ ${training[0]:--} != -* ]] || die 2 "give the config and arguments of jaxcls train after --"
   [[ (-f $root/${training[0]} && ${training[0]} == configs/*) || ${training[0]} == *://* ]] ||
     die 2 "${training[0]}: the config must be a file of configs/, which is copied to the workers," \
       "or a run in a bucket"

@@ -143,7 +143,7 @@ def test_a_file_names_the_classes_of_weights(
     Path("names.json").write_text('{"espresso": 1, "palace": 2, "daisy": 0}')
     assert main(["evaluate", str(nameless), *options, "--class-names", "names.txt"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == pytest.approx(3 / 5)
-    monkeypatch.setattr(ImageClassifier, "predict", lambda self, images: np.eye(3)[[2]])
+    monkeypatch.setattr(ImageClassifier, "predict", lambda self, images, **_: np.eye(3)[[2]])
     image = str(photos / "test" / "palace" / "photo.jpg")
     assert main(["predict", str(nameless), image, "--class-names", "names.json"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "palace"

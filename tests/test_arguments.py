@@ -91,7 +91,7 @@ def test_other_commands_take_a_run(run: Run, trained: Calls) -> None:
     result = run("benchmark", "r", "--data.batch-size", "30", "--synthetic")
     assert "data.batch_size: 30 does not split evenly over 8 devices" in result.err
     result = run("compile", "r", "--num-classes", "0")
-    assert result.err == "jaxcls: --num-classes: must be at least 1, got 0\n"
+    assert result.err == "jaxcls: --num-classes: must be at least 1 and at most 2147483647, got 0\n"
 
 
 def test_a_run_has_no_variations(message: Message) -> None:

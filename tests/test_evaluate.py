@@ -56,7 +56,7 @@ def no_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lose_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> Source:
+    def fail(*_: object, **__: object) -> Source:
         raise DataError("data.source: folder 'photos' does not exist")
 
     monkeypatch.setattr("jaxcls.classifier.open_source", fail)

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,15 @@ def test_csv_has_a_row_for_each_class(run: Run) -> None:
         ["d.gif", "1", "7", "cat, tabby", "0.750000"],
         ["d.gif", "2", "2", "dog", "0.250000"],
     ]
+
+
+@pytest.mark.usefixtures("photos")
+def test_a_pipe_that_is_named_is_no_image(run: Run) -> None:
+    os.mkfifo("pipe.jpg")  # nobody writes to it: who opens it waits for ever
+    result = run("predict", "x", "d.gif", "pipe.jpg", "--top", "1")
+    assert result.status == 2
+    assert "d.gif  cat, tabby" in result.out
+    assert "'pipe.jpg' is a pipe or a socket, not an image file" in result.err
 
 
 @pytest.mark.usefixtures("photos")

@@ -83,6 +83,7 @@ warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
 _WEB_PAGE = "a web page"
+_LFS_POINTER = "a Git LFS pointer"
 # The first bytes of files, those that are decoded and others that may lie among them.
 _SIGNATURES = {
     b"\xff\xd8": "JPEG",
@@ -107,6 +108,8 @@ _SIGNATURES = {
     b"v/1\x01": "OpenEXR",
     b"%PDF": "PDF",
     b"<svg": "SVG",
+    b"<?xml": "XML, such as SVG",
+    b"version https://git-lfs": _LFS_POINTER,
     b"<!doctype html": _WEB_PAGE,
     b"<html": _WEB_PAGE,
 }
@@ -239,6 +242,8 @@ def format_of(data: bytes) -> str:
         raise ValueError("not an image of a known kind")
     if kind == _WEB_PAGE:  # such as an error or login page
         raise ValueError("it is a web page, not an image; download the image again")
+    if kind == _LFS_POINTER:
+        raise ValueError("it is a Git LFS pointer, not an image; fetch the file with git lfs pull")
     if kind not in _PLUGINS and kind != "BMP":
         raise ValueError(f"it is {kind}, which is not read; convert it to JPEG or PNG")
     return kind

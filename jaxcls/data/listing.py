@@ -101,8 +101,10 @@ class _Walk:
         self.left_out: dict[str, list[str]] = collections.defaultdict(list)
         self.unreadable: dict[str, str] = {}
         # Real paths of what was listed under each folder in the root. A split may be a link to
-        # another one; within a split or class nothing comes twice.
+        # another one; within a split or class nothing comes twice. A link in such a folder that
+        # leads out of the root may be a class of its own, and has a set of its own.
         self._seen: dict[str, set[str]] = collections.defaultdict(set)
+        self._leading_out: set[str] = set()
         self._folders = [("", root)]  # to be listed: path, real path
         self._links: collections.deque[tuple[str, str]] = collections.deque()  # path, where it lies
         while self._folders or self._links:
@@ -115,12 +117,15 @@ class _Walk:
         target = os.path.realpath(os.path.join(self.root, link))
         if _contains(target, parent) or _contains(target, self.root):
             self.left_out[BACK].append(link)
-        else:
-            self._enter(link, target)
+            return
+        if link.count("/") == 1 and not _contains(self.root, target):
+            self._leading_out.add(link)
+        self._enter(link, target)
 
     def _enter(self, folder: str, real: str) -> None:
-        seen = self._seen[folder.partition("/")[0]]
-        if real in seen:
+        top, first_two = folder.partition("/")[0], "/".join(folder.split("/")[:2])
+        seen = self._seen[first_two if first_two in self._leading_out else top]
+        if real in seen or real in self._seen[top]:
             self.left_out[BACK].append(folder)
             return
         seen.add(real)
@@ -130,7 +135,8 @@ class _Walk:
     def _list(self, folder: str, real: str) -> None:
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:
-                for entry in entries:
+                # The disk's own order would decide which of two links to one folder counts.
+                for entry in sorted(entries, key=lambda entry: entry.name):
                     self._take(entry, f"{folder}/{entry.name}" if folder else entry.name, real)
         except OSError as error:
             self.unreadable[folder] = error.strerror or str(error)

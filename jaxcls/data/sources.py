@@ -99,5 +99,6 @@ def _parse(source: str) -> tuple[str, str]:
     kind, _, name = source.partition(":")
     if source == "digits" or (kind in ("tfds", "folder") and name):
         return kind, name
-    hint = nearest(kind, ["digits", "tfds", "folder"])
+    kinds = ["digits", "tfds", "folder"]
+    hint = "" if kind in kinds else nearest(kind, kinds)
     raise DataError(f"data.source: unknown source {source!r}{hint} (known: {', '.join(KNOWN)})")

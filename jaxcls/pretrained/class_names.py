@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcls.errors import UserError
+from jaxcls.names import composed
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
 from jaxcls.pretrained.info import WeightsInfo
 from jaxcls.pretrained.limits import printable
@@ -116,7 +117,9 @@ def _table(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _lines(path: Path, text: str) -> list[_Entry]:
-    lines = [line.strip() for line in text.removesuffix("\n").split("\n")]
+    if path.suffix.lower() == ".csv":
+        raise UserError(f"{path}: is a table; write one class name a line, or a list in JSON")
+    lines = [line.strip() for line in text.rstrip().split("\n")]
     if not any(lines):
         return []
     if "" in lines:
@@ -124,7 +127,8 @@ def _lines(path: Path, text: str) -> list[_Entry]:
             f"{path}: line {lines.index('') + 1} is empty; write one class name a line, in the "
             "order of the classes"
         )
-    return [_entry(path, line) for line in lines]
+    # A tab stands between an id and a name, as in ImageNet's own lists.
+    return [_entry(path, line.split("\t") if line.count("\t") == 1 else line) for line in lines]
 
 
 def _entries(path: Path, content: Any) -> list[_Entry]:
@@ -175,7 +179,7 @@ def _entry(path: Path, value: Any) -> _Entry:
             f"{path}: {printable(json.dumps(value))} is no class name; expected a text, or an id "
             "and a text"
         )
-    return tuple(unicodedata.normalize("NFC", part.strip()) for part in parts)
+    return tuple(composed(part.strip()) for part in parts)
 
 
 def _choose(entries: Sequence[_Entry]) -> tuple[str, ...]:

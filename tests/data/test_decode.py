@@ -495,6 +495,12 @@ def test_a_web_page_is_to_be_downloaded_again(data):
         decode_image(data, where="it")
 
 
+def test_a_pointer_of_git_lfs_is_to_be_fetched():
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n"
+    with pytest.raises(BrokenImageError, match="a Git LFS pointer, not an image; fetch the file"):
+        decode_image(pointer, where="it")
+
+
 def test_an_avif_that_calls_itself_a_heif_is_one():
     data = encode(photo(16, 16), "AVIF")
     size = int.from_bytes(data[:4])

@@ -1,5 +1,6 @@
 """What counts as an image of a folder, for training and prediction alike."""
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -120,6 +121,31 @@ def test_folders_come_before_links_to_them(make):
 def test_a_split_may_be_a_link_to_another_one(make):
     root = make("test/cat/a.jpg", links={"val": "test"})
     assert list_images(root).files == ("test/cat/a.jpg", "val/cat/a.jpg")
+
+
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_classes_may_be_links_to_one_folder(make, tmp_path, split, monkeypatch):
+    """And the disk's order of names decides nothing."""
+    for name in ("a", "b"):
+        (tmp_path / "pool" / name / "deep").mkdir(parents=True)
+        (tmp_path / "pool" / name / "deep/1.jpg").touch()
+        (tmp_path / "pool" / name / "deep/back").symlink_to(tmp_path / "photos" / split)
+    pool = tmp_path / "pool"
+    links = {f"{split}x": pool / "a", f"{split}y": pool / "b", f"{split}z": pool / "b"}
+    root = make(f"{split}w/1.jpg", links=links)
+    expected = tuple(f"{split}{name}" for name in ("w/1.jpg", "x/deep/1.jpg", "y/deep/1.jpg"))
+    expected += (f"{split}z/deep/1.jpg",)
+    assert list_images(root).files == expected
+    assert list_images(root).left_out[BACK].count == 3
+    scan = os.scandir
+
+    @contextlib.contextmanager
+    def backwards(path):
+        with scan(path) as entries:
+            yield reversed(list(entries))
+
+    monkeypatch.setattr(os, "scandir", backwards)
+    assert list_images(root).files == expected
 
 
 def test_links_that_lead_nowhere(make):

@@ -49,6 +49,15 @@ def test_names_may_be_any_text(tmp_path: Path) -> None:
     assert read_class_names(path) == ("1", "0")
 
 
+def test_blank_lines_at_the_end_and_ids_before_a_tab_are_no_mistake(tmp_path: Path) -> None:
+    path = tmp_path / "names.txt"
+    path.write_text("n1\tcat\r\nn2\tsea lion\r\n\r\n")
+    assert read_class_names(path) == ("cat", "sea lion")
+    (tmp_path / "names.csv").write_text("id,name\n0,cat\n")
+    with pytest.raises(UserError, match=r"names\.csv: is a table; write one class name a line"):
+        read_class_names(tmp_path / "names.csv")
+
+
 def test_pairs_whose_names_repeat_go_by_their_ids(tmp_path: Path) -> None:
     path = tmp_path / "index.json"
     path.write_text('{"0": ["n02012849", "crane"], "1": ["n03126707", "crane"]}')
@@ -68,7 +77,6 @@ def test_pairs_whose_names_repeat_go_by_their_ids(tmp_path: Path) -> None:
         ("a.json", b"[]", "names no classes"),
         ("a.json", b"{}", "names no classes"),
         ("a.txt", b"a\n\nb\n", "line 2 is empty"),
-        ("a.txt", b"a\nb\n\n", "line 3 is empty"),
         ("a.txt", b"a\r\n \r\nb", "line 2 is empty"),
         ("a.txt", b"a\nb\na\n", r"'a' is the name of several classes \(0, 2\)"),
         ("a.txt", "é\ne\u0301\n".encode(), "'é' is the name of several classes"),

@@ -17,14 +17,17 @@ from jaxcls.data.listing import Listing
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
-        (["gone.png"], "image 'gone.png': no such file, folder of images or pattern"),
-        (["tiny.py", "*.jpg"], "image '*.jpg': no such file, folder of images or pattern"),
+        (["gone.png"], "'gone.png': no such file or folder, and as a pattern it matches nothing"),
+        (
+            ["tiny.py", "*.jpg"],
+            "'*.jpg': no such file or folder, and as a pattern it matches nothing",
+        ),
         (
             ["empty"],
-            "image 'empty': there is no image in this folder (left out are files that are no "
-            "images by their names (1, for example 'notes.txt'))",
+            "image 'empty': there is no image in this folder (not used: files without an "
+            "image extension (1, for example 'notes.txt'))",
         ),
-        (["emp*"], "image 'emp*': no such file, folder of images or pattern"),
+        (["emp*"], "'emp*': no such file or folder, and as a pattern it matches nothing"),
         ([], "give image files, folders or patterns after the model"),
     ],
 )
@@ -132,8 +135,8 @@ def test_csv_has_a_row_for_each_class(run: Run) -> None:
 @pytest.mark.usefixtures("photos")
 def test_what_a_folder_has_beside_its_images_is_said(run: Run) -> None:
     assert run("predict", "x", "mac").err == (
-        "mac: left out are hidden names (3, for example '._a.jpg'); links back to folders above "
-        "them or listed already (1, for example 'deep/back')\n"
+        "mac: not used: hidden names (3, for example '._a.jpg'); symbolic links to a parent "
+        "folder or to a folder that is already listed (1, for example 'deep/back')\n"
     )
     assert run("predict", "x", "photos/deep", "mac/a.jpg").err == ""
 

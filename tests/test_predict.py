@@ -147,7 +147,7 @@ def test_broken_images_are_named_and_the_others_kept(run: Run, form: str) -> Non
     Path("photos/broken.png").write_text("")
     result = run("predict", "x", "photos", "d.gif", "broken.gif*", "--format", form, "--top", "1")
     assert result.status == 2
-    assert "no such file, folder of images or pattern" in result.err
+    assert "no such file or folder, and as a pattern it matches nothing" in result.err
     Path("broken.gif").write_text("")
     result = run("predict", "x", "photos", "broken.gif", "d.gif", "--format", form, "--top", "1")
     assert result.status == 2

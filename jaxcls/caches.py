@@ -15,7 +15,7 @@ from pathlib import Path
 
 logger = logging.getLogger("jaxcls")
 
-_REMEDY = "XDG_CACHE_HOME may name another folder"
+_REMEDY = "set XDG_CACHE_HOME to a writable folder"
 
 
 def user_caches(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -41,12 +41,12 @@ def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
     """
     usual, folders = user_caches(environment), cache_dirs(environment)
     found = next(filter(is_writable, folders), None)
-    why = "there is no home folder" if usual is None else f"{usual} cannot be written"
+    why = "there is no home folder" if usual is None else f"{usual} cannot be written to"
     if found is None:
-        _say_once(f"nothing is kept for the next command, for {why}; {_REMEDY}")
+        _say_once(f"no cache: {why}; {_REMEDY}")
         return (usual or Path("~/.cache")) / "jaxcls"
     if usual is None or found.parent != usual:
-        _say_once(f"caches lie in {found}, for {why}; {_REMEDY}")
+        _say_once(f"using {found} for caches, because {why}; {_REMEDY}")
     return found
 
 

@@ -75,7 +75,7 @@ class Writer:
     token: str
 
     def __str__(self) -> str:
-        return f"process {self.process} on {self.host}, which began at {self.since}"
+        return f"process {self.process} on {self.host} (started {self.since})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,9 +171,9 @@ class Claim:
         if found is not None:
             who = found.writer() or _name(found.number)
             raise TakenOverError(
-                f"run {str(self._run)!r} is written by another training now: {who}; it found no "
-                f"sign of this one for {LEASE_SECONDS:.0f} s. This one, which was suspended or cut "
-                f"off from the run's disk, ends and writes nothing more"
+                f"another training, {who}, has taken over run {str(self._run)!r}, because this one "
+                f"gave no sign of life for {LEASE_SECONDS:.0f} s (suspended, or cut off from the "
+                f"disk); stopping without writing anything more"
             )
 
     def release(self) -> None:
@@ -220,7 +220,7 @@ class Claim:
                 (self._run / _name(number)).unlink()
             return 0
         if writer is not None and writer.ended is None:
-            self.notes = f"goes on in place of {writer}, and is gone"
+            self.notes = f"takes over from {writer}, which ended without saying so"
         return number
 
     def _is_gone(self, last: _Found, writer: Writer | None) -> bool:
@@ -235,8 +235,8 @@ class Claim:
         if now == "unknown":
             who = writer or f"the writer of {_name(last.number)}, which cannot be read"
             logger.warning(
-                "run %r was left to %s; whether that is still there cannot be seen from here, so "
-                "this waits up to %.0f s for a sign of it",
+                "run %r was last written by %s; this machine cannot tell whether that is still "
+                "running, so waiting up to %.0f s for a sign of life",
                 str(self._run),
                 who,
                 LEASE_SECONDS,

@@ -92,7 +92,7 @@ class ImageClassifier:
         """
         kind = kind_of_weights(str(name))
         if class_names is not None and kind == "run":
-            raise UserError(f"class_names: the run {str(name)!r} knows its classes")
+            raise UserError("class_names: a run already has its class names; leave the option out")
         if not ema and kind != "file":
             raise UserError(
                 f"ema (--no-ema): is about a checkpoint file of another library, and {str(name)!r} "
@@ -377,12 +377,12 @@ class ImageClassifier:
         if not missing:
             return ""
         nameless = self.class_names == class_names_for(None, len(self.class_names))
-        named = "; the weights do not name theirs: --class-names FILE does" if nameless else ""
+        named = "; the weights do not name theirs; --class-names FILE does" if nameless else ""
         return (
-            f"data.source: {len(missing)} of the {source.num_classes} classes of {source.name} are "
-            f"none of the {len(self.class_names)} classes of the network "
+            f"data.source: the network does not know {len(missing)} of the {source.num_classes} "
+            f"classes of {source.name} "
             f"({textwrap.shorten(', '.join(missing), 100, placeholder=' …')}){named}; "
-            f"fine-tune it on them, or ask for its predictions alone (--predictions FILE.csv)"
+            f"fine-tune it on them, or write predictions without a score: --predictions FILE.csv"
         )
 
     def _step(self) -> dict[str, int]:

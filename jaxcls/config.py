@@ -197,9 +197,9 @@ class OptimizerConfig:
     learning_rate: NonNegative = 0.1
     """The schedule's highest learning rate."""
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
-    """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True; texts are
-    names of types, as in mu_dtype bfloat16. --optimizer.options.NAME VALUE sets a single one, and
-    --optimizer.options.NAME None leaves it out; so it is with freeze and rates."""
+    """Keyword arguments of the optax optimizer, for example momentum 0.9 nesterov True; string
+    values are dtype names, as in mu_dtype bfloat16. --optimizer.options.NAME VALUE sets a single
+    one, and --optimizer.options.NAME None removes it; freeze and rates work the same way."""
     weight_decay: NonNegative = 0.0
     """On kernels only, never on biases or norms. The optimizer's own decay where it has one (adamw,
     lamb, lion), else added to the gradient (sgd, rmsprop)."""
@@ -359,7 +359,7 @@ def load_sweep(path: str | Path) -> list[tuple[str, Config]]:
 def _running(path: Path) -> Iterator[dict[str, Any]]:
     """What a config file defines; whatever its code raises, then or inside, becomes one message."""
     if path.is_dir():
-        raise ConfigError(f"config file {str(path)!r} is a folder{_files_within(path)}")
+        raise ConfigError(_not_a_file(path))
     if not path.exists():
         raise ConfigError(f"config file {str(path)!r} does not exist{_nearby_files(path)}")
     if not path.is_file():
@@ -560,13 +560,18 @@ def _nearby_files(path: Path) -> str:
     return nearest(str(path), siblings)
 
 
-def _files_within(folder: Path) -> str:
+def _not_a_file(folder: Path) -> str:
     files = sorted(map(str, folder.glob("*.py")))[:3]
-    return f"; name the file, for example {', '.join(files)}" if files else ", and no run"
+    if files:
+        return f"{str(folder)!r} is a folder; name the file, for example {', '.join(files)}"
+    return (
+        f"{str(folder)!r} is a folder, but not a run (it has no config.json); give a .py file or a "
+        f"run"
+    )
 
 
 def _explain(error: BaseException, path: Path) -> str:
-    """One line for an exception out of a config file: where it happened, and what to mend."""
+    """One line for an exception out of a config file: where it happened, and what to fix."""
     where = where_raised(error, path)
     unknown = re.match(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)

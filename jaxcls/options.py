@@ -156,7 +156,8 @@ def _take_entries(
             value = rest.pop(0)
         if not name or not value:
             raise UserError(
-                f"{table.on}.{name or 'NAME'}: give a value, or {DROPPED} to leave it out"
+                f"{table.on}.{name or 'NAME'}: give a value, or {DROPPED} to remove it from the "
+                f"config's {table.path[-1]}"
             )
         entries.setdefault(table.path, {})[_entry_name(name)] = _entry_value(value)
     return left, entries

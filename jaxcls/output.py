@@ -140,8 +140,7 @@ def require_printed() -> None:
     problem = raw.problem if isinstance(raw, _LastingBytes) else None
     if problem is not None and not isinstance(problem, BrokenPipeError):
         raise UserError(
-            f"what was to be printed is not all there, for standard output cannot be written "
-            f"({dropped(sys.stdout)}); mend that, or print elsewhere, and give the command again"
+            f"the output is incomplete: cannot write to standard output ({dropped(sys.stdout)})"
         )
 
 

@@ -126,7 +126,9 @@ def _find_images(patterns: Sequence[str]) -> _Found:
         else:
             matches = _matches(pattern)
             if not matches:
-                raise UserError(f"image {pattern!r}: no such file, folder of images or pattern")
+                raise UserError(
+                    f"{pattern!r}: no such file or folder, and as a pattern it matches nothing"
+                )
             found.paths.extend(matches)
     return found
 
@@ -151,12 +153,12 @@ def _add_folder(folder: str, found: _Found) -> None:
         for path, reason in listing.unreadable.items()
     ]
     if not listing.files:
-        why = "; ".join([*unreadable, *([f"left out are {left_out}"] if left_out else [])])
+        why = "; ".join([*unreadable, *([f"not used: {left_out}"] if left_out else [])])
         raise UserError(
             f"image {folder!r}: there is no image in this folder" + (f" ({why})" if why else "")
         )
     if left_out:
-        print(f"{printable(folder)}: left out are {left_out}", file=sys.stderr)
+        print(f"{printable(folder)}: not used: {left_out}", file=sys.stderr)
     found.paths.extend(os.path.join(folder, file) for file in listing.files)
     found.unreadable.extend(unreadable)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 # They stop a training, and end anything else.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-EXIT_STOPPED = 75  # the same command goes on (EX_TEMPFAIL)
+EXIT_STOPPED = 75  # the same command resumes (EX_TEMPFAIL)
 
 _ending = threading.Lock()  # taken by the one that ends the program
 _done: int | None = None  # the status of a program whose work is done
@@ -90,8 +90,8 @@ def _end(number: int) -> None:
     if not _ending.acquire(blocking=False):
         return
     text = (
-        f"stopped by {signal.Signals(number).name} before it was done; the same command starts "
-        f"again\n"
+        f"stopped by {signal.Signals(number).name} before it was done; run the same command "
+        f"to start over\n"
     )
     try:
         os.write(2, text.encode())  # not sys.stderr, in which the main thread may just be writing

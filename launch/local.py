@@ -5,9 +5,9 @@
 Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which `jaxcls
 train`, `evaluate` and `predict` understand; a GPU of its own where there are GPUs; and on a CPU as
 many devices as --devices says. Signals go to all of them. The status is 0 when all end with 0, 75
-when the job was stopped and goes on with the same command, and else that of the first one that
-failed. What the processes print goes to standard error; when nobody reads it any more, the job goes
-on without (--log-dir keeps it).
+when the job was stopped and resumes with the same command, and otherwise the status of the first
+process that failed. What the processes print goes to standard error; if the reader goes away, the
+output is dropped and the job continues (--log-dir keeps it).
 """
 
 import argparse

@@ -137,10 +137,12 @@ def test_a_folder_that_is_no_run_says_what_it_holds(message: Message) -> None:
     Path("configs").mkdir()
     for name in "ab":
         Path(f"configs/{name}.py").touch()
-    assert message("train", "empty") == "jaxcls: config file 'empty' is a folder, and no run\n"
+    assert message("train", "empty") == (
+        "jaxcls: 'empty' is a folder, but not a run (it has no config.json); give a .py file or a "
+        "run\n"
+    )
     assert message("train", "configs") == (
-        "jaxcls: config file 'configs' is a folder; name the file, for example configs/a.py, "
-        "configs/b.py\n"
+        "jaxcls: 'configs' is a folder; name the file, for example configs/a.py, configs/b.py\n"
     )
     assert message("train", "gone/config.json") == (
         "jaxcls: config file 'gone/config.json' does not exist\n"

@@ -169,10 +169,10 @@ def test_a_bucket_has_one_writer_a_run(store: Store, monkeypatch: pytest.MonkeyP
         silent = claims()["claimed/writer.2.json"].replace(b'"machine": "', b'"machine": "x')
         store.put("bucket", "claimed/writer.3.json", silent)
         assert noticed.wait(10)
-        with pytest.raises(TakenOverError, match="written by another training now"):
+        with pytest.raises(TakenOverError, match=r"another training, .* has taken over run"):
             held.require()
     with Claim(run, on_taken_over=noticed.set) as held:
-        assert held.notes.startswith("goes on in place of process")
+        assert held.notes.startswith("takes over from process")
         assert list(claims()) == ["claimed/writer.4.json"]
 
 

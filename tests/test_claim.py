@@ -62,7 +62,7 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
         assert fate(first, tmp_path) == "there"
     assert str(refused.value) == (
         f"run {str(tmp_path)!r} is already being trained, by process {os.getpid()} on "
-        f"{first.host}, which began at {first.since}; let it end, stop it there (kill "
+        f"{first.host} (started {first.since}); let it end, stop it there (kill "
         f"{os.getpid()}), or use another --workdir"
     )
 
@@ -96,7 +96,7 @@ def test_another_process_of_this_machine_is_refused_while_it_lives(
         time.sleep(0.01)
     start = time.monotonic()
     with claim_of(tmp_path) as claimed:
-        assert claimed.notes.startswith(f"goes on in place of process {other_process.pid} on")
+        assert claimed.notes.startswith(f"takes over from process {other_process.pid} on")
     other_process.wait()
     claim_of_process(tmp_path, other_process.pid)
     with claim_of(tmp_path):
@@ -147,7 +147,7 @@ def test_a_writer_on_another_machine_that_gives_no_sign_is_followed(
     with caplog.at_level(logging.WARNING, logger="jaxcls"), claim_of(tmp_path) as claimed:
         assert claimed.notes
     (text,) = caplog.messages
-    assert "waits up to 1 s for a sign" in text
+    assert "waiting up to 1 s for a sign of life" in text
 
 
 def test_a_writer_that_ends_while_it_is_watched_is_followed(tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_writer_whose_run_was_taken_over_notices_and_leaves_all_as_it_is(
     with Claim(tmp_path, on_taken_over=noticed.set) as claimed:
         claimed.require()
         leave_claim(tmp_path, number=2, machine=ELSEWHERE, token="theirs", process=99)
-        with pytest.raises(TakenOverError, match="by another training now: process 99 on"):
+        with pytest.raises(TakenOverError, match="another training, process 99 on"):
             claimed.require()
         assert noticed.wait(10)
     writer = last_writer(tmp_path)

@@ -328,7 +328,7 @@ def test_without_a_home_caches_lie_in_a_private_folder(
     assert folder.stat().st_mode & 0o777 == 0o700
     assert cache_dir() == folder
     (said,) = caplog.messages
-    assert "there is no home folder; XDG_CACHE_HOME may name another" in said
+    assert "for caches, because there is no home folder; set XDG_CACHE_HOME to a writable" in said
 
 
 @pytest.mark.parametrize("spoil", [lambda path: path.chmod(0o777), lambda path: link_away(path)])

@@ -204,7 +204,11 @@ def shell(command: str, **environ: str) -> "subprocess.CompletedProcess[str]":
     [
         ("jaxcls --help | true", 0, ""),  # whose reader wanted no more
         ("jaxcls runs --help | head -n 1 >&2", 0, "usage: jaxcls runs"),
-        ("jaxcls --help >/dev/full", 2, "cannot be written (No space left on device)"),
+        (
+            "jaxcls --help >/dev/full",
+            2,
+            "output is incomplete: cannot write to standard output (No space left on device)",
+        ),
         ("jaxcls --version >&- <&-", 0, ""),
         ("jaxcls nonsense 2>&-", 2, ""),
         ("jaxcls nonsense 2>/dev/full", 2, ""),

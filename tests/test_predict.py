@@ -18,14 +18,17 @@ from jaxcls.data.listing import Listing
 @pytest.mark.parametrize(
     ("images", "expected"),
     [
-        (["gone.png"], "image 'gone.png': no such file, folder of images or pattern"),
-        (["tiny.py", "*.jpg"], "image '*.jpg': no such file, folder of images or pattern"),
+        (["gone.png"], "'gone.png': no such file or folder, and as a pattern it matches nothing"),
+        (
+            ["tiny.py", "*.jpg"],
+            "'*.jpg': no such file or folder, and as a pattern it matches nothing",
+        ),
         (
             ["empty"],
-            "image 'empty': there is no image in this folder (left out are files that are no "
-            "images by their names (1, for example 'notes.txt'))",
+            "image 'empty': there is no image in this folder (not used: files without an "
+            "image extension (1, for example 'notes.txt'))",
         ),
-        (["emp*"], "image 'emp*': no such file, folder of images or pattern"),
+        (["emp*"], "'emp*': no such file or folder, and as a pattern it matches nothing"),
         ([], "give image files, folders or patterns after the model"),
     ],
 )
@@ -142,8 +145,8 @@ def test_a_pipe_that_is_named_is_no_image(run: Run) -> None:
 @pytest.mark.usefixtures("photos")
 def test_what_a_folder_has_beside_its_images_is_said(run: Run) -> None:
     assert run("predict", "x", "mac").err == (
-        "mac: left out are hidden names (3, for example '._a.jpg'); links back to folders above "
-        "them or listed already (1, for example 'deep/back')\n"
+        "mac: not used: hidden names (3, for example '._a.jpg'); symbolic links to a parent "
+        "folder or to a folder that is already listed (1, for example 'deep/back')\n"
     )
     assert run("predict", "x", "photos/deep", "mac/a.jpg").err == ""
 
@@ -154,7 +157,7 @@ def test_broken_images_are_named_and_the_others_kept(run: Run, form: str) -> Non
     Path("photos/broken.png").write_text("")
     result = run("predict", "x", "photos", "d.gif", "broken.gif*", "--format", form, "--top", "1")
     assert result.status == 2
-    assert "no such file, folder of images or pattern" in result.err
+    assert "no such file or folder, and as a pattern it matches nothing" in result.err
     Path("broken.gif").write_text("")
     result = run("predict", "x", "photos", "broken.gif", "d.gif", "--format", form, "--top", "1")
     assert result.status == 2

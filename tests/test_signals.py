@@ -64,7 +64,7 @@ def test_a_signal_ends_the_program_with_status_75_and_one_line(number: int, work
     status, err = status_after(start(READY + work), number)
     name = signal.Signals(number).name
     assert status == 75
-    assert err == f"stopped by {name} before it was done; the same command starts again\n"
+    assert err == f"stopped by {name} before it was done; run the same command to start over\n"
 
 
 @pytest.mark.parametrize("done", [0, 75, 2])

@@ -50,10 +50,11 @@ class FolderLayout:
         for term in split.split("+"):
             name = term.partition("[")[0].strip()
             if name in self.unlabelled:
+                count = self.unlabelled[name]
                 raise DataError(
                     f"{field}: {split!r}: {printable(self.root / name)} has "
-                    f"{self.unlabelled[name]:,} images, but no folders of classes "
-                    f"({name}/CLASS/*), so what they show is not known; {HOLD_OUT}"
+                    f"{count:,} image{'' if count == 1 else 's'} but no class folders "
+                    f"({name}/CLASS/*), so there are no labels to evaluate with; {HOLD_OUT}"
                 )
 
 
@@ -112,9 +113,9 @@ def _check_names(root: Path, names: dict[tuple[str, ...], tuple[str, ...]]) -> N
         other = met.setdefault(found, parts)
         if other != parts:
             raise DataError(
-                f"data.source: {printable(root.joinpath(*parts[:-1]))} has two folders called "
-                f"{found[-1]!r}, stored as {_stored(other[-1])} and as {_stored(parts[-1])}, which "
-                f"look the same; put all images into one of them, or rename one"
+                f"data.source: {printable(root.joinpath(*parts[:-1]))} has two folders whose "
+                f"names look the same ({found[-1]!r}) but are encoded differently "
+                f"({_stored(other[-1])}, {_stored(parts[-1])}); merge or rename them"
             )
     unprintable = [parts[-1] for parts in names if not is_text(parts[-1])]
     if unprintable:
@@ -132,9 +133,9 @@ def _stored(name: str) -> str:
 def _tell_left_out(root: Path, listing: Listing, outside: Sequence[str]) -> None:
     left_out = dict(listing.left_out)
     if outside:
-        left_out["images outside the folders of classes"] = LeftOut(len(outside), min(outside))
+        left_out["images outside the class folders"] = LeftOut(len(outside), min(outside))
     if left_out:
-        warn_once(f"{printable(root)}: left out are {describe_left_out(left_out)}")
+        warn_once(f"{printable(root)}: not used: {describe_left_out(left_out)}")
 
 
 def _no_images(folder: Path) -> DataError:

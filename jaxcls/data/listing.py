@@ -30,10 +30,10 @@ _SYSTEM_NAMES = frozenset(
 
 # What is left out, in words for a person.
 HIDDEN = "hidden names"
-BACK = "links back to folders above them or listed already"
+BACK = "symbolic links to a parent folder or to a folder that is already listed"
 NOWHERE = "links that lead nowhere"
 SPECIAL = "pipes, sockets and devices"
-OTHER = "files that are no images by their names"
+OTHER = "files without an image extension"
 
 _LEADS_NOWHERE = {errno.ELOOP, errno.ENAMETOOLONG, errno.ENOENT, errno.ENOTDIR}
 _FOLDER = "folder"

@@ -41,7 +41,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     content = _json(path, text)
     entries = _lines(path, text) if content is None else _entries(path, content)
     if not entries:
-        raise UserError(f"{path}: names no classes")
+        raise UserError(f"{path}: contains no class names")
     names = _choose(entries)
     for number, name in enumerate(names):
         _check(path, number, name)
@@ -87,7 +87,7 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: the class names cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is no text in UTF-8; save the class names as UTF-8") from None
+        raise UserError(f"{path}: is not UTF-8 text; save the class names as UTF-8") from None
 
 
 def _json(path: Path, text: str) -> Any:
@@ -196,6 +196,5 @@ def _check(path: Path, number: int, name: str) -> None:
         raise UserError(f"{path}: the name of class {number} is empty")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
         raise UserError(
-            f"{path}: the name of class {number}, {printable(name)}, has a character that no text "
-            "shows"
+            f"{path}: the name of class {number}, {printable(name)}, contains a control character"
         )

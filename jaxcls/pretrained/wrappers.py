@@ -64,7 +64,9 @@ def unwrap[T](
     if not prefixes:
         prefixes = [_shared_prefix(tensors)]
     if len(prefixes) > MAX_NETWORKS:
-        raise RefusedError(f"it holds {len(prefixes)} networks, of which one must be taken out")
+        raise RefusedError(
+            f"it holds {len(prefixes)} networks; save the one you want to a file of its own"
+        )
     found = [Network(prefix, _is_averaged(prefix, tensors)) for prefix in prefixes]
     chosen = choose(found, ema=ema)
     others = [network for network in found if network is not chosen]
@@ -103,13 +105,15 @@ def choose(found: Sequence[Network], *, ema: bool) -> Network:
     weights = [network for network in found if not network.averaged]
     if not ema and not weights:
         raise RefusedError(
-            f"it holds only moving averages of the weights{_at(averages[0])}, which --no-ema and "
-            "model.weights_ema False leave out; take them"
+            f"it holds only moving averages of the weights{_at(averages[0])}; drop --no-ema (or "
+            "model.weights_ema=False) to use them"
         )
     wanted = (averages or weights) if ema else weights
     if len(wanted) > 1:
         names = ", ".join(printable(network.place or "no prefix") for network in wanted[:_LISTED])
-        raise RefusedError(f"it holds several networks ({names}), of which one must be taken out")
+        raise RefusedError(
+            f"it holds several networks ({names}); save the one you want to a file of its own"
+        )
     return wanted[0]
 
 
@@ -122,12 +126,12 @@ def _preferred(chosen: Network, others: Sequence[Network]) -> str:
     names = ", ".join(printable(network.place or "no prefix") for network in others[:_LISTED])
     if chosen.averaged:
         return (
-            f"they are moving averages of the weights; --no-ema, or model.weights_ema False, takes "
-            f"the weights themselves ({names})"
+            f"used the moving averages of the weights; --no-ema (model.weights_ema=False) uses "
+            f"the weights themselves, in {names}"
         )
     if any(network.averaged for network in others):
-        return f"they are the weights, not their moving averages ({names})"
-    return f"other networks of the file were left out: {names}"
+        return f"used the weights, not their moving averages, in {names}"
+    return f"other networks of the file were not used: {names}"
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
@@ -193,7 +197,7 @@ def state_dict(content: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str
     if len(found) > 1:
         notes.append(_preferred(chosen, [network for network in found if network is not chosen]))
     elif chosen.averaged:
-        notes.append("they are moving averages of the weights")
+        notes.append("used moving averages of the weights")
     left_out = [_label(key) for key in _items(content) if path and key != path[0]]
     left_out += [_label(key) for key in tables[path] if key not in state]
     if left_out:

@@ -1,4 +1,4 @@
-"""What becomes of epochs, and of the order of the data, when a run goes on with other fields."""
+"""What becomes of epochs, and of the order of the data, when a run resumes with other fields."""
 
 import re
 
@@ -12,12 +12,12 @@ def epoch_warning(
 ) -> str | None:
     """A warning if, from `step` on, epochs are counted or data ordered in another way than before.
 
-    Both are functions of the step alone, so that a run may go on anywhere. After a change they are
+    Both are functions of the step alone, so that a run may resume anywhere. After a change they are
     those of a run that had the new values from its start.
 
     Args:
       old: what the run has recorded (None: nothing).
-      new: what it goes on with.
+      new: what it resumes with.
       num_examples: of the training data now.
       step: the last one that was taken.
       plan: of the training with the new values.
@@ -35,12 +35,12 @@ def epoch_warning(
     parts = []
     if before != now:
         parts.append(
-            f"an epoch has {now:g} steps now and had {before:g}, so that the run goes on at epoch "
-            f"{step / now:.2f} and not at {step / before:.2f}"
+            f"an epoch has {now:g} steps now and had {before:g}, so the run resumes at epoch "
+            f"{step / now:.2f}, not {step / before:.2f}"
         )
     parts.append(
-        "the data come in the order of a run that had the new values from its start, so images of "
-        "this epoch may come again, and others not before the next one"
+        "the data order is now that of a run started with the new values, so some images of this "
+        "epoch may repeat and others be skipped until the next"
     )
     if step >= plan.num_steps:
         parts.append(f"the training has {plan.num_steps} steps now, of which none is left")

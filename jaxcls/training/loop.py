@@ -294,7 +294,7 @@ class Run:
                 raise
             self._save_good(step, state, meter)
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
-            raise UserError(f"{error}\n{saved}; mend it and give the same command again") from error
+            raise UserError(f"{error}\n{saved}; fix it and run the same command again") from error
 
     def _first_augmented(self, batch: Batch) -> np.ndarray:
         """Images of the first batch as the network gets them, while its step is compiled."""
@@ -376,10 +376,12 @@ class Calendar:
         """A warning if a step that was evaluated, and may be the best, is not saved."""
         if not config.checkpoint.keep_best or self.eval_every % self.save_every == 0:
             return None
+        if self.num_steps <= self.eval_every:  # the last step alone is evaluated, and it is saved
+            return None
         return (
-            f"warning: the best step is chosen among those that are saved, every {self.save_every} "
-            f"steps, and some evaluations, every {self.eval_every} steps, fall between them; let "
-            f"eval_every_steps be a multiple of checkpoint.every_steps"
+            f"warning: checkpoints (every {self.save_every} steps) do not coincide with all "
+            f"evaluations (every {self.eval_every}), so the best step may not be saved; make "
+            f"eval_every_steps a multiple of checkpoint.every_steps"
         )
 
     def reads(self, step: int) -> bool:

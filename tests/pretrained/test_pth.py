@@ -91,8 +91,8 @@ def test_finds_the_state_dict_and_says_where(tmp_path: Path, write: Writer) -> N
     read = read_weights(write(tmp_path / "w", {"model": plain, "model_ema": averaged}))
     assert read.notes == (
         "tensors taken from the checkpoint's entry model_ema",
-        "they are moving averages of the weights; --no-ema, or model.weights_ema False, takes the "
-        "weights themselves (model)",
+        "used the moving averages of the weights; --no-ema (model.weights_ema=False) uses the "
+        "weights themselves, in model",
         "left out of the checkpoint: model",
         "prefix module.module. taken off all names",
         "left out: n_averaged",
@@ -140,14 +140,14 @@ def test_moving_averages_are_taken_where_they_are_wanted(tmp_path: Path, kind: s
         np.testing.assert_array_equal(read.tensors[NET], sign * MATRIX)
         assert read.tensors.keys() == {NET}
         assert read.notes[0] == f"tensors taken from the checkpoint's entry {entry}"
-        assert read.notes[1].startswith("they are ")
+        assert read.notes[1].startswith("used the ")
         assert ("moving averages of the weights;" in read.notes[1]) == ema
     assert read_weights(path).notes == read_weights(path, ema=True).notes
 
 
 def test_moving_averages_alone_are_no_choice(tmp_path: Path) -> None:
     path = tf.write_zip(tmp_path / "w", {"state_dict_ema": {NET: tf.whole("0", MATRIX)}})
-    assert "they are moving averages of the weights" in read_weights(path).notes
+    assert "used moving averages of the weights" in read_weights(path).notes
     with pytest.raises(WeightsError, match=r"only moving averages of the weights \(state_dict_ema"):
         read_weights(path, ema=False)
 

@@ -1,4 +1,4 @@
-"""Epochs and order when a run goes on with other fields."""
+"""Epochs and order when a run resumes with other fields."""
 
 import dataclasses
 
@@ -10,8 +10,8 @@ from jaxcls.training.continuing import epoch_warning
 from jaxcls.training.schedules import make_plan
 
 ANEW = (
-    "the data come in the order of a run that had the new values from its start, so images of this "
-    "epoch may come again, and others not before the next one"
+    "the data order is now that of a run started with the new values, so some images of this epoch "
+    "may repeat and others be skipped until the next"
 )
 
 
@@ -57,15 +57,15 @@ def test_nothing_is_said_where_epochs_and_order_stay(new: RunInfo) -> None:
 )
 def test_epochs_of_another_length_are_told(fields: dict, now: str, epoch: str) -> None:
     assert warning(info(), info(**fields)) == (
-        f"warning: an epoch has {now} steps now and had 10, so that the run goes on at epoch "
-        f"{epoch} and not at 1.20; {ANEW}"
+        f"warning: an epoch has {now} steps now and had 10, so the run resumes at epoch "
+        f"{epoch}, not 1.20; {ANEW}"
     )
 
 
 def test_data_of_another_size_are_told() -> None:
     text = warning(info(), info(200), examples=200)
     assert text is not None
-    assert "an epoch has 20 steps now and had 10, so that the run goes on at epoch 0.60" in text
+    assert "an epoch has 20 steps now and had 10, so the run resumes at epoch 0.60" in text
 
 
 def test_another_order_is_told() -> None:

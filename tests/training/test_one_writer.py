@@ -115,7 +115,7 @@ def test_a_training_whose_run_was_taken_over_stops_and_saves_nothing_more(
 
     monkeypatch.setattr(Reporter, "log", log_and_lose)
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
-    with pytest.raises(TakenOverError, match="by another training now: process"):
+    with pytest.raises(TakenOverError, match="another training, process"):
         train(tiny_config, tmp_path, mesh=make_mesh(jax.devices()[:1]))
     assert recorded_state(tmp_path) == RunState(state="running", num_steps=99)
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
@@ -238,7 +238,7 @@ def test_what_a_run_says_while_it_compiles_when_killed_and_when_stopped(
     first.wait()
     assert " killed" in says()
     second = next(compiling)
-    assert f"goes on in place of process {first.pid} on" in (tmp_path / "run/log.txt").read_text()
+    assert f"takes over from process {first.pid} on" in (tmp_path / "run/log.txt").read_text()
     second.send_signal(signal.SIGINT)
     assert second.wait(30) == 75
     assert "\nrun stopped before its first step; nothing is saved\n" in says()

@@ -216,9 +216,11 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, fi
         raise ConfigError(f"{field}: must look like {bounds.regex}, got {value!r}")
     if isinstance(bounds, Range) and typing.cast(float, value) not in bounds:
         raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
-    open_ended = isinstance(bounds, Range) and not bounds.closed
-    if open_ended and abs(value) > (most := largest(value)):
-        raise ConfigError(f"{field}: must be at most {most}, got {value!r}")
+    if isinstance(bounds, Range) and not bounds.closed:
+        number = typing.cast(float, value)
+        most = largest(number)
+        if abs(number) > most:
+            raise ConfigError(f"{field}: must be at most {most}, got {value!r}")
     return value
 
 

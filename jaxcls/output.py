@@ -15,6 +15,7 @@ from collections.abc import Buffer, Mapping
 from typing import TextIO
 
 from jaxcls.errors import UserError
+from jaxcls.signals import open_standard_files
 
 TEXT_COLUMNS = 40  # that help and messages take, however narrow the terminal is
 BAR_COLUMNS = 60  # below which a bar takes several lines, which cannot be drawn over
@@ -109,17 +110,8 @@ def dropped(stream: TextIO | None) -> str | None:
 
 
 def protect_output() -> None:
-    """Gives the process lasting standard streams; to be called before anything opens a file.
-
-    Where one is closed, the next file that is opened would get its number, and with it whatever
-    any library prints.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
-            os.set_inheritable(opened, True)
+    """Gives the process lasting standard streams, once `open_standard_files` has run."""
+    open_standard_files()
     sys.stdout = lasting(sys.stdout or _opened(1))
     sys.stderr = lasting(sys.stderr or _opened(2))
     if shutil.get_terminal_size().columns < TEXT_COLUMNS:  # tyro never ends in four columns

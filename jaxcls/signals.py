@@ -35,6 +35,7 @@ def end_on_signals() -> None:
     has come back. So a thread reads the signal's number from a pipe, too. Whoever sets another
     handler takes a signal over, and gives it back by setting this one again.
     """
+    open_standard_files()  # else the pipe below may take the number of a closed one
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _note)
@@ -46,6 +47,19 @@ def end_on_signals() -> None:
     os.register_at_fork(before=_hold_back, after_in_parent=_restore_mask, after_in_child=_let_go)
     # Called after all other exit callbacks. Python then takes handlers away, before it ends.
     atexit.register(ignore_signals)
+
+
+def open_standard_files() -> None:
+    """Opens the null device in place of each closed standard file.
+
+    Else the next file that is opened would get its number, and with it whatever is printed there.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            os.set_inheritable(opened, True)
 
 
 def stop_signals() -> list[signal.Signals]:

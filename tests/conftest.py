@@ -11,6 +11,7 @@ os.environ["XLA_FLAGS"] = (
 # JAX keeps what takes a second or more, and most programs here take less.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,6 +32,11 @@ from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
 from jaxcls.parallel import make_mesh
 from jaxcls.training.loop import Outcome, train
+
+# A program that was started with `nohup` or in the background ignores these, and so would all
+# programs that the tests start.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TESTS = Path(__file__).parent
 

@@ -5,13 +5,14 @@ have no home folder, or none that can be written. Then it is a private folder be
 files, which is said once; no command fails for want of a cache.
 """
 
-import functools
 import logging
 import os
 import stat
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+
+from jaxcls.output import warn_once
 
 logger = logging.getLogger("jaxcls")
 
@@ -43,10 +44,10 @@ def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
     found = next(filter(is_writable, folders), None)
     why = "there is no home folder" if usual is None else f"{usual} cannot be written to"
     if found is None:
-        _say_once(f"no cache: {why}; {_REMEDY}")
+        warn_once(f"no cache: {why}; {_REMEDY}")
         return (usual or Path("~/.cache")) / "jaxcls"
     if usual is None or found.parent != usual:
-        _say_once(f"using {found} for caches, because {why}; {_REMEDY}")
+        warn_once(f"using {found} for caches, because {why}; {_REMEDY}")
     return found
 
 
@@ -107,8 +108,3 @@ def _temporary() -> Path | None:
         return folder if only_ours(folder) and not folder.is_symlink() else None
     except FileNotFoundError:
         return folder  # yet to be made
-
-
-@functools.cache
-def _say_once(text: str) -> None:
-    logger.warning("%s", text)

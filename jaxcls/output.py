@@ -6,7 +6,9 @@ written is dropped, what cannot be shown is escaped, and the work goes on.
 
 import contextlib
 import errno
+import functools
 import io
+import logging
 import os
 import select
 import shutil
@@ -16,6 +18,8 @@ from typing import TextIO
 
 from jaxcls.errors import UserError
 from jaxcls.signals import open_standard_files
+
+logger = logging.getLogger("jaxcls")
 
 TEXT_COLUMNS = 40  # that help and messages take, however narrow the terminal is
 BAR_COLUMNS = 60  # below which a bar takes several lines, which cannot be drawn over
@@ -134,6 +138,12 @@ def require_printed() -> None:
         raise UserError(
             f"the output is incomplete: cannot write to standard output ({dropped(sys.stdout)})"
         )
+
+
+@functools.cache
+def warn_once(message: str) -> None:
+    """Logs a warning, once a process, though what it is about may be met several times."""
+    logger.warning("%s", message)
 
 
 def may_draw(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from commands import Message, Run
 
-from jaxcls import caches, distributed
+from jaxcls import caches, distributed, output
 from jaxcls.arguments import checked_data
 from jaxcls.caches import cache_dir, settle_libraries, user_caches
 from jaxcls.config import Config, ConfigError, DataConfig, OptimizerConfig, decode, encode
@@ -75,7 +75,7 @@ DEEP = "/".join(["a" * 99] * 50)  # and a path 4096
 @pytest.fixture(autouse=True)
 def nothing_said() -> None:
     """What is said once is said once a test."""
-    caches._say_once.cache_clear()
+    output.warn_once.cache_clear()
 
 
 @pytest.fixture

@@ -14,13 +14,14 @@ from pathlib import Path
 import numpy as np
 
 from jaxcls.data.folder_index import read_index
-from jaxcls.data.folder_layout import HOLD_OUT, FolderLayout, read_layout, warn_once
+from jaxcls.data.folder_layout import HOLD_OUT, FolderLayout, read_layout
 from jaxcls.data.listing import is_hidden
 from jaxcls.data.records import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.decoding import nearest
 from jaxcls.errors import DataError
 from jaxcls.names import composed, printable
+from jaxcls.output import warn_once
 from jaxcls.paths import local_path
 
 

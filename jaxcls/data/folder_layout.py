@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import functools
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from jaxcls.data.listing import LeftOut, Listing, describe_left_out, list_images
 from jaxcls.errors import DataError
 from jaxcls.names import composed, is_text, printable
+from jaxcls.output import warn_once
 
 logger = logging.getLogger("jaxcls")
 
@@ -175,9 +175,3 @@ def _check_split_names(root: Path, folders: Iterable[Sequence[str]]) -> None:
     raise DataError(
         f"data.source: {listed} ({', '.join(found)}), and none of them is called train; {mend}"
     )
-
-
-@functools.cache
-def warn_once(message: str) -> None:
-    """Logs it, though a run opens the same folder for training and for evaluation."""
-    logger.warning("%s", message)

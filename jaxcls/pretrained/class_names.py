@@ -110,10 +110,14 @@ def _json(path: Path, text: str) -> Any:
 def _table(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        counts = collections.Counter(key for key, _ in pairs)
-        twice = next(key for key, count in counts.items() if count > 1)
-        raise UserError(f"{path}: has {printable(twice)!r} twice")
+        raise UserError(f"{path}: has {printable(_first_twice(pairs))!r} twice")
     return table
+
+
+def _first_twice[K](pairs: Sequence[tuple[K, Any]]) -> K:
+    """The first key that comes again, where one does."""
+    counts = collections.Counter(key for key, _ in pairs)
+    return next(key for key, count in counts.items() if count > 1)
 
 
 def _lines(path: Path, text: str) -> list[_Entry]:
@@ -161,9 +165,7 @@ def _by_number(path: Path, pairs: Sequence[tuple[int, Any]]) -> Mapping[int, Any
     """Checks that the numbers are 0, 1, 2 and so on, each once."""
     by_number = dict(pairs)
     if len(by_number) != len(pairs):
-        counts = collections.Counter(number for number, _ in pairs)
-        twice = next(number for number, count in counts.items() if count > 1)
-        raise UserError(f"{path}: has two names for class {twice}")
+        raise UserError(f"{path}: has two names for class {_first_twice(pairs)}")
     missing = next((number for number in range(len(pairs)) if number not in by_number), None)
     if missing is not None:
         raise UserError(

@@ -12,7 +12,7 @@ decay, cutout; what it leaves open is as in the reference code.
 """
 
 from jaxcls.config import Config, DataConfig
-from jaxcls.recipes import efficientnetv2_fine_tuning
+from jaxcls.config.recipes import efficientnetv2_fine_tuning
 
 
 def get_config() -> Config:

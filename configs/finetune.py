@@ -15,7 +15,6 @@ others, mean of three seeds: 92.5 % in four minutes on two CPU cores, a linear p
 to two. The same network from scratch has 58.6 % by then (one seed).
 """
 
-from jaxcls.augment_config import RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.config import (
     Config,
     DataConfig,
@@ -24,6 +23,7 @@ from jaxcls.config import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from jaxcls.config.augment import RandAugment, RandomCropAndResize, RandomFlip
 
 
 def get_config() -> Config:

@@ -8,8 +8,8 @@ A start for some thousand photos: EfficientNetV2-B0 at 224, SGD, 60 epochs. What
 reaches depends on the photos.
 """
 
-from jaxcls.augment_config import RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.config.augment import RandAugment, RandomCropAndResize, RandomFlip
 
 
 def get_config() -> Config:

@@ -8,8 +8,8 @@ jaxcls runs runs/progressive_digits
 import dataclasses
 from collections.abc import Iterator
 
-from jaxcls.augment_config import RandomCrop
 from jaxcls.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.config.augment import RandomCrop
 
 
 def get_config() -> Config:

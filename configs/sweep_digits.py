@@ -8,8 +8,8 @@ jaxcls train configs/sweep_digits.py          what they vary, by itself
 import dataclasses
 from collections.abc import Iterator
 
-from jaxcls.augment_config import RandomCrop
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.config.augment import RandomCrop
 
 
 def get_config() -> Config:

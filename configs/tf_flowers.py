@@ -7,8 +7,8 @@ The set has one split; its last tenth is kept for evaluation. Neither time nor a
 measured yet.
 """
 
-from jaxcls.augment_config import RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.config.augment import RandAugment, RandomCropAndResize, RandomFlip
 
 
 def get_config() -> Config:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-# The program's first import, before it can see to signals (jaxcls/signals.py): so without typing,
-# which takes longer than all else here. Type checkers know this name.
+from jaxcls.system.version import VERSION
+
+# The program's first import, before it can see to signals (jaxcls/system/early_signals.py): so
+# without typing, which takes longer than all else here. Type checkers know this name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from jaxcls.classifier import ImageClassifier
     from jaxcls.config import load_config
+    from jaxcls.inference.classifier import ImageClassifier
+    from jaxcls.system.errors import UserError
     from jaxcls.training.loop import train
 
-__version__ = "0.1.0"
-__all__ = ["ImageClassifier", "__version__", "load_config", "train"]
+__version__ = VERSION
+__all__ = ["ImageClassifier", "UserError", "__version__", "load_config", "train"]
 
 _HOMES = {
-    "ImageClassifier": "jaxcls.classifier",
+    "ImageClassifier": "jaxcls.inference.classifier",
+    "UserError": "jaxcls.system.errors",
     "load_config": "jaxcls.config",
     "train": "jaxcls.training.loop",
 }

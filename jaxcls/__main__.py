@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from jaxcls.signals import end_on_signals
+import sys
+
+from jaxcls.system.early_signals import end_on_signals
 
 TYPE_CHECKING = False  # as in jaxcls/__init__.py
 if TYPE_CHECKING:
@@ -12,9 +14,15 @@ if TYPE_CHECKING:
 def run() -> NoReturn:
     """Runs the command line of this process, and ends it."""
     end_on_signals()
-    from jaxcls import cli  # not before: that takes half a second
+    from jaxcls.commands import cli  # not before: that takes half a second
+    from jaxcls.distributed.job import end_with
+    from jaxcls.system.output import protect_output
 
-    cli.run()
+    protect_output()
+    arguments = sys.argv[1:]
+    with cli.ending(arguments) as end:
+        end.status = cli.find_command(arguments)()
+    end_with(end.status)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,9 @@ from pathlib import Path
 
 import jax
 import pytest
-from commands import TINY_CONFIG, Message, Result, Run
+from command_line import TINY_CONFIG, Message, Result, Run
 
-from jaxcls.augment_config import RandomCrop
-from jaxcls.cli import main
+from jaxcls.commands.cli import main
 from jaxcls.config import (
     CheckpointConfig,
     Config,
@@ -28,9 +27,10 @@ from jaxcls.config import (
     ModelConfig,
     OptimizerConfig,
 )
+from jaxcls.config.augment import RandomCrop
+from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
-from jaxcls.parallel import make_mesh
 from jaxcls.training.loop import Outcome, train
 
 # A program that was started with `nohup` or in the background ignores these, and so would all

@@ -17,22 +17,22 @@ from safetensors.numpy import load_file, save_file
 from sklearn.datasets import load_sample_image
 
 from jaxcls import ImageClassifier
-from jaxcls.classifier import match_classes
-from jaxcls.cli import main
+from jaxcls.commands.cli import main
 from jaxcls.config import Config, DataConfig, ModelConfig
 from jaxcls.data.sources import open_source
-from jaxcls.errors import UserError
-from jaxcls.models.registry import model_spec
+from jaxcls.inference.classifier import match_classes
+from jaxcls.models.registry import model_from_config, model_spec
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.files import read_weights
 from jaxcls.pretrained.hub import fetch_weights
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
 from jaxcls.pretrained.importing import import_variables
-from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.presets import preset
+from jaxcls.pretrained.resolve import resolve
 from jaxcls.pretrained.weights import weights_info
-from jaxcls.training.assemble import model_from_config
+from jaxcls.system.errors import UserError
+from jaxcls.training.initial_values import first_values
 from jaxcls.training.loop import Outcome
-from jaxcls.training.start import first_values, resolve
 
 LITE0 = "efficientnet_lite0_imagenet"
 CLASSES = ("daisy", "espresso", "palace")

@@ -13,14 +13,14 @@ import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
-from jaxcls.classifier import ImageClassifier
 from jaxcls.config import Config, load_config
 from jaxcls.data.batches import eval_batches, train_batches
 from jaxcls.data.sources import open_source
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.models.registry import create_model, model_spec
-from jaxcls.parallel import make_mesh
-from jaxcls.pretrained.info import info_of_spec
-from jaxcls.pretrained.stored import write_weights
+from jaxcls.models.weights_info import info_of_spec
+from jaxcls.pretrained.jaxcls_file import write_weights
 from jaxcls.training.loop import train
 from jaxcls.training.schedules import make_plan
 

@@ -11,7 +11,7 @@ from PIL import Image
 from skimage import data as photos
 from test_configs import prepare_small, write_tiny_weights
 
-from jaxcls.cli import main
+from jaxcls.commands.cli import main
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "configs/guide/README.md").read_text()

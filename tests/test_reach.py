@@ -39,10 +39,10 @@ print(16 / statistics.median(times))
 
 TPU_BYTES = """
 from jax.experimental import topologies
-from jaxcls.benchmark import cost_per_image
+from jaxcls.measure.benchmark import cost_per_image
 from jaxcls.config import Config, DataConfig, ModelConfig
-from jaxcls.parallel import make_mesh
-from jaxcls.training.assemble import assemble
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.training.build import assemble
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
 config = Config(
     model=ModelConfig(name="efficientnetv2_b0"),
@@ -103,11 +103,11 @@ def test_b0_needs_less_memory_traffic_on_a_tpu_than_keras() -> None:
 SCALING = """
 import dataclasses, statistics, sys, time
 import jax
-from jaxcls.benchmark import synthetic_batch
-from jaxcls.cluster import JobOptions, join, leave
+from jaxcls.measure.benchmark import synthetic_batch
+from jaxcls.distributed.job import JobOptions, join, leave
 from jaxcls.config import Config, DataConfig, ModelConfig
-from jaxcls.parallel import make_mesh
-from jaxcls.training.assemble import assemble
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.training.build import assemble
 count, process, address, batch_norm = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 if count > 1:
     join(JobOptions(coordinator=address, num_processes=count, process_id=process), stops=False)

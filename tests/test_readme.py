@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxcls.cli import main
+from jaxcls.commands.cli import main
+from jaxcls.commands.sweep import OneChild
 from jaxcls.config import Config, decode, encode
 from jaxcls.data.sources import open_source
-from jaxcls.sweep import OneChild
 from jaxcls.training.loop import Outcome
 
 ROOT = Path(__file__).parent.parent
@@ -154,7 +154,7 @@ def test_the_linked_files_are_there() -> None:
         assert (ROOT / link).exists(), link
 
 
-@pytest.mark.parametrize("module", ["jaxcls", "jaxcls.cli"])
+@pytest.mark.parametrize("module", ["jaxcls", "jaxcls.commands.cli"])
 def test_imports_are_light(module: str) -> None:
     """Help must not wait for jax or for TensorFlow Datasets."""
     code = f"import sys, {module}; assert not {{'jax', 'tensorflow_datasets'}} & set(sys.modules)"

@@ -14,7 +14,6 @@ of 0.05, above the target, is ignored by its own code; ours starts at 0. Its dec
 as coupled weight decay. Neither time nor accuracy has been measured yet.
 """
 
-from jaxcls.augment_config import Mix, RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.config import (
     Config,
     DataConfig,
@@ -23,6 +22,7 @@ from jaxcls.config import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from jaxcls.config.augment import Mix, RandAugment, RandomCropAndResize, RandomFlip
 
 
 def get_config() -> Config:

@@ -9,7 +9,6 @@ epoch. The guide trains on all 23,262 photos; here the last tenth is kept for ev
 time nor accuracy has been measured yet.
 """
 
-from jaxcls.augment_config import CenterCrop
 from jaxcls.config import (
     Config,
     DataConfig,
@@ -18,6 +17,7 @@ from jaxcls.config import (
     OptimizerConfig,
     ScheduleConfig,
 )
+from jaxcls.config.augment import CenterCrop
 
 
 def get_config() -> Config:

@@ -8,11 +8,11 @@ For a TPU slice: 4,096 images a step, 128 a chip on 32 chips; on fewer, `jaxcls 
 --topology says what fits, and optimizer.micro_batches, with model.batch_norm 64, cuts the batch.
 Expected: 80.5 % top-1 at 260 px (the authors' repository). The time is not published. Not yet
 trained with jaxcls. The authors used AutoAugment for B0-B3, which is not here; this has the
-RandAugment of S. jaxcls/recipes.py says what it is.
+RandAugment of S. jaxcls/config/recipes.py says what it is.
 """
 
 from jaxcls.config import Config
-from jaxcls.recipes import efficientnetv2
+from jaxcls.config.recipes import efficientnetv2
 
 
 def get_config() -> Config:

@@ -7,11 +7,11 @@ jaxcls evaluate runs/efficientnetv2_m --data.image-size 480 --data.crop-fraction
 For a TPU slice: 4,096 images a step, 128 a chip on 32 chips; on fewer, `jaxcls compile` with your
 --topology says what fits, and optimizer.micro_batches, with model.batch_norm 64, cuts the batch.
 Expected: 85.2 % top-1 at 480 px (the authors' repository). Time: 13 hours on 32 TPUv3 cores (the
-paper's table 7). Not yet trained with jaxcls. jaxcls/recipes.py says what it is.
+paper's table 7). Not yet trained with jaxcls. jaxcls/config/recipes.py says what it is.
 """
 
 from jaxcls.config import Config
-from jaxcls.recipes import efficientnetv2
+from jaxcls.config.recipes import efficientnetv2
 
 
 def get_config() -> Config:

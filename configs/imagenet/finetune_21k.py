@@ -15,7 +15,7 @@ their middle square, where that code squeezes them into one.
 """
 
 from jaxcls.config import Config, DataConfig
-from jaxcls.recipes import efficientnetv2_fine_tuning
+from jaxcls.config.recipes import efficientnetv2_fine_tuning
 
 
 def get_config() -> Config:

@@ -8,8 +8,8 @@ For eight accelerators: 128 images and a learning rate of 0.05 for each of them.
 A batch of canvases has 0.2 GB, and every thread of data.num_threads makes one.
 """
 
-from jaxcls.augment_config import Mix, RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig
+from jaxcls.config.augment import Mix, RandAugment, RandomCropAndResize, RandomFlip
 
 NUM_DEVICES = 8
 

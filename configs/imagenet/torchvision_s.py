@@ -12,13 +12,6 @@ Biases are spared from weight decay here, and not there; TrivialAugment turns by
 not 135, shifts by up to the whole side, not 32 pixels, and colours only fade.
 """
 
-from jaxcls.augment_config import (
-    Mix,
-    RandomCropAndResize,
-    RandomErasing,
-    RandomFlip,
-    TrivialAugment,
-)
 from jaxcls.config import (
     Config,
     DataConfig,
@@ -26,6 +19,13 @@ from jaxcls.config import (
     ModelConfig,
     OptimizerConfig,
     ScheduleConfig,
+)
+from jaxcls.config.augment import (
+    Mix,
+    RandomCropAndResize,
+    RandomErasing,
+    RandomFlip,
+    TrivialAugment,
 )
 
 

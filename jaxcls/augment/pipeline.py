@@ -8,7 +8,7 @@ from jax import Array
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxcls.augment import draws, erase, geometry, mix, randaugment
-from jaxcls.augment_config import (
+from jaxcls.config.augment import (
     RESIZES,
     Augmentation,
     AugMix,
@@ -23,9 +23,9 @@ from jaxcls.augment_config import (
     TrivialAugment,
     mix_of,
 )
-from jaxcls.parallel import batch_spec
-from jaxcls.precision import traced_for
-from jaxcls.stages import at_progress
+from jaxcls.config.progressive import at_progress
+from jaxcls.distributed.mesh import batch_spec
+from jaxcls.distributed.precision import traced_for
 
 Augment = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
 
@@ -49,8 +49,8 @@ def make_augment(
 
     Args of the result:
       key: of this step.
-      progress: float32 [], how much of the training is over (`jaxcls.stages.progress`); strengths
-        may depend on it.
+      progress: float32 [], how much of the training is over
+        (`jaxcls.config.progressive.progress`); strengths may depend on it.
       canvases: uint8 [batch, canvas, canvas, 3], each image at the top left.
       sizes: int32 [batch, 2], height and width of each image on its canvas.
       labels: float32 [batch, classes], one-hot or soft.

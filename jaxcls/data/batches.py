@@ -9,13 +9,8 @@ import dataclasses
 import itertools
 import logging
 import math
-import multiprocessing
-import multiprocessing.connection
-import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from multiprocessing import resource_tracker
 from typing import TYPE_CHECKING
 
@@ -25,16 +20,15 @@ from absl import flags
 
 from jaxcls.data.images import EvaluationImages, Images, TrainingImages
 from jaxcls.data.order import Order, Rows, training_order
-from jaxcls.data.records import Source
-from jaxcls.errors import BrokenImageError, DataError
-from jaxcls.signals import SIGNALS
+from jaxcls.data.source import Source
+from jaxcls.data.workers import _signals_held_back, _start_worker
+from jaxcls.system.errors import BrokenImageError, DataError
 
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig
 
 logger = logging.getLogger("jaxcls")
 
-GRACE_SECONDS = 60.0  # that a worker goes on after SIGTERM, for its training to save and end it
 
 type Batch = dict[str, np.ndarray]
 type Batches = Generator[Batch, None, None]
@@ -189,43 +183,6 @@ def _run(
             yield batch
     finally:
         iterator.close()
-
-
-@contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Lets worker processes start without a signal, until `_start_worker` knows what to do."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _start_worker(number: int, count: int) -> None:
-    """Lets a worker process leave signals to its training, and end when that has ended.
-
-    A terminal or a scheduler may signal all processes of a group, and the training still needs data
-    while it saves; a training that is killed cannot end its workers.
-    """
-    del number, count
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: _end_later())
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    threading.Thread(target=_end_with_parent, name="jaxcls-parent", daemon=True).start()
-
-
-def _end_later() -> None:
-    timer = threading.Timer(GRACE_SECONDS, os._exit, [1])
-    timer.daemon = True  # it must not keep a worker whose work is over
-    timer.start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "this is a worker"
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _note_broken(images: Images, records: np.ndarray) -> None:

@@ -21,7 +21,7 @@ import simplejpeg
 
 from jaxcls.data import bmp, png
 from jaxcls.data.orientation import jpeg_orientation, orientation, upright
-from jaxcls.errors import BrokenImageError
+from jaxcls.system.errors import BrokenImageError
 
 IMAGE_SUFFIXES = frozenset(
     {

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxcls.data.batches import Batch
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 
 def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:

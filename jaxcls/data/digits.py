@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxcls.caches import cache_dir, cache_dirs
 from jaxcls.data.disk import disk_is_full
-from jaxcls.errors import DataError
-from jaxcls.paths import local_path
+from jaxcls.system.caches import cache_dir, cache_dirs
+from jaxcls.system.errors import DataError
+from jaxcls.system.paths import local_path
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcls.config.decoding import nearest
 from jaxcls.data.folder_index import read_index
 from jaxcls.data.folder_layout import HOLD_OUT, FolderLayout, read_layout
 from jaxcls.data.listing import is_hidden
-from jaxcls.data.records import Record, Source
+from jaxcls.data.source import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
-from jaxcls.decoding import nearest
-from jaxcls.errors import DataError
-from jaxcls.names import composed, printable
-from jaxcls.output import warn_once
-from jaxcls.paths import local_path
+from jaxcls.system.errors import DataError
+from jaxcls.system.names import composed, printable
+from jaxcls.system.output import warn_once
+from jaxcls.system.paths import local_path
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,10 @@ import logging
 import os
 from pathlib import Path
 
-from jaxcls.caches import cache_dir
 from jaxcls.data.listing import LeftOut, Listing, list_images
-from jaxcls.errors import DataError
-from jaxcls.names import printable
+from jaxcls.system.caches import cache_dir
+from jaxcls.system.errors import DataError
+from jaxcls.system.names import printable
 
 logger = logging.getLogger("jaxcls")
 

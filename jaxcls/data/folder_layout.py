@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from jaxcls.data.listing import LeftOut, Listing, describe_left_out, list_images
-from jaxcls.errors import DataError
-from jaxcls.names import composed, is_text, printable
-from jaxcls.output import warn_once
+from jaxcls.system.errors import DataError
+from jaxcls.system.names import composed, is_text, printable
+from jaxcls.system.output import warn_once
 
 logger = logging.getLogger("jaxcls")
 

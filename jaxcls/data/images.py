@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jaxcls.data.decode import decode_image
-from jaxcls.data.records import Source
 from jaxcls.data.resize import center_crop, fit
-from jaxcls.errors import BrokenImageError, DataError
+from jaxcls.data.source import Source
+from jaxcls.system.errors import BrokenImageError, DataError
 
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxcls.data.decode import UNREADABLE_FORMATS, is_image_name
-from jaxcls.names import printable
+from jaxcls.system.names import printable
 
 # Of macOS, disks of Synology and QNAP, Windows, and Linux' file systems.
 _SYSTEM_NAMES = frozenset(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from grain.experimental import index_shuffle
 
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig

@@ -5,9 +5,9 @@ A new kind of source is a subclass of `Source` in a file of its own, and a branc
 
 from typing import TYPE_CHECKING
 
-from jaxcls.data.records import Source
-from jaxcls.decoding import nearest
-from jaxcls.errors import DataError
+from jaxcls.config.decoding import nearest
+from jaxcls.data.source import Source
+from jaxcls.system.errors import DataError
 
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig

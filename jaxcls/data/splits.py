@@ -5,8 +5,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from jaxcls.decoding import nearest
-from jaxcls.errors import DataError
+from jaxcls.config.decoding import nearest
+from jaxcls.system.errors import DataError
 
 
 def parse_split(

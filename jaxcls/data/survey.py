@@ -11,8 +11,8 @@ import numpy as np
 
 from jaxcls.data.decode import image_header
 from jaxcls.data.images import training_image
-from jaxcls.data.records import Source
-from jaxcls.errors import BrokenImageError
+from jaxcls.data.source import Source
+from jaxcls.system.errors import BrokenImageError
 
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig

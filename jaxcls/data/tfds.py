@@ -14,12 +14,12 @@ import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import constants
 
-from jaxcls.data.records import Record, Source
+from jaxcls.config.decoding import nearest
+from jaxcls.data.source import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
-from jaxcls.decoding import nearest
-from jaxcls.errors import DataError
-from jaxcls.paths import expand_home
-from jaxcls.shell import command, path_word
+from jaxcls.system.errors import DataError
+from jaxcls.system.paths import expand_home
+from jaxcls.system.shell import command, path_word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from jaxcls.data.disk import disk_is_full
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 
 def convert_to_array_record(folder: epath.Path) -> None:

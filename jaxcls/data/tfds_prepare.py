@@ -16,13 +16,13 @@ from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.download.download_manager import NonMatchingChecksumError
 from tensorflow_datasets.core.download.extractor import ExtractError
 
+from jaxcls.config.decoding import nearest
 from jaxcls.data.disk import chain, disk_is_full
 from jaxcls.data.tfds import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_convert import convert_to_array_record
 from jaxcls.data.tfds_stand_in import without_tensorflow
-from jaxcls.decoding import nearest
-from jaxcls.errors import DataError
-from jaxcls.shell import command, path_word
+from jaxcls.system.errors import DataError
+from jaxcls.system.shell import command, path_word
 
 
 def prepare_set(name: str, data_dir: str | None) -> epath.Path:

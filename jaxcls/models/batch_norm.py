@@ -11,7 +11,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
-from jaxcls.errors import UserError
 from jaxcls.models.layers import (
     Activation,
     GateParams,
@@ -20,6 +19,7 @@ from jaxcls.models.layers import (
     identity,
     statistics_dtype,
 )
+from jaxcls.system.errors import UserError
 
 BatchNormGroups = int | Literal["global"]
 

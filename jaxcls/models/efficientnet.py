@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxcls.config.progressive import at_progress
 from jaxcls.models import layers
 from jaxcls.models.batch_norm import BatchNorm, BatchNormGroups
 from jaxcls.models.initial import initial_batch_stats, initial_params
 from jaxcls.models.padding import Padding
-from jaxcls.stages import at_progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -224,8 +224,8 @@ class EfficientNet(nn.Module):
           train: use batch statistics, dropout and drop-path; needs the "dropout" rng if either
             rate is above 0, and "batch_stats" to be mutable.
           positions: int32 [batch], each example's place in the global batch; default 0, 1, ….
-          progress: how much of the training is over (`jaxcls.stages.progress`); decides the rates
-            where there is one a stage.
+          progress: how much of the training is over
+            (`jaxcls.config.progressive.progress`); decides the rates where there is one a stage.
           features: stop before dropout and classifier; so does a model without classes.
         """
         spec, activation = self.spec, layers.ACTIVATIONS[self.spec.activation]

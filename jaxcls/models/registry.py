@@ -1,15 +1,19 @@
 """The models by name."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from jaxcls.decoding import nearest
-from jaxcls.errors import UserError
+from jaxcls.config import Config
+from jaxcls.config.decoding import ConfigError, nearest
+from jaxcls.distributed.keys import random_key
 from jaxcls.models.efficientnet import EfficientNet, ModelSpec
 from jaxcls.models.padding import Padding
 from jaxcls.models.specs import SPECS
+from jaxcls.system.errors import UserError
 
 
 def model_names() -> tuple[str, ...]:
@@ -82,3 +86,66 @@ def create_model(
         compute_dtype=jnp.dtype(compute_dtype),
         remat=remat,
     )
+
+
+def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
+    """The network that the config describes.
+
+    Raises:
+      ConfigError: an unknown name, or float64 while JAX has it switched off.
+    """
+    if config.compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
+        raise ConfigError(
+            "compute_dtype: JAX would silently compute float64 as float32; "
+            "set the environment variable JAX_ENABLE_X64=1"
+        )
+    model = config.model
+    return create_model(
+        model.name,
+        num_classes=num_classes,
+        dropout=model.dropout,
+        drop_path=model.drop_path,
+        batch_norm=model.batch_norm,
+        batch_norm_momentum=model.batch_norm_momentum,
+        batch_norm_epsilon=model.batch_norm_epsilon,
+        padding=model.padding,
+        mean=model.mean,
+        std=model.std,
+        pooling=model.pooling or "average",
+        freeze_batch_norm=model.freeze_batch_norm,
+        head_scale=model.head_scale,
+        compute_dtype=config.compute_dtype,
+        remat=model.remat,
+    )
+
+
+PyTree = Any
+Variables = dict[str, PyTree]
+
+
+def overlay(variables: PyTree, given: PyTree) -> PyTree:
+    """The variables, with the values of those that are given; nested dicts both."""
+    if not isinstance(variables, dict):
+        assert given.shape == variables.shape, "weights are checked when they are read"
+        return given.astype(variables.dtype)
+    assert given.keys() <= variables.keys(), "weights are checked when they are read"
+    return {
+        name: overlay(child, given[name]) if name in given else child
+        for name, child in variables.items()
+    }
+
+
+def eval_variables_template(model: nn.Module, *, image_size: int, use_ema: bool) -> PyTree:
+    """Shapes and dtypes of the part of a `TrainState` that `eval_variables` needs.
+
+    Its paths are those of the whole state, so that a checkpoint can be read in part.
+    """
+    kept = variables_template(model, image_size=image_size)
+    return {"ema": kept} if use_ema else kept
+
+
+def variables_template(model: nn.Module, *, image_size: int) -> PyTree:
+    """Shapes and dtypes of a model's {"params", "batch_stats"}."""
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    variables = jax.eval_shape(model.init, random_key(0), images)
+    return {"params": variables["params"], "batch_stats": variables["batch_stats"]}

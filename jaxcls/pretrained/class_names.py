@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcls.errors import UserError
-from jaxcls.names import composed
+from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
-from jaxcls.pretrained.info import WeightsInfo
 from jaxcls.pretrained.limits import printable
+from jaxcls.system.errors import UserError
+from jaxcls.system.names import composed
 
 MAX_BYTES = 64 * 2**20
 

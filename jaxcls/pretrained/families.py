@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Mapping
 import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec
+from jaxcls.models.weights_info import WeightsError, WeightsInfo, info_of_spec
 from jaxcls.pretrained import keras, torch
-from jaxcls.pretrained.info import WeightsError, WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import variable_shapes
 
 

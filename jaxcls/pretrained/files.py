@@ -13,13 +13,13 @@ from pathlib import Path
 import numpy as np
 import safetensors
 
-from jaxcls.decoding import nearest
-from jaxcls.paths import local_path
+from jaxcls.config.decoding import nearest
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained import pth
-from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.limits import MAX_BYTES, printable, single_precision, widen_bfloat16
 from jaxcls.pretrained.unpickling import RefusedError
 from jaxcls.pretrained.wrappers import unwrap
+from jaxcls.system.paths import local_path
 
 _KERAS_WEIGHTS = "model.weights.h5"
 MAX_HEADER = 32 * 2**20  # bytes of a safetensors header: 300 000 tensors

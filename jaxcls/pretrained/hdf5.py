@@ -7,7 +7,7 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
-from jaxcls.pretrained.info import WeightsError
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.limits import (
     MAX_DIMENSIONS,
     check_total,

@@ -8,9 +8,9 @@ import importlib.util
 import re
 from pathlib import Path
 
-from jaxcls.caches import settle_libraries
-from jaxcls.pretrained.info import WeightsError
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.presets import Preset
+from jaxcls.system.caches import settle_libraries
 
 
 def fetch_weights(preset: Preset) -> Path:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from jaxcls.decoding import check_regex
+from jaxcls.config.decoding import check_regex
 from jaxcls.models.efficientnet import ModelSpec
 from jaxcls.models.registry import model_names, model_spec
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.families import Family, find_family
 from jaxcls.pretrained.files import WeightsFile
-from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.limits import printable
 from jaxcls.pretrained.variables import variable_shapes, without_collection
 

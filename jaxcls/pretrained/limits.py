@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcls.pretrained.info import WeightsError
+from jaxcls.models.weights_info import WeightsError
 
 MAX_BYTES = 16 * 2**30  # of tensors; the largest EfficientNet has 0.5 GB
 MAX_GROWTH = 8  # times the file's size: half precision read as single needs 2

@@ -18,9 +18,9 @@ file by its path, with mean 0 and std 1.
 import dataclasses
 import functools
 
-from jaxcls.decoding import nearest
+from jaxcls.config.decoding import nearest
+from jaxcls.models.weights_info import Triple, WeightsError, WeightsInfo
 from jaxcls.pretrained.imagenet import imagenet_class_names
-from jaxcls.pretrained.info import Triple, WeightsError, WeightsInfo
 
 _TIMM_RESULTS = (
     "https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv"

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcls.pretrained.info import WeightsError
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.limits import (
     MAX_BYTES,
     check_total,

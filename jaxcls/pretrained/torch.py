@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec, StageSpec, block_names
 from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD
-from jaxcls.pretrained.info import WeightsInfo, info_of_spec
+from jaxcls.models.weights_info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import layer_of, variable_shapes
 
 _HALF = (0.5, 0.5, 0.5)

@@ -3,18 +3,18 @@
 import dataclasses
 from typing import Literal
 
-from jaxcls.decoding import nearest
+from jaxcls.config.decoding import nearest
 from jaxcls.models.registry import model_spec
-from jaxcls.paths import is_url, local_path
+from jaxcls.models.weights_info import WeightsError, WeightsInfo
 from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights
 from jaxcls.pretrained.imagenet import imagenet_class_names
 from jaxcls.pretrained.importing import count_classes, fitting_models, nearest_model
-from jaxcls.pretrained.info import WeightsError, WeightsInfo
+from jaxcls.pretrained.jaxcls_file import stored_info
 from jaxcls.pretrained.presets import find_preset, preset_names
-from jaxcls.pretrained.stored import stored_info
 from jaxcls.pretrained.torch import torchvision_release
+from jaxcls.system.paths import is_url, local_path
 
 
 def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:

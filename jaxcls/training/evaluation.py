@@ -14,11 +14,11 @@ from jaxcls.config import DataConfig
 from jaxcls.data.batches import Batches, eval_batches
 from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
+from jaxcls.distributed.mesh import replicated, split_by_example
 from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.parallel import replicated, split_by_example
+from jaxcls.models.registry import Variables
 from jaxcls.training.losses import LOSSES, soft_labels
 from jaxcls.training.metrics import count_hits
-from jaxcls.training.state import Variables
 from jaxcls.training.step import normalize
 
 EvalStep = Callable[[Variables, Mapping[str, Array]], dict[str, Array]]

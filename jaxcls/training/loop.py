@@ -14,20 +14,20 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxcls.checkpoint import Checkpoints
-from jaxcls.claim import Claim
-from jaxcls.cluster import end_now
 from jaxcls.config import Config, encode
+from jaxcls.config.decoding import flatten
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
-from jaxcls.decoding import flatten
-from jaxcls.distributed import by_first, client, is_first, process_id, require_same, together
-from jaxcls.errors import UserError
-from jaxcls.parallel import bytes_per_device, make_mesh, split_by_example
-from jaxcls.paths import RunPath, run_path
-from jaxcls.reporting import QuietReporter, Reporter
-from jaxcls.rundir import (
+from jaxcls.distributed.agree import by_first, client, is_first, process_id, require_same, together
+from jaxcls.distributed.job import end_now
+from jaxcls.distributed.mesh import bytes_per_device, make_mesh, split_by_example
+from jaxcls.distributed.stop_signals import StoppedError, StopSignals
+from jaxcls.distributed.watchdog import COMPILING, Watchdog
+from jaxcls.models.registry import Variables
+from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.runs.claim import Claim
+from jaxcls.runs.directory import (
     RunInfo,
     RunState,
     checkpoint_dir,
@@ -39,19 +39,21 @@ from jaxcls.rundir import (
     recording_failure,
     require_shared,
 )
-from jaxcls.signals import EXIT_STOPPED, work_is_done
-from jaxcls.training.assemble import Training, assemble
-from jaxcls.training.continuing import epoch_warning
+from jaxcls.runs.reporter import QuietReporter, Reporter
+from jaxcls.system.early_signals import EXIT_STOPPED, work_is_done
+from jaxcls.system.errors import UserError
+from jaxcls.system.paths import RunPath, run_path
+from jaxcls.training.build import Training, assemble
+from jaxcls.training.compiled_steps import Programs
 from jaxcls.training.evaluation import evaluate, make_eval_step
+from jaxcls.training.experiment import open_experiment
+from jaxcls.training.initial_values import first_values
 from jaxcls.training.meter import Meter, require_finite
 from jaxcls.training.preview import first_augmented
 from jaxcls.training.profiling import Profile
-from jaxcls.training.programs import Programs
-from jaxcls.training.start import first_values, open_experiment
-from jaxcls.training.state import TrainState, Variables
+from jaxcls.training.resume_warnings import epoch_warning
+from jaxcls.training.state import TrainState
 from jaxcls.training.step import BATCH_FIELDS, Batch
-from jaxcls.training.stopping import StoppedError, StopSignals
-from jaxcls.training.watchdog import COMPILING, Watchdog
 
 HANGING_SECONDS = 10.0  # given to data that hang, once the run has stopped
 

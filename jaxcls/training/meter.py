@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 import jax
 from jax import Array
 
-from jaxcls.errors import UserError
+from jaxcls.system.errors import UserError
 
 MUST_BE_FINITE = ("loss", "grad_norm", "params_norm", "batch_stats_norm", "ema_norm")
 

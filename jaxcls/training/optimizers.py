@@ -11,7 +11,7 @@ import jax
 import optax
 
 from jaxcls.config import OptimizerConfig
-from jaxcls.decoding import ConfigError, largest, nearest
+from jaxcls.config.decoding import ConfigError, largest, nearest
 
 # The first two need more at each update than gradients and parameters; the others take no schedule.
 UNSUITED = ("lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3")

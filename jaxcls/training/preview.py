@@ -9,9 +9,9 @@ import numpy as np
 from jax import Array
 
 from jaxcls.augment.pipeline import make_augment
-from jaxcls.augment_config import Augmentation, mix_of
 from jaxcls.config import Config
-from jaxcls.stages import image_size_at, progress
+from jaxcls.config.augment import Augmentation, mix_of
+from jaxcls.config.progressive import image_size_at, progress
 from jaxcls.training.losses import soft_labels
 from jaxcls.training.step import step_keys
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jaxcls.paths import RunPath
+from jaxcls.system.paths import RunPath
 
 logger = logging.getLogger("jaxcls")
 

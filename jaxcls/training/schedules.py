@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from jaxcls.config import Config, ScheduleConfig
+from jaxcls.config.decoding import MAX_INT, ConfigError
+from jaxcls.config.progressive import stage_ends
 from jaxcls.data.order import steps_per_epoch
-from jaxcls.decoding import MAX_INT, ConfigError
-from jaxcls.stages import stage_ends
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,11 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.config import ParallelConfig
-from jaxcls.keys import random_key
-from jaxcls.parallel import DATA_AXIS, FSDP_AXIS, replicated, split_leaves
+from jaxcls.distributed.keys import random_key
+from jaxcls.distributed.mesh import DATA_AXIS, FSDP_AXIS, replicated, split_leaves
+from jaxcls.models.registry import Variables, overlay
 
 PyTree = Any
-Variables = dict[str, PyTree]
 
 
 @struct.dataclass(kw_only=True)
@@ -93,34 +93,6 @@ def state_shardings(
     split = split_leaves(shapes, mesh, axis)
     params = split.params if parallel.state == "fsdp" else whole.params
     return whole.replace(params=params, opt_state=split.opt_state, ema=split.ema), split.params
-
-
-def overlay(variables: PyTree, given: PyTree) -> PyTree:
-    """The variables, with the values of those that are given; nested dicts both."""
-    if not isinstance(variables, dict):
-        assert given.shape == variables.shape, "weights are checked when they are read"
-        return given.astype(variables.dtype)
-    assert given.keys() <= variables.keys(), "weights are checked when they are read"
-    return {
-        name: overlay(child, given[name]) if name in given else child
-        for name, child in variables.items()
-    }
-
-
-def eval_variables_template(model: nn.Module, *, image_size: int, use_ema: bool) -> PyTree:
-    """Shapes and dtypes of the part of a `TrainState` that `eval_variables` needs.
-
-    Its paths are those of the whole state, so that a checkpoint can be read in part.
-    """
-    kept = variables_template(model, image_size=image_size)
-    return {"ema": kept} if use_ema else kept
-
-
-def variables_template(model: nn.Module, *, image_size: int) -> PyTree:
-    """Shapes and dtypes of a model's {"params", "batch_stats"}."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, random_key(0), images)
-    return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
 
 
 def update_ema(averages: Variables, latest: Variables, *, step: Array, decay: float) -> Variables:

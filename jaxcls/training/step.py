@@ -12,16 +12,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
-from jaxcls.keys import random_key
+from jaxcls.config.progressive import progress
+from jaxcls.distributed.keys import random_key
+from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
+from jaxcls.distributed.precision import traced_for
 from jaxcls.models.efficientnet import EfficientNet, ModelSpec
-from jaxcls.parallel import batch_spec, replicated, split_by_example
-from jaxcls.precision import traced_for
-from jaxcls.stages import progress
 from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
 from jaxcls.training.metrics import count_hits
+from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
 from jaxcls.training.schedules import Plan
 from jaxcls.training.state import TrainState, update_ema
-from jaxcls.training.transfer import stop_frozen, zero_frozen
 
 PyTree = Any
 Batch = dict[str, Array]

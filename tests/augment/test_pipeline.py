@@ -13,7 +13,7 @@ from jax import Array
 from photos import varied
 
 from jaxcls.augment.pipeline import make_augment
-from jaxcls.augment_config import (
+from jaxcls.config.augment import (
     Augmentation,
     AugMix,
     CenterCrop,
@@ -27,7 +27,7 @@ from jaxcls.augment_config import (
     RandomFlip,
     TrivialAugment,
 )
-from jaxcls.parallel import make_mesh, replicated, split_by_example
+from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
 
 SIZE, CANVAS, BATCH, CLASSES = 14, 18, 16, 5
 KEY = jax.random.key(7)

@@ -23,7 +23,7 @@ from jaxcls.augment.randaugment import (
     rand_augment,
     trivial_augment,
 )
-from jaxcls.augment_config import GUIDE_OPS, TRIVIAL_OPS, OpName
+from jaxcls.config.augment import GUIDE_OPS, TRIVIAL_OPS, OpName
 
 OPS: tuple[OpName, ...] = get_args(OpName)
 SIZE, BATCH, LAYERS = 24, 32, 3

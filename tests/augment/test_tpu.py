@@ -18,8 +18,8 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxcls.augment.pipeline import make_augment
-from jaxcls.augment_config import Mix, RandAugment, RandomCropAndResize, RandomFlip
-from jaxcls.parallel import make_mesh
+from jaxcls.config.augment import Mix, RandAugment, RandomCropAndResize, RandomFlip
+from jaxcls.distributed.mesh import make_mesh
 
 topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
 mesh = make_mesh(topology.devices)

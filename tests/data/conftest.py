@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import registered
 
 from jaxcls.config import DataConfig
-from jaxcls.data.records import Record, Source
+from jaxcls.data.source import Record, Source
 from jaxcls.data.sources import open_source
 
 

@@ -12,9 +12,9 @@ import pytest
 from jaxcls.config import DataConfig
 from jaxcls.data.batches import eval_batches, train_batches
 from jaxcls.data.images import EvaluationImages, TrainingImages
-from jaxcls.data.records import Source
+from jaxcls.data.source import Source
 from jaxcls.data.sources import open_source
-from jaxcls.errors import BrokenImageError, DataError
+from jaxcls.system.errors import BrokenImageError, DataError
 
 
 def take(number, iterator):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxcls.data.decode import decode_image
-from jaxcls.errors import BrokenImageError
+from jaxcls.system.errors import BrokenImageError
 
 HEADERS = (40, 52, 56, 64, 108, 124)
 PLAIN, RLE8, RLE4, FIELDS, ALPHA_FIELDS = 0, 1, 2, 3, 6

@@ -21,7 +21,7 @@ from jaxcls.data.decode import (
     is_image_name,
 )
 from jaxcls.data.images import training_image, whole_image
-from jaxcls.errors import BrokenImageError, DataError, UserError
+from jaxcls.system.errors import BrokenImageError, DataError, UserError
 
 
 def photo(height, width, seed=0):

@@ -16,7 +16,7 @@ from ports import free_address
 from jaxcls.config import DataConfig
 from jaxcls.data.batches import eval_batches, train_batches
 from jaxcls.data.device import process_rows, to_device
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 
 def config():

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 from jaxcls.data.decode import decode_image
 from jaxcls.data.sources import open_source, prepare_source
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 OPEN = """
 import sys, time

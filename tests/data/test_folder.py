@@ -14,7 +14,7 @@ from jaxcls.data.decode import decode_image
 from jaxcls.data.folder import describe_folder, open_folder
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source
-from jaxcls.errors import DataError, UserError
+from jaxcls.system.errors import DataError, UserError
 
 
 def opened(root, split, *, test_share=0.25, seed=0):

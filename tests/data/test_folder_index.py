@@ -7,12 +7,12 @@ import tarfile
 
 import pytest
 
-from jaxcls.caches import cache_dir
 from jaxcls.config import DataConfig
 from jaxcls.data import folder_index
 from jaxcls.data.folder_index import read_index
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source, prepare_source
+from jaxcls.system.caches import cache_dir
 
 
 def set_times(root, time=1_700_000_000):

@@ -5,7 +5,7 @@ import pytest
 
 from jaxcls.config import DataConfig
 from jaxcls.data.order import steps_per_epoch, training_order
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 
 def config(**fields):

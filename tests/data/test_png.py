@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxcls.data.decode import decode_image
-from jaxcls.errors import BrokenImageError
+from jaxcls.system.errors import BrokenImageError
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}

@@ -1,7 +1,7 @@
 import contextlib
 import io
 
-from jaxcls.show import show
+from jaxcls.commands import show
 
 CONFIG = """
 from jaxcls.config import Config, DataConfig, ModelConfig
@@ -16,5 +16,5 @@ def test_a_set_smaller_than_a_batch_is_drawn(make_photos, tmp_path):
     (tmp_path / "small.py").write_text(CONFIG.format(make_photos({"cat": 3, "dog": 4})))
     picture = tmp_path / "raw.svg"
     with contextlib.redirect_stdout(io.StringIO()):
-        assert show(["data", str(tmp_path / "small.py"), "-o", str(picture)], usage="") == 0
+        assert show.run(["data", str(tmp_path / "small.py"), "-o", str(picture)]) == 0
     assert picture.read_text().startswith("<?xml")

@@ -2,7 +2,7 @@ import pytest
 
 from jaxcls.config import DataConfig
 from jaxcls.data.sources import open_source, prepare_source
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 
 @pytest.mark.parametrize(

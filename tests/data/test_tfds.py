@@ -13,7 +13,7 @@ from jaxcls.config import DataConfig
 from jaxcls.data.decode import decode_image
 from jaxcls.data.sources import open_source
 from jaxcls.data.tfds import TfdsSource
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 IMAGE = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
 LABEL = tfds.features.ClassLabel(names=["cat", "dog"])

@@ -27,10 +27,10 @@ from jaxcls.data import tfds_prepare, tfds_stand_in
 from jaxcls.data.batches import train_batches
 from jaxcls.data.decode import decode_image
 from jaxcls.data.sources import open_source, prepare_source
-from jaxcls.errors import DataError
+from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models.registry import SPECS
-from jaxcls.parallel import make_mesh
-from jaxcls.training.assemble import Training, assemble
+from jaxcls.system.errors import DataError
+from jaxcls.training.build import Training, assemble
 from jaxcls.training.loop import device_batches
 
 ROOT = Path(__file__).parents[2]

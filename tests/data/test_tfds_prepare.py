@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from jaxcls.config import DataConfig
 from jaxcls.data import tfds_prepare
 from jaxcls.data.sources import open_source, prepare_source
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 
 
 class JaxclsToy(tfds.core.GeneratorBasedBuilder):

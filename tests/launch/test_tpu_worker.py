@@ -164,4 +164,4 @@ def test_the_launcher_over_real_workers(worker: Path, tmp_path: Path) -> None:
     assert shown == ["crashing", "done with configs/digits.py"]
     assert "starting it again (restart 1 of 3)" in result.stderr
     assert (worker / "configs/digits.py").exists()
-    assert (worker / "jaxcls/cli.py").exists()
+    assert (worker / "jaxcls/commands/cli.py").exists()

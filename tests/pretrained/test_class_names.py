@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from jaxcls.errors import UserError
 from jaxcls.models.registry import model_spec
+from jaxcls.models.weights_info import info_of_spec
 from jaxcls.pretrained.class_names import classes_of, read_class_names, with_class_names
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
-from jaxcls.pretrained.info import info_of_spec
+from jaxcls.system.errors import UserError
 
 AB = ("amber", "birch")
 

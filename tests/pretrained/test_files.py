@@ -19,8 +19,8 @@ import pytest
 import torch_files as tf
 from safetensors.numpy import save_file
 
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.files import read_weights
-from jaxcls.pretrained.info import WeightsError
 
 MATRIX = np.random.default_rng(0).standard_normal((6, 4)).astype("f4")
 

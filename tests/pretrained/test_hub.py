@@ -15,8 +15,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants
 
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.hub import fetch_weights
-from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.presets import Preset, preset
 
 CONTENT = os.urandom(1_000_000)

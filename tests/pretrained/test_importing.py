@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from jaxcls.decoding import ConfigError
+from jaxcls.config.decoding import ConfigError
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
 from jaxcls.models.registry import create_model, model_spec
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile
 from jaxcls.pretrained.importing import fitting_models, import_variables
-from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.torch import timm_names
 from jaxcls.pretrained.variables import variable_shapes
 

@@ -18,10 +18,10 @@ from keras.src import backend
 from keras.src.legacy.saving import legacy_h5_format
 
 from jaxcls.models.registry import create_model, model_spec
+from jaxcls.models.weights_info import WeightsError, WeightsInfo
 from jaxcls.pretrained.families import FAMILIES, find_family
 from jaxcls.pretrained.files import read_weights
 from jaxcls.pretrained.importing import fitting_models, import_variables
-from jaxcls.pretrained.info import WeightsError, WeightsInfo
 from jaxcls.pretrained.variables import variable_shapes
 from jaxcls.pretrained.weights import load_weights
 

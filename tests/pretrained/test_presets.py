@@ -3,8 +3,8 @@ import re
 import pytest
 
 from jaxcls.models.registry import model_names, model_spec
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.imagenet import imagenet_class_names
-from jaxcls.pretrained.info import WeightsError
 from jaxcls.pretrained.presets import Preset, find_preset, preset, preset_names
 
 PRESETS = [preset(name) for name in preset_names()]

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch_files as tf
 
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained import unpickling
 from jaxcls.pretrained.files import read_weights
-from jaxcls.pretrained.info import WeightsError
 
 type Writer = Callable[[Path, Any], Path]
 
@@ -235,7 +235,7 @@ def test_runs_nothing(tmp_path: Path, write: Writer, module: str, name: str, pla
         ("torch.hub", "load"),
         ("argparse", "_os.system"),
         ("torch.serialization", "os.system"),
-        ("jaxcls.errors", "__builtins__.eval"),
+        ("jaxcls.system.errors", "__builtins__.eval"),
     ],
 )
 def test_refuses_what_only_attacks_name(tmp_path: Path, module: str, name: str) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch_files as tf
 from safetensors.numpy import save_file
 
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.files import WeightsFile, read_weights
-from jaxcls.pretrained.info import WeightsError
 
 MATRIX = np.random.default_rng(0).standard_normal((6, 4)).astype("f4")
 TIMM = ("conv_stem.weight", "bn1.weight", "blocks.0.0.conv_dw.weight", "classifier.bias")

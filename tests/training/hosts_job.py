@@ -14,18 +14,18 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxcls.benchmark import compile_augment
-from jaxcls.checkpoint import Checkpoints
-from jaxcls.classifier import ImageClassifier
-from jaxcls.cluster import JobOptions, join, leave
 from jaxcls.config import Config, decode
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import globalize, process_rows
 from jaxcls.data.sources import open_source
+from jaxcls.distributed.job import JobOptions, join, leave
+from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
+from jaxcls.inference.classifier import ImageClassifier
+from jaxcls.measure.benchmark import compile_augment
 from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, StageSpec  # noqa: F401  the job's text names them
-from jaxcls.parallel import make_mesh, replicated, split_by_example
-from jaxcls.training.assemble import Training, assemble
+from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.training.build import Training, assemble
 from jaxcls.training.step import BATCH_FIELDS
 
 STEPS = (0, 10)  # at which one step is compared

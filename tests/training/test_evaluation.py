@@ -4,15 +4,16 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config
 from jaxcls.data.sources import open_source
-from jaxcls.parallel import make_mesh, replicated
-from jaxcls.rundir import checkpoint_dir
-from jaxcls.training.assemble import assemble
+from jaxcls.distributed.mesh import make_mesh, replicated
+from jaxcls.models.registry import Variables
+from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.runs.directory import checkpoint_dir
+from jaxcls.training.build import assemble
 from jaxcls.training.evaluation import evaluate, make_eval_step
 from jaxcls.training.loop import Outcome
-from jaxcls.training.state import TrainState, Variables
+from jaxcls.training.state import TrainState
 
 
 @pytest.fixture(scope="module")

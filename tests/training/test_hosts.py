@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from ports import free_address
 
-from jaxcls.augment_config import Mix, RandAugment, RandomCropAndResize, RandomFlip
-from jaxcls.checkpoint import Checkpoints
-from jaxcls.classifier import ImageClassifier
 from jaxcls.config import Config, encode
+from jaxcls.config.augment import Mix, RandAugment, RandomCropAndResize, RandomFlip
 from jaxcls.data.sources import open_source
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.models import registry
-from jaxcls.parallel import make_mesh
-from jaxcls.training.assemble import assemble
+from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.training.build import assemble
 from jaxcls.training.loop import Outcome
 
 

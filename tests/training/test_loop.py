@@ -16,21 +16,21 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls.arguments import checked_data
-from jaxcls.checkpoint import CheckpointError, Checkpoints
-from jaxcls.classifier import ImageClassifier, data_of
+from jaxcls.commands.common import checked_data
 from jaxcls.config import Config, ScheduleConfig, encode
 from jaxcls.data.batches import train_batches
-from jaxcls.errors import DataError, UserError
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.distributed.stop_signals import StopSignals
+from jaxcls.inference.classifier import ImageClassifier, data_of
 from jaxcls.models import registry
-from jaxcls.parallel import make_mesh
-from jaxcls.reporting import Reporter, read_metrics
-from jaxcls.rundir import RunError, RunInfo, RunState, checkpoint_dir, recorded_state
+from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
+from jaxcls.runs.directory import RunError, RunInfo, RunState, checkpoint_dir, recorded_state
+from jaxcls.runs.reporter import Reporter, read_metrics
+from jaxcls.system.errors import DataError, UserError
 from jaxcls.training import loop
-from jaxcls.training.assemble import Training, assemble
+from jaxcls.training.build import Training, assemble
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.meter import DivergedError
-from jaxcls.training.stopping import StopSignals
 
 
 def one_device() -> Any:
@@ -153,7 +153,7 @@ import json, signal, sys
 from jaxcls.config import decode
 from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
-from jaxcls.reporting import Reporter
+from jaxcls.runs.reporter import Reporter
 from jaxcls.training.loop import train
 
 spec, config, workdir, stop_at = sys.argv[1:]

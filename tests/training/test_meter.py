@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import Array
 
-from jaxcls.errors import UserError
+from jaxcls.system.errors import UserError
 from jaxcls.training.meter import DivergedError, Meter
 
 

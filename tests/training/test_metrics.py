@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcls.parallel import make_mesh, replicated, split_by_example
+from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
 from jaxcls.training.metrics import count_hits
 
 counted = jax.jit(count_hits)

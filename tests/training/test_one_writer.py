@@ -15,15 +15,15 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxcls import claim, rundir
-from jaxcls.checkpoint import Checkpoints
-from jaxcls.classifier import ImageClassifier
-from jaxcls.cli import main
+from jaxcls.commands.cli import main
+from jaxcls.commands.runs import summarize
 from jaxcls.config import Config, encode
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.models import registry
-from jaxcls.parallel import make_mesh
-from jaxcls.reporting import Reporter, read_metrics
-from jaxcls.rundir import (
+from jaxcls.runs import claim, directory
+from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.runs.directory import (
     RunError,
     RunState,
     TakenOverError,
@@ -32,7 +32,7 @@ from jaxcls.rundir import (
     record_state,
     recorded_state,
 )
-from jaxcls.runs import summarize
+from jaxcls.runs.reporter import Reporter, read_metrics
 from jaxcls.training import loop
 from jaxcls.training.loop import Outcome, train
 
@@ -127,7 +127,7 @@ def test_nothing_is_recorded_after_an_early_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = threading.Lock()
-    monkeypatch.setattr(rundir, "_recording", lock)
+    monkeypatch.setattr(directory, "_recording", lock)
     record_state(tmp_path, RunState(state="running", num_steps=12))
     record_early_stop(tmp_path, "SIGTERM")
     stopped = RunState(state="stopped", num_steps=12, why="SIGTERM before its first step")
@@ -146,9 +146,9 @@ def test_nothing_is_recorded_after_an_early_stop(
 def test_a_stop_before_the_training_goes_on_changes_no_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    monkeypatch.setattr(rundir, "_recording", threading.Lock())
+    monkeypatch.setattr(directory, "_recording", threading.Lock())
     before = RunState(state=state, num_steps=12)  # type: ignore[arg-type]
-    rundir._write_state(tmp_path, before)
+    directory._write_state(tmp_path, before)
     record_early_stop(tmp_path, "SIGTERM")
     assert recorded_state(tmp_path) == before
 
@@ -157,7 +157,7 @@ COMPILES_FOR_EVER = """
 import sys, time
 from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
-from jaxcls.training.assemble import Training
+from jaxcls.training.build import Training
 spec, *sys.argv[1:] = sys.argv[1:]
 registry.SPECS["tiny"] = eval(spec)
 def compile_step(*_):

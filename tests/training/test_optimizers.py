@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jaxcls.config import OptimizerConfig
-from jaxcls.decoding import ConfigError
+from jaxcls.config.decoding import ConfigError
 from jaxcls.training.optimizers import kernels_only, make_optimizer, optimizer_names
 
 Tree = dict[str, Any]

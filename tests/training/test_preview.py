@@ -4,12 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls.augment_config import Mix, RandAugment, RandomCrop
 from jaxcls.config import Config
+from jaxcls.config.augment import Mix, RandAugment, RandomCrop
 from jaxcls.data.sources import open_source
-from jaxcls.gallery import augmentation_rows
-from jaxcls.parallel import make_mesh
-from jaxcls.training.assemble import assemble
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.pictures.gallery import augmentation_rows
+from jaxcls.training.build import assemble
 from jaxcls.training.loop import device_batches
 from jaxcls.training.preview import first_augmented
 

@@ -7,9 +7,9 @@ import jax
 import pytest
 
 from jaxcls.config import Config
-from jaxcls.errors import UserError
-from jaxcls.parallel import make_mesh
-from jaxcls.training.assemble import assemble
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.system.errors import UserError
+from jaxcls.training.build import assemble
 from jaxcls.training.loop import Outcome, train
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcls.config import Config, DataConfig, OptimizerConfig, ScheduleConfig
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 from jaxcls.training.schedules import Plan, make_plan, make_schedule
 
 NAMES = ("warmup_hold_cosine", "cosine", "constant", "exponential")

@@ -9,12 +9,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls.augment_config import Mix, RandomCropAndResize, RandomFlip
-from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config, ParallelConfig
-from jaxcls.decoding import ConfigError
-from jaxcls.parallel import bytes_per_device, make_mesh, replicated_bytes, split_by_example
-from jaxcls.training.assemble import Training, assemble
+from jaxcls.config.augment import Mix, RandomCropAndResize, RandomFlip
+from jaxcls.config.decoding import ConfigError
+from jaxcls.distributed.mesh import bytes_per_device, make_mesh, replicated_bytes, split_by_example
+from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.training.build import Training, assemble
 from jaxcls.training.evaluation import make_eval_step
 
 CHOICES = (

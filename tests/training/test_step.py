@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from jax import Array
 
-from jaxcls.augment_config import (
+from jaxcls.config import Config
+from jaxcls.config.augment import (
     CenterCrop,
     Mix,
     RandAugment,
@@ -16,9 +17,8 @@ from jaxcls.augment_config import (
     RandomErasing,
     RandomFlip,
 )
-from jaxcls.config import Config
-from jaxcls.parallel import make_mesh, split_by_example
-from jaxcls.training.assemble import Training, assemble
+from jaxcls.distributed.mesh import make_mesh, split_by_example
+from jaxcls.training.build import Training, assemble
 
 NUM_CLASSES = 10
 

@@ -14,23 +14,23 @@ from pathlib import Path
 import pytest
 from ports import free_address
 
-from jaxcls.checkpoint import Checkpoints
 from jaxcls.config import Config, encode
 from jaxcls.models import registry
-from jaxcls.rundir import checkpoint_dir
+from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.runs.directory import checkpoint_dir
 
 # TROUBLE makes something slow, or fail, so that a test can meet it.
 PROCESS = """
 import os, signal, sys, time
 from pathlib import Path
-from jaxcls import cli
-from jaxcls.checkpoint import Checkpoints
+from jaxcls.commands import cli
+from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.data.device import DeviceBatches
-from jaxcls.errors import DataError
+from jaxcls.system.errors import DataError
 from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, StageSpec
 from jaxcls.training import loop
-from jaxcls.training.assemble import Training
+from jaxcls.training.build import Training
 from jaxcls.training.meter import Meter
 
 spec, trouble, process, *arguments = sys.argv[1:]

@@ -1,0 +1,1 @@
+"""The commands of `jaxcls`, one file each; `common` holds what they share."""

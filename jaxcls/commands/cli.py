@@ -1,0 +1,123 @@
+"""The command line: finds the command that is asked for, and turns mistakes into messages.
+
+A command is a file of `jaxcls.commands` with a function `run`. It is imported only when it is asked
+for, so that help is quick.
+"""
+
+import contextlib
+import functools
+import importlib
+import logging
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+from jaxcls.commands.common import check_arguments
+from jaxcls.config.decoding import nearest
+from jaxcls.distributed.job import EXIT_FAILED, EXIT_USER_ERROR, joined, leave
+from jaxcls.system.early_signals import work_is_done
+from jaxcls.system.errors import UserError, mistake_behind
+from jaxcls.system.names import printable
+from jaxcls.system.output import require_printed
+from jaxcls.system.version import VERSION
+
+USAGE = """\
+usage: jaxcls COMMAND ...
+
+  jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or go on with a run
+  jaxcls sweep CONFIG [--index N] [--list] [--workdir DIR]      train the variations of a config
+  jaxcls runs [DIR] [--diff RUN RUN] [--json]                   table of runs, and what differs
+  jaxcls evaluate MODEL [--step latest|best|N] [--split NAME]   loss and accuracy
+  jaxcls evaluate MODEL --per-class --predictions FILE.csv      of every class and example
+  jaxcls predict MODEL IMAGE ... [--top 5] [--format table]     classes of image files
+  jaxcls export RUN -o DIR [--step latest|best|N]               a program and weights, to serve it
+  jaxcls convert WEIGHTS -o FILE.safetensors [--model NAME]     anybody's weights to a file of ours
+  jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
+  jaxcls data CONFIG [--json]                                   what the data holds, and how fast
+  jaxcls show augment CONFIG -o FILE.png                        what augmentation does to images
+  jaxcls show data CONFIG -o FILE.png                           raw training images with labels
+  jaxcls show run RUN ... -o FILE.png                           curves of runs, confusion of one
+  jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
+  jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
+  jaxcls compile CONFIG [--topology v5e:4x4] [--search]         whether it fits, before it is run
+
+CONFIG is a Python file that defines get_config(), or the directory of a run. MODEL and WEIGHTS are
+the directory of a run, a preset such as efficientnet_lite0_imagenet, or a weights file.
+`jaxcls COMMAND --help` explains every option and every field of the config with its default.
+"""
+
+COMMANDS = (
+    "train",
+    "sweep",
+    "runs",
+    "evaluate",
+    "predict",
+    "export",
+    "convert",
+    "prepare",
+    "data",
+    "show",
+    "benchmark",
+    "compile",
+)
+WORK_IS_ELSEWHERE = ("train", "sweep")  # not in what they print
+
+
+class Ending:
+    """How the program ends: the status of its command."""
+
+    status = EXIT_FAILED
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command line; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with ending(arguments) as end:
+        end.status = find_command(arguments)()
+    return end.status
+
+
+@contextlib.contextmanager
+def ending(arguments: Sequence[str]) -> Iterator[Ending]:
+    """Inside, a mistake of the user becomes a message and status 2; then the job is left."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    end = Ending()
+    try:
+        yield end
+        if arguments and arguments[0] not in WORK_IS_ELSEWHERE:
+            require_printed()
+    except Exception as error:
+        if (mistake := mistake_behind(error)) is not None:
+            print(f"jaxcls: {printable(str(mistake))}", file=sys.stderr)
+            end.status = EXIT_USER_ERROR
+        elif not joined():
+            raise
+        else:
+            traceback.print_exc()
+            end.status = EXIT_FAILED
+    work_is_done(end.status)
+    end.status = leave(end.status)
+
+
+def find_command(arguments: list[str]) -> Callable[[], int]:
+    """What the arguments ask for; call it to get the exit status.
+
+    Raises:
+      UserError: there is no such command, or an argument that no command takes.
+    """
+    if arguments[:1] == ["help"] and len(arguments) > 1:
+        arguments = [*arguments[1:], "--help"]
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        return functools.partial(_print, USAGE, 0 if arguments else EXIT_USER_ERROR)
+    if arguments[0] == "--version":
+        return functools.partial(_print, f"{VERSION}\n", 0)
+    check_arguments(arguments)
+    name, *rest = arguments
+    if name not in COMMANDS:
+        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}\n\n{USAGE}")
+    return functools.partial(importlib.import_module(f"jaxcls.commands.{name}").run, rest)
+
+
+def _print(text: str, status: int) -> int:
+    print(text, end="")
+    return status

@@ -1,0 +1,113 @@
+"""`jaxcls evaluate`: loss and accuracy of a network, and of every class and example."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from jaxcls.commands.common import (
+    ALONE,
+    ClassNames,
+    WeightsEma,
+    checked_data,
+    read_step,
+    start_job,
+    take_first,
+)
+from jaxcls.commands.options import parse
+from jaxcls.config import DataConfig
+from jaxcls.distributed.job import JobOptions
+from jaxcls.system.names import printable
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """Evaluates MODEL (a run, a preset or a weights file) on the data of the run, or on others."""
+
+    data: DataConfig
+    step: str = "latest"
+    """Of a run: latest, best (by top-1 during training) or a step's number."""
+    split: str | None = None
+    """Split to evaluate, in TFDS syntax (None: data.eval_split)."""
+    per_class: bool = False
+    """Print a table of the classes, too, lowest accuracy first."""
+    predictions: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
+    """File to write, with a row for each example: its class and the five best guesses."""
+    class_names: ClassNames = None
+    ema: WeightsEma = True
+    json: bool = False
+    """Print one JSON object as the last line."""
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
+
+
+def run(arguments: list[str]) -> int:
+    """Runs `jaxcls evaluate MODEL …`; returns the exit status."""
+    prog = "jaxcls evaluate MODEL"
+    name, rest = take_first(
+        arguments, prog, "a run, a preset or a weights file", example="runs/digits"
+    )
+    own_data = DataConfig()
+    if name is not None:
+        from jaxcls.inference.classifier import data_of
+
+        own_data = data_of(name)
+    options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
+    from jaxcls.pretrained.class_names import read_class_names
+
+    step, data = read_step(options.step), _filled(checked_data(options.data), own_data)
+    names = options.class_names and read_class_names(options.class_names)
+    start_job(options.job)
+    from jaxcls.distributed.agree import is_first
+    from jaxcls.inference.classifier import ImageClassifier
+    from jaxcls.inference.report import describe_classes, require_writable, whole_file
+    from jaxcls.runs.directory import save_evaluation
+    from jaxcls.system.paths import run_path
+
+    assert name is not None, "--help has ended the program"
+    if options.predictions is not None:
+        require_writable(options.predictions)
+    classifier = ImageClassifier.load(name, step=step, ema=options.ema, class_names=names)
+    evaluation = None
+    if options.per_class or options.predictions is not None:
+        evaluation = classifier.examine(data, split=options.split)
+        metrics = evaluation.metrics
+    else:
+        metrics = classifier.evaluate(data, split=options.split)
+    if not is_first():
+        return 0
+    if classifier.step is not None and data.source == own_data.source:
+        save_evaluation(run_path(name), metrics)
+    print(_describe_metrics(metrics))
+    report: dict[str, Any] = dict(metrics)
+    if evaluation is not None and options.per_class:
+        results = evaluation.per_class()
+        print(f"\n{describe_classes(results)}")
+        report["classes"] = [dataclasses.asdict(result) for result in results]
+    if evaluation is not None and options.predictions is not None:
+        with whole_file(options.predictions) as file:
+            evaluation.write_predictions(file)
+        print(f"wrote {printable(options.predictions)}")
+    if options.json:
+        print(json.dumps(report))
+    return 0
+
+
+def _filled(data: DataConfig, own: DataConfig) -> DataConfig:
+    """The data, with what is left to the network as the network's own data have it."""
+    left = {"image_size": 0, "canvas_size": 0, "crop_fraction": 0, "interpolation": "auto"}
+    fields = [name for name, value in left.items() if getattr(data, name) == value]
+    return dataclasses.replace(data, **{name: getattr(own, name) for name in fields})
+
+
+def _describe_metrics(metrics: Mapping[str, float]) -> str:
+    parts = [f"{metrics['num_examples']} examples"]
+    if "loss" in metrics:
+        shares = [f"{name} {metrics[name]:.2%}" for name in ("top1", "top5")]
+        parts = [*shares, f"loss {metrics['loss']:.4f}", *parts]
+    else:
+        parts.append("accuracy not computed: the data has classes the network was not trained on")
+    step = f"step {metrics['step']}: " if "step" in metrics else ""
+    return step + ", ".join(parts)

@@ -1,0 +1,233 @@
+"""The `jaxcls runs` command: what runs there are, how far they are, and what differs among them."""
+
+import csv
+import dataclasses
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from etils import epath
+
+from jaxcls.commands.options import parse
+from jaxcls.config import Config
+from jaxcls.config.diff import differences, short_names, value_text
+from jaxcls.runs.claim import fate, last_writer
+from jaxcls.runs.directory import RunError, RunState, recorded_config, recorded_state
+from jaxcls.runs.reporter import metric_columns, read_metrics
+from jaxcls.system.errors import UserError
+from jaxcls.system.names import printable
+from jaxcls.system.paths import RunPath, is_url, run_path
+
+SILENT_SECONDS = 600  # without a line in metrics.csv, a run that has not ended seems to be dead
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Runs:
+    """Prints a table of runs: what differs among them, accuracy, progress, state and speed."""
+
+    folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = "runs"
+    """Folder in which the runs lie, at any depth; or one run."""
+    diff: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="RUN RUN")] = None
+    """Print instead the fields that differ between two runs, named as in the table or as paths."""
+    json: bool = False
+    """Print one JSON object as the last line."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Summary:
+    """What the files of a run tell.
+
+    Attributes:
+      name: where it lies, seen from the folder that was asked for.
+      config: the training's.
+      state: finished, stopped (by a signal), failed; running or killed, where its process is or
+        would be on this machine; running? or killed?, where it has not ended and was or was not
+        heard of lately; or ? for a run that older versions wrote.
+      why: what it failed of, or what stopped it; else empty.
+      step: the last one that was reported.
+      num_steps: length of the training; None where that is not known.
+      best_top1: highest accuracy of an evaluation during training, in [0, 1].
+      images_per_second: median of the training's speed.
+    """
+
+    name: str
+    config: Config
+    state: str
+    why: str
+    step: int
+    num_steps: int | None
+    best_top1: float | None
+    images_per_second: float | None
+
+
+def run(arguments: list[str]) -> int:
+    """Runs `jaxcls runs …`; returns the exit status."""
+    if "--diff" in arguments:
+        after = arguments[arguments.index("--diff") + 1 :][:2]
+        if len(after) < 2 or any(word.startswith("--") for word in after):
+            raise UserError("--diff: give two runs, named as in the table or as paths")
+    options = parse(Runs, "jaxcls runs", arguments)
+    if options.diff is not None:
+        return _print_differences(options.folder, options.diff, as_json=options.json)
+    summaries = list(summarize_all(run_path(options.folder)))
+    if not summaries:
+        is_there = run_path(options.folder).exists()
+        problem = "there is no run in it" if is_there else "there is no such folder"
+        raise UserError(f"{options.folder!r}: {problem}; give a folder of runs")
+    different = differences([summary.config for summary in summaries])
+    print(_describe(summaries, different))
+    for summary in summaries:
+        if summary.state == "failed":
+            print(f"{summary.name} failed: {summary.why}")
+        elif summary.state == "stopped" and not summary.step:
+            print(f"{summary.name} stopped before its first step; nothing is saved")
+    if options.json:
+        print(json.dumps({"runs": _as_json(summaries, different)}))
+    return 0
+
+
+def summarize_all(folder: RunPath) -> Iterator[Summary]:
+    """The runs in a folder, in the order of their names; tells of those that cannot be read."""
+    for run in find_runs(folder):
+        name = str(run)[len(str(folder)) :].strip("/") or run.name
+        try:
+            yield summarize(run, name=printable(name))
+        except (RunError, OSError, ValueError, csv.Error) as error:
+            print(f"the table is without {run}: {error}", file=sys.stderr)
+
+
+def find_runs(folder: RunPath) -> Iterator[RunPath]:
+    """The folder itself if it is a run, or all runs below it; tells of folders it cannot read.
+
+    Raises:
+      OSError: the folder itself cannot be read.
+    """
+    if _is_run(folder):
+        yield folder
+        return
+    for inner in sorted(folder.iterdir(), key=str) if folder.is_dir() else []:
+        linked = isinstance(inner, Path) and inner.is_symlink()  # it may lead back
+        if inner.name.startswith(".") or linked:
+            continue
+        try:
+            yield from find_runs(inner)
+        except OSError as error:
+            print(f"the table is without {inner}: {error.strerror}", file=sys.stderr)
+
+
+def _is_run(folder: RunPath) -> bool:
+    """Whether a run lies there; what `jaxcls export` writes has a config.json, too."""
+    marks = (folder / "state.json", folder / "checkpoints")
+    return (folder / "config.json").is_file() and any(mark.exists() for mark in marks)
+
+
+def summarize(run: RunPath, *, name: str) -> Summary:
+    """Reads what the files of a run tell.
+
+    Raises:
+      RunError: config.json is missing or damaged.
+      OSError, ValueError, csv.Error: metrics.csv cannot be read or is damaged.
+    """
+    config, state, metrics = recorded_config(run), recorded_state(run), run / "metrics.csv"
+    rows = read_metrics(metrics) if metrics.is_file() else []
+    columns = metric_columns(rows)
+    accuracies = _numbers(columns["eval_top1"])
+    speeds = _numbers(columns["images_per_second"])
+    speeds = speeds[1:] or speeds  # the first is of the first step alone
+    return Summary(
+        name=name,
+        config=config,
+        state=_standing(run, state),
+        why="" if state is None else state.why,
+        step=int(max(columns["step"], default=0)),
+        num_steps=state.num_steps if state is not None else config.num_steps,
+        best_top1=max(accuracies, default=None),
+        images_per_second=statistics.median_high(speeds) if speeds else None,
+    )
+
+
+def _standing(run: RunPath, state: RunState | None) -> str:
+    """How a run stands, by what its process said last, and whether that is still there."""
+    if state is not None and state.state != "running":
+        return state.state
+    writer = last_writer(run)
+    if writer is not None and writer.ended is None:
+        found = fate(writer, run)
+        if found != "unknown":
+            return "running" if found == "there" else "killed"
+        return _guess(time.time() - writer.renewed)
+    # An older version's, or one that could not say how it ended.
+    if state is None:
+        return "?"
+    if is_url(run):  # metrics come there only after an evaluation
+        return "running?"
+    news = [path for path in (run / "state.json", run / "metrics.csv") if path.exists()]
+    return _guess(time.time() - max(epath.Path(path).stat().mtime for path in news))
+
+
+def _guess(silent: float) -> str:
+    """Of a training that cannot be looked at from here, by the seconds since it was heard of."""
+    return "running?" if silent < SILENT_SECONDS else "killed?"
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of texts as aligned columns; the first row is the head."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def _describe(summaries: Sequence[Summary], different: dict[str, tuple[Any, ...]]) -> str:
+    short = short_names(different)
+    rows = [["run", *short.values(), "best top-1", "step", "state", "img/s"]]
+    for number, summary in enumerate(summaries):
+        accuracy, speed = summary.best_top1, summary.images_per_second
+        rows.append(
+            [
+                summary.name,
+                *(value_text(values[number]) for values in different.values()),
+                "-" if accuracy is None else f"{accuracy:.2%}",
+                f"{summary.step}/{summary.num_steps or '?'}",
+                summary.state,
+                "-" if speed is None else f"{speed:.0f}",
+            ]
+        )
+    return table(rows)
+
+
+def _as_json(
+    summaries: Sequence[Summary], different: dict[str, tuple[Any, ...]]
+) -> list[dict[str, Any]]:
+    return [
+        {
+            **{name: value for name, value in vars(summary).items() if name != "config"},
+            "differs": {name: values[number] for name, values in different.items()},
+        }
+        for number, summary in enumerate(summaries)
+    ]
+
+
+def _print_differences(folder: str, names: tuple[str, str], *, as_json: bool) -> int:
+    paths = [run_path(folder) / name for name in names]
+    runs = [
+        path if _is_run(path) else run_path(name) for path, name in zip(paths, names, strict=True)
+    ]
+    different = differences([recorded_config(run) for run in runs])
+    if different:
+        rows = [[field, *map(value_text, values)] for field, values in different.items()]
+        print(table([["field", *map(printable, names)], *rows]))
+    else:
+        print("the two runs have the same config")
+    if as_json:
+        print(json.dumps({"diff": different}))
+    return 0
+
+
+def _numbers(column: Any) -> list[float]:
+    """The values of a column, without rows that have none."""
+    return [float(value) for value in column if value == value]

@@ -1,0 +1,85 @@
+"""`jaxcls train`: trains the network of a config, or resumes a run."""
+
+import dataclasses
+import sys
+from typing import Annotated
+
+import tyro
+
+from jaxcls.commands.common import (
+    ALONE,
+    checked,
+    start_job,
+    take_config,
+    workdir_of,
+)
+from jaxcls.commands.options import parse
+from jaxcls.config import Config
+from jaxcls.distributed.job import JobOptions
+from jaxcls.system.early_signals import EXIT_STOPPED, ignore_signals
+from jaxcls.system.paths import run_path
+from jaxcls.system.shell import command, path_word
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Train:
+    """Trains the network that CONFIG describes, or goes on where the run stopped."""
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    workdir: str | None = None
+    """Directory of the run, or gs://BUCKET/FOLDER; made if it is not there (None: runs/CONFIG, with
+    the fields that the command line changes)."""
+    allow_changes: bool = False
+    """Go on with a run although fields that decide its result have changed."""
+    profile: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
+    """Write a profile of this many steps, after the first ones, to the run's folder `profile`."""
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
+
+
+def run(arguments: list[str]) -> int:
+    """Runs `jaxcls train CONFIG …`; returns the exit status."""
+    name, written, rest = take_config(arguments, "jaxcls train CONFIG")
+    options = parse(Train, "jaxcls train CONFIG", rest, default=Train(config=written))
+    config = checked(options.config)
+    workdir = options.workdir
+    if workdir is None:
+        workdir = workdir_of(name, [(written, config)])
+    workdir = str(run_path(workdir))
+    return train_in(config, workdir, options.allow_changes, options.job, profile=options.profile)
+
+
+def train_in(
+    config: Config, workdir: str, allow_changes: bool, job: JobOptions, *, profile: int = 0
+) -> int:
+    """Trains in a directory; returns the exit status.
+
+    Args:
+      config: the experiment.
+      workdir: the directory of the run.
+      allow_changes: as `--allow-changes`.
+      job: the place of this process in a job.
+      profile: as `--profile`.
+    """
+    start_job(job, stops=True, run=workdir)
+    from jaxcls.distributed.agree import is_first
+    from jaxcls.training.loop import train
+
+    outcome = train(
+        config,
+        workdir,
+        allow_changes=allow_changes,
+        log_all_processes=job.log_all_processes,
+        profile_steps=profile,
+    )
+    if outcome.stopped_by:
+        ignore_signals()
+        print(
+            f"stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.num_steps}, "
+            f"which is saved; the same command goes on from there",
+            file=sys.stderr,
+        )
+        return EXIT_STOPPED
+    if is_first():
+        print(f"the run lies in {workdir}; evaluate it with:")
+        print(f"  {command('evaluate', path_word(workdir))}")
+    return 0

@@ -1,0 +1,43 @@
+"""The experiment: its schema, how it is read and compared, and what a published training takes."""
+
+from jaxcls.config.schema import (
+    SCHEMA_VERSION,
+    CheckpointConfig,
+    Config,
+    ConfigError,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    ScheduleConfig,
+    changed_fields,
+    check_data,
+    check_stages,
+    decode,
+    encode,
+    load_config,
+    load_sweep,
+    operational_fields,
+)
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "ScheduleConfig",
+    "changed_fields",
+    "check_data",
+    "check_stages",
+    "decode",
+    "encode",
+    "load_config",
+    "load_sweep",
+    "operational_fields",
+]

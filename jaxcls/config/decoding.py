@@ -1,0 +1,268 @@
+"""Strict decoding of plain values into frozen dataclasses.
+
+Knows nothing of jaxcls' own fields: the type hints of the schema say what is allowed, and an error
+names the field by its dotted path.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import math
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from jaxcls.system.errors import UserError
+from jaxcls.system.names import is_text, printable
+
+MAX_INT = 2**31 - 1
+MAX_FLOAT = 3.4028234e38  # of float32
+
+
+class ConfigError(UserError):
+    """A config that cannot be used; the message names the field."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Bounds of a numeric field: `low` and `high` are allowed, `below` is not."""
+
+    low: float
+    high: float = float("inf")
+    below: float = float("inf")
+
+    @property
+    def closed(self) -> bool:
+        """Whether there is a highest value."""
+        return min(self.high, self.below) < float("inf")
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high and value < self.below
+
+    def __str__(self) -> str:
+        if self.below < float("inf"):
+            return f"at least {self.low} and below {self.below}"
+        if self.high == float("inf"):
+            return f"at least {self.low}"
+        return f"between {self.low} and {self.high}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Choice:
+    """Base of dataclasses of which a list holds several kinds; encoded with their name as `op`."""
+
+
+TAG = "op"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pattern:
+    """What a whole text must look like, as a regular expression."""
+
+    regex: str
+
+
+IS_REGEX = "is a regular expression"  # marks a text that must be one
+MAY_BE_EMPTY = "may be empty"  # marks a list that may have no entry
+Regex = Annotated[str, IS_REGEX]
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the closest known name, or an empty string."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{prefix.rstrip('.')}: expected a group of fields, got {kind_of(values)}"
+        )
+    hints = typing.get_type_hints(schema, include_extras=True)
+    for name in values:
+        if name not in hints:
+            known = [prefix + field for field in hints]
+            raise ConfigError(f"unknown field {prefix}{name}{nearest(prefix + str(name), known)}")
+    decoded = {}
+    for name, value in values.items():
+        if dataclasses.is_dataclass(hints[name]):
+            section = typing.cast(type, hints[name])
+            decoded[name] = decode_fields(section, value, prefix=f"{prefix}{name}.")
+        else:
+            decoded[name] = _decode_value(hints[name], value, field=prefix + name)
+    return schema(**decoded)
+
+
+def _decode_choice(options: tuple[type, ...], value: Any, *, field: str) -> Any:
+    """Decodes into that one of several dataclasses which the value names."""
+    if isinstance(value, type):
+        raise ConfigError(f"{field}: {value.__name__} is a class; write {value.__name__}()")
+    if not isinstance(value, Mapping) or TAG not in value:
+        raise ConfigError(f"{field}: expected a group of fields with {TAG!r}, got {kind_of(value)}")
+    by_name = {option.__name__: option for option in options}
+    name = value[TAG]
+    if name not in by_name:
+        raise ConfigError(
+            f"{field}: unknown {TAG} {name!r}{nearest(str(name), by_name)}; "
+            f"known: {', '.join(by_name)}"
+        )
+    fields = {key: item for key, item in value.items() if key != TAG}
+    return decode_fields(by_name[name], fields, prefix=f"{field}.")
+
+
+def _decode_tuple(
+    hint: Any,
+    value: Any,
+    bounds: Range | Pattern | None,
+    *,
+    field: str,
+    may_be_empty: bool = False,
+) -> tuple[Any, ...]:
+    """A list of any length, a (low, high) pair, or a fixed number of entries."""
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{field}: expected a list, got {kind_of(value)}")
+    item_hint, *more = typing.get_args(hint)
+    fixed, pair = more != [...], len(more) == 1 and more != [...]
+    if pair and len(value) != 2:
+        raise ConfigError(f"{field}: expected a low and a high end, got {list(value)}")
+    if fixed and len(value) != 1 + len(more):
+        raise ConfigError(f"{field}: expected {1 + len(more)} entries, got {list(value)}")
+    if not value and not may_be_empty:
+        raise ConfigError(f"{field}: expected at least one entry, got none")
+    bounded = Annotated[item_hint, bounds] if bounds else item_hint
+    names = (field,) * len(value) if fixed else (f"{field}.{index}" for index in range(len(value)))
+    items = tuple(
+        _decode_value(bounded, item, field=name) for name, item in zip(names, value, strict=True)
+    )
+    if pair and items[0] > items[1]:
+        raise ConfigError(f"{field}: the low end {items[0]} is above the high end {items[1]}")
+    return items
+
+
+def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
+    """Checks one value against its type; integers become floats where a float is asked for."""
+    bounds = next((extra for extra in metadata(hint) if isinstance(extra, Range | Pattern)), None)
+    base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
+    origin = typing.get_origin(base)
+    if origin in (typing.Union, types.UnionType):
+        return _decode_union(base, value, bounds, field=field)
+    if origin is tuple:
+        may_be_empty = MAY_BE_EMPTY in metadata(hint)
+        return _decode_tuple(base, value, bounds, field=field, may_be_empty=may_be_empty)
+    if origin is Literal:
+        choices = typing.get_args(base)
+        if value not in choices:
+            listed = ", ".join(str(choice) for choice in choices)
+            close = nearest(str(value), map(str, choices))
+            raise ConfigError(f"{field}: {value!r} is not one of {listed}{close}")
+        return value
+    if origin is dict:
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"{field}: expected names with values, got {kind_of(value)}")
+        item_hint = typing.get_args(base)[1]
+        return {
+            str(key): _decode_value(item_hint, item, field=f"{field}.{key}")
+            for key, item in value.items()
+        }
+    if IS_REGEX in metadata(hint):
+        check_regex(value, field=field)
+    return _decode_scalar(base, value, bounds, field=field)
+
+
+def check_regex(value: Any, *, field: str) -> None:
+    """Raises a ConfigError that names the field unless the value is a regular expression."""
+    try:
+        re.compile(value)
+    except (re.error, TypeError) as error:
+        raise ConfigError(
+            f"{field}: {value!r} is no regular expression ({error}); for any text write .*"
+        ) from error
+
+
+def _decode_union(hint: Any, value: Any, bounds: Range | Pattern | None, *, field: str) -> Any:
+    options = typing.get_args(hint)
+    if all(isinstance(option, type) and issubclass(option, Choice) for option in options):
+        return _decode_choice(options, value, field=field)
+    if value is None and type(None) in options:
+        return None
+    errors = []
+    for option in options:
+        if option is not type(None):
+            bounded = Annotated[option, bounds] if bounds else option
+            try:
+                return _decode_value(bounded, value, field=field)
+            except ConfigError as error:
+                errors.append(str(error).removeprefix(f"{field}: "))
+    raise ConfigError(f"{field}: {'; or '.join(errors)}")
+
+
+def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, field: str) -> Any:
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            value = float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        words = {int: "a whole number", float: "a number", bool: "True or False", str: "a text"}
+        raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
+    if isinstance(value, str) and not is_text(value):
+        raise ConfigError(
+            f"{field}: '{printable(value)}' is not UTF-8; rename what has this name, or name it "
+            f"by a link"
+        )
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{field}: must be finite, got {value!r}")
+    if isinstance(bounds, Pattern) and not re.fullmatch(bounds.regex, str(value)):
+        raise ConfigError(f"{field}: must look like {bounds.regex}, got {value!r}")
+    if isinstance(bounds, Range) and typing.cast(float, value) not in bounds:
+        raise ConfigError(f"{field}: must be {bounds}, got {value!r}")
+    if isinstance(bounds, Range) and not bounds.closed:
+        number = typing.cast(float, value)
+        most = largest(number)
+        if abs(number) > most:
+            raise ConfigError(f"{field}: must be at most {most}, got {value!r}")
+    return value
+
+
+def largest(value: float) -> float:
+    """The largest number of a value's kind that JAX's arrays hold by default."""
+    return MAX_INT if isinstance(value, int) else MAX_FLOAT
+
+
+def leaves(schema: type, *, prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, hint in typing.get_type_hints(schema, include_extras=True).items():
+        if dataclasses.is_dataclass(hint):
+            yield from leaves(typing.cast(type, hint), prefix=f"{prefix}{name}.")
+        else:
+            yield prefix + name, hint
+
+
+def encode_fields(value: Any) -> Any:
+    """Dataclasses as dicts and tuples as lists, ready for JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        tag = {TAG: type(value).__name__} if isinstance(value, Choice) else {}
+        fields = (field.name for field in dataclasses.fields(value))
+        return tag | {name: encode_fields(getattr(value, name)) for name in fields}
+    if isinstance(value, tuple):
+        return [encode_fields(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+            value = {str(index): item for index, item in enumerate(value)}
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def kind_of(value: Any) -> str:
+    return f"{value!r} ({type(value).__name__})"
+
+
+def metadata(hint: Any) -> tuple[Any, ...]:
+    return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()

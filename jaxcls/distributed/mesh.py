@@ -1,0 +1,192 @@
+"""The mesh of devices and how arrays lie on it.
+
+Batches are split by example over all axes: `data` alone, or with fully sharded parameters `data`
+and `fsdp`. The state is a copy on every device, or split along one axis (`state_shardings`).
+"""
+
+import functools
+import glob
+import logging
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxcls.config import Config, ParallelConfig
+from jaxcls.config.augment import mix_of
+from jaxcls.config.decoding import ConfigError
+from jaxcls.distributed.agree import num_processes
+from jaxcls.system.errors import UserError
+
+DATA_AXIS, FSDP_AXIS = "data", "fsdp"
+MAX_FSDP_DEVICES = 16  # few dimensions of the networks are divisible by more
+
+# By the extra that makes JAX use what stands behind these device files.
+ACCELERATOR_FILES = {
+    "cuda": ("/dev/nvidia[0-9]*",),
+    "tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
+}
+
+logger = logging.getLogger("jaxcls")
+
+
+def make_mesh(
+    devices: Sequence[Any] | None = None, *, parallel: ParallelConfig | None = None
+) -> Mesh:
+    """A mesh over `devices` (default: all of them): [data], or [data, fsdp] if `parallel` says so.
+
+    Raises:
+      ConfigError: parallel.fsdp_devices does not divide the devices, or is given without fsdp.
+      UserError: as `all_devices`.
+    """
+    parallel = parallel or ParallelConfig()
+    if devices is None:
+        devices = all_devices()
+        warn_of_idle_accelerator()
+    shape = {DATA_AXIS: len(devices)}
+    if parallel.state == "fsdp":
+        shards = parallel.fsdp_devices or largest_divisor(len(devices), MAX_FSDP_DEVICES)
+        if shards > MAX_FSDP_DEVICES or len(devices) % shards:
+            raise ConfigError(
+                f"parallel.fsdp_devices: expected a divisor of the {len(devices)} devices that is "
+                f"at most {MAX_FSDP_DEVICES}, got {shards}"
+            )
+        shape = {DATA_AXIS: len(devices) // shards, FSDP_AXIS: shards}
+    elif parallel.fsdp_devices is not None:
+        raise ConfigError('parallel.fsdp_devices: has no meaning unless parallel.state is "fsdp"')
+    return jax.make_mesh(
+        tuple(shape.values()),
+        tuple(shape),
+        axis_types=(AxisType.Auto,) * len(shape),
+        devices=devices,
+    )
+
+
+def all_devices() -> list[Any]:
+    """The devices of all processes, which JAX starts when it is first asked for them.
+
+    Raises:
+      UserError: JAX_PLATFORMS names what is not here, or the driver of a device refuses. Of several
+        processes, one whose driver refuses fails as any other that meets a fault.
+    """
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:
+        chosen, said = jax.config.jax_platforms, str(error).partition("\n")[0]
+        # JAX asserts it where CUDA is asked for and there is no GPU.
+        absent = isinstance(error, AssertionError) or "list of known backends" in said
+        if num_processes() > 1 and not absent:
+            raise
+        if chosen:
+            raise UserError(
+                f"JAX_PLATFORMS: JAX finds no devices for {chosen!r}"
+                f"{f' ({said})' if said else ''}; unset it to take what is here, set it to cpu, or "
+                f"install the extra that the devices need: {' or '.join(ACCELERATOR_FILES)}"
+            ) from error
+        raise UserError(
+            f"JAX cannot start the devices ({said}); mend what it names, or set JAX_PLATFORMS=cpu "
+            f"to do without them"
+        ) from error
+
+
+def largest_divisor(number: int, at_most: int) -> int:
+    """The largest divisor of `number` that is at most `at_most`."""
+    return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
+
+
+@functools.cache  # one warning is enough
+def warn_of_idle_accelerator() -> None:
+    """Warns if there is a GPU or TPU, and JAX computes on the CPU without having been told to."""
+    if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
+        return
+    for extra, patterns in ACCELERATOR_FILES.items():
+        if any(glob.glob(pattern) for pattern in patterns):
+            logger.warning(
+                "this machine has an accelerator that JAX does not use; install jaxcls with the "
+                "extra %r, or set JAX_PLATFORMS=cpu if the CPU is meant",
+                extra,
+            )
+
+
+def split_by_example(mesh: Mesh) -> NamedSharding:
+    """For arrays whose first axis is the batch."""
+    return NamedSharding(mesh, batch_spec(mesh))
+
+
+def batch_spec(mesh: Mesh) -> PartitionSpec:
+    """Splits a first axis over all devices, in the mesh's order."""
+    return PartitionSpec(mesh.axis_names if len(mesh.axis_names) > 1 else DATA_AXIS)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """For arrays of which every device holds a copy."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_leaves(tree: Any, mesh: Mesh, axis: str) -> Any:
+    """For each array of a tree, a sharding that splits its largest dimension that `axis` divides.
+
+    An array without such a dimension stays a copy on every device.
+    """
+
+    def split(leaf: Any) -> NamedSharding:
+        sizes = [(size, dim) for dim, size in enumerate(leaf.shape) if size % mesh.shape[axis] == 0]
+        if not sizes or mesh.shape[axis] == 1:
+            return replicated(mesh)
+        _, dim = max(sizes)
+        return NamedSharding(mesh, PartitionSpec(*[None] * dim, axis))
+
+    return jax.tree.map(split, tree)
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Bytes that one device holds of a tree of arrays, or of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def replicated_bytes(tree: Any) -> int:
+    """Of `bytes_per_device`, those of arrays that every device has a copy of."""
+    return bytes_per_device(
+        [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.is_fully_replicated]
+    )
+
+
+def copy_to_all(tree: Any, mesh: Mesh) -> Any:
+    """Copies arrays that each process has whole to every device of a mesh."""
+    return jax.device_put(jax.device_get(tree), replicated(mesh))
+
+
+def check_divisible(config: Config, num_devices: int) -> None:
+    """Checks what the batch must be a multiple of on this many devices.
+
+    Raises:
+      ConfigError: names the field and the nearest sizes that work.
+    """
+    batch_size, micro_batches = config.data.batch_size, config.optimizer.micro_batches
+    parts = num_devices * micro_batches
+    if batch_size % parts:
+        smaller, larger = batch_size // parts * parts, -(-batch_size // parts) * parts
+        sizes = f"{smaller} or {larger}" if smaller else str(larger)
+        raise ConfigError(
+            f"data.batch_size: {batch_size} does not split evenly over {num_devices} devices"
+            + (f" x {micro_batches} micro-batches" if micro_batches > 1 else "")
+            + f"; use {sizes}"
+        )
+    mix = mix_of(config.augment)
+    if mix and (batch_size // parts) % mix.group_size:
+        raise ConfigError(
+            f"augment.{len(config.augment) - 1}.group_size: groups of {mix.group_size} do not "
+            f"divide the {batch_size // parts} examples that a device has in a micro-batch"
+        )
+    group = config.model.batch_norm
+    if group != "global" and (batch_size // parts) % group:
+        raise ConfigError(
+            f"model.batch_norm: groups of {group} do not divide the {batch_size // parts} examples "
+            f"that a device has in a micro-batch; use a divisor of {batch_size // parts}"
+        )

@@ -1,0 +1,1 @@
+"""Prediction, evaluation reports and export with a trained or pretrained network."""

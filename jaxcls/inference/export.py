@@ -1,0 +1,244 @@
+"""A run as a folder to serve: a program for jax alone, weights, class names, config, a model card.
+
+model.stablehlo        uint8 images to probabilities, with the weights inside (`jax.export`)
+weights.safetensors    the same weights for jaxcls, as `jaxcls convert` writes them
+classes.json           the classes' names, in the order of the probabilities
+config.json            the training's config, as in the run
+README.md              the model card
+"""
+
+import contextlib
+import csv
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcls.config.decoding import nearest
+from jaxcls.data.resize import shorter_side
+from jaxcls.inference.center_crop_jax import traced_center_crop
+from jaxcls.inference.predict_split import probabilities_of
+from jaxcls.models.weights_info import WeightsInfo
+from jaxcls.pretrained.jaxcls_file import write_weights
+from jaxcls.pretrained.resolve import run_weights_info
+from jaxcls.runs.directory import write_json
+from jaxcls.runs.reporter import read_metrics
+from jaxcls.runs.restore import RestoredRun, Step, restore_run
+from jaxcls.system.errors import UserError
+from jaxcls.system.paths import RunPath, run_path, temporary_beside
+from jaxcls.system.version import VERSION
+from jaxcls.training.evaluation import predict_logits
+
+logger = logging.getLogger("jaxcls")
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+_NAMED_CLASSES = 20  # in the card; classes.json has them all
+
+
+def export_run(
+    run: str | Path, output: Path, *, step: Step = "latest", platforms: Sequence[str] = PLATFORMS
+) -> int:
+    """Writes the whole folder or nothing.
+
+    Args:
+      run: directory of the run.
+      output: folder to make; one that is there must be empty.
+      step: "latest", "best" (by top-1 during training) or a step's number.
+      platforms: some of `PLATFORMS`.
+
+    Returns:
+      The step.
+
+    Raises:
+      UserError: no such run, step or platform, or the folder cannot be written.
+    """
+    _require_platforms(platforms)
+    _require_empty(output)
+    restored = restore_run(run, step=step)
+    program = make_program(restored, platforms=platforms)
+    info = run_weights_info(restored.info)
+    evaluation = _evaluation(run_path(run), restored.step)
+    with _whole_folder(output) as folder:
+        (folder / "model.stablehlo").write_bytes(program.serialize())
+        write_weights(folder / "weights.safetensors", restored.variables, info)
+        write_json(folder / "classes.json", restored.info.class_names)
+        write_json(folder / "config.json", restored.info.to_json())
+        card = model_card(restored, info, evaluation, platforms=platforms)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+    return restored.step
+
+
+def make_program(restored: RestoredRun, *, platforms: Sequence[str]) -> jax.export.Exported:
+    """What `ImageClassifier.predict` does to decoded images, compiled by whoever calls it.
+
+    Args:
+      restored: the network.
+      platforms: some of `PLATFORMS`.
+
+    Returns:
+      From uint8 [batch, height, width, 3], all three of any size, to float32 [batch, classes].
+    """
+    data, loss = restored.info.config.data, restored.info.config.loss.name
+    assert data.interpolation != "auto", "a run keeps a resolved config"
+    interpolation, variables = data.interpolation, jax.device_get(restored.variables)
+
+    def predict(images: Array) -> Array:
+        images = traced_center_crop(images, data.image_size, data.crop_fraction, interpolation)
+        return probabilities_of(predict_logits(restored.model, variables, images), loss=loss)
+
+    shape = jax.export.symbolic_shape("batch, height, width, 3")
+    return jax.export.export(jax.jit(predict), platforms=list(dict.fromkeys(platforms)))(
+        jax.ShapeDtypeStruct(shape, jnp.uint8)
+    )
+
+
+def model_card(
+    restored: RestoredRun,
+    info: WeightsInfo,
+    evaluation: Mapping[str, float],
+    *,
+    platforms: Sequence[str],
+) -> str:
+    """The folder's README.md, in Markdown.
+
+    Args:
+      restored: what is exported.
+      info: of its weights.
+      evaluation: loss, top1 and top5 of the step; empty if it was not evaluated.
+      platforms: of the program.
+    """
+    config, names = restored.info.config, restored.info.class_names
+    data, optimizer = config.data, config.optimizer
+    classes = ", ".join(names[:_NAMED_CLASSES]) + (", …" if len(names) > _NAMED_CLASSES else "")
+    averaged = f", averaged with a decay of {optimizer.ema_decay}" if optimizer.ema_decay else ""
+    length = f"{config.num_steps} steps" if config.num_steps else f"{config.num_epochs} epochs"
+    started = config.model.weights or "random values"
+    outcome = "Not evaluated at this step; `jaxcls evaluate` tells."
+    if evaluation:
+        outcome = (
+            f"On the split `{data.eval_split}`: top-1 {evaluation['top1']:.2%}, "
+            f"top-5 {evaluation['top5']:.2%}, loss {evaluation['loss']:.4f}."
+        )
+    return f"""\
+# {info.model}: {len(names)} classes
+
+An image classifier, trained with jaxcls {VERSION}. Its classes: {classes}.
+
+## Use
+
+```sh
+pip install jax flatbuffers
+```
+
+```python
+import json, pathlib, jax, jax.export, numpy as np
+
+program = jax.export.deserialize(bytearray(pathlib.Path("model.stablehlo").read_bytes()))
+images = np.zeros((1, 300, 400, 3), np.uint8)  # decoded photos of one size: RGB, upright
+probabilities = np.asarray(jax.jit(program.call)(images))  # float32 [1, {len(names)}]
+classes = json.loads(pathlib.Path("classes.json").read_text())
+print(classes[probabilities[0].argmax()], probabilities.max())
+```
+
+`model.stablehlo` runs on {", ".join(dict.fromkeys(platforms))}, with the weights inside. It takes \
+uint8 [batch, height, width, 3] of any batch and size, and compiles once for each. Exported by JAX \
+{jax.__version__}; JAX promises that versions of the next six months read it.
+
+It resizes the shorter side to {shorter_side(info.image_size, info.crop_fraction)} pixels \
+({info.interpolation}, antialiased), cuts the centre square of {info.image_size}, divides by 255, \
+subtracts {_triple(info.mean)} and divides by {_triple(info.std)}. The probabilities are the \
+{info.activation} of the logits.
+
+| file | what it holds |
+|---|---|
+| `model.stablehlo` | the program, for `jax.export` |
+| `weights.safetensors` | its weights, for `jaxcls predict`, `evaluate` and `model.weights` |
+| `classes.json` | names of the classes, in order |
+| `config.json` | the whole config of the training, and versions |
+
+## Evaluation
+
+{outcome}
+
+## Training
+
+| | |
+|---|---|
+| data | `{data.source}`, split `{data.train_split}` |
+| started from | {started} |
+| length | {length} of {data.batch_size} images; this is step {restored.step} |
+| optimizer | {optimizer.name}, learning rate {optimizer.learning_rate}{averaged} |
+| augmentation | {", ".join(type(entry).__name__ for entry in config.augment)} |
+| seed | {config.seed} |
+
+## Licence
+
+To be named by whoever publishes this; mind that of the data and of the weights it started from.
+"""
+
+
+def _triple(values: Sequence[float]) -> str:
+    return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
+
+
+def _evaluation(run: RunPath, step: int) -> dict[str, float]:
+    """Loss, top1 and top5 of a step's evaluation during training; empty if none can be read."""
+    names = ("loss", "top1", "top5")
+    found: dict[str, float] = {}
+    try:
+        for row in read_metrics(run / "metrics.csv"):
+            if row["step"] == str(step) and row["eval_top1"]:
+                found = {name: float(row[f"eval_{name}"]) for name in names}
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError, csv.Error) as error:
+        logger.warning("the card is without metrics, as metrics.csv cannot be read: %r", error)
+        return {}
+    return found
+
+
+def _require_platforms(platforms: Sequence[str]) -> None:
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise UserError(
+                f"--platforms: unknown platform {platform!r}{nearest(platform, PLATFORMS)}; "
+                f"there are {', '.join(PLATFORMS)}"
+            )
+    if not platforms:
+        raise UserError(f"--platforms: name at least one of {', '.join(PLATFORMS)}")
+
+
+def _require_empty(folder: Path) -> None:
+    try:
+        used = next(iter(folder.iterdir()), None) is not None
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"--output: {str(folder)!r}: {error.strerror}; name another") from error
+    if used:
+        raise UserError(f"--output: folder {str(folder)!r} is not empty; name another")
+
+
+@contextlib.contextmanager
+def _whole_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which takes its place when the block ends well, and otherwise vanishes.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    target = Path(os.path.realpath(path))
+    temporary = temporary_beside(target)
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(target)  # an empty folder gives way
+    except OSError as error:
+        raise UserError(f"--output: cannot write {str(path)!r}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,131 @@
+"""What a network says to each example of a split, beside its metrics."""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from jaxcls.config import DataConfig
+from jaxcls.data.sources import Source
+from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
+from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.registry import Variables
+from jaxcls.training.evaluation import average, each_batch, eval_sums, predict_logits
+
+Sums = dict[str, Array]
+Rows = dict[str, Array]
+PredictStep = Callable[[Variables, Mapping[str, Array]], tuple[Sums, Rows]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """The network's best guesses for each example of a split, in the split's order.
+
+    Broken images that were skipped have no row.
+
+    Attributes:
+      index: record numbers in the source, int32 [examples].
+      labels: the network's class that is right, int32 [examples].
+      classes: the network's best classes, best first, int32 [examples, top]; equal ones rank by
+        class number.
+      probabilities: of those classes, float32 [examples, top].
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The best class of each example, int32 [examples]."""
+        return self.classes[:, 0]
+
+
+def probabilities_of(logits: Array, *, loss: str) -> Array:
+    """Probabilities [batch, classes]: rows sum to 1, unless the loss is "sigmoid"."""
+    return jax.nn.sigmoid(logits) if loss == "sigmoid" else jax.nn.softmax(logits)
+
+
+def make_predict_step(model: EfficientNet, *, loss: str, mesh: Mesh, top: int = 5) -> PredictStep:
+    """Makes the jitted `(variables, batch) -> (sums, rows)`.
+
+    The sums are those of `make_eval_step`. The rows are index, labels, classes, probabilities and
+    mask of the whole batch, on every device; only the `top` best classes leave the device that
+    computed them, because all of them would be gigabytes with many classes.
+    """
+    top = min(top, model.num_classes)
+    names = ("images", "labels", "mask", "index")
+
+    def best(logits: Array) -> tuple[Array, Array]:
+        ranked = jnp.where(jnp.isnan(logits), -jnp.inf, logits)  # last, as where hits are counted
+        _, classes = jax.lax.top_k(ranked, top)
+        probabilities = probabilities_of(logits, loss=loss).astype(jnp.float32)
+        return classes, jnp.take_along_axis(probabilities, classes, axis=-1)
+
+    rows_of_each_device = batch_spec(mesh)
+    best_on_each_device = jax.shard_map(
+        best, mesh=mesh, in_specs=rows_of_each_device, out_specs=rows_of_each_device
+    )
+
+    def predict_step(variables: Variables, batch: Mapping[str, Array]) -> tuple[Sums, Rows]:
+        logits = predict_logits(model, variables, batch["images"])
+        labels, mask = batch["labels"], batch["mask"]
+        classes, probabilities = best_on_each_device(logits)
+        rows = {
+            "index": batch["index"],
+            "labels": labels,
+            "classes": classes,
+            "probabilities": probabilities,
+            "mask": mask,
+        }
+        return eval_sums(logits, labels, mask, loss=loss), rows
+
+    everywhere = replicated(mesh)
+    jitted = jax.jit(
+        predict_step,
+        in_shardings=(everywhere, dict.fromkeys(names, split_by_example(mesh))),
+        out_shardings=everywhere,
+    )
+    return lambda variables, batch: jitted(variables, {name: batch[name] for name in names})
+
+
+def predict_split(
+    predict_step: PredictStep,
+    variables: Variables,
+    source: Source,
+    data: DataConfig,
+    *,
+    mesh: Mesh,
+    class_map: Sequence[int] | None = None,
+) -> tuple[dict[str, float], Predictions]:
+    """Predicts every example of a split once, and evaluates it in the same pass.
+
+    Every process calls this with its own share of the devices, and gets the same result.
+
+    Args:
+      predict_step: of `make_predict_step`.
+      variables: the network's, on every device.
+      source: the split.
+      data: how its images are brought to the network.
+      mesh: the devices.
+      class_map: the network's class of each class of the source (None: they are the same).
+
+    Returns:
+      What `evaluate` returns, and the predictions.
+    """
+    sums, parts = [], defaultdict(list)
+    for batch_sums, rows in each_batch(
+        predict_step, variables, source, data, mesh=mesh, class_map=class_map
+    ):
+        sums.append(batch_sums)
+        mask = np.asarray(rows.pop("mask"))
+        for name, values in rows.items():
+            parts[name].append(np.asarray(values)[mask])
+    predictions = Predictions(**{name: np.concatenate(values) for name, values in parts.items()})
+    return average(sums, source, data), predictions

@@ -1,0 +1,1 @@
+"""Speed, cost and memory: benchmarks, and rehearsals for devices that are not there."""

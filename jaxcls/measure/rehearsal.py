@@ -1,0 +1,270 @@
+"""Compiles the step of a training without running it, and tells what it would take."""
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from jaxcls.config import Config
+from jaxcls.config.augment import mix_of
+from jaxcls.data.sources import open_source
+from jaxcls.distributed.mesh import bytes_per_device, make_mesh, replicated_bytes
+from jaxcls.measure.benchmark import IMAGENET_CLASSES, IMAGENET_EXAMPLES, cost_per_image
+from jaxcls.measure.topologies import Chip
+from jaxcls.system.errors import DataError, UserError
+from jaxcls.training.build import Training, assemble
+
+MAX_SEARCH_COMPILES = 6
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+WIDTHS = {"pred": 1, "bf16": 2, "f16": 2} | {
+    f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
+}
+
+Report = dict[str, Any]
+
+
+def rehearse(
+    config: Config,
+    *,
+    devices: Sequence[Any] | None = None,
+    chip: Chip | None = None,
+    num_classes: int | None = None,
+    search: bool = False,
+) -> Report:
+    """Compiles the training step and reports memory, traffic and collectives of one device.
+
+    Where the image size rises by stage, this is the last stage's step, which needs most.
+
+    Args:
+      config: resolved.
+      devices: to compile for (None: this machine's).
+      chip: their kind, if known; needed for the estimate of time.
+      num_classes: None: the data's, or ImageNet's if those are not there.
+      search: find the largest batch a device that fits, too, by a few more compiles.
+
+    Raises:
+      UserError: the config does not fit the devices, the classes are unknown, or a search where
+        the devices' memory is unknown.
+    """
+    mesh = make_mesh(devices, parallel=config.parallel)
+    limit = chip.hbm_bytes if chip else _local_limit(mesh.devices.flat[0])
+    if search and limit is None:
+        raise UserError("--search: these devices do not tell how much memory they have")
+    classes, examples = _sizes_of_data(config, num_classes)
+
+    def make(batch_size: int) -> Training:
+        data = dataclasses.replace(config.data, batch_size=batch_size)
+        resized = dataclasses.replace(config, data=data)
+        return assemble(resized, num_classes=classes, num_examples=examples, mesh=mesh)
+
+    training = make(config.data.batch_size)
+    state = training.abstract_state()
+    report: Report = {
+        "num_devices": mesh.size,
+        "device_kind": mesh.devices.flat[0].device_kind,
+        "image_size": config.data.image_size,
+        "batch_per_device": config.data.batch_size // mesh.size,
+        "parameter_bytes_per_device": bytes_per_device(state.params),
+        "optimizer_bytes_per_device": bytes_per_device([state.opt_state, state.ema]),
+        "batch_bytes_per_device": bytes_per_device(training.abstract_batch()),
+        "replicated_bytes_per_device": replicated_bytes(state),
+        **_try(training, limit),
+        "memory_limit_bytes": limit,
+    }
+    report["remedies"] = [] if report["fits"] else _remedies(config)
+    traffic, flops = report["bytes_per_image"], report["flops_per_image"]
+    if chip and traffic is not None:
+        seconds = max(traffic / chip.bandwidth, flops / chip.bfloat16_rate)
+        report["estimated_images_per_second"] = mesh.size / seconds
+        report["estimated_step_seconds"] = seconds * report["batch_per_device"]
+    report["largest_batch_per_device"] = None
+    if search and limit is not None:
+        group = config.model.batch_norm
+        mix = mix_of(config.augment)
+        unit = config.optimizer.micro_batches * math.lcm(
+            mix.group_size if mix else 1, 1 if group == "global" else group, config.data.repeats
+        )
+        report["largest_batch_per_device"] = largest_batch(
+            lambda batch: _try(make(batch * mesh.size), limit),
+            unit=unit,
+            limit=limit,
+            first=(report["batch_per_device"], report),
+        )
+    return report
+
+
+def largest_batch(attempt: Any, *, unit: int, limit: int, first: tuple[int, Report]) -> int:
+    """The largest multiple of `unit` for which `attempt(batch)` fits, by few attempts.
+
+    Memory grows nearly linearly with the batch: two attempts give a line, and each further one is
+    made where the line, or half of what is open, says.
+
+    Args:
+      attempt: from a batch to a report with "fits" and "memory_bytes_per_device".
+      unit: what the batch must be a multiple of.
+      limit: bytes a device has.
+      first: a batch that was tried, and its report.
+
+    Returns:
+      0 if not even `unit` fits. After `MAX_SEARCH_COMPILES` attempts, the largest that did.
+    """
+    tried = {first[0] // unit: first[1]}
+    for _ in range(MAX_SEARCH_COMPILES):
+        good = max((size for size, report in tried.items() if report["fits"]), default=0)
+        bad = min((size for size, report in tried.items() if not report["fits"]), default=None)
+        if bad == good + 1:
+            break
+        guess = max(1, min(tried) // 2) if len(tried) == 1 and bad else 2 * good
+        points = sorted(
+            (size, report["memory_bytes_per_device"])
+            for size, report in tried.items()
+            if report["memory_bytes_per_device"] is not None  # the compiler may not tell
+        )
+        if len(points) > 1:
+            (low, low_bytes), (high, high_bytes) = points[0], points[-1]
+            slope = max((high_bytes - low_bytes) / (high - low), 1)
+            guess = int(low + (limit - low_bytes) / slope)
+        if not good < guess < (bad or math.inf):
+            guess = (good + bad) // 2 if bad else good + 1
+        tried[guess] = attempt(guess * unit)
+    return max((size for size, report in tried.items() if report["fits"]), default=0) * unit
+
+
+def _try(training: Training, limit: int | None) -> Report:
+    """Compiles, and reports what the compiler tells; also if it says that memory is too small."""
+    start = time.perf_counter()
+    try:
+        program = training.compile_step().program
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return {
+            "fits": False,
+            "memory_bytes_per_device": bytes_wanted(str(error)),
+            "activation_bytes_per_device": None,
+            "code_bytes_per_device": None,
+            "bytes_per_image": None,
+            "flops_per_image": None,
+            "collectives": {},
+            "collective_bytes": {},
+            "compile_seconds": time.perf_counter() - start,
+        }
+    seconds = time.perf_counter() - start
+    memory, text = program.memory_analysis(), program.as_text()
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    temporary, code = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
+    total = memory.argument_size_in_bytes + outputs + temporary + code
+    flops, traffic = cost_per_image(training, program)
+    counts, sizes = collectives(text)
+    return {
+        "fits": limit is None or total <= limit,
+        "memory_bytes_per_device": total,
+        "activation_bytes_per_device": temporary,
+        "code_bytes_per_device": code,
+        "bytes_per_image": traffic,
+        "flops_per_image": flops,
+        "collectives": counts,
+        "collective_bytes": sizes,
+        "compile_seconds": seconds,
+    }
+
+
+def collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:
+    """Collectives of a compiled program: how many of each kind, and the bytes of their results.
+
+    One inside a loop counts once. Of an asynchronous one, the end counts.
+    """
+    counts: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    for result, kind in re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(", text):
+        counts[kind] = counts.get(kind, 0) + 1
+        sizes[kind] = sizes.get(kind, 0) + sum(
+            WIDTHS.get(dtype, 1) * math.prod(int(size) for size in shape.split(",") if size)
+            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
+        )
+    return counts, sizes
+
+
+def bytes_wanted(message: str) -> int | None:
+    """How much memory the compiler asked for, as its message of failure tells; None if not."""
+    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", message)
+    found = found or re.search(r"allocate ([\d.]+) ?([KMGT]?)(?:i?B|bytes)", message)
+    return found and int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
+
+
+def _sizes_of_data(config: Config, num_classes: int | None) -> tuple[int, int]:
+    """Classes and examples; the data need not be there."""
+    if num_classes is not None:
+        return num_classes, IMAGENET_EXAMPLES
+    try:
+        source = open_source(config.data, config.data.train_split)
+    except DataError as error:
+        if config.data.source.startswith("tfds:imagenet2012"):
+            return IMAGENET_CLASSES, IMAGENET_EXAMPLES
+        raise UserError(f"{error}\nwithout the data, give --num-classes") from error
+    return source.num_classes, len(source)
+
+
+def _local_limit(device: Any) -> int | None:
+    """Bytes of a local device, if it tells."""
+    statistics = device.memory_stats()
+    return statistics.get("bytes_limit") if statistics else None
+
+
+def _remedies(config: Config) -> list[str]:
+    """What would lower the memory, by fields of the config."""
+    remedies = ["a smaller data.batch_size (--search finds the largest that fits)"]
+    if not config.model.remat:
+        remedies.append("--model.remat True: keeps only each block's input")
+    remedies.append(
+        f"--optimizer.micro-batches {2 * config.optimizer.micro_batches}: half the activations"
+    )
+    if config.parallel.state != "fsdp":
+        remedies.append("--parallel.state fsdp: splits parameters and optimizer over the devices")
+    return remedies
+
+
+def describe(report: Report) -> str:
+    """The report as lines for a person."""
+
+    def megabytes(name: str) -> str:
+        value = report[name]
+        return "unknown" if value is None else f"{value / 1e6:,.1f} MB"
+
+    limit = report["memory_limit_bytes"]
+    lines = [
+        f"{report['num_devices']} x {report['device_kind']}, {report['batch_per_device']} images "
+        f"of {report['image_size']} px each: {'fits' if report['fits'] else 'DOES NOT FIT'}",
+        f"memory a device  {megabytes('memory_bytes_per_device')}"
+        + (f" of {limit / 1e6:,.1f} MB" if limit else ""),
+        f"  parameters     {megabytes('parameter_bytes_per_device')}",
+        f"  optimizer, EMA {megabytes('optimizer_bytes_per_device')}",
+        f"  batch          {megabytes('batch_bytes_per_device')}",
+        f"  activations    {megabytes('activation_bytes_per_device')}",
+        f"  code           {megabytes('code_bytes_per_device')}",
+        f"  of the state, {megabytes('replicated_bytes_per_device')} are a copy on every device",
+    ]
+    if report["bytes_per_image"] is not None:
+        lines.append(
+            f"an image         {report['flops_per_image'] / 1e9:.3f} GFLOP and "
+            f"{report['bytes_per_image'] / 1e6:.1f} MB"
+        )
+    for kind, count in report["collectives"].items():
+        size = report["collective_bytes"][kind] / 1e6
+        lines.append(f"collectives      {count} {kind}, {size:,.2f} MB (in a loop: counted once)")
+    if "estimated_step_seconds" in report:
+        lines.append(
+            f"estimate         {report['estimated_step_seconds'] * 1e3:.1f} ms a step, "
+            f"{report['estimated_images_per_second']:,.0f} img/s, from the published bandwidth and "
+            f"rate alone; a real step is slower"
+        )
+    if report["largest_batch_per_device"] is not None:
+        lines.append(f"largest batch    {report['largest_batch_per_device']} images a device")
+    lines.append(f"compiling        {report['compile_seconds']:.1f} s")
+    lines += [f"to make it fit   {remedy}" for remedy in report["remedies"]]
+    return "\n".join(lines)

@@ -1,0 +1,57 @@
+"""What one needs to know to use weights: the network, and how images are brought to it."""
+
+import dataclasses
+from typing import Any, Literal
+
+from jaxcls.models.efficientnet import ModelSpec
+from jaxcls.system.errors import UserError
+
+Triple = tuple[float, float, float]
+
+
+class WeightsError(UserError):
+    """Weights that cannot be found, read or used; the message names the file or preset."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WeightsInfo:
+    """The network that weights belong to, and the preprocessing that they were evaluated with.
+
+    Attributes:
+      model: name of the network (`create_model`).
+      mean: red, green, blue, to be subtracted from images in [0, 1].
+      std: red, green, blue, to divide the difference by.
+      padding: of the convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
+      batch_norm_epsilon: added to the variances.
+      pooling: of the last features.
+      activation: of the classifier's logits: "softmax" over the classes, or "sigmoid" for each.
+      image_size: height and width in pixels.
+      crop_fraction: share of the resized image's height and width that the crop keeps.
+      interpolation: of the resize.
+      class_names: in the order of the logits; None where nobody says.
+    """
+
+    model: str
+    mean: Triple
+    std: Triple
+    padding: Literal["same", "symmetric"] = "same"
+    batch_norm_epsilon: float = 1e-3
+    pooling: Literal["average", "max"] = "average"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    image_size: int
+    crop_fraction: float = 0.875
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    class_names: tuple[str, ...] | None = None
+
+
+def info_of_spec(spec: ModelSpec, **changes: Any) -> WeightsInfo:
+    """What holds for a network whose weights say nothing more, with some fields changed."""
+    fields = {
+        "model": spec.name,
+        "mean": spec.mean,
+        "std": spec.std,
+        "padding": spec.padding,
+        "batch_norm_epsilon": spec.batch_norm_epsilon,
+        "image_size": spec.image_size,
+    }
+    return WeightsInfo(**fields | changes)

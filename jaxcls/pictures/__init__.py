@@ -1,0 +1,1 @@
+"""Figures of data, augmentation, schedules and runs."""

@@ -1,0 +1,182 @@
+"""What a config's augmentation does to its own training images, stage by stage."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.augment.randaugment import Draw, Layers, apply_layers
+from jaxcls.config import Config
+from jaxcls.config.augment import (
+    RESIZES,
+    Augmentation,
+    CenterCrop,
+    Mix,
+    OpName,
+)
+from jaxcls.data.batches import train_batches
+from jaxcls.data.sources import Source
+from jaxcls.system.errors import UserError
+from jaxcls.training.preview import augmented, whole_groups
+from jaxcls.training.schedules import make_plan
+
+SWEEP = tuple(step / 8 for step in range(9))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a gallery.
+
+    Attributes:
+      title: what was done to the images.
+      images: uint8 [height, width, 3] each, of any sizes.
+      captions: one an image.
+    """
+
+    title: str
+    images: Sequence[np.ndarray]
+    captions: Sequence[str]
+
+
+def training_images(
+    config: Config, source: Source, *, count: int
+) -> tuple[list[np.ndarray], list[str]]:
+    """The first images of the first training batch, as they are before augmentation.
+
+    Args:
+      config: of the training.
+      source: its training data.
+      count: images; there are fewer where the batch or the data set has fewer.
+
+    Returns:
+      uint8 [height, width, 3] each, and the names of their classes.
+    """
+    data = dataclasses.replace(config.data, last_batch="straddle")  # a set may be small
+    count = min(count, config.data.batch_size, len(source))
+    batch = _first_images(dataclasses.replace(config, data=data), source, step=0, count=count)
+    return _valid_images(batch), [source.class_names[label] for label in batch["labels"]]
+
+
+def augmentation_rows(config: Config, source: Source, *, step: int, count: int) -> list[Row]:
+    """The first images of a training batch: raw, after each stage, and as the network gets them.
+
+    The draws are those of the training step; for CutMix and MixUp, those that it would make if the
+    batch had that one.
+
+    Args:
+      config: of the training.
+      source: its training data.
+      step: of the training, from 0.
+      count: images; rounded up to whole mixing groups.
+
+    Raises:
+      UserError: the batch has fewer images.
+    """
+    _check_count(count, config)
+    count = whole_groups(count, config.augment)  # a batch holds whole groups, too
+    batch = _first_images(config, source, step=step, count=count)
+    ends = make_plan(config, len(source)).stage_ends
+
+    def row(title: str, augment: Sequence[Augmentation]) -> Row:
+        images, labels = augmented(
+            config,
+            batch,
+            augment=augment,
+            num_classes=source.num_classes,
+            step=step,
+            stage_ends=ends,
+        )
+        captions = _captions(labels, source.class_names)
+        return Row(title=title, images=list(np.asarray(images)), captions=captions)
+
+    names = [source.class_names[label] for label in batch["labels"]]
+    rows = [Row(title="raw", images=_valid_images(batch), captions=names)]
+    for number, entry in enumerate(config.augment, start=1):
+        before = list(config.augment[: number - 1])
+        if isinstance(entry, Mix):
+            for title, chosen in (("CutMix", (1.0, 0.0)), ("MixUp", (0.0, 1.0))):
+                if getattr(entry, title.lower()):
+                    one = dataclasses.replace(entry, cutmix=chosen[0], mixup=chosen[1])
+                    rows.append(row(title, [*before, one]))
+        else:
+            stage = [*before, entry]
+            if not any(isinstance(other, RESIZES) for other in stage):
+                stage.append(CenterCrop())
+            rows.append(row(type(entry).__name__, stage))
+    rows.append(row("final", config.augment))
+    return rows
+
+
+def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: int) -> list[Row]:
+    """One operation at magnitudes from 0 to 1: a row an image.
+
+    What an operation draws uniformly within its magnitude has its highest value here.
+    """
+    _check_count(count, config)
+    batch = _first_images(config, source, step=step, count=count)
+    images, _ = augmented(
+        config,
+        batch,
+        augment=(CenterCrop(),),
+        num_classes=source.num_classes,
+        step=step,
+        stage_ends=make_plan(config, len(source)).stage_ends,
+    )
+    pixels = jnp.moveaxis(images, 3, 1)
+
+    @jax.jit
+    def at(magnitude: jax.Array) -> jax.Array:
+        same, zero = jnp.full((count, 1), magnitude), jnp.zeros((count, 1), jnp.float32)
+        draw = Draw(
+            magnitude=same, std=zero, first=zero, second=zero, uniform=zero + 1, sign=zero + 1
+        )
+        layers = Layers(choice=jnp.zeros((count, 1), jnp.int32), draws=draw)
+        return jnp.moveaxis(apply_layers(pixels, (op,), layers), 1, 3)
+
+    columns = [np.asarray(at(jnp.asarray(magnitude, jnp.float32))) for magnitude in SWEEP]
+    return [
+        Row(
+            title=f"{op}: {source.class_names[batch['labels'][index]]}",
+            images=[column[index] for column in columns],
+            captions=[f"magnitude {magnitude:g}" for magnitude in SWEEP],
+        )
+        for index in range(count)
+    ]
+
+
+def _valid_images(batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The images of a training batch without the rest of their canvases."""
+    return [
+        canvas[:height, :width]
+        for canvas, (height, width) in zip(batch["images"], batch["sizes"], strict=True)
+    ]
+
+
+def _check_count(count: int, config: Config) -> None:
+    if not 1 <= count <= config.data.batch_size:
+        raise UserError(
+            f"--count: must be from 1 to data.batch_size, {config.data.batch_size}, got {count}"
+        )
+
+
+def _first_images(config: Config, source: Source, *, step: int, count: int) -> dict:
+    batches = train_batches(source, config.data, seed=config.seed, rows=range(count), start=step)
+    with contextlib.closing(batches):
+        return next(batches)
+
+
+def _captions(labels: jax.Array, names: Sequence[str]) -> list[str]:
+    """The classes of each row of soft labels, with their weights if there are several."""
+    captions = []
+    for weights in np.asarray(labels):
+        classes = [
+            index for index in np.argsort(-weights, kind="stable") if weights[index] >= 0.005
+        ]
+        if len(classes) == 1:
+            captions.append(names[classes[0]])
+        else:
+            captions.append(" + ".join(f"{names[c]} ({weights[c]:.2f})" for c in classes))
+    return captions

@@ -1,0 +1,111 @@
+"""The fields of a config that its weights decide, and what belongs to the weights of a run."""
+
+import dataclasses
+
+from jaxcls.config import Config, ConfigError, check_data, check_stages
+from jaxcls.models.registry import model_spec
+from jaxcls.models.weights_info import WeightsInfo, info_of_spec
+from jaxcls.pretrained.imagenet import other_imagenet_names
+from jaxcls.pretrained.weights import kind_of_weights, weights_info
+from jaxcls.runs.directory import RunInfo
+from jaxcls.runs.restore import read_run_info
+from jaxcls.system.names import composed
+
+
+def info_for(config: Config, *, recorded: RunInfo | None = None) -> WeightsInfo | None:
+    """What belongs to the weights that a config starts from; None if it starts from none.
+
+    Args:
+      config: the experiment.
+      recorded: of the run, if it was started before; then the weights need not be there any more.
+
+    Raises:
+      UserError: no such weights, or they cannot be used.
+    """
+    weights = config.model.weights
+    if weights is None:
+        return None
+    if recorded is not None and recorded.config.model.weights == weights:
+        return recorded.weights
+    model = None if config.model.name == "auto" else config.model.name
+    if kind_of_weights(weights) == "run":
+        return run_weights_info(read_run_info(weights))
+    return weights_info(weights, model=model, ema=config.model.weights_ema)
+
+
+def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
+    """The config with every field filled in that was left to the weights or the network.
+
+    What it returns needs no weights to be understood, so a run keeps that. Resolving it again
+    changes nothing.
+
+    Args:
+      config: the experiment.
+      info: of its weights (None: they are looked up).
+
+    Raises:
+      ConfigError: no such network, the weights are of another one, sizes beyond any memory, or the
+        stages of the training do not end at the image size.
+      WeightsError: no such weights, or they cannot be used.
+    """
+    model, data = config.model, config.data
+    info = info or info_for(config)
+    if info is None:
+        info = info_of_spec(model_spec(model.name))
+    else:
+        if model.name not in ("auto", info.model):
+            raise ConfigError(
+                f"model.name: {model.name}, but the weights {model.weights!r} are of {info.model}; "
+                f'"auto" takes the network of the weights'
+            )
+        model = dataclasses.replace(
+            model,
+            name=info.model,
+            padding=model.padding or info.padding,
+            pooling=model.pooling or info.pooling,
+            mean=model.mean or info.mean,
+            std=model.std or info.std,
+            batch_norm_epsilon=model.batch_norm_epsilon or info.batch_norm_epsilon,
+        )
+    image_size = data.image_size or info.image_size
+    interpolation = info.interpolation if data.interpolation == "auto" else data.interpolation
+    data = dataclasses.replace(
+        data,
+        image_size=image_size,
+        canvas_size=data.canvas_size or 2 * image_size,
+        crop_fraction=data.crop_fraction or info.crop_fraction,
+        interpolation=interpolation,
+    )
+    config = dataclasses.replace(config, model=model, data=data)
+    check_data(data)
+    check_stages(config)
+    return config
+
+
+def same_classes(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
+    """Whether two lists name the same classes in the same order.
+
+    ImageNet's may go by their names or their WordNet ids.
+    """
+    known = tuple(map(composed, ours))
+    return tuple(map(composed, theirs)) in (known, other_imagenet_names(known))
+
+
+def run_weights_info(run: RunInfo) -> WeightsInfo:
+    """What belongs to the weights of a run."""
+    model, data = run.config.model, run.config.data
+    assert data.interpolation != "auto", "a run keeps a resolved config"
+    spec = model_spec(model.name)
+    return WeightsInfo(
+        model=model.name,
+        mean=model.mean or spec.mean,
+        std=model.std or spec.std,
+        padding=model.padding or spec.padding,
+        batch_norm_epsilon=model.batch_norm_epsilon or spec.batch_norm_epsilon,
+        pooling=model.pooling or "average",
+        activation=run.config.loss.name,
+        image_size=data.image_size,
+        crop_fraction=data.crop_fraction,
+        interpolation=data.interpolation,
+        class_names=run.class_names,
+    )

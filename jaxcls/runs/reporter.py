@@ -1,0 +1,363 @@
+"""What a person sees of a run: a progress bar, lines, log.txt, metrics.csv and TensorBoard."""
+
+import contextlib
+import csv
+import logging
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+import rich.progress
+from rich.console import Console
+
+from jaxcls.config import Config
+from jaxcls.config.decoding import encode_fields, flatten
+from jaxcls.system.names import printable
+from jaxcls.system.output import dropped, lasting, may_draw
+from jaxcls.system.paths import RunPath
+from jaxcls.runs.directory import RunError, TakenOverError
+from jaxcls.runs.trackers import Background, TensorBoard, WandbRun, require_wandb
+
+logger = logging.getLogger("jaxcls")
+
+COLUMNS: tuple[str, ...] = (
+    "step",
+    "epoch",
+    "seconds",
+    "learning_rate",
+    "loss",
+    "top1",
+    "top5",
+    "grad_norm",
+    "images_per_second",
+    "data_wait_share",
+    "eval_loss",
+    "eval_top1",
+    "eval_top5",
+    "eval_raw_loss",  # of the parameters themselves, beside that of their moving averages
+    "eval_raw_top1",
+    "eval_raw_top5",
+)
+
+READER_SECONDS = 30.0  # that a training waits, once, for a reader that is there and does not read
+
+
+class Reporter:
+    """Shows progress and writes it down. One process of a job has one.
+
+    What it cannot show or write once the run is open is said, once, and the training goes on.
+    """
+
+    def __init__(
+        self,
+        run: RunPath,
+        *,
+        config: Config,
+        num_steps: int,
+        steps_per_epoch: float,
+        start_step: int,
+        stream: TextIO | None = None,
+    ):
+        self._num_steps = num_steps
+        self._steps_per_epoch = steps_per_epoch
+        self._stream = lasting(stream or sys.stderr, patience=READER_SECONDS)
+        self._console = Console(file=self._stream, highlight=False, emoji=False, soft_wrap=True)
+        self._told: set[str] = set()
+        if config.wandb_project is not None:
+            require_wandb(config.wandb_project)
+        self._run = run
+        self._folder = run if isinstance(run, Path) else _local_copy(run)
+        self._csv = _open_csv(self._folder / "metrics.csv", start_step)
+        self._rows = _rows(self._csv)
+        self._log = _LogFile(self._folder / "log.txt", self._console_line)
+        self._started = time.perf_counter()
+        self._last: Mapping[str, float] = {}
+        self._progress = rich.progress.Progress(
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.completed}/{task.total}"),
+            rich.progress.TextColumn("{task.description}"),
+            rich.progress.TextColumn("eta"),
+            rich.progress.TimeRemainingColumn(compact=True),
+            console=self._console,
+            disable=not may_draw(self._stream),
+        )
+        self._task = self._progress.add_task("", total=num_steps, completed=start_step)
+        self._progress.start()
+        self._trackers = self._begin_trackers(config, start_step=start_step)
+
+    def _begin_trackers(self, config: Config, *, start_step: int) -> list[Background]:
+        hyperparameters = {
+            name: value if isinstance(value, bool | int | float) else printable(str(value))
+            for name, value in flatten(encode_fields(config)).items()
+        }
+
+        def begin_tensorboard() -> TensorBoard:
+            return TensorBoard(self._folder, start_step=start_step, hyperparameters=hyperparameters)
+
+        def begin_wandb() -> WandbRun:
+            assert config.wandb_project is not None
+            tracker = WandbRun(
+                config.wandb_project,
+                self._run,
+                folder=self._folder,
+                hyperparameters=hyperparameters,
+            )
+            if tracker.url:
+                self.say(f"metrics also go to {tracker.url}")
+            return tracker
+
+        trackers = [Background("TensorBoard's file", begin_tensorboard, say=self.say)]
+        if config.wandb_project is not None:
+            trackers.append(Background("Weights & Biases", begin_wandb, say=self.say))
+        return trackers
+
+    def say(self, text: str) -> None:
+        """Prints a line above the progress bar, and keeps it in log.txt."""
+        self._console_line(text)
+        self._log.handle(_record(text))
+        self._note_dropped()
+
+    def _note_dropped(self) -> None:
+        if problem := dropped(self._stream):
+            self._say_once(
+                "messages",
+                f"messages could not be printed ({problem}); the training goes on, and its log has "
+                f"them",
+            )
+
+    def _say_once(self, about: str, text: str) -> None:
+        if about not in self._told:
+            self._told.add(about)
+            self.say(text)
+
+    def _console_line(self, text: str) -> None:
+        self._console.print(text, markup=False)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes the training metrics of the steps up to and including `step`."""
+        self._last = metrics
+        self._note_dropped()
+        self._write(step, metrics, prefix="train/")
+        self._progress.update(self._task, completed=step, description=_describe(metrics))
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes an evaluation after `step` and prints a line of where training is."""
+        named = {f"eval_{name}": value for name, value in metrics.items()}
+        self._write(step, named, prefix="eval/")
+        where = f"epoch {step / self._steps_per_epoch:6.1f}  step {step}/{self._num_steps}"
+        self.say(
+            f"{where}  {_describe(self._last)}  test loss {metrics['loss']:.4f} "
+            f"top1 {metrics['top1']:.2%}  eta {self._eta(step)}"
+        )
+        self._publish()
+
+    def show(self, step: int, name: str, images: np.ndarray) -> None:
+        """Shows images, uint8 [count, height, width, 3], beside the metrics after `step`."""
+        for tracker in self._trackers:
+            tracker.show(step, name, images)
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._progress.stop()
+        for tracker in self._trackers:
+            tracker.close(failed=kind is not None)
+        logger.removeHandler(self._log)
+        self._log.close()
+        with contextlib.suppress(OSError):  # it was said when the last row could not be written
+            self._csv.close()
+        if kind is not TakenOverError:
+            self._publish()
+        if self._folder != self._run:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _publish(self) -> None:
+        """Sends the files to the bucket that the run is in; the next time mends what fails."""
+        if self._folder == self._run:
+            return
+        try:
+            for file in filter(Path.is_file, self._folder.iterdir()):
+                (self._run / file.name).write_bytes(file.read_bytes())
+        except Exception as error:  # the network's, the credentials' and the server's errors
+            logger.warning("log and metrics were not sent to %s: %s", self._run, error)
+
+    def _eta(self, step: int) -> str:
+        rate = self._last.get("steps_per_second", 0)
+        if not rate:
+            return "?"
+        minutes, seconds = divmod(round((self._num_steps - step) / rate), 60)
+        return f"{minutes}:{seconds:02d}"
+
+    def _write(self, step: int, metrics: Mapping[str, float], *, prefix: str) -> None:
+        kept = {name: value for name, value in metrics.items() if name in COLUMNS}
+        try:
+            self._rows.writerow(
+                {
+                    "step": step,
+                    "epoch": f"{step / self._steps_per_epoch:.4f}",
+                    "seconds": f"{time.perf_counter() - self._started:.3f}",
+                    **{name: f"{value:.6g}" for name, value in kept.items()},
+                }
+            )
+            self._csv.flush()
+        except OSError as error:
+            self._say_once(
+                "metrics.csv",
+                f"metrics.csv cannot be written in run {str(self._run)!r} ({error.strerror}); the "
+                f"training goes on, and rows may be missing there",
+            )
+        tagged = {prefix + name.removeprefix("eval_"): value for name, value in kept.items()}
+        for tracker in self._trackers:
+            tracker.log(step, tagged)
+
+
+class QuietReporter:
+    """In place of a `Reporter` in the other processes of a job: shows nothing.
+
+    It may keep a log of its own, log.N.txt of process N.
+    """
+
+    def __init__(self, log: Path | None):
+        self._log = None if log is None else _LogFile(log, _to_stderr)
+
+    def say(self, text: str) -> None:
+        """Keeps a line in the log."""
+        if self._log is not None:
+            self._log.handle(_record(text))
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes the training metrics in the log."""
+        self.say(f"step {step}  {_describe(metrics)}")
+
+    def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Notes an evaluation in the log."""
+        self.say(f"step {step}  test loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}")
+
+    def show(self, step: int, name: str, images: np.ndarray) -> None:
+        """Process 0 shows them."""
+
+    def __enter__(self) -> "QuietReporter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._log is not None:
+            logger.removeHandler(self._log)
+            self._log.close()
+
+
+class _LogFile(logging.FileHandler):
+    """A log that also gets the warnings, which belong to it, too, until it is closed.
+
+    It never raises. That it cannot be written is told, once; each line is tried again.
+    """
+
+    def __init__(self, path: Path, tell: Callable[[str], None]):
+        super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+        self._path, self._tell, self._told = path, tell, False
+        logger.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it cannot be opened
+            self.handleError(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
+        if not self._told:
+            self._told = True
+            why = getattr(sys.exception(), "strerror", None) or sys.exception()
+            self._tell(f"{self._path} cannot be written ({why}); the training goes on without it")
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            super().close()
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=lasting(sys.stderr), flush=True)
+
+
+def _record(text: str) -> logging.LogRecord:
+    return logger.makeRecord(logger.name, logging.INFO, "", 0, text, (), None)
+
+
+def read_metrics(path: RunPath) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv; a last line cut short by a crash is left out."""
+    lines = path.read_text().splitlines(keepends=True)
+    whole = (line for line in lines if line.endswith("\n"))
+    return [row for row in csv.DictReader(whole) if None not in row.values()]
+
+
+def metric_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
+    """The columns of metrics.csv as float64 [rows], not a number where a row has no value.
+
+    Raises:
+      ValueError: a value is no number, or a row has no step.
+    """
+    columns = {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in COLUMNS}
+    if not np.isfinite(columns["step"]).all():
+        raise ValueError("a row has no step")
+    return columns
+
+
+def _local_copy(run: RunPath) -> Path:
+    """A temporary folder with the files of a run in a bucket to which lines are added.
+
+    Raises:
+      RunError: the bucket cannot be read.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="jaxcls-"))
+    try:
+        for name in ("metrics.csv", "log.txt"):
+            if (run / name).exists():
+                (folder / name).write_bytes((run / name).read_bytes())
+    except Exception as error:  # the network's, the credentials' and the server's errors
+        shutil.rmtree(folder)
+        raise RunError(f"run {str(run)!r} cannot be read: {error}") from error
+    return folder
+
+
+def _open_csv(path: Path, start_step: int) -> TextIO:
+    """Opens metrics.csv to append, without rows of steps that a resumed run takes again.
+
+    Raises:
+      RunError: it cannot be read or written.
+    """
+    try:
+        rows = read_metrics(path) if path.exists() else []
+        rows = [_known(row) for row in rows if int(row["step"]) <= start_step]
+        temporary = path.with_name(f".{path.name}")
+        with temporary.open("w", newline="") as file:
+            writer = _rows(file)
+            writer.writeheader()
+            writer.writerows(rows)
+        temporary.replace(path)
+        return path.open("a", newline="")
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise RunError(
+            f"{path} cannot be used ({error}); move it away and give the same command again"
+        ) from error
+
+
+def _rows(file: TextIO) -> "csv.DictWriter[str]":
+    return csv.DictWriter(file, COLUMNS, lineterminator="\n")
+
+
+def _known(row: Mapping[str, str]) -> dict[str, str]:
+    return {name: row.get(name, "") for name in COLUMNS}
+
+
+def _describe(metrics: Mapping[str, float]) -> str:
+    if not metrics:
+        return ""
+    return (
+        f"loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}  "
+        f"{metrics['images_per_second']:.0f} img/s"
+    )

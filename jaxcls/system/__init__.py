@@ -1,0 +1,1 @@
+"""Where jaxcls meets the operating system: errors, signals, streams, paths, caches."""

@@ -1,0 +1,3 @@
+"""The version of jaxcls."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,157 @@
+"""Puts the parts of a training together: what training, benchmarks and compile reports share."""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from jaxcls.config import Config
+from jaxcls.config.progressive import image_size_at
+from jaxcls.distributed.mesh import check_divisible, split_by_example
+from jaxcls.distributed.precision import traced_for
+from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.registry import Variables, model_from_config, variables_template
+from jaxcls.training.parameter_rates import first_steps, make_transfer_optimizer, rate_factors
+from jaxcls.training.schedules import Plan, make_plan
+from jaxcls.training.state import TrainState, init_state, state_shardings
+from jaxcls.training.step import make_train_step
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Training:
+    """A config made concrete for a number of examples, classes and devices.
+
+    Attributes:
+      config: what all this follows from.
+      mesh: the devices.
+      model: the network.
+      plan: length and learning rate.
+      steps: for each image size of the training, in rising order, the jitted
+        `(state, batch) -> (state, metrics)`; it donates the state (`make_train_step`).
+      first_state: the jitted `(given) -> state`, on the mesh (`init_state`).
+      shardings: where each array of the state lies.
+    """
+
+    config: Config
+    mesh: Mesh
+    model: EfficientNet
+    plan: Plan
+    steps: Mapping[int, Any]
+    first_state: Callable[[Variables], TrainState]
+    shardings: TrainState
+
+    @property
+    def step(self) -> Any:
+        """The step at the size of evaluation, which is the last and largest."""
+        return self.steps[self.config.data.image_size]
+
+    def image_size_at(self, step: int) -> int:
+        """Height and width that the network sees at a step, counted from 0."""
+        return image_size_at(self.config, step, self.plan.stage_ends)
+
+    def init(self, given: Variables | None = None) -> TrainState:
+        """Makes the first state, with the values of the variables that are given."""
+        return self.first_state(given or {})
+
+    def abstract_state(self) -> Any:
+        """Shapes, dtypes and shardings of the state, without making it."""
+        return jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            jax.eval_shape(self.init),
+            self.shardings,
+        )
+
+    def abstract_batch(self) -> Any:
+        """Shapes, dtypes and shardings of the arrays that the step takes beside the state."""
+        data, sharding = self.config.data, split_by_example(self.mesh)
+        canvases = (data.batch_size, data.canvas_size, data.canvas_size, 3)
+        return {
+            "images": jax.ShapeDtypeStruct(canvases, jnp.uint8, sharding=sharding),
+            "sizes": jax.ShapeDtypeStruct((data.batch_size, 2), jnp.int32, sharding=sharding),
+            "labels": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32, sharding=sharding),
+        }
+
+    def compile_step(self, image_size: int | None = None) -> "CompiledStep":
+        """Traces and compiles the step of an image size (None: the largest) for the mesh."""
+        step = self.steps[image_size or self.config.data.image_size]
+        start = time.perf_counter()
+        lowered = step.lower(self.abstract_state(), self.abstract_batch())
+        middle = time.perf_counter()
+        compiled = lowered.compile()
+        end = time.perf_counter()
+        return CompiledStep(
+            program=compiled, trace_seconds=middle - start, compile_seconds=end - middle
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CompiledStep:
+    """The compiled step, and what compiling it took.
+
+    Attributes:
+      program: call it as (state, batch) with the arrays of `abstract_batch`; it donates the state.
+      trace_seconds: from Python to the compiler's input.
+      compile_seconds: from there to machine code.
+    """
+
+    program: Any
+    trace_seconds: float
+    compile_seconds: float
+
+
+def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh) -> Training:
+    """Makes everything that a training of `num_examples` examples in `num_classes` needs.
+
+    Raises:
+      ConfigError: a field that does not fit the devices or the data, or an unknown name.
+    """
+    check_divisible(config, mesh.size)
+    model = model_from_config(config, num_classes=num_classes)
+    plan = make_plan(config, num_examples)
+    params = variables_template(model, image_size=config.data.image_size)["params"]
+    first = first_steps(config.optimizer, params, num_steps=plan.num_steps)
+    optimizer = make_transfer_optimizer(
+        config.optimizer,
+        plan.learning_rate,
+        first=first,
+        factors=rate_factors(config.optimizer, params, model.spec),
+        num_steps=plan.num_steps,
+    )
+    first_state = functools.partial(
+        traced_for(model.compute_dtype)(init_state),
+        model,
+        optimizer,
+        seed=config.seed,
+        image_size=config.data.image_size,
+        use_ema=config.optimizer.ema_decay > 0,
+    )
+    shapes = jax.eval_shape(first_state, {})
+    shardings, update_shardings = state_shardings(shapes, config.parallel, mesh)
+    return Training(
+        config=config,
+        mesh=mesh,
+        model=model,
+        plan=plan,
+        steps={
+            image_size: make_train_step(
+                config,
+                model,
+                optimizer,
+                plan,
+                image_size=image_size,
+                first=first,
+                mesh=mesh,
+                shardings=shardings,
+                update_shardings=update_shardings,
+            )
+            for image_size in dict.fromkeys(config.data.stage_image_sizes)
+            or [config.data.image_size]
+        },
+        first_state=jax.jit(first_state, out_shardings=shardings),
+        shardings=shardings,
+    )

@@ -1,0 +1,79 @@
+"""What training starts from: the fields that weights decide, and the first values of variables.
+
+Weights are a preset, a file, or a run.
+"""
+
+import numpy as np
+
+from jaxcls.config import Config
+from jaxcls.data.source import Source
+from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.registry import Variables
+from jaxcls.pretrained.importing import Report, import_variables
+from jaxcls.pretrained.resolve import same_classes
+from jaxcls.pretrained.weights import kind_of_weights, load_weights
+from jaxcls.runs.restore import restore_run
+
+
+def first_values(config: Config, model: EfficientNet, source: Source) -> tuple[Variables, str]:
+    """The variables that do not start at random, and what is to be said of them.
+
+    The classifier of the weights is kept where it tells the same classes apart.
+
+    Args:
+      config: resolved.
+      model: of the config, for the source's classes.
+      source: the training data.
+
+    Raises:
+      WeightsError: the weights cannot be had, or do not fit.
+    """
+    values: Variables = {}
+    lines = []
+    if config.model.weights is not None:
+        values, classes, report = _load(config, model)
+        lines.append(f"weights {config.model.weights}: {report}")
+        if classes is None or not same_classes(classes, source.class_names):
+            values["params"].pop("classifier", None)
+            lines.append(f"a new classifier of {source.num_classes} classes")
+    if config.model.head_prior and "classifier" not in values.get("params", {}):
+        params = values.setdefault("params", {})
+        bias = prior_logits(source.class_counts(), loss=config.loss.name)
+        params["classifier"] = {"bias": bias}
+        lines.append("the classifier's bias starts at the classes' shares of the training data")
+    return values, "\n".join(lines)
+
+
+def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
+    """Logits that predict each class' share of the examples.
+
+    Args:
+      counts: examples a class; one more is counted of each, so that none has a share of 0.
+      loss: "softmax", or "sigmoid" for independent classes.
+
+    Returns:
+      float32 [classes].
+    """
+    shares = (counts + 1) / (counts.sum() + len(counts))
+    logits = np.log(shares) if loss == "softmax" else np.log(shares) - np.log1p(-shares)
+    return logits.astype(np.float32)
+
+
+def _load(
+    config: Config, model: EfficientNet
+) -> tuple[Variables, tuple[str, ...] | None, Report | str]:
+    """The variables of the weights, their class names, and a report."""
+    weights = config.model.weights
+    assert weights is not None
+    if kind_of_weights(weights) == "run":
+        restored = restore_run(weights)
+        return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
+    file, info = load_weights(weights, model=model.spec.name, ema=config.model.weights_ema)
+    values, report = import_variables(
+        file,
+        model.spec,
+        num_classes=None,
+        allow_missing=config.model.allow_missing,
+        allow_unused=config.model.allow_unused,
+    )
+    return values, info.class_names, report

@@ -1,0 +1,163 @@
+"""Which parameters train, from when on, and how fast: freezing, layer-wise decay, rates by pattern.
+
+A parameter is named by its path, such as "block1a/project_conv/kernel". Trees of numbers have the
+structure of the parameters.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array, lax
+
+from jaxcls.config import OptimizerConfig
+from jaxcls.config.decoding import ConfigError, nearest
+from jaxcls.models.efficientnet import ModelSpec, block_names
+from jaxcls.training.optimizers import make_optimizer
+
+PyTree = Any
+
+
+def first_steps(optimizer: OptimizerConfig, params: PyTree, *, num_steps: int) -> PyTree:
+    """The first step, counted from 0, at which each parameter trains; `num_steps` for never.
+
+    Args:
+      optimizer: `freeze` is used.
+      params: parameters, or their shapes.
+      num_steps: of the training.
+
+    Raises:
+      ConfigError: a pattern that matches no parameter, or nothing is left to train.
+    """
+    shares = _first_match(optimizer.freeze, params, field="optimizer.freeze", otherwise=0.0)
+    if min(jax.tree.leaves(shares)) == 1:
+        raise ConfigError("optimizer.freeze: freezes every parameter for all of the training")
+    return jax.tree.map(lambda share: round(share * num_steps), shares)
+
+
+def rate_factors(optimizer: OptimizerConfig, params: PyTree, spec: ModelSpec) -> PyTree:
+    """The factor on each parameter's learning rate, from `rates` and `layer_decay`.
+
+    The classifier is the last layer, with decay 1; before it come the head convolution, the blocks
+    in their order, and the stem (as in BEiT, https://arxiv.org/abs/2106.08254).
+
+    Args:
+      optimizer: `rates` and `layer_decay` are used.
+      params: parameters, or their shapes.
+      spec: of the network that they belong to.
+
+    Raises:
+      ConfigError: a pattern that matches no parameter.
+    """
+    rates = _first_match(optimizer.rates, params, field="optimizer.rates", otherwise=1.0)
+    blocks = [name for name, _, _ in block_names(spec)]
+    layers = {name: layer for layer, name in enumerate(["stem", *blocks, "head", "classifier"])}
+
+    def decayed(path: tuple[Any, ...], rate: float) -> float:
+        module = path[0].key
+        layer = layers[module if module in layers else module.split("_")[0]]
+        return rate * optimizer.layer_decay ** (layers["classifier"] - layer)
+
+    return jax.tree_util.tree_map_with_path(decayed, rates)
+
+
+def make_transfer_optimizer(
+    optimizer: OptimizerConfig,
+    schedule: optax.Schedule,
+    *,
+    first: PyTree,
+    factors: PyTree,
+    num_steps: int,
+) -> optax.GradientTransformation:
+    """The optimizer of a config, for parameters that begin to train at different steps.
+
+    Those that begin together have an optimizer of their own, which is at rest until then: with the
+    others' count, Adam would no longer correct for its averages' start at 0, and begin with a jump.
+    Those that never train have none.
+
+    Args:
+      optimizer: all of it but `freeze`, `rates` and `layer_decay`.
+      schedule: the learning rate at a step of the training.
+      first: `first_steps`.
+      factors: `rate_factors`. A factor on the update is one on the learning rate, weight decay
+        included, because every optax optimizer multiplies by its learning rate last.
+      num_steps: of the training.
+
+    Raises:
+      ConfigError: an unknown optimizer, or an option that it does not take.
+    """
+    begins = set(jax.tree.leaves(first))
+    if begins == {0}:
+        whole = make_optimizer(optimizer, schedule)
+    else:
+        unclipped = dataclasses.replace(optimizer, clip_norm=None)
+        parts = {
+            begin: optax.set_to_zero()
+            if begin == num_steps
+            else _resting_until(begin, unclipped, schedule)
+            for begin in begins
+        }
+        whole = optax.partition(parts, first)
+        if optimizer.clip_norm is not None:
+            whole = optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), whole)
+    if any(factor != 1 for factor in jax.tree.leaves(factors)):
+        scale = optax.stateless(
+            lambda updates, _: jax.tree.map(
+                lambda update, factor: update * jnp.asarray(factor, update.dtype), updates, factors
+            )
+        )
+        whole = optax.chain(whole, scale)
+    return whole
+
+
+def _resting_until(
+    begin: int, optimizer: OptimizerConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+    """The optimizer that leaves its state and the parameters alone before a step."""
+    if not begin:
+        return make_optimizer(optimizer, schedule)
+    late = make_optimizer(optimizer, lambda count: schedule(count + begin))
+    return optax.conditionally_mask(late, lambda step, **_: jnp.greater_equal(step, begin))
+
+
+def stop_frozen(params: PyTree, first: PyTree, *, num_steps: int) -> PyTree:
+    """The parameters, those that never train as constants that need no gradient."""
+    return jax.tree.map(
+        lambda leaf, begin: lax.stop_gradient(leaf) if begin == num_steps else leaf, params, first
+    )
+
+
+def zero_frozen(grads: PyTree, first: PyTree, step: Array) -> PyTree:
+    """Gradients, with zeros for what does not train yet: they count for no norm."""
+    return jax.tree.map(
+        lambda leaf, begin: jnp.where(step >= begin, leaf, 0) if begin else leaf, grads, first
+    )
+
+
+def _first_match(
+    patterns: Mapping[str, float], params: PyTree, *, field: str, otherwise: float
+) -> PyTree:
+    """The value of the first pattern that matches each parameter's whole name."""
+    matched: set[str] = set()
+
+    def value_of(path: tuple[Any, ...], _: Any) -> float:
+        name = "/".join(part.key for part in path)
+        for pattern, value in patterns.items():
+            if re.fullmatch(pattern, name):
+                matched.add(pattern)
+                return float(value)
+        return otherwise
+
+    values = jax.tree_util.tree_map_with_path(value_of, params)
+    for pattern in patterns:
+        if pattern not in matched:
+            modules = [f"{name}.*" for name in params]
+            raise ConfigError(
+                f"{field}: {pattern!r} matches no parameter that an earlier pattern has not taken"
+                f"{nearest(pattern, modules)}; parts of the network: {', '.join(params)}"
+            )
+    return values

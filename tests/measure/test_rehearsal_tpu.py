@@ -1,0 +1,59 @@
+"""A rehearsal through the TPU's own compiler; needs the extra tpu-compiler."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+from jaxcls.config.augment import Mix, RandomCropAndResize, RandomFlip
+from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.models import registry
+from jaxcls.models.efficientnet import ModelSpec, StageSpec
+
+registry.SPECS["tiny"] = ModelSpec(
+    name="tiny", stem_filters=16, head_filters=64, image_size=32,
+    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+    stages=(
+        StageSpec(fused=True, repeats=1, filters=16, expansion=1, stride=1, se_ratio=0.0),
+        StageSpec(fused=False, repeats=1, filters=32, expansion=2, stride=2, se_ratio=0.25),
+    ),
+)
+
+def get_config():
+    return Config(
+        model=ModelConfig(name="tiny", batch_norm=8),
+        data=DataConfig(source="tfds:imagenet2012", image_size=32, canvas_size=40),
+        augment=(RandomFlip(), RandomCropAndResize(), Mix()),
+        optimizer=OptimizerConfig(options={"momentum": 0.9}, ema_decay=0.99),
+        compute_dtype="bfloat16",
+        num_epochs=1,
+    )
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("state", ["replicated", "fsdp"])
+def test_a_small_topology_is_rehearsed(tmp_path: Path, state: str) -> None:
+    pytest.importorskip("libtpu")
+    config = tmp_path / "tiny.py"
+    config.write_text(CONFIG)
+    command = [sys.executable, "-m", "jaxcls", "compile", str(config), "--topology", "v5e:2x2"]
+    options = ["--batch-per-chip", "16", "--json", "--parallel.state", state]
+    done = subprocess.run([*command, *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["fits"]
+    assert report["num_devices"] == 4
+    assert 0 < report["parameter_bytes_per_device"] < report["memory_bytes_per_device"] < 16 * 2**30
+    assert report["bytes_per_image"] > 0
+    assert report["flops_per_image"] > 0
+    assert report["largest_batch_per_device"] is None
+    assert "all-to-all" not in report["collectives"]
+    if state == "fsdp":  # parts of the kernels' gradients go round; one image's features are more
+        assert report["collective_bytes"]["collective-permute"] < 16 * 16 * 16 * 32 * 2
+    if state == "replicated":
+        assert set(report["collectives"]) == {"all-reduce"}
+        assert report["collectives"]["all-reduce"] <= 3

@@ -30,7 +30,7 @@ from jaxcls.config import (
 from jaxcls.config.augment import RandomCrop
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models import registry
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import BlockSpec, ModelSpec
 from jaxcls.training.loop import Outcome, train
 
 # A program that was started with `nohup` or in the background ignores these, and so would all
@@ -43,10 +43,10 @@ TESTS = Path(__file__).parent
 TINY = ModelSpec(
     name="tiny",
     stem_filters=8,
-    stages=(
-        StageSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0),
-        StageSpec(fused=True, repeats=2, filters=16, expansion=2, stride=2, se_ratio=0.0),
-        StageSpec(fused=False, repeats=2, filters=24, expansion=2, stride=2, se_ratio=0.25),
+    blocks=(
+        BlockSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0),
+        BlockSpec(fused=True, repeats=2, filters=16, expansion=2, stride=2, se_ratio=0.0),
+        BlockSpec(fused=False, repeats=2, filters=24, expansion=2, stride=2, se_ratio=0.25),
     ),
     head_filters=32,
     image_size=32,

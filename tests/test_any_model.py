@@ -31,7 +31,7 @@ from jaxcls.pretrained.presets import preset
 from jaxcls.pretrained.resolve import resolve
 from jaxcls.pretrained.weights import weights_info
 from jaxcls.system.errors import UserError
-from jaxcls.training.initial_values import first_values
+from jaxcls.training.initial_values import make_initial_values
 from jaxcls.training.loop import Outcome
 
 LITE0 = "efficientnet_lite0_imagenet"
@@ -169,14 +169,16 @@ def test_training_starts_from_what_the_config_allows(photos: Path, nameless: Pat
             name="auto", weights="both.safetensors", weights_ema=ema, allow_unused=("loss.*",)
         )
         config = resolve(Config(model=model, data=data, num_steps=1))
-        values, report = first_values(config, model_from_config(config, num_classes=3), source)
+        values, report = make_initial_values(
+            config, model_from_config(config, num_classes=3), source
+        )
         assert "unused tensors, as allowed (1)" in report
         assert ("used the moving averages" in report) == ema
         kernels.append(values["params"]["stem_conv"]["kernel"])
     np.testing.assert_array_equal(kernels[0], -kernels[1])
     strict = dataclasses.replace(config, model=dataclasses.replace(config.model, allow_unused=()))
     with pytest.raises(WeightsError, match=r"unused tensors \(1\):\n  loss.weight"):
-        first_values(strict, model_from_config(strict, num_classes=3), source)
+        make_initial_values(strict, model_from_config(strict, num_classes=3), source)
 
 
 def test_mistakes_in_the_names_of_classes(

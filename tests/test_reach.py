@@ -42,7 +42,7 @@ from jax.experimental import topologies
 from jaxcls.measure.benchmark import cost_per_image
 from jaxcls.config import Config, DataConfig, ModelConfig
 from jaxcls.distributed.mesh import make_mesh
-from jaxcls.training.build import assemble
+from jaxcls.training.build import build_training
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
 config = Config(
     model=ModelConfig(name="efficientnetv2_b0"),
@@ -50,7 +50,7 @@ config = Config(
     compute_dtype="bfloat16",
     num_steps=1000,
 )
-training = assemble(config, num_classes=1000, num_examples=10**6, mesh=make_mesh(devices))
+training = build_training(config, num_classes=1000, num_examples=10**6, mesh=make_mesh(devices))
 print(cost_per_image(training, training.compile_step().program)[1])
 """
 
@@ -107,7 +107,7 @@ from jaxcls.measure.benchmark import synthetic_batch
 from jaxcls.distributed.job import JobOptions, join, leave
 from jaxcls.config import Config, DataConfig, ModelConfig
 from jaxcls.distributed.mesh import make_mesh
-from jaxcls.training.build import assemble
+from jaxcls.training.build import build_training
 count, process, address, batch_norm = int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:]
 if count > 1:
     join(JobOptions(coordinator=address, num_processes=count, process_id=process), stops=False)
@@ -118,7 +118,7 @@ config = Config(
     data=DataConfig(batch_size=32 * count, image_size=224, canvas_size=256),
     num_steps=1000,
 )
-training = assemble(config, num_classes=1000, num_examples=10**6, mesh=make_mesh())
+training = build_training(config, num_classes=1000, num_examples=10**6, mesh=make_mesh())
 state, batch, times = training.init(), synthetic_batch(training), []
 program = training.compile_step().program
 for _ in range(9):

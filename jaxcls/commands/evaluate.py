@@ -60,7 +60,7 @@ def run(arguments: list[str]) -> int:
     step, data = read_step(options.step), _filled(checked_data(options.data), own_data)
     names = options.class_names and read_class_names(options.class_names)
     start_job(options.job)
-    from jaxcls.distributed.agree import is_first
+    from jaxcls.distributed.agree import is_main_process
     from jaxcls.inference.classifier import ImageClassifier
     from jaxcls.inference.report import describe_classes, require_writable, whole_file
     from jaxcls.runs.directory import save_evaluation
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
         metrics = evaluation.metrics
     else:
         metrics = classifier.evaluate(data, split=options.split)
-    if not is_first():
+    if not is_main_process():
         return 0
     if classifier.step is not None and data.source == own_data.source:
         save_evaluation(run_path(name), metrics)

@@ -62,7 +62,7 @@ def run(arguments: list[str]) -> int:
     step, found = read_step(options.step), _find_images(options.images)
     names = options.class_names and read_class_names(options.class_names)
     start_job(options.job)
-    from jaxcls.distributed.agree import is_first
+    from jaxcls.distributed.agree import is_main_process
     from jaxcls.inference.classifier import ImageClassifier
 
     classifier = ImageClassifier.load(options.model, step=step, ema=options.ema, class_names=names)
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
         Prediction(path, ranked.get(index, []), broken.get(index))
         for index, path in enumerate(found.paths)
     ]
-    if is_first():
+    if is_main_process():
         PRINTERS[options.format](predictions)
     problems = [*found.unreadable, *broken.values()]
     if problems:

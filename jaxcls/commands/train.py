@@ -61,7 +61,7 @@ def train_in(
       profile: as `--profile`.
     """
     start_job(job, stops=True, run=workdir)
-    from jaxcls.distributed.agree import is_first
+    from jaxcls.distributed.agree import is_main_process
     from jaxcls.training.loop import train
 
     outcome = train(
@@ -79,7 +79,7 @@ def train_in(
             file=sys.stderr,
         )
         return EXIT_STOPPED
-    if is_first():
+    if is_main_process():
         print(f"the run lies in {workdir}; evaluate it with:")
         print(f"  {command('evaluate', path_word(workdir))}")
     return 0

@@ -1,4 +1,4 @@
-"""Batches on the host: batch k of a seed, as far as this process' devices hold it.
+"""HostBatches on the host: batch k of a seed, as far as this process' devices hold it.
 
 A process makes only the rows that its devices hold, so that processes, devices, threads and workers
 may change, or a run start anywhere, without changing what any row holds.
@@ -30,13 +30,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jaxcls")
 
 
-type Batch = dict[str, np.ndarray]
-type Batches = Generator[Batch, None, None]
+type HostBatch = dict[str, np.ndarray]
+type HostBatches = Generator[HostBatch, None, None]
 
 
 def train_batches(
     source: Source, data: "DataConfig", *, seed: int, rows: Rows, start: int = 0
-) -> Batches:
+) -> HostBatches:
     """Endless training batches; closing the iterator ends its threads and worker processes.
 
     Args:
@@ -63,7 +63,7 @@ def train_batches(
     return _run(load, images, start=start)
 
 
-def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: Rows) -> Batches:
+def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: Rows) -> HostBatches:
     """Every example exactly once, in the source's order; as many batches in every process.
 
     Args:
@@ -96,7 +96,7 @@ class _LoadTraining:
     order: Order
     rows: np.ndarray
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> HostBatch:
         index = self.order.records(step, self.rows)
         canvas_size = self.images.data.canvas_size
         images = np.zeros((len(index), canvas_size, canvas_size, 3), np.uint8)
@@ -126,7 +126,7 @@ class _LoadEvaluation:
     rows: np.ndarray
     batch_size: int
 
-    def __call__(self, step: int) -> Batch:
+    def __call__(self, step: int) -> HostBatch:
         index = step * self.batch_size + self.rows
         index = np.where(index < len(self.images.source), index, -1).astype(np.int32)
         image_size = self.images.data.image_size
@@ -147,8 +147,8 @@ class _LoadEvaluation:
 
 
 def _run(
-    load: Callable[[int], Batch], images: Images, *, start: int, count: int | None = None
-) -> Batches:
+    load: Callable[[int], HostBatch], images: Images, *, start: int, count: int | None = None
+) -> HostBatches:
     """Computes `count` batches (None: endless) from `start` ahead, in threads or worker processes.
 
     For grain they are always endless: where a worker's batches end, grain keeps the last of them in

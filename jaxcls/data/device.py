@@ -10,7 +10,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from jaxcls.data.batches import Batch
+from jaxcls.data.batches import HostBatch
 from jaxcls.system.errors import DataError
 
 
@@ -38,7 +38,7 @@ _WAIT_SECONDS = 0.5
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """Batches already on the devices; made by `to_device`. Close it, or use it in a `with`."""
+    """HostBatches already on the devices; made by `to_device`. Close it, or use it in a `with`."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
 
 
 def to_device(
-    batches: Iterator[Batch],
+    batches: Iterator[HostBatch],
     sharding: jax.sharding.Sharding,
     *,
     depth: int,
@@ -108,7 +108,7 @@ def to_device(
 
 
 def _feed(
-    batches: Iterator[Batch],
+    batches: Iterator[HostBatch],
     sharding: jax.sharding.Sharding,
     ready: queue.Queue,
     stop: threading.Event,

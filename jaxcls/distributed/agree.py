@@ -36,7 +36,7 @@ def num_processes() -> int:
     return distributed.global_state.num_processes
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this is process 0, which writes and shows what one process alone should."""
     return process_id() == 0
 
@@ -62,14 +62,14 @@ def first_problem(problem: str | None) -> str | None:
     return next((text for text in exchange(problem or "") if text), None)
 
 
-def by_first(act: Callable[[], None]) -> None:
+def by_main_process(act: Callable[[], None]) -> None:
     """Does something in process 0 alone; the others wait for it.
 
     Raises:
       UserError: what it raised, in every process.
     """
     with together():
-        if is_first():
+        if is_main_process():
             act()
 
 

@@ -13,7 +13,7 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from jaxcls.distributed.agree import client, is_first, num_processes, process_id
+from jaxcls.distributed.agree import client, is_main_process, num_processes, process_id
 from jaxcls.distributed.job import EXIT_USER_ERROR, end_now
 from jaxcls.system.early_signals import EXIT_STOPPED, stop_signals
 from jaxcls.system.errors import UserError
@@ -156,10 +156,10 @@ class StopSignals:
     def _leave_together(self) -> None:
         """Waits for the others: where one is missing, what they do fails with another status."""
         self._client.key_value_set(f"{_LEAVING}{process_id()}", "", allow_overwrite=True)
-        until = time.monotonic() + (_LEAVE_FIRST_SECONDS if is_first() else _LEAVE_SECONDS)
+        until = time.monotonic() + (_LEAVE_FIRST_SECONDS if is_main_process() else _LEAVE_SECONDS)
         while time.monotonic() < until:
             if len(self._client.key_value_dir_get(_LEAVING)) == num_processes():
                 break
             time.sleep(_POLL_SECONDS / 5)
-        if is_first():
+        if is_main_process():
             time.sleep(_LINGER_SECONDS)

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import jax
 
-from jaxcls.distributed.agree import client, is_first, num_processes, process_id
+from jaxcls.distributed.agree import client, is_main_process, num_processes, process_id
 from jaxcls.distributed.job import EXIT_FAILED, end_now
 
 GONE_SECONDS = 60.0  # below the 100 s after which JAX itself aborts, without saying much
@@ -125,7 +125,7 @@ class Watchdog:
         self._answered_at = time.monotonic()
         self._left = threading.Event()
 
-    def moved(self, step: int, phase: str) -> None:
+    def note_progress(self, step: int, phase: str) -> None:
         """Notes what this process does from now on, `step` being the last step it took."""
         with self._lock:
             self._mine = dataclasses.replace(
@@ -188,6 +188,6 @@ class Watchdog:
             if problem and not self._left.is_set():
                 print(f"jaxcls: {problem}", file=sys.stderr, flush=True)
                 # Process 0 goes last: without it the others abort before they have said why.
-                if is_first() and self._left.wait(2 * self._interval):
+                if is_main_process() and self._left.wait(2 * self._interval):
                     return
                 end_now(EXIT_FAILED, f"jaxcls: process {process_id()} ends")

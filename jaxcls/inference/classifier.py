@@ -33,7 +33,7 @@ from jaxcls.system.errors import UserError
 from jaxcls.system.names import composed
 from jaxcls.system.paths import local_path, run_path
 from jaxcls.training.evaluation import (
-    evaluate,
+    evaluate_split,
     make_eval_step,
     predict_features,
     predict_logits,
@@ -306,7 +306,7 @@ class ImageClassifier:
         mesh = make_mesh()
         eval_step = make_eval_step(self.model, loss=self.config.loss.name, mesh=mesh)
         variables = copy_to_all(self.variables, mesh)
-        metrics = evaluate(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
+        metrics = evaluate_split(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
         self._require_finite(metrics, source)
         return metrics | self._step()
 

@@ -16,7 +16,7 @@ from jaxcls.config import Config
 from jaxcls.data.sources import Source, open_source
 from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import make_mesh
-from jaxcls.training.build import Training, assemble
+from jaxcls.training.build import Training, build_training
 from jaxcls.training.loop import device_batches
 from jaxcls.training.losses import soft_labels
 
@@ -46,7 +46,7 @@ def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) 
       UserError: the config does not fit the devices or the data.
     """
     source = None if synthetic else open_source(config.data, config.data.train_split)
-    training = assemble(
+    training = build_training(
         config,
         num_classes=source.num_classes if source else IMAGENET_CLASSES,
         num_examples=len(source) if source else IMAGENET_EXAMPLES,
@@ -103,7 +103,7 @@ def _one_micro_batch(training: Training) -> Training:
         data=dataclasses.replace(config.data, batch_size=batch_size),
         optimizer=dataclasses.replace(config.optimizer, micro_batches=1),
     )
-    return assemble(
+    return build_training(
         config,
         num_classes=training.model.num_classes,
         num_examples=batch_size,

@@ -16,7 +16,7 @@ from jaxcls.distributed.mesh import bytes_per_device, make_mesh, replicated_byte
 from jaxcls.measure.benchmark import IMAGENET_CLASSES, IMAGENET_EXAMPLES, cost_per_image
 from jaxcls.measure.topologies import Chip
 from jaxcls.system.errors import DataError, UserError
-from jaxcls.training.build import Training, assemble
+from jaxcls.training.build import Training, build_training
 
 MAX_SEARCH_COMPILES = 6
 
@@ -60,7 +60,7 @@ def rehearse(
     def make(batch_size: int) -> Training:
         data = dataclasses.replace(config.data, batch_size=batch_size)
         resized = dataclasses.replace(config, data=data)
-        return assemble(resized, num_classes=classes, num_examples=examples, mesh=mesh)
+        return build_training(resized, num_classes=classes, num_examples=examples, mesh=mesh)
 
     training = make(config.data.batch_size)
     state = training.abstract_state()

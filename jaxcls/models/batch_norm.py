@@ -138,15 +138,15 @@ def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cot
     y, activation_vjp = jax.vjp(activation, normed * scale + bias)
     (slope,) = activation_vjp(jnp.ones_like(y))
 
-    def each(values: Array) -> Array:
+    def sum_over_pixels(values: Array) -> Array:
         return jnp.sum(values, axis=(1, 2), keepdims=True)
 
-    grad_means, grad_gate_params = gate_vjp(each(grad * y).astype(x.dtype))
+    grad_means, grad_gate_params = gate_vjp(sum_over_pixels(grad * y).astype(x.dtype))
     # The cotangent of y is grad * gates + shift, of which both factors are constants of an example.
     gates, pixels = gates.astype(mean.dtype), x.shape[1] * x.shape[2]
     shift = grad_means.astype(mean.dtype) / pixels
-    sums = gates * each(grad * slope) + shift * each(slope)
-    dots = gates * each(grad * slope * normed) + shift * each(slope * normed)
+    sums = gates * sum_over_pixels(grad * slope) + shift * sum_over_pixels(slope)
+    dots = gates * sum_over_pixels(grad * slope * normed) + shift * sum_over_pixels(slope * normed)
     grad_mean, dot_mean = (_group_mean(of, group_size) / pixels for of in (sums, dots))
     centred = slope * (grad * gates + shift)
     grad_x = _grouped(centred, group_size) - grad_mean - _grouped(normed, group_size) * dot_mean

@@ -18,8 +18,8 @@ from jaxcls.models.padding import Padding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class StageSpec:
-    """A run of equal blocks.
+class BlockSpec:
+    """One row of the table: equal blocks, one after another.
 
     Attributes:
       fused: Fused-MBConv blocks (one 3x3 convolution) in place of MBConv (1x1, then depthwise).
@@ -47,7 +47,7 @@ class ModelSpec:
     Attributes:
       name: what `create_model` calls it.
       stem_filters: channels of the first convolution.
-      stages: the blocks.
+      blocks: the rows of the table, in order.
       head_filters: channels of the last 1x1 convolution, the features before the classifier.
       image_size: native height and width in pixels.
       mean: red, green, blue, to be subtracted from images in [0, 1].
@@ -59,7 +59,7 @@ class ModelSpec:
 
     name: str
     stem_filters: int
-    stages: tuple[StageSpec, ...]
+    blocks: tuple[BlockSpec, ...]
     head_filters: int
     image_size: int
     mean: tuple[float, float, float]
@@ -70,15 +70,15 @@ class ModelSpec:
 
     @property
     def num_blocks(self) -> int:
-        return sum(stage.repeats for stage in self.stages)
+        return sum(row.repeats for row in self.blocks)
 
 
-def block_names(spec: ModelSpec) -> Iterator[tuple[str, StageSpec, int]]:
-    """Every block's name ("block1a", "block1b", …), stage and stride, in order."""
-    for number, stage in enumerate(spec.stages, start=1):
-        for repeat in range(stage.repeats):
+def block_names(spec: ModelSpec) -> Iterator[tuple[str, BlockSpec, int]]:
+    """Every block's name ("block1a", "block1b", …), row of the table and stride, in order."""
+    for number, row in enumerate(spec.blocks, start=1):
+        for repeat in range(row.repeats):
             name = f"block{number}{_letters(repeat)}"
-            yield name, stage, stage.stride if repeat == 0 else 1
+            yield name, row, row.stride if repeat == 0 else 1
 
 
 def _above_zero(rate: float | tuple[float, ...]) -> bool:
@@ -116,13 +116,13 @@ class Block(nn.Module):
 
     Attributes:
       spec: the model's.
-      stage: the block's row of the table.
+      row: the row of the table.
       stride: of this block.
       norm: makes the batch norms.
     """
 
     spec: ModelSpec
-    stage: StageSpec
+    row: BlockSpec
     stride: int
     norm: _Norm
 
@@ -138,32 +138,32 @@ class Block(nn.Module):
           drop_path: [], the probability of that; given together with `uniforms`.
           train: use batch statistics.
         """
-        stage, inputs, features = self.stage, x, x.shape[-1]
-        assert not (stage.fused and stage.se_ratio), "none of the networks has both"
+        row, inputs, features = self.row, x, x.shape[-1]
+        assert not (row.fused and row.se_ratio), "none of the networks has both"
         activation = layers.ACTIVATIONS[self.spec.activation]
         window = {
-            "kernel_size": stage.kernel_size,
+            "kernel_size": row.kernel_size,
             "stride": self.stride,
             "padding": self.spec.padding,
         }
         spatial = partial(layers.Conv, **window)
         # A fused block's spatial convolution is its expansion, or else its projection.
-        single = stage.fused and stage.expansion == 1
-        if stage.expansion != 1:
-            conv = spatial if stage.fused else layers.Conv
-            x = conv(features * stage.expansion, name="expand_conv")(x)
+        single = row.fused and row.expansion == 1
+        if row.expansion != 1:
+            conv = spatial if row.fused else layers.Conv
+            x = conv(features * row.expansion, name="expand_conv")(x)
             x = self.norm("expand_bn", activation)(x, train=train)
-        if not stage.fused:
+        if not row.fused:
             x = layers.DepthwiseConv(**window, name="depthwise_conv")(x)
             gate_params = None
-            if stage.se_ratio:
-                bottleneck = max(1, int(features * stage.se_ratio))
+            if row.se_ratio:
+                bottleneck = max(1, int(features * row.se_ratio))
                 gate_params = layers.SqueezeExcite(bottleneck, x.shape[-1], name="se")(x.dtype)
             x = self.norm("depthwise_bn", activation)(x, train=train, gate_params=gate_params)
         conv = spatial if single else layers.Conv
-        x = conv(stage.filters, name="project_conv")(x)
+        x = conv(row.filters, name="project_conv")(x)
         x = self.norm("project_bn", activation if single else layers.identity)(x, train=train)
-        if self.stride == 1 and features == stage.filters:
+        if self.stride == 1 and features == row.filters:
             if uniforms is not None and drop_path is not None:
                 x = layers.drop_path(x, uniforms, rate=drop_path)
             x = x + inputs
@@ -244,11 +244,11 @@ class EfficientNet(nn.Module):
             spec.stem_filters, kernel_size=3, stride=2, padding=spec.padding, name="stem_conv"
         )(x)
         x = norm("stem_bn", activation)(x, train=train)
-        for index, (name, stage, stride) in enumerate(block_names(spec)):
+        for index, (name, row, stride) in enumerate(block_names(spec)):
             draws, rate = None, None
             if uniforms is not None and highest is not None and index:
                 draws, rate = uniforms[:, index], highest * (index / spec.num_blocks)
-            x = block_type(spec, stage, stride, norm, name=name)(x, draws, rate, train)
+            x = block_type(spec, row, stride, norm, name=name)(x, draws, rate, train)
         x = layers.Conv(spec.head_filters, name="head_conv")(x)
         x = norm("head_bn", activation)(x, train=train)
 

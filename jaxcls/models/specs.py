@@ -8,20 +8,21 @@ own `rw` variant. The tests import `keras.applications` weights to prove the tab
 import dataclasses
 import math
 
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import BlockSpec, ModelSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+ONE_HALF = (0.5, 0.5, 0.5)  # mean and std that take [0, 1] to [-1, 1]
 # (x - 128) / 128 and (x - 127) / 128 on 0..255 images, written for images in [0, 1].
-_HALF = (128 / 255, 128 / 255, 128 / 255)
-_LITE_MEAN = (127 / 255, 127 / 255, 127 / 255)
+_128 = (128 / 255, 128 / 255, 128 / 255)
+_127 = (127 / 255, 127 / 255, 127 / 255)
 
 _SE_RATIO = 0.25
 
 # --- EfficientNet and EfficientNet-Lite ----------------------------------------------------------
 
-# Repeats, filters, expansion, kernel size, stride of every stage of B0; all MBConv.
-_V1_STAGES = (
+# Repeats, filters, expansion, kernel size, stride of every row of B0; all MBConv.
+_V1_BLOCKS = (
     (1, 16, 1, 3, 1),
     (2, 24, 6, 3, 2),
     (2, 40, 6, 5, 2),
@@ -34,9 +35,9 @@ _V1_STAGES = (
 
 def _v1(name: str, *, width: float, depth: float, image_size: int, lite: bool = False) -> ModelSpec:
     """A variant of V1; Lite leaves out what fixed-point hardware is slow or inexact at."""
-    first_and_last = (0, len(_V1_STAGES) - 1)
-    stages = tuple(
-        StageSpec(
+    first_and_last = (0, len(_V1_BLOCKS) - 1)
+    blocks = tuple(
+        BlockSpec(
             fused=False,
             repeats=repeats if lite and index in first_and_last else math.ceil(depth * repeats),
             filters=_round_up_filters(filters, width),
@@ -45,16 +46,16 @@ def _v1(name: str, *, width: float, depth: float, image_size: int, lite: bool = 
             se_ratio=0.0 if lite else _SE_RATIO,
             kernel_size=kernel_size,
         )
-        for index, (repeats, filters, expansion, kernel_size, stride) in enumerate(_V1_STAGES)
+        for index, (repeats, filters, expansion, kernel_size, stride) in enumerate(_V1_BLOCKS)
     )
     return ModelSpec(
         name=name,
         stem_filters=32 if lite else _round_up_filters(32, width),
-        stages=stages,
+        blocks=blocks,
         head_filters=1280 if lite else _round_up_filters(1280, width),
         image_size=image_size,
-        mean=_LITE_MEAN if lite else IMAGENET_MEAN,
-        std=_HALF if lite else IMAGENET_STD,
+        mean=_127 if lite else IMAGENET_MEAN,
+        std=_128 if lite else IMAGENET_STD,
         activation="relu6" if lite else "silu",
     )
 
@@ -66,9 +67,9 @@ _V2_STRIDES = (1, 2, 2, 2, 1, 2, 1)
 _V2_FUSED_STAGES = 3
 
 
-def _v2_stages(repeats: tuple[int, ...], filters: tuple[int, ...]) -> tuple[StageSpec, ...]:
+def _v2_blocks(repeats: tuple[int, ...], filters: tuple[int, ...]) -> tuple[BlockSpec, ...]:
     return tuple(
-        StageSpec(
+        BlockSpec(
             fused=index < _V2_FUSED_STAGES,
             repeats=repeats[index],
             filters=filters[index],
@@ -86,7 +87,7 @@ def _v2_b(name: str, *, width: float, depth: float, image_size: int) -> ModelSpe
     return ModelSpec(
         name=name,
         stem_filters=_round_filters(32, width),
-        stages=_v2_stages(repeats, filters),
+        blocks=_v2_blocks(repeats, filters),
         head_filters=_round_filters(1280, width),
         image_size=image_size,
         mean=IMAGENET_MEAN,
@@ -100,11 +101,11 @@ def _v2(
     return ModelSpec(
         name=name,
         stem_filters=stem,
-        stages=_v2_stages(repeats, filters),
+        blocks=_v2_blocks(repeats, filters),
         head_filters=1280,
         image_size=image_size,
-        mean=_HALF,
-        std=_HALF,
+        mean=_128,
+        std=_128,
     )
 
 

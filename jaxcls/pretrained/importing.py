@@ -25,7 +25,7 @@ _STEM = "params/stem_conv/kernel"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Report:
+class ImportReport:
     """What became of a file's tensors and a network's variables.
 
     Variables go by their path without the collection ("stem_bn/mean"), tensors by their names in
@@ -75,7 +75,7 @@ def import_variables(
     num_classes: int | None,
     allow_missing: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
-) -> tuple[Variables, Report]:
+) -> tuple[Variables, ImportReport]:
     """The variables of a network with a file's values.
 
     A stem kernel for one input channel is spread over three, so that grey images give the same.
@@ -104,7 +104,7 @@ def import_variables(
     match = _match(file, family, spec, num_classes=num_classes, left_over=left_over)
     allowed = _fitting(allow_missing, spec)
     absent = tuple(without_collection(path) for path in match.missing)
-    report = Report(
+    report = ImportReport(
         family=family.name,
         mapped=len(match.views),
         missing=tuple(name for name in absent if name not in allowed),
@@ -335,7 +335,7 @@ def _values(file: WeightsFile, match: _Match) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _misfit(file: WeightsFile, spec: ModelSpec, match: _Match, report: Report) -> str:
+def _misfit(file: WeightsFile, spec: ModelSpec, match: _Match, report: ImportReport) -> str:
     """The message that says why a file does not fit."""
     wanted = report.mapped + len(match.wrong) + len(match.missing)
     lines = [

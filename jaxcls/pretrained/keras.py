@@ -125,7 +125,7 @@ def _triple(values: np.ndarray) -> Triple:
 
 
 def _is_v2(spec: ModelSpec) -> bool:
-    return any(stage.fused for stage in spec.stages)
+    return any(row.fused for row in spec.blocks)
 
 
 # --- files by name -------------------------------------------------------------------------------
@@ -233,8 +233,8 @@ def _keras_cv_layers(spec: ModelSpec) -> Layers:
     count = _Counter()
     yield "stem_conv", count("conv2d")
     yield "stem_bn", count("batch_normalization")
-    for block, stage, _ in block_names(spec):
-        theirs = count("fused_mb_conv_block" if stage.fused else "mb_conv_block")
+    for block, row, _ in block_names(spec):
+        theirs = count("fused_mb_conv_block" if row.fused else "mb_conv_block")
         for ours, inside in _KERAS_CV_LAYERS.items():
             yield f"{block}/{ours}", f"{theirs}/{inside}"
     yield "head_conv", count("conv2d")

@@ -19,6 +19,7 @@ import dataclasses
 import functools
 
 from jaxcls.config.decoding import nearest
+from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD, ONE_HALF
 from jaxcls.models.weights_info import Triple, WeightsError, WeightsInfo
 from jaxcls.pretrained.imagenet import imagenet_class_names
 
@@ -30,8 +31,8 @@ _LITE_RESULTS = (
 )
 
 # Mean and standard deviation.
-_IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-_HALF: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+_IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
+_ONE_HALF = (ONE_HALF, ONE_HALF)
 
 # Name, timm's tag, size of evaluation, crop fraction, mean and std, top-1. Sources: timm 1.0.31's
 # default_cfgs in models/efficientnet.py (the size is test_input_size where there is one), and its
@@ -42,19 +43,19 @@ _TIMM = (
     ("efficientnetv2_b1_imagenet", "in1k", 240, 0.882, _IMAGENET, 0.79518),
     ("efficientnetv2_b2_imagenet", "in1k", 260, 0.890, _IMAGENET, 0.80226),
     ("efficientnetv2_b3_imagenet", "in1k", 300, 0.904, _IMAGENET, 0.81960),
-    ("efficientnetv2_s_imagenet", "in1k", 384, 1.0, _HALF, 0.83900),
-    ("efficientnetv2_m_imagenet", "in1k", 480, 1.0, _HALF, 0.85208),
-    ("efficientnetv2_l_imagenet", "in1k", 480, 1.0, _HALF, 0.85660),
-    ("efficientnetv2_b3_imagenet21k", "in21k", 300, 0.904, _HALF, None),
-    ("efficientnetv2_s_imagenet21k", "in21k", 384, 1.0, _HALF, None),
-    ("efficientnetv2_m_imagenet21k", "in21k", 480, 1.0, _HALF, None),
-    ("efficientnetv2_l_imagenet21k", "in21k", 480, 1.0, _HALF, None),
-    ("efficientnetv2_xl_imagenet21k", "in21k", 512, 1.0, _HALF, None),
-    ("efficientnetv2_b3_imagenet21k_ft1k", "in21k_ft_in1k", 300, 0.9, _HALF, 0.82634),
-    ("efficientnetv2_s_imagenet21k_ft1k", "in21k_ft_in1k", 384, 1.0, _HALF, 0.84332),
-    ("efficientnetv2_m_imagenet21k_ft1k", "in21k_ft_in1k", 480, 1.0, _HALF, 0.86014),
-    ("efficientnetv2_l_imagenet21k_ft1k", "in21k_ft_in1k", 480, 1.0, _HALF, 0.86802),
-    ("efficientnetv2_xl_imagenet21k_ft1k", "in21k_ft_in1k", 512, 1.0, _HALF, 0.86754),
+    ("efficientnetv2_s_imagenet", "in1k", 384, 1.0, _ONE_HALF, 0.83900),
+    ("efficientnetv2_m_imagenet", "in1k", 480, 1.0, _ONE_HALF, 0.85208),
+    ("efficientnetv2_l_imagenet", "in1k", 480, 1.0, _ONE_HALF, 0.85660),
+    ("efficientnetv2_b3_imagenet21k", "in21k", 300, 0.904, _ONE_HALF, None),
+    ("efficientnetv2_s_imagenet21k", "in21k", 384, 1.0, _ONE_HALF, None),
+    ("efficientnetv2_m_imagenet21k", "in21k", 480, 1.0, _ONE_HALF, None),
+    ("efficientnetv2_l_imagenet21k", "in21k", 480, 1.0, _ONE_HALF, None),
+    ("efficientnetv2_xl_imagenet21k", "in21k", 512, 1.0, _ONE_HALF, None),
+    ("efficientnetv2_b3_imagenet21k_ft1k", "in21k_ft_in1k", 300, 0.9, _ONE_HALF, 0.82634),
+    ("efficientnetv2_s_imagenet21k_ft1k", "in21k_ft_in1k", 384, 1.0, _ONE_HALF, 0.84332),
+    ("efficientnetv2_m_imagenet21k_ft1k", "in21k_ft_in1k", 480, 1.0, _ONE_HALF, 0.86014),
+    ("efficientnetv2_l_imagenet21k_ft1k", "in21k_ft_in1k", 480, 1.0, _ONE_HALF, 0.86802),
+    ("efficientnetv2_xl_imagenet21k_ft1k", "in21k_ft_in1k", 512, 1.0, _ONE_HALF, 0.86754),
     ("efficientnet_b0_imagenet", "aa_in1k", 224, 0.875, _IMAGENET, 0.76882),
     ("efficientnet_b1_imagenet", "aa_in1k", 240, 0.882, _IMAGENET, 0.78840),
     ("efficientnet_b2_imagenet", "aa_in1k", 260, 0.890, _IMAGENET, 0.80074),

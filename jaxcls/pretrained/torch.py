@@ -12,12 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxcls.models.efficientnet import ModelSpec, StageSpec, block_names
-from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD
+from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
+from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD, ONE_HALF
 from jaxcls.models.weights_info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import layer_of, variable_shapes
-
-_HALF = (0.5, 0.5, 0.5)
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
@@ -65,7 +63,7 @@ def timm_info(spec: ModelSpec) -> WeightsInfo:
     """
     uncropped = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
     size = _TIMM_SIZES.get(spec.name, spec.image_size)
-    changes = {} if spec.mean == IMAGENET_MEAN else {"mean": _HALF, "std": _HALF}
+    changes = {} if spec.mean == IMAGENET_MEAN else {"mean": ONE_HALF, "std": ONE_HALF}
     return info_of_spec(
         spec,
         **changes,
@@ -78,26 +76,26 @@ def timm_info(spec: ModelSpec) -> WeightsInfo:
 def _timm_layers(spec: ModelSpec) -> Layers:
     yield "stem_conv", "conv_stem"
     yield "stem_bn", "bn1"
-    for ours, stage, number, repeat in _blocks(spec):
+    for ours, row, number, repeat in _blocks(spec):
         theirs = f"blocks.{number}.{repeat}"
-        yield from _within(ours, theirs, _timm_block(stage))
+        yield from _within(ours, theirs, _timm_block(row))
     yield "head_conv", "conv_head"
     yield "head_bn", "bn2"
     yield "classifier", "classifier"
 
 
-def _timm_block(stage: StageSpec) -> Layers:
+def _timm_block(row: BlockSpec) -> Layers:
     yield "se/reduce", "se.conv_reduce"
     yield "se/expand", "se.conv_expand"
-    if stage.fused and stage.expansion == 1:
+    if row.fused and row.expansion == 1:
         yield "project_conv", "conv"
         yield "project_bn", "bn1"
-    elif stage.fused:
+    elif row.fused:
         yield "expand_conv", "conv_exp"
         yield "expand_bn", "bn1"
         yield "project_conv", "conv_pwl"
         yield "project_bn", "bn2"
-    elif stage.expansion == 1:
+    elif row.expansion == 1:
         yield "depthwise_conv", "conv_dw"
         yield "depthwise_bn", "bn1"
         yield "project_conv", "conv_pw"
@@ -177,8 +175,8 @@ def torchvision_info(spec: ModelSpec) -> WeightsInfo:
         spec,
         padding="symmetric",
         batch_norm_epsilon=1e-5 if re.fullmatch("efficientnet_b[0-4]", spec.name) else 1e-3,
-        mean=_HALF if halves else IMAGENET_MEAN,
-        std=_HALF if halves else IMAGENET_STD,
+        mean=ONE_HALF if halves else IMAGENET_MEAN,
+        std=ONE_HALF if halves else IMAGENET_STD,
         image_size=size,
         crop_fraction=size / resized,
         interpolation=interpolation,
@@ -188,26 +186,26 @@ def torchvision_info(spec: ModelSpec) -> WeightsInfo:
 def _torchvision_layers(spec: ModelSpec) -> Layers:
     yield "stem_conv", "features.0.0"
     yield "stem_bn", "features.0.1"
-    for ours, stage, number, repeat in _blocks(spec):
+    for ours, row, number, repeat in _blocks(spec):
         theirs = f"features.{number + 1}.{repeat}.block"
-        yield from _within(ours, theirs, _torchvision_block(stage))
-    yield "head_conv", f"features.{len(spec.stages) + 1}.0"
-    yield "head_bn", f"features.{len(spec.stages) + 1}.1"
+        yield from _within(ours, theirs, _torchvision_block(row))
+    yield "head_conv", f"features.{len(spec.blocks) + 1}.0"
+    yield "head_bn", f"features.{len(spec.blocks) + 1}.1"
     yield "classifier", "classifier.1"
 
 
-def _torchvision_block(stage: StageSpec) -> Layers:
+def _torchvision_block(row: BlockSpec) -> Layers:
     """Numbers the convolutions and the squeeze-and-excite that a block has."""
     number = 0
-    if stage.expansion != 1:
+    if row.expansion != 1:
         yield "expand_conv", f"{number}.0"
         yield "expand_bn", f"{number}.1"
         number += 1
-    if not stage.fused:
+    if not row.fused:
         yield "depthwise_conv", f"{number}.0"
         yield "depthwise_bn", f"{number}.1"
         number += 1
-    if stage.se_ratio:
+    if row.se_ratio:
         yield "se/reduce", f"{number}.fc1"
         yield "se/expand", f"{number}.fc2"
         number += 1
@@ -264,12 +262,12 @@ def _names(spec: ModelSpec, layers: Layers) -> dict[str, str]:
     }
 
 
-def _blocks(spec: ModelSpec) -> Iterator[tuple[str, StageSpec, int, int]]:
-    """Our name of every block, its stage, the stage's number from 0, and the block's in it."""
+def _blocks(spec: ModelSpec) -> Iterator[tuple[str, BlockSpec, int, int]]:
+    """Our name of every block, its row, the row's number from 0, and the block's in it."""
     names = (name for name, _, _ in block_names(spec))
-    for number, stage in enumerate(spec.stages):
-        for repeat in range(stage.repeats):
-            yield next(names), stage, number, repeat
+    for number, row in enumerate(spec.blocks):
+        for repeat in range(row.repeats):
+            yield next(names), row, number, repeat
 
 
 def _within(ours: str, theirs: str, layers: Layers) -> Layers:

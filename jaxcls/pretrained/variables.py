@@ -7,7 +7,7 @@ A name is the path of a leaf, its collection first: "params/block1a/expand_conv/
 
 from collections.abc import Iterator
 
-from jaxcls.models.efficientnet import ModelSpec, StageSpec, block_names
+from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
 
 type Shapes = dict[str, tuple[int, ...]]
 
@@ -19,10 +19,10 @@ def variable_shapes(spec: ModelSpec, *, num_classes: int) -> Shapes:
     """
     shapes = _conv("stem_conv", 3, 3, spec.stem_filters) | _norm("stem_bn", spec.stem_filters)
     features = spec.stem_filters
-    for name, stage, _ in block_names(spec):
-        for layer in _block(stage, features):
+    for name, row, _ in block_names(spec):
+        for layer in _block(row, features):
             shapes |= {_inside(name, path): shape for path, shape in layer.items()}
-        features = stage.filters
+        features = row.filters
     shapes |= _conv("head_conv", 1, features, spec.head_filters)
     shapes |= _norm("head_bn", spec.head_filters)
     if num_classes:
@@ -41,22 +41,22 @@ def without_collection(path: str) -> str:
     return path.partition("/")[2]
 
 
-def _block(stage: StageSpec, features: int) -> Iterator[Shapes]:
+def _block(row: BlockSpec, features: int) -> Iterator[Shapes]:
     """The layers of a block with so many channels in; see `efficientnet.Block`."""
-    expanded, window = features * stage.expansion, stage.kernel_size
-    if stage.expansion != 1:
-        yield _conv("expand_conv", window if stage.fused else 1, features, expanded)
+    expanded, window = features * row.expansion, row.kernel_size
+    if row.expansion != 1:
+        yield _conv("expand_conv", window if row.fused else 1, features, expanded)
         yield _norm("expand_bn", expanded)
-    if not stage.fused:
+    if not row.fused:
         yield _conv("depthwise_conv", window, 1, expanded)
         yield _norm("depthwise_bn", expanded)
-    if stage.se_ratio:
-        squeezed = max(1, int(features * stage.se_ratio))
+    if row.se_ratio:
+        squeezed = max(1, int(features * row.se_ratio))
         yield _conv("se/reduce", 1, expanded, squeezed) | {"params/se/reduce/bias": (squeezed,)}
         yield _conv("se/expand", 1, squeezed, expanded) | {"params/se/expand/bias": (expanded,)}
-    single = stage.fused and stage.expansion == 1
-    yield _conv("project_conv", window if single else 1, expanded, stage.filters)
-    yield _norm("project_bn", stage.filters)
+    single = row.fused and row.expansion == 1
+    yield _conv("project_conv", window if single else 1, expanded, row.filters)
+    yield _norm("project_bn", row.filters)
 
 
 def _conv(layer: str, size: int, channels_in: int, channels_out: int) -> Shapes:

@@ -30,7 +30,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from jaxcls.distributed.agree import client, first_problem, is_first
+from jaxcls.distributed.agree import client, first_problem, is_main_process
 from jaxcls.system.errors import UserError
 from jaxcls.runs.fingerprint import (
     fingerprint,
@@ -138,14 +138,14 @@ class Checkpoints:
         self.wait()
         arrays = flatten(state)
         record = _make_record(step, arrays, metadata=metadata, metric=metric)
-        _raise_together(self._by_first_process(self._prepare_directory))
+        _raise_together(self._by_main_process(self._prepare_directory))
         if first_problem("it exists" if self._folder(step).exists() else None):
             problem = first_problem(self._read_back(step, record))
             if problem is None:
                 logger.info("checkpoint %s is there already", self._folder(step))
                 return
             logger.warning("replacing checkpoint %s: %s", self._folder(step), problem)
-            _raise_together(self._by_first_process(lambda: self._set_aside(step, "replaced")))
+            _raise_together(self._by_main_process(lambda: self._set_aside(step, "replaced")))
         try:
             response = ocp.save_async(
                 str(self._folder(step)),
@@ -169,7 +169,7 @@ class Checkpoints:
         problem = first_problem(future.result())
         self._pending = None
         tidy_up = self._discard if problem else self._prune
-        untidy = self._by_first_process(lambda: tidy_up(step))
+        untidy = self._by_main_process(lambda: tidy_up(step))
         if first_problem(untidy):  # nobody goes on before the first process is done
             logger.warning("%s", untidy)
         _raise_together(problem)
@@ -410,8 +410,8 @@ class Checkpoints:
 
     # Tidying up, by the first process alone.
 
-    def _by_first_process(self, act: Callable[[], None]) -> str | None:
-        if is_first():
+    def _by_main_process(self, act: Callable[[], None]) -> str | None:
+        if is_main_process():
             try:
                 act()
             except Exception as error:  # a bucket's come in many types

@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from jaxcls.config.decoding import decode_fields
-from jaxcls.distributed.agree import by_first
+from jaxcls.distributed.agree import by_main_process
 from jaxcls.system.paths import RunPath, create_whole, write_whole
 from jaxcls.runs.directory import RunError, TakenOverError, writing
 
@@ -147,7 +147,7 @@ class Claim:
           RunError: another training has it, or the directory cannot be written.
           JobError: process 0 says so.
         """
-        by_first(self._take)
+        by_main_process(self._take)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,7 +160,7 @@ class Claim:
           TakenOverError: another training writes to it.
           JobError: process 0 says so.
         """
-        by_first(self.require_alone)
+        by_main_process(self.require_alone)
 
     def require_alone(self) -> None:
         """`require`, of one process and in any thread."""

@@ -29,7 +29,7 @@ from jaxcls.system.version import VERSION
 from jaxcls.distributed.job import JobError
 from jaxcls.config import Config, changed_fields, decode, encode
 from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
-from jaxcls.distributed.agree import exchange, is_first, together
+from jaxcls.distributed.agree import exchange, is_main_process, together
 from jaxcls.system.errors import UserError, shown
 from jaxcls.system.names import composed, printable
 from jaxcls.system.paths import RunPath, is_url, write_whole
@@ -208,7 +208,7 @@ def require_shared(run: RunPath) -> None:
     """
     name = exchange(f".shared.{secrets.token_hex(8)}")[0]
     try:
-        if is_first():
+        if is_main_process():
             (run / name).write_text("")
         exchange("written")
         with together():
@@ -218,7 +218,7 @@ def require_shared(run: RunPath) -> None:
                     f"processes a --workdir that they share, on a shared disk or in a bucket"
                 )
     finally:
-        if is_first():
+        if is_main_process():
             (run / name).unlink(missing_ok=True)
 
 
@@ -277,7 +277,7 @@ def record_run(run: RunPath, info: RunInfo) -> None:
 
 def record_state(run: RunPath, state: RunState) -> None:
     """Writes state.json, by the first process; a run goes on without it."""
-    if is_first():
+    if is_main_process():
         with _recording:
             _write_state(run, state)
 
@@ -287,7 +287,7 @@ def record_early_stop(run: RunPath, stopped_by: str) -> None:
 
     The caller, any thread, then ends the process; nothing is recorded any more.
     """
-    if not is_first():
+    if not is_main_process():
         return
     _recording.acquire()  # for ever: the main thread may be about to note that the training runs
     state = recorded_state(run)

@@ -16,7 +16,7 @@ from jaxcls.distributed.mesh import check_divisible, split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import Variables, model_from_config, variables_template
-from jaxcls.training.parameter_rates import first_steps, make_transfer_optimizer, rate_factors
+from jaxcls.training.parameter_rates import make_transfer_optimizer, rate_factors, unfreeze_steps
 from jaxcls.training.schedules import Plan, make_plan
 from jaxcls.training.state import TrainState, init_state, state_shardings
 from jaxcls.training.step import make_train_step
@@ -104,7 +104,7 @@ class CompiledStep:
     compile_seconds: float
 
 
-def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh) -> Training:
+def build_training(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh) -> Training:
     """Makes everything that a training of `num_examples` examples in `num_classes` needs.
 
     Raises:
@@ -114,11 +114,11 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
     model = model_from_config(config, num_classes=num_classes)
     plan = make_plan(config, num_examples)
     params = variables_template(model, image_size=config.data.image_size)["params"]
-    first = first_steps(config.optimizer, params, num_steps=plan.num_steps)
+    unfreeze_at = unfreeze_steps(config.optimizer, params, num_steps=plan.num_steps)
     optimizer = make_transfer_optimizer(
         config.optimizer,
         plan.learning_rate,
-        first=first,
+        unfreeze_at=unfreeze_at,
         factors=rate_factors(config.optimizer, params, model.spec),
         num_steps=plan.num_steps,
     )
@@ -144,7 +144,7 @@ def assemble(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh)
                 optimizer,
                 plan,
                 image_size=image_size,
-                first=first,
+                unfreeze_at=unfreeze_at,
                 mesh=mesh,
                 shardings=shardings,
                 update_shardings=update_shardings,

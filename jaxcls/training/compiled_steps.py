@@ -11,7 +11,7 @@ from jaxcls.training.state import TrainState
 from jaxcls.training.step import Batch, Metrics
 
 
-class Programs:
+class CompiledSteps:
     """The compiled training step of each image size, compiled once and ahead of its stage.
 
     A stage's begin starts the compile of the next stage's step, in a thread: the compiler does not

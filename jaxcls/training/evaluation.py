@@ -11,7 +11,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.config import DataConfig
-from jaxcls.data.batches import Batches, eval_batches
+from jaxcls.data.batches import HostBatches, eval_batches
 from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import replicated, split_by_example
@@ -76,7 +76,7 @@ def predict_features(model: EfficientNet, variables: Variables, images: Array) -
     return features
 
 
-def evaluate(
+def evaluate_split(
     eval_step: EvalStep,
     variables: Variables,
     source: Source,
@@ -149,7 +149,7 @@ def average(
     return {name: total / count for name, total in totals.items()} | {"num_examples": int(count)}
 
 
-def _relabelled(batches: Batches, class_map: np.ndarray) -> Batches:
+def _relabelled(batches: HostBatches, class_map: np.ndarray) -> HostBatches:
     with contextlib.closing(batches):
         for batch in batches:
             yield batch | {"labels": class_map[batch["labels"]]}

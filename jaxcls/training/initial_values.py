@@ -9,13 +9,15 @@ from jaxcls.config import Config
 from jaxcls.data.source import Source
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import Variables
-from jaxcls.pretrained.importing import Report, import_variables
+from jaxcls.pretrained.importing import ImportReport, import_variables
 from jaxcls.pretrained.resolve import same_classes
 from jaxcls.pretrained.weights import kind_of_weights, load_weights
 from jaxcls.runs.restore import restore_run
 
 
-def first_values(config: Config, model: EfficientNet, source: Source) -> tuple[Variables, str]:
+def make_initial_values(
+    config: Config, model: EfficientNet, source: Source
+) -> tuple[Variables, str]:
     """The variables that do not start at random, and what is to be said of them.
 
     The classifier of the weights is kept where it tells the same classes apart.
@@ -61,7 +63,7 @@ def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
 
 def _load(
     config: Config, model: EfficientNet
-) -> tuple[Variables, tuple[str, ...] | None, Report | str]:
+) -> tuple[Variables, tuple[str, ...] | None, ImportReport | str]:
     """The variables of the weights, their class names, and a report."""
     weights = config.model.weights
     assert weights is not None

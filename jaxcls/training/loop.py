@@ -19,7 +19,14 @@ from jaxcls.config.decoding import flatten
 from jaxcls.data.batches import train_batches
 from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
-from jaxcls.distributed.agree import by_first, client, is_first, process_id, require_same, together
+from jaxcls.distributed.agree import (
+    by_main_process,
+    client,
+    is_main_process,
+    process_id,
+    require_same,
+    together,
+)
 from jaxcls.distributed.job import end_now
 from jaxcls.distributed.mesh import bytes_per_device, make_mesh, split_by_example
 from jaxcls.distributed.stop_signals import StoppedError, StopSignals
@@ -43,11 +50,11 @@ from jaxcls.runs.reporter import QuietReporter, Reporter
 from jaxcls.system.early_signals import EXIT_STOPPED, work_is_done
 from jaxcls.system.errors import UserError
 from jaxcls.system.paths import RunPath, run_path
-from jaxcls.training.build import Training, assemble
-from jaxcls.training.compiled_steps import Programs
-from jaxcls.training.evaluation import evaluate, make_eval_step
+from jaxcls.training.build import Training, build_training
+from jaxcls.training.compiled_steps import CompiledSteps
+from jaxcls.training.evaluation import evaluate_split, make_eval_step
 from jaxcls.training.experiment import open_experiment
-from jaxcls.training.initial_values import first_values
+from jaxcls.training.initial_values import make_initial_values
 from jaxcls.training.meter import Meter, require_finite
 from jaxcls.training.preview import first_augmented
 from jaxcls.training.profiling import Profile
@@ -117,7 +124,7 @@ def train(
             recorded = recorded_info(run)
             info, source, eval_source = open_experiment(config, run)
             config = info.config
-            training = assemble(
+            training = build_training(
                 config,
                 num_classes=source.num_classes,
                 num_examples=len(source),
@@ -129,14 +136,14 @@ def train(
         require_same(_facts(info, eval_source))
         require_shared(run)
         checkpoints = stack.enter_context(open_checkpoints(run, config))
-        programs = Programs(training)
+        steps = CompiledSteps(training)
         if training.plan.num_steps not in (saved := checkpoints.steps()):
-            programs.begin(max(saved, default=0))  # meanwhile the state is made
+            steps.begin(max(saved, default=0))  # meanwhile the state is made
         state, start, notes = _restore_or_init(training, checkpoints, source)
         # A shared disk may show the processes different checkpoints.
         require_same({"the step to go on from": start})
         # Not before: a restore that fails leaves the run as it was.
-        by_first(lambda: record_run(run, info))
+        by_main_process(lambda: record_run(run, info))
         num_steps = training.plan.num_steps
         stack.enter_context(recording_failure(run, num_steps=num_steps))
         with together():
@@ -158,7 +165,7 @@ def train(
             reporter.say(warning)
         if _micro_batches_matter(config):
             reporter.say(UNEQUAL_MICRO_BATCHES)
-        missed = Calendar.of(training).missed_evaluations(config)
+        missed = Intervals.of(training).missed_evaluations(config)
         if missed and start < num_steps:
             reporter.say(missed)
         if start >= num_steps:
@@ -166,12 +173,12 @@ def train(
             record_state(run, RunState(state="finished", num_steps=num_steps))
             work_is_done(0)
             return Outcome(start, num_steps, metrics={}, stopped_by=None)
-        profiled = profile_steps if is_first() else 0
+        profiled = profile_steps if is_main_process() else 0
         profile = stack.enter_context(Profile(run / "profile", start=start, steps=profiled))
         loop = Run(
             started,
             training,
-            programs,
+            steps,
             source,
             eval_source,
             info,
@@ -202,7 +209,7 @@ class Run:
 
     started: float
     training: Training
-    programs: Programs
+    steps: CompiledSteps
     source: Source
     eval_source: Source
     info: RunInfo
@@ -215,7 +222,7 @@ class Run:
 
     def advance(self, state: TrainState, start: int) -> Outcome:
         """Takes the steps after `start`, up to the last one or a signal."""
-        calendar = Calendar.of(self.training)
+        calendar = Intervals.of(self.training)
         eval_step = self._make_eval_step()
         metrics: dict[str, float] = {}
         step = start
@@ -231,7 +238,7 @@ class Run:
             meter = Meter(self.info.config.data.batch_size)
             for step in range(start + 1, calendar.num_steps + 1):
                 self.profile.before(step)
-                self.watchdog.moved(step - 1, "reading data")
+                self.watchdog.note_progress(step - 1, "reading data")
                 try:
                     with self._keeping(step - 1, state, meter), meter.waiting():
                         batch = next(batches)
@@ -240,12 +247,12 @@ class Run:
                     self._save_good(step, state, meter)
                     hanging.start()  # closing the batches waits for the one in the making
                     break
-                if step == 1 and self.info.config.log_images and is_first():
+                if step == 1 and self.info.config.log_images and is_main_process():
                     self.reporter.show(0, "first_batch", self._first_augmented(batch))
                 if program is None or step - 1 in self.training.plan.stage_ends:
-                    self.watchdog.moved(step - 1, COMPILING)
-                    program = self.programs.enter(step - 1, say=self.reporter.say)
-                self.watchdog.moved(step - 1, "taking the next step")
+                    self.watchdog.note_progress(step - 1, COMPILING)
+                    program = self.steps.enter(step - 1, say=self.reporter.say)
+                self.watchdog.note_progress(step - 1, "taking the next step")
                 state, step_metrics = program(state, batch)
                 meter.add(step, step_metrics)
                 self.profile.after(step, step_metrics)
@@ -272,7 +279,7 @@ class Run:
                         self.reporter.evaluated(step, metrics)
                         score = metrics["top1"]
                 if ending or calendar.saves(step):
-                    self.watchdog.moved(step, "saving")
+                    self.watchdog.note_progress(step, "saving")
                     self._save(step, state, score)
                 if ending:
                     break
@@ -332,7 +339,7 @@ class Run:
         def evaluate_after(step: int, state: TrainState) -> dict[str, float]:
             def step_or_stop(variables: Variables, batch: Mapping[str, Array]) -> dict[str, Array]:
                 # The last step's is not cut short: no later run would make up for it.
-                self.watchdog.moved(step, "evaluating")
+                self.watchdog.note_progress(step, "evaluating")
                 if self.stop.agreed() and step < self.training.plan.num_steps:
                     raise StoppedError
                 sums = eval_step(variables, batch)
@@ -341,7 +348,7 @@ class Run:
                 raw = eval_step(state.variables, batch)
                 return sums | {f"raw_{name}": raw[name] for name in ("loss", "top1", "top5")}
 
-            return evaluate(
+            return evaluate_split(
                 step_or_stop, state.eval_variables, self.eval_source, config.data, mesh=mesh
             )
 
@@ -349,7 +356,7 @@ class Run:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Calendar:
+class Intervals:
     """Which steps are followed by what. Steps count from 1; the last one has everything."""
 
     num_steps: int
@@ -358,7 +365,7 @@ class Calendar:
     save_every: int
 
     @classmethod
-    def of(cls, training: Training) -> "Calendar":
+    def of(cls, training: Training) -> "Intervals":
         config = training.config
         epoch = max(1, round(training.plan.steps_per_epoch))
         return cls(
@@ -409,7 +416,7 @@ def _restore_or_init(
     """
     if not checkpoints.any_saved():
         with together():
-            values, notes = first_values(training.config, training.model, source)
+            values, notes = make_initial_values(training.config, training.model, source)
         return training.init(values), 0, notes
     restored = checkpoints.restore(training.abstract_state())
     return restored.state, restored.step, ""
@@ -445,7 +452,7 @@ def _facts(info: RunInfo, eval_source: Source) -> dict[str, Any]:
 def _reporter(
     run: RunPath, training: Training, start: int, *, log_all_processes: bool
 ) -> Reporter | QuietReporter:
-    if not is_first():
+    if not is_main_process():
         log = run / f"log.{process_id()}.txt"
         # A bucket takes no lines.
         return QuietReporter(log if log_all_processes and isinstance(log, Path) else None)

@@ -22,7 +22,7 @@ from jaxcls.training.optimizers import make_optimizer
 PyTree = Any
 
 
-def first_steps(optimizer: OptimizerConfig, params: PyTree, *, num_steps: int) -> PyTree:
+def unfreeze_steps(optimizer: OptimizerConfig, params: PyTree, *, num_steps: int) -> PyTree:
     """The first step, counted from 0, at which each parameter trains; `num_steps` for never.
 
     Args:
@@ -69,7 +69,7 @@ def make_transfer_optimizer(
     optimizer: OptimizerConfig,
     schedule: optax.Schedule,
     *,
-    first: PyTree,
+    unfreeze_at: PyTree,
     factors: PyTree,
     num_steps: int,
 ) -> optax.GradientTransformation:
@@ -82,7 +82,7 @@ def make_transfer_optimizer(
     Args:
       optimizer: all of it but `freeze`, `rates` and `layer_decay`.
       schedule: the learning rate at a step of the training.
-      first: `first_steps`.
+      unfreeze_at: `unfreeze_steps`.
       factors: `rate_factors`. A factor on the update is one on the learning rate, weight decay
         included, because every optax optimizer multiplies by its learning rate last.
       num_steps: of the training.
@@ -90,7 +90,7 @@ def make_transfer_optimizer(
     Raises:
       ConfigError: an unknown optimizer, or an option that it does not take.
     """
-    begins = set(jax.tree.leaves(first))
+    begins = set(jax.tree.leaves(unfreeze_at))
     if begins == {0}:
         whole = make_optimizer(optimizer, schedule)
     else:
@@ -101,7 +101,7 @@ def make_transfer_optimizer(
             else _resting_until(begin, unclipped, schedule)
             for begin in begins
         }
-        whole = optax.partition(parts, first)
+        whole = optax.partition(parts, unfreeze_at)
         if optimizer.clip_norm is not None:
             whole = optax.chain(optax.clip_by_global_norm(optimizer.clip_norm), whole)
     if any(factor != 1 for factor in jax.tree.leaves(factors)):
@@ -124,17 +124,19 @@ def _resting_until(
     return optax.conditionally_mask(late, lambda step, **_: jnp.greater_equal(step, begin))
 
 
-def stop_frozen(params: PyTree, first: PyTree, *, num_steps: int) -> PyTree:
+def stop_frozen(params: PyTree, unfreeze_at: PyTree, *, num_steps: int) -> PyTree:
     """The parameters, those that never train as constants that need no gradient."""
     return jax.tree.map(
-        lambda leaf, begin: lax.stop_gradient(leaf) if begin == num_steps else leaf, params, first
+        lambda leaf, begin: lax.stop_gradient(leaf) if begin == num_steps else leaf,
+        params,
+        unfreeze_at,
     )
 
 
-def zero_frozen(grads: PyTree, first: PyTree, step: Array) -> PyTree:
+def zero_frozen(grads: PyTree, unfreeze_at: PyTree, step: Array) -> PyTree:
     """Gradients, with zeros for what does not train yet: they count for no norm."""
     return jax.tree.map(
-        lambda leaf, begin: jnp.where(step >= begin, leaf, 0) if begin else leaf, grads, first
+        lambda leaf, begin: jnp.where(step >= begin, leaf, 0) if begin else leaf, grads, unfreeze_at
     )
 
 

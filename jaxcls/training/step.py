@@ -37,7 +37,7 @@ def make_train_step(
     plan: Plan,
     *,
     image_size: int,
-    first: PyTree,
+    unfreeze_at: PyTree,
     mesh: Mesh,
     shardings: TrainState,
     update_shardings: PyTree,
@@ -51,7 +51,7 @@ def make_train_step(
 
     The network sees images of `image_size` pixels, which is that of some of the plan's stages;
     strengths of the augmentation and drop rates follow from the stage that the step is in. Each
-    parameter has a `first` step at which it trains (`first_steps`).
+    parameter trains from its step of `unfreeze_at` on (`unfreeze_steps`).
 
     The state lies as `shardings` says, and the gradients and updates as `update_shardings`: where
     those are split, each device updates its part. The network computes with whole parameters, so
@@ -79,7 +79,7 @@ def make_train_step(
         with jax.named_scope("model"):
             logits, updated = model.apply(
                 {
-                    "params": stop_frozen(params, first, num_steps=plan.num_steps),
+                    "params": stop_frozen(params, unfreeze_at, num_steps=plan.num_steps),
                     "batch_stats": batch_stats,
                 },
                 normalize(images, model.spec),
@@ -117,7 +117,7 @@ def make_train_step(
             )
         grads, sums = jax.tree.map(lambda total: total / batch_size, (grads, sums))
         grads = jax.lax.with_sharding_constraint(grads, update_shardings)
-        grads = zero_frozen(grads, first, state.step)
+        grads = zero_frozen(grads, unfreeze_at, state.step)
         with jax.named_scope("update"):
             updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)

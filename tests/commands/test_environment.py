@@ -206,7 +206,7 @@ def closed_run(run: Run, tiny_run: tuple[Path, Outcome]) -> Iterator[Path]:
 def test_a_training_does_not_go_on_in_it(
     message: Message, closed_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcls.training.loop.Programs", pytest.fail)  # nothing is compiled
+    monkeypatch.setattr("jaxcls.training.loop.CompiledSteps", pytest.fail)  # nothing is compiled
     text = message("train", "tiny.py", "--workdir", closed_run, "--allow-changes")
     assert text.startswith("jaxcls: run directory 'closed' cannot be written (Permission denied)")
     assert "use another --workdir" in text
@@ -217,7 +217,7 @@ def test_a_log_that_others_wrote_is_found_before_anything_is_compiled(
 ) -> None:
     shutil.copytree(tiny_run[0], "others")
     Path("others/log.txt").chmod(0o444)
-    monkeypatch.setattr("jaxcls.training.loop.Programs", pytest.fail)
+    monkeypatch.setattr("jaxcls.training.loop.CompiledSteps", pytest.fail)
     with without_privileges():
         text = message("train", "tiny.py", "--workdir", "others", "--allow-changes")
     assert text.startswith("jaxcls: run directory 'others' cannot be written")

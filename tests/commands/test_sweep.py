@@ -287,11 +287,11 @@ def test_a_run_of_another_config_is_found_before_anything_is_trained(
 
 TINY_FOR_ALL_PROCESSES = """\
 from jaxcls.models import registry
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import ModelSpec, BlockSpec
 
-stage = StageSpec(fused=True, repeats=1, filters=8, expansion=1, stride=2, se_ratio=0.0)
+block = BlockSpec(fused=True, repeats=1, filters=8, expansion=1, stride=2, se_ratio=0.0)
 registry.SPECS["tiny"] = ModelSpec(
-    name="tiny", stem_filters=8, stages=(stage,), head_filters=8, image_size=16,
+    name="tiny", stem_filters=8, blocks=(block,), head_filters=8, image_size=16,
     mean=(0.5,) * 3, std=(0.5,) * 3,
 )
 """

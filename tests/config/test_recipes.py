@@ -22,7 +22,7 @@ from jaxcls.config.augment import (
 from jaxcls.config.progressive import progress
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models.registry import SPECS, model_spec
-from jaxcls.training.build import assemble
+from jaxcls.training.build import build_training
 from jaxcls.training.schedules import Plan, make_plan
 
 IMAGENET = 1_281_167
@@ -84,9 +84,9 @@ def different() -> list[str]:
 @pytest.mark.parametrize("name", different())
 def test_a_step_of_a_config_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny = model_spec("tiny")
-    stages = tuple(dataclasses.replace(stage, repeats=1) for stage in tiny.stages)
-    monkeypatch.setitem(SPECS, "tiny", dataclasses.replace(tiny, stages=stages))
-    training = assemble(
+    blocks = tuple(dataclasses.replace(row, repeats=1) for row in tiny.blocks)
+    monkeypatch.setitem(SPECS, "tiny", dataclasses.replace(tiny, blocks=blocks))
+    training = build_training(
         small(load(name)),
         num_classes=10,
         num_examples=1000,

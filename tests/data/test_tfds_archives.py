@@ -30,7 +30,7 @@ from jaxcls.data.sources import open_source, prepare_source
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models.registry import SPECS
 from jaxcls.system.errors import DataError
-from jaxcls.training.build import Training, assemble
+from jaxcls.training.build import Training, build_training
 from jaxcls.training.loop import device_batches
 
 ROOT = Path(__file__).parents[2]
@@ -298,7 +298,7 @@ def test_dogs_and_cats_keep_their_labels_and_lose_broken_files(
 @pytest.fixture(scope="module")
 def training(tiny_config: Config) -> Iterator[Training]:
     """One network of one block, for as many classes as the largest of the sets has."""
-    spec = dataclasses.replace(SPECS["tiny"], name="one_block", stages=SPECS["tiny"].stages[:1])
+    spec = dataclasses.replace(SPECS["tiny"], name="one_block", blocks=SPECS["tiny"].blocks[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SPECS, spec.name, spec)
         config = dataclasses.replace(
@@ -308,7 +308,7 @@ def training(tiny_config: Config) -> Iterator[Training]:
             optimizer=OptimizerConfig(learning_rate=0.1),
         )
         mesh = make_mesh(jax.devices()[:1])
-        yield assemble(config, num_classes=102, num_examples=80, mesh=mesh)
+        yield build_training(config, num_classes=102, num_examples=80, mesh=mesh)
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ import pytest
 from ports import free_address
 
 from jaxcls.distributed.agree import (
-    by_first,
+    by_main_process,
     exchange,
     first_problem,
-    is_first,
+    is_main_process,
     require_same,
     together,
 )
@@ -27,7 +27,8 @@ from jaxcls.distributed.job import JobOptions, join, leave
 address, process, folder = sys.argv[1:]
 process = int(process)
 join(JobOptions(coordinator=address, num_processes=2, process_id=process), stops=False)
-from jaxcls.distributed.agree import by_first, exchange, first_problem, require_same, together
+from jaxcls.distributed.agree import by_main_process, exchange, first_problem
+from jaxcls.distributed.agree import require_same, together
 from jaxcls.system.errors import UserError
 from jaxcls.runs.directory import require_shared
 said = {}
@@ -50,7 +51,7 @@ attempt("exchange", lambda: exchange(f"from {process}"))
 attempt("problem", lambda: first_problem("damaged" if process else None))
 attempt("none", lambda: first_problem(None))
 attempt("together", lambda: fail_in(1))
-attempt("first", lambda: by_first(fail_first))
+attempt("first", lambda: by_main_process(fail_first))
 attempt("same", lambda: require_same({"version": 1, "rate": 0.1 * (1 + process)}))
 attempt("agree", lambda: require_same({"version": 1}))
 attempt("shared", lambda: require_shared(pathlib.Path(folder)))
@@ -141,7 +142,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
 
 
 def test_a_process_alone_agrees_with_itself(tmp_path: Path) -> None:
-    assert is_first()
+    assert is_main_process()
     assert exchange("text") == ["text"]
     assert first_problem(None) is None
     assert first_problem("damaged") == "damaged"
@@ -149,7 +150,7 @@ def test_a_process_alone_agrees_with_itself(tmp_path: Path) -> None:
     require_shared(tmp_path)
     assert not list(tmp_path.iterdir())
     done = []
-    by_first(lambda: done.append(1))
+    by_main_process(lambda: done.append(1))
     assert done == [1]
     with pytest.raises(UserError, match="full"), together():
         raise UserError("full")
@@ -158,7 +159,7 @@ def test_a_process_alone_agrees_with_itself(tmp_path: Path) -> None:
 def test_a_disk_that_others_do_not_see_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("jaxcls.runs.directory.is_first", lambda: False)  # nobody writes
+    monkeypatch.setattr("jaxcls.runs.directory.is_main_process", lambda: False)  # nobody writes
     monkeypatch.setattr("jaxcls.runs.directory.time.sleep", lambda _: None)
     with pytest.raises(JobError, match="give all processes a --workdir that they share"):
         require_shared(tmp_path)

@@ -19,13 +19,13 @@ import jax
 from jaxcls.distributed.compile_cache import keep_compiled
 from jaxcls.config import decode
 from jaxcls.models import registry
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import ModelSpec, BlockSpec
 from jaxcls.distributed.mesh import make_mesh
-from jaxcls.training.build import assemble
+from jaxcls.training.build import build_training
 keep_compiled()
 registry.SPECS["tiny"] = eval(sys.argv[1])
 config = decode(json.loads(sys.argv[2]))
-training = assemble(config, num_classes=10, num_examples=1000, mesh=make_mesh())
+training = build_training(config, num_classes=10, num_examples=1000, mesh=make_mesh())
 print(training.compile_step().compile_seconds)
 """
 

@@ -26,7 +26,7 @@ from jaxcls.config.augment import (
 from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models.registry import SPECS
-from jaxcls.training.build import Training, assemble
+from jaxcls.training.build import Training, build_training
 
 PACKAGE = Path(jaxcls.__file__).parent
 OTHER_DRAWS: dict[str, Any] = {
@@ -69,7 +69,7 @@ EVERYTHING = (
 
 def make(augment: tuple[AnyAugmentation, ...] = EVERYTHING) -> Training:
     """A network of one block, by default with all that draws."""
-    spec = dataclasses.replace(SPECS["tiny"], name="one_block", stages=SPECS["tiny"].stages[:1])
+    spec = dataclasses.replace(SPECS["tiny"], name="one_block", blocks=SPECS["tiny"].blocks[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SPECS, spec.name, spec)
         config = Config(
@@ -82,7 +82,7 @@ def make(augment: tuple[AnyAugmentation, ...] = EVERYTHING) -> Training:
             num_steps=4,
         )
         mesh = make_mesh(jax.devices()[:1])
-        return assemble(config, num_classes=10, num_examples=80, mesh=mesh)
+        return build_training(config, num_classes=10, num_examples=80, mesh=mesh)
 
 
 def programs(training: Training) -> dict[str, str]:

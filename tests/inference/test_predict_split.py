@@ -13,7 +13,7 @@ from jaxcls.data.sources import open_source
 from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
 from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.inference.predict_split import Predictions, make_predict_step, predict_split
-from jaxcls.training.evaluation import evaluate, make_eval_step
+from jaxcls.training.evaluation import evaluate_split, make_eval_step
 from jaxcls.training.loop import Outcome
 
 SPLIT = "test[:50]"
@@ -79,7 +79,7 @@ def evaluated(
     step = make_eval_step(classifier.model, loss="softmax", mesh=mesh)
     variables = jax.device_put(classifier.variables, replicated(mesh))
     data = classifier.config.data
-    return evaluate(step, variables, source, data, mesh=mesh, class_map=class_map)
+    return evaluate_split(step, variables, source, data, mesh=mesh, class_map=class_map)
 
 
 def ranked(probabilities: np.ndarray, top: int) -> np.ndarray:

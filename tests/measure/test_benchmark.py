@@ -9,7 +9,7 @@ from jaxcls.commands.cli import main
 from jaxcls.config import Config, DataConfig, ModelConfig
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.measure.benchmark import benchmark, cost_per_image, describe
-from jaxcls.training.build import assemble
+from jaxcls.training.build import build_training
 
 RATES = ("data", "augment", "step", "end_to_end")
 
@@ -31,7 +31,7 @@ def test_every_part_is_measured(tiny_config: Config) -> None:
 
 def cost(config: Config, *, num_classes: int = 10, devices: int = 1) -> tuple[float, float]:
     mesh = make_mesh(jax.devices()[:devices])
-    training = assemble(config, num_classes=num_classes, num_examples=1000, mesh=mesh)
+    training = build_training(config, num_classes=num_classes, num_examples=1000, mesh=mesh)
     return cost_per_image(training, training.compile_step().program)
 
 

@@ -11,14 +11,14 @@ CONFIG = """
 from jaxcls.config.augment import Mix, RandomCropAndResize, RandomFlip
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from jaxcls.models import registry
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import ModelSpec, BlockSpec
 
 registry.SPECS["tiny"] = ModelSpec(
     name="tiny", stem_filters=16, head_filters=64, image_size=32,
     mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
-    stages=(
-        StageSpec(fused=True, repeats=1, filters=16, expansion=1, stride=1, se_ratio=0.0),
-        StageSpec(fused=False, repeats=1, filters=32, expansion=2, stride=2, se_ratio=0.25),
+    blocks=(
+        BlockSpec(fused=True, repeats=1, filters=16, expansion=1, stride=1, se_ratio=0.0),
+        BlockSpec(fused=False, repeats=1, filters=32, expansion=2, stride=2, se_ratio=0.25),
     ),
 )
 

@@ -20,10 +20,10 @@ BATCH, SIZE, CLASSES = 8, 16, 5
 
 def _tiny(**fields) -> EfficientNet:
     spec = model_spec("efficientnetv2_b0")
-    stages = tuple(
-        dataclasses.replace(spec.stages[index], filters=8, repeats=2) for index in (1, 3)
+    blocks = tuple(
+        dataclasses.replace(spec.blocks[index], filters=8, repeats=2) for index in (1, 3)
     )
-    spec = dataclasses.replace(spec, stem_filters=8, stages=stages, head_filters=16)
+    spec = dataclasses.replace(spec, stem_filters=8, blocks=blocks, head_filters=16)
     return EfficientNet(spec=spec, num_classes=CLASSES, **fields)
 
 

@@ -69,11 +69,11 @@ def b0_of_repeats(request, monkeypatch):
         stage["num_repeat"] = min(stage["num_repeat"], request.param)
     monkeypatch.setitem(DEFAULT_BLOCKS_ARGS, "efficientnetv2-b0", theirs)
     ours = SPECS["efficientnetv2_b0"]
-    stages = tuple(
+    blocks = tuple(
         dataclasses.replace(stage, repeats=min(stage.repeats, request.param))
-        for stage in ours.stages
+        for stage in ours.blocks
     )
-    monkeypatch.setitem(SPECS, ours.name, dataclasses.replace(ours, stages=stages))
+    monkeypatch.setitem(SPECS, ours.name, dataclasses.replace(ours, blocks=blocks))
 
 
 @pytest.mark.usefixtures("keras_float64", "b0_of_repeats")

@@ -11,7 +11,7 @@ import pytest
 from flax import traverse_util
 
 from jaxcls.config.decoding import ConfigError
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import BlockSpec, ModelSpec
 from jaxcls.models.registry import create_model, model_spec
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.families import find_family
@@ -23,10 +23,10 @@ from jaxcls.pretrained.variables import variable_shapes
 SPEC = ModelSpec(
     name="tiny",
     stem_filters=8,
-    stages=(
-        StageSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0),
-        StageSpec(fused=True, repeats=2, filters=12, expansion=2, stride=2, se_ratio=0.0),
-        StageSpec(fused=False, repeats=2, filters=16, expansion=3, stride=2, se_ratio=0.25),
+    blocks=(
+        BlockSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0),
+        BlockSpec(fused=True, repeats=2, filters=12, expansion=2, stride=2, se_ratio=0.0),
+        BlockSpec(fused=False, repeats=2, filters=16, expansion=3, stride=2, se_ratio=0.25),
     ),
     head_filters=24,
     image_size=32,

@@ -22,11 +22,11 @@ SMALL = '''\
 """A network of seconds, so that a whole training fits into a test."""
 from jaxcls.config import *
 from jaxcls.models import specs
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import ModelSpec, BlockSpec
 
 specs.SPECS["small"] = ModelSpec(
     name="small", stem_filters=8,
-    stages=(StageSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0),),
+    blocks=(BlockSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0),),
     head_filters=16, image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3)
 
 

@@ -23,9 +23,9 @@ from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
 from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.measure.benchmark import compile_augment
 from jaxcls.models import registry
-from jaxcls.models.efficientnet import ModelSpec, StageSpec  # noqa: F401  the job's text names them
+from jaxcls.models.efficientnet import BlockSpec, ModelSpec  # noqa: F401  the job's text names them
 from jaxcls.runs.checkpoint import Checkpoints
-from jaxcls.training.build import Training, assemble
+from jaxcls.training.build import Training, build_training
 from jaxcls.training.step import BATCH_FIELDS
 
 STEPS = (0, 10)  # at which one step is compared
@@ -35,7 +35,7 @@ FLOAT64_STEPS = 20
 def measure(config: Config, mesh: Mesh, states: Path) -> dict[str, np.ndarray]:
     """Record numbers, images and steps of a training on a mesh, from the states saved there."""
     source = open_source(config.data, "train")
-    training = assemble(config, num_classes=10, num_examples=len(source), mesh=mesh)
+    training = build_training(config, num_classes=10, num_examples=len(source), mesh=mesh)
     augment, _ = compile_augment(training)
     found: dict[str, Any] = {}
     for step in STEPS:
@@ -50,7 +50,7 @@ def measure(config: Config, mesh: Mesh, states: Path) -> dict[str, np.ndarray]:
         found |= fetch(taken, mesh)
     with jax.enable_x64(True):
         wide = dataclasses.replace(config, compute_dtype="float64")
-        training = assemble(wide, num_classes=10, num_examples=len(source), mesh=mesh)
+        training = build_training(wide, num_classes=10, num_examples=len(source), mesh=mesh)
         state = training.init()
         for step in range(FLOAT64_STEPS):
             state, _ = training.step(state, inputs(batch_of(training, step)))
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
         "metrics": classifier.evaluate(split="test[:100]"),
         "probabilities": classifier.predict([job["image"]]).tolist(),
     }
-    training = assemble(config, num_classes=10, num_examples=1000, mesh=mesh)
+    training = build_training(config, num_classes=10, num_examples=1000, mesh=mesh)
     with Checkpoints(out / "checkpoints") as checkpoints:
         checkpoints.save(3, training.init(), metadata={})
     arrays: dict[str, Any] = {name.replace("/", "|"): x for name, x in found.items()}

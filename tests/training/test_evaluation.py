@@ -10,8 +10,8 @@ from jaxcls.distributed.mesh import make_mesh, replicated
 from jaxcls.models.registry import Variables
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.directory import checkpoint_dir
-from jaxcls.training.build import assemble
-from jaxcls.training.evaluation import evaluate, make_eval_step
+from jaxcls.training.build import build_training
+from jaxcls.training.evaluation import evaluate_split, make_eval_step
 from jaxcls.training.loop import Outcome
 from jaxcls.training.state import TrainState
 
@@ -19,7 +19,7 @@ from jaxcls.training.state import TrainState
 @pytest.fixture(scope="module")
 def state(tiny_run: tuple[Path, Outcome], tiny_config: Config) -> TrainState:
     mesh = make_mesh(jax.devices()[:1])
-    training = assemble(tiny_config, num_classes=10, num_examples=1442, mesh=mesh)
+    training = build_training(tiny_config, num_classes=10, num_examples=1442, mesh=mesh)
     with Checkpoints(checkpoint_dir(tiny_run[0])) as checkpoints:
         return jax.device_get(checkpoints.restore(training.abstract_state(), 12).state)
 
@@ -28,11 +28,13 @@ def metrics_of(
     config: Config, variables: Variables, *, batch_size: int = 32, devices: int = 1
 ) -> dict[str, float]:
     mesh = make_mesh(jax.devices()[:devices])
-    training = assemble(config, num_classes=10, num_examples=1442, mesh=mesh)
+    training = build_training(config, num_classes=10, num_examples=1442, mesh=mesh)
     step = make_eval_step(training.model, loss=config.loss.name, mesh=mesh)
     data = dataclasses.replace(config.data, batch_size=batch_size)
     source = open_source(data, "test")
-    return evaluate(step, jax.device_put(variables, replicated(mesh)), source, data, mesh=mesh)
+    return evaluate_split(
+        step, jax.device_put(variables, replicated(mesh)), source, data, mesh=mesh
+    )
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(7, 1), (355, 1), (400, 1), (32, 8), (50, 3)])

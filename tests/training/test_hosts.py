@@ -21,7 +21,7 @@ from jaxcls.distributed.mesh import make_mesh
 from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.models import registry
 from jaxcls.runs.checkpoint import Checkpoints
-from jaxcls.training.build import assemble
+from jaxcls.training.build import build_training
 from jaxcls.training.loop import Outcome
 
 
@@ -46,7 +46,7 @@ def alone(
     change = RandAugment(ops=("Equalize", "ShearX"), num_ops=1)
     augment = (RandomFlip(), RandomCropAndResize(), change, Mix(group_size=2))
     config = dataclasses.replace(tiny_config, augment=augment, num_steps=20)
-    training = assemble(config, num_classes=10, num_examples=1000, mesh=make_mesh())
+    training = build_training(config, num_classes=10, num_examples=1000, mesh=make_mesh())
     state = training.init()
     with Checkpoints(folder / "states") as checkpoints:
         for step in range(11):
@@ -141,7 +141,7 @@ def test_a_job_equals_one_process(
         np.testing.assert_allclose(
             report["probabilities"], classifier.predict([str(alone.image)]), atol=1e-5
         )
-    training = assemble(alone.config, num_classes=10, num_examples=1000, mesh=make_mesh())
+    training = build_training(alone.config, num_classes=10, num_examples=1000, mesh=make_mesh())
     with Checkpoints(tmp_path / "checkpoints") as checkpoints:
         restored = checkpoints.restore(training.abstract_state()).state
     jax.tree.map(np.testing.assert_array_equal, *jax.device_get((restored, training.init())))

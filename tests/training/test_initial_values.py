@@ -19,7 +19,7 @@ from jaxcls.pretrained.presets import preset_names
 from jaxcls.pretrained.resolve import resolve, same_classes
 from jaxcls.runs.restore import restore_run
 from jaxcls.system.errors import UserError
-from jaxcls.training.initial_values import first_values, prior_logits
+from jaxcls.training.initial_values import make_initial_values, prior_logits
 from jaxcls.training.loop import Outcome, train
 
 DIGITS = tuple(str(number) for number in range(10))
@@ -105,7 +105,7 @@ def test_every_preset_resolves_without_being_fetched(name: str) -> None:
 def test_a_new_classifier_where_the_classes_differ(weights: Path) -> None:
     config = resolve(config_of(weights))
     source = open_source(config.data, "train")
-    values, said = first_values(config, model_from_config(config, num_classes=10), source)
+    values, said = make_initial_values(config, model_from_config(config, num_classes=10), source)
     assert "classifier" not in values["params"]
     assert "a new classifier of 10 classes" in said
     expected = jax.device_get(random_variables(num_classes=3))
@@ -120,7 +120,7 @@ def test_the_classifier_stays_where_the_classes_are_the_same(tmp_path: Path) -> 
     config = resolve(config_of(path))
     source = open_source(config.data, "train")
     assert source.class_names == DIGITS
-    values, said = first_values(config, model_from_config(config, num_classes=10), source)
+    values, said = make_initial_values(config, model_from_config(config, num_classes=10), source)
     assert values["params"]["classifier"]["kernel"].shape == (32, 10)
     assert "new classifier" not in said
 
@@ -174,7 +174,7 @@ def test_the_bias_starts_at_the_classes_shares() -> None:
 def test_the_prior_is_that_of_the_training_split() -> None:
     config = resolve(config_of(None, head_prior=True))
     source = open_source(config.data, "train[:200]")
-    values, _ = first_values(config, model_from_config(config, num_classes=10), source)
+    values, _ = make_initial_values(config, model_from_config(config, num_classes=10), source)
     labels = [source[index].label for index in range(200)]
     expected = prior_logits(np.bincount(labels, minlength=10), loss="softmax")
     np.testing.assert_array_equal(values["params"]["classifier"]["bias"], expected)

@@ -28,7 +28,7 @@ from jaxcls.runs.directory import RunError, RunInfo, RunState, checkpoint_dir, r
 from jaxcls.runs.reporter import Reporter, read_metrics
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.training import loop
-from jaxcls.training.build import Training, assemble
+from jaxcls.training.build import Training, build_training
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.meter import DivergedError
 
@@ -38,7 +38,7 @@ def one_device() -> Any:
 
 
 def final_state(run: Path, config: Config, step: int) -> Any:
-    training = assemble(config, num_classes=10, num_examples=1442, mesh=one_device())
+    training = build_training(config, num_classes=10, num_examples=1442, mesh=one_device())
     with Checkpoints(checkpoint_dir(run)) as checkpoints:
         return jax.device_get(checkpoints.restore(training.abstract_state(), step).state)
 
@@ -152,7 +152,7 @@ PROCESS = """
 import json, signal, sys
 from jaxcls.config import decode
 from jaxcls.models import registry
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import ModelSpec, BlockSpec
 from jaxcls.runs.reporter import Reporter
 from jaxcls.training.loop import train
 
@@ -215,7 +215,7 @@ def test_a_run_goes_on_with_other_devices(
         stop_after(patch, 4, signal.SIGTERM)
         stopped = train(tiny_config, tmp_path, mesh=make_mesh(jax.devices()[:8]))
     saved = final_state(tmp_path, tiny_config, stopped.step)
-    eight = assemble(
+    eight = build_training(
         tiny_config, num_classes=10, num_examples=1442, mesh=make_mesh(jax.devices()[:8])
     )
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:

@@ -156,7 +156,7 @@ def test_a_stop_before_the_training_goes_on_changes_no_state(
 COMPILES_FOR_EVER = """
 import sys, time
 from jaxcls.models import registry
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import ModelSpec, BlockSpec
 from jaxcls.training.build import Training
 spec, *sys.argv[1:] = sys.argv[1:]
 registry.SPECS["tiny"] = eval(spec)

@@ -14,7 +14,7 @@ from jaxcls.config.decoding import ConfigError
 from jaxcls.models.registry import model_spec
 from jaxcls.training.build import Training
 from jaxcls.training.optimizers import make_optimizer
-from jaxcls.training.parameter_rates import first_steps, make_transfer_optimizer, rate_factors
+from jaxcls.training.parameter_rates import make_transfer_optimizer, rate_factors, unfreeze_steps
 
 BACKBONE = "(stem|block|head).*"
 
@@ -84,7 +84,7 @@ def test_a_rate_scales_the_update_and_its_decay(name: str) -> None:
     factors = {"a": 0.25, "b": 1.0, "c": 0.0}
     (expected,) = updates_of(make_optimizer(optimizer, lambda _: 0.5), 1)
     scaled = make_transfer_optimizer(
-        optimizer, lambda _: 0.5, first=dict.fromkeys(PARAMS, 0), factors=factors, num_steps=9
+        optimizer, lambda _: 0.5, unfreeze_at=dict.fromkeys(PARAMS, 0), factors=factors, num_steps=9
     )
     (updates,) = updates_of(scaled, 1)
     for key, factor in factors.items():
@@ -98,7 +98,7 @@ def test_what_begins_late_begins_afresh_at_the_rate_of_its_step() -> None:
     late = make_transfer_optimizer(
         optimizer,
         lambda step: 0.1 * (step + 1),
-        first=first,
+        unfreeze_at=first,
         factors=dict.fromkeys(PARAMS, 1.0),
         num_steps=9,
     )
@@ -133,7 +133,7 @@ def test_layer_decay_falls_from_the_classifier_to_the_stem(config: Config) -> No
 def test_the_first_pattern_that_matches_counts(config: Config) -> None:
     params = make_training(config, devices=1).abstract_state().params
     freeze = {"block1a/.*bn/.*": 0.5, "block1a.*": 1.0}
-    first = named(first_steps(OptimizerConfig(freeze=freeze), params, num_steps=12))
+    first = named(unfreeze_steps(OptimizerConfig(freeze=freeze), params, num_steps=12))
     assert first["block1a/project_conv/kernel"] == 12
     assert first["block1a/project_bn/scale"] == 6
     assert first["classifier/bias"] == 0

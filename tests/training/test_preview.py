@@ -9,7 +9,7 @@ from jaxcls.config.augment import Mix, RandAugment, RandomCrop
 from jaxcls.data.sources import open_source
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.pictures.gallery import augmentation_rows
-from jaxcls.training.build import assemble
+from jaxcls.training.build import build_training
 from jaxcls.training.loop import device_batches
 from jaxcls.training.preview import first_augmented
 
@@ -20,7 +20,7 @@ def test_it_shows_the_first_rows_of_the_step(tiny_config: Config, devices: int) 
         tiny_config, augment=(RandomCrop(), RandAugment(num_ops=1, ops=("Invert",)), Mix())
     )
     source = open_source(config.data, "train")
-    training = assemble(
+    training = build_training(
         config,
         num_classes=10,
         num_examples=len(source),

@@ -9,13 +9,13 @@ import pytest
 from jaxcls.config import Config
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.system.errors import UserError
-from jaxcls.training.build import assemble
+from jaxcls.training.build import build_training
 from jaxcls.training.loop import Outcome, train
 
 
 def test_operations_of_the_compiled_step_carry_its_scopes(tiny_config: Config) -> None:
     mesh = make_mesh(jax.devices()[:1])
-    training = assemble(tiny_config, num_classes=10, num_examples=1442, mesh=mesh)
+    training = build_training(tiny_config, num_classes=10, num_examples=1442, mesh=mesh)
     text = training.compile_step().program.as_text()
     names = re.findall(r'op_name="([^"]*)"', text)
     for scope in ("augment", "model", "loss", "update"):

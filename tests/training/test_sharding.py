@@ -14,7 +14,7 @@ from jaxcls.config.augment import Mix, RandomCropAndResize, RandomFlip
 from jaxcls.config.decoding import ConfigError
 from jaxcls.distributed.mesh import bytes_per_device, make_mesh, replicated_bytes, split_by_example
 from jaxcls.runs.checkpoint import Checkpoints
-from jaxcls.training.build import Training, assemble
+from jaxcls.training.build import Training, build_training
 from jaxcls.training.evaluation import make_eval_step
 
 CHOICES = (
@@ -28,7 +28,9 @@ NAMES = [choice.state for choice in CHOICES]
 def make_training(config: Config, parallel: ParallelConfig, *, batch_norm: Any = 2) -> Training:
     model = dataclasses.replace(config.model, batch_norm=batch_norm)
     config = dataclasses.replace(config, parallel=parallel, model=model)
-    return assemble(config, num_classes=10, num_examples=1000, mesh=make_mesh(parallel=parallel))
+    return build_training(
+        config, num_classes=10, num_examples=1000, mesh=make_mesh(parallel=parallel)
+    )
 
 
 def batch_of(training: Training, step: int) -> dict[str, jax.Array]:

@@ -18,7 +18,7 @@ from jaxcls.config.augment import (
     RandomFlip,
 )
 from jaxcls.distributed.mesh import make_mesh, split_by_example
-from jaxcls.training.build import Training, assemble
+from jaxcls.training.build import Training, build_training
 
 NUM_CLASSES = 10
 
@@ -31,7 +31,9 @@ def make_training(config: Config, *, devices: int) -> Training:
     key = repr(config), devices, jax.config.read("jax_enable_x64")
     if key not in _trainings:
         mesh = make_mesh(jax.devices()[:devices])
-        _trainings[key] = assemble(config, num_classes=NUM_CLASSES, num_examples=1000, mesh=mesh)
+        _trainings[key] = build_training(
+            config, num_classes=NUM_CLASSES, num_examples=1000, mesh=mesh
+        )
     return _trainings[key]
 
 

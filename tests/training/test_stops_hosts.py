@@ -28,7 +28,7 @@ from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.data.device import DeviceBatches
 from jaxcls.system.errors import DataError
 from jaxcls.models import registry
-from jaxcls.models.efficientnet import ModelSpec, StageSpec
+from jaxcls.models.efficientnet import ModelSpec, BlockSpec
 from jaxcls.training import loop
 from jaxcls.training.build import Training
 from jaxcls.training.meter import Meter

@@ -62,11 +62,11 @@ LONGEST = (
     "training/test_loop.py",
     "models/test_keras_parity.py",
     "training/test_sharding.py",
-    "test_recipes.py",
+    "config/test_recipes.py",
     "test_readme.py",
     "training/test_stops_hosts.py",
     "test_guide.py",
-    "test_buckets.py",
+    "runs/test_buckets.py",
 )
 
 

@@ -15,9 +15,9 @@ from typing import Annotated, Self
 
 import tyro
 
-from jaxcls.commands.common import ALONE, checked, record_of, take_first
+from jaxcls.commands.common import ALONE, checked, record_of, start_job, take_first
 from jaxcls.commands.options import parse
-from jaxcls.commands.train import train_in
+from jaxcls.commands.train import report_outcome
 from jaxcls.config import Config, encode, load_sweep
 from jaxcls.config.diff import default_workdir, differences, short_names, value_text
 from jaxcls.distributed.job import EXIT_FAILED, EXIT_USER_ERROR, JobOptions
@@ -31,7 +31,7 @@ PROG = "jaxcls sweep CONFIG"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """Trains the variations that CONFIG's sweep() yields, or goes on where that stopped."""
+    """Trains the variations that CONFIG's sweep() yields, or resumes them."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: str | None = None
@@ -72,7 +72,16 @@ def run(arguments: list[str]) -> int:
                 f"{len(variations) - 1}, got {options.index}"
             )
         chosen = variations[options.index]
-        return train_in(chosen.config, chosen.workdir, options.allow_changes, options.job)
+        start_job(options.job, stops=True, run=chosen.workdir)
+        from jaxcls.training.loop import train
+
+        outcome = train(
+            chosen.config,
+            chosen.workdir,
+            allow_changes=options.allow_changes,
+            log_all_processes=options.job.log_all_processes,
+        )
+        return report_outcome(outcome, chosen.workdir)
     finished = _check(variations, allow_changes=options.allow_changes)
     train_one = [sys.executable, "-m", "jaxcls", "sweep", *arguments, "--index"]
     return _train_all(variations, finished, train_one)
@@ -126,10 +135,10 @@ def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool
 
     def check(variation: Variation) -> tuple[Config, bool]:
         run = run_path(variation.workdir)
-        info, source, _ = open_experiment(variation.config, run)
-        config = info.config
-        make_optimizer(config.optimizer, make_plan(config, len(source)).learning_rate)
-        changes = changes_of(run, info, allow_changes=allow_changes)
+        experiment = open_experiment(variation.config, run)
+        config = experiment.config
+        make_optimizer(config.optimizer, make_plan(config, len(experiment.source)).learning_rate)
+        changes = changes_of(run, experiment.info, allow_changes=allow_changes)
         state = recorded_state(run)
         return config, not changes and state is not None and state.state == "finished"
 
@@ -160,8 +169,7 @@ def _train_all(
             status = child.run([*train_one, str(number)])
             if status == EXIT_STOPPED or child.stopped:
                 print(
-                    f"the sweep was stopped at {variation.name}; the same command goes on from "
-                    f"there",
+                    f"the sweep was stopped at {variation.name}; the same command resumes it",
                     file=sys.stderr,
                 )
                 return EXIT_STOPPED

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -20,17 +20,20 @@ from jaxcls.system.early_signals import EXIT_STOPPED, ignore_signals
 from jaxcls.system.paths import run_path
 from jaxcls.system.shell import command, path_word
 
+if TYPE_CHECKING:
+    from jaxcls.training.loop import Outcome
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Train:
-    """Trains the network that CONFIG describes, or goes on where the run stopped."""
+    """Trains the network that CONFIG describes, or resumes the run."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     workdir: str | None = None
-    """Directory of the run, or gs://BUCKET/FOLDER; made if it is not there (None: runs/CONFIG, with
-    the fields that the command line changes)."""
+    """Directory of the run, or gs://BUCKET/FOLDER; made if it does not exist (None: runs/CONFIG,
+    with the fields that the command line changes in its name)."""
     allow_changes: bool = False
-    """Go on with a run although fields that decide its result have changed."""
+    """Resume a run although fields that decide its result have changed."""
     profile: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
     """Write a profile of this many steps, after the first ones, to the run's folder `profile`."""
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
@@ -45,41 +48,32 @@ def run(arguments: list[str]) -> int:
     if workdir is None:
         workdir = workdir_of(name, [(written, config)])
     workdir = str(run_path(workdir))
-    return train_in(config, workdir, options.allow_changes, options.job, profile=options.profile)
-
-
-def train_in(
-    config: Config, workdir: str, allow_changes: bool, job: JobOptions, *, profile: int = 0
-) -> int:
-    """Trains in a directory; returns the exit status.
-
-    Args:
-      config: the experiment.
-      workdir: the directory of the run.
-      allow_changes: as `--allow-changes`.
-      job: the place of this process in a job.
-      profile: as `--profile`.
-    """
-    start_job(job, stops=True, run=workdir)
-    from jaxcls.distributed.agree import is_main_process
+    start_job(options.job, stops=True, run=workdir)
     from jaxcls.training.loop import train
 
     outcome = train(
         config,
         workdir,
-        allow_changes=allow_changes,
-        log_all_processes=job.log_all_processes,
-        profile_steps=profile,
+        allow_changes=options.allow_changes,
+        log_all_processes=options.job.log_all_processes,
+        profile_steps=options.profile,
     )
+    return report_outcome(outcome, workdir)
+
+
+def report_outcome(outcome: "Outcome", workdir: str) -> int:
+    """Tells the user how the training in a directory ended; returns the exit status."""
+    from jaxcls.distributed.agree import is_main_process  # imports jax
+
     if outcome.stopped_by:
         ignore_signals()
         print(
             f"stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.num_steps}, "
-            f"which is saved; the same command goes on from there",
+            f"which is saved; the same command resumes the run",
             file=sys.stderr,
         )
         return EXIT_STOPPED
     if is_main_process():
-        print(f"the run lies in {workdir}; evaluate it with:")
+        print(f"the run is in {workdir}; evaluate it with:")
         print(f"  {command('evaluate', path_word(workdir))}")
     return 0

@@ -452,7 +452,7 @@ def _check_rules(config: Config) -> None:
             f"schedule.warmup, schedule.hold: shares of the same steps, so together at most 1, "
             f"got {schedule.warmup} + {schedule.hold}"
         )
-    batch_size, micro_batches = config.data.batch_size, config.optimizer.micro_batches
+    batch_size = config.data.batch_size
     if batch_size % config.data.repeats:
         raise ConfigError(
             f"data.repeats: {config.data.repeats} does not divide data.batch_size {batch_size}"
@@ -461,10 +461,6 @@ def _check_rules(config: Config) -> None:
         raise ConfigError(
             "data.cache_gib, data.num_workers: worker processes share no memory; with a cache, "
             "leave num_workers at 0"
-        )
-    if batch_size % micro_batches:
-        raise ConfigError(
-            f"optimizer.micro_batches: {micro_batches} does not divide data.batch_size {batch_size}"
         )
     if 0 < config.data.crop_fraction < 0.01:
         raise ConfigError(
@@ -484,17 +480,42 @@ def _check_rules(config: Config) -> None:
             f"repeats of an image, which stand {batch_size // config.data.repeats} rows apart "
             f"(data.batch_size / data.repeats)"
         )
-    if mix and (batch_size // micro_batches) % mix.group_size:
+    check_batch(config)
+
+
+def check_batch(config: Config, num_devices: int = 1) -> None:
+    """Checks that the batch splits evenly over devices, micro-batches and groups of examples.
+
+    Args:
+      config: the experiment.
+      num_devices: the devices that share a batch; 1 checks what holds on any number of them.
+
+    Raises:
+      ConfigError: names the field and, for the batch size, the nearest sizes that work.
+    """
+    batch_size, micro_batches = config.data.batch_size, config.optimizer.micro_batches
+    parts = num_devices * micro_batches
+    if batch_size % parts:
+        over = [f"{num_devices} devices"] * (num_devices > 1)
+        over += [f"{micro_batches} micro-batches"] * (micro_batches > 1)
+        smaller, larger = batch_size // parts * parts, -(-batch_size // parts) * parts
+        sizes = f"{smaller} or {larger}" if smaller else str(larger)
+        raise ConfigError(
+            f"data.batch_size: {batch_size} does not split evenly over {' x '.join(over)}; use "
+            f"{sizes}"
+        )
+    examples = batch_size // parts
+    where = "of a micro-batch" if num_devices == 1 else "that a device has in a micro-batch"
+    mix, group = mix_of(config.augment), config.model.batch_norm
+    if mix and examples % mix.group_size:
         raise ConfigError(
             f"augment.{len(config.augment) - 1}.group_size: groups of {mix.group_size} do not "
-            f"divide the {batch_size // micro_batches} examples of a micro-batch "
-            f"(data.batch_size / optimizer.micro_batches)"
+            f"divide the {examples} examples {where}; use a divisor of {examples}"
         )
-    group = config.model.batch_norm
-    if group != "global" and (batch_size // micro_batches) % group:
+    if group != "global" and examples % group:
         raise ConfigError(
-            f"model.batch_norm: groups of {group} do not divide the {batch_size // micro_batches} "
-            f"examples of a micro-batch (data.batch_size / optimizer.micro_batches)"
+            f"model.batch_norm: groups of {group} do not divide the {examples} examples {where}; "
+            f"use a divisor of {examples}"
         )
 
 

@@ -9,9 +9,46 @@ from typing import Any, Self
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxcls.data.batches import HostBatch
+from jaxcls.config import DataConfig
+from jaxcls.data.batches import HostBatch, train_batches
+from jaxcls.data.source import Source
+from jaxcls.distributed.mesh import split_by_example
 from jaxcls.system.errors import DataError
+
+BATCH_FIELDS = ("images", "sizes", "labels")  # what a training step takes
+
+
+@contextlib.contextmanager
+def device_batches(
+    source: Source,
+    data: DataConfig,
+    *,
+    seed: int,
+    mesh: Mesh,
+    start: int = 0,
+    on_wait: Callable[[], None] = lambda: None,
+) -> Iterator[Iterator[dict[str, jax.Array]]]:
+    """Training batches on the devices of all processes, made ahead of their use.
+
+    Args:
+      source: the training data.
+      data: how it is read and batched.
+      seed: decides the order of the examples.
+      mesh: the devices, over which each batch is split by example.
+      start: the number of the first batch, counted from 0.
+      on_wait: as for `to_device`.
+
+    Yields:
+      An endless iterator of {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2],
+      "labels": int32 [batch]}. Leaving the `with` closes it.
+    """
+    sharding = split_by_example(mesh)
+    rows = process_rows(sharding, data.batch_size)
+    host_batches = train_batches(source, data, seed=seed, rows=rows, start=start)
+    with to_device(host_batches, sharding, depth=data.prefetch, on_wait=on_wait) as batches:
+        yield ({name: batch[name] for name in BATCH_FIELDS} for batch in batches)
 
 
 def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:

@@ -15,8 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jaxcls.config import Config, ParallelConfig
-from jaxcls.config.augment import mix_of
+from jaxcls.config import ParallelConfig
 from jaxcls.config.decoding import ConfigError
 from jaxcls.distributed.agree import num_processes
 from jaxcls.system.errors import UserError
@@ -160,33 +159,3 @@ def replicated_bytes(tree: Any) -> int:
 def copy_to_all(tree: Any, mesh: Mesh) -> Any:
     """Copies arrays that each process has whole to every device of a mesh."""
     return jax.device_put(jax.device_get(tree), replicated(mesh))
-
-
-def check_divisible(config: Config, num_devices: int) -> None:
-    """Checks what the batch must be a multiple of on this many devices.
-
-    Raises:
-      ConfigError: names the field and the nearest sizes that work.
-    """
-    batch_size, micro_batches = config.data.batch_size, config.optimizer.micro_batches
-    parts = num_devices * micro_batches
-    if batch_size % parts:
-        smaller, larger = batch_size // parts * parts, -(-batch_size // parts) * parts
-        sizes = f"{smaller} or {larger}" if smaller else str(larger)
-        raise ConfigError(
-            f"data.batch_size: {batch_size} does not split evenly over {num_devices} devices"
-            + (f" x {micro_batches} micro-batches" if micro_batches > 1 else "")
-            + f"; use {sizes}"
-        )
-    mix = mix_of(config.augment)
-    if mix and (batch_size // parts) % mix.group_size:
-        raise ConfigError(
-            f"augment.{len(config.augment) - 1}.group_size: groups of {mix.group_size} do not "
-            f"divide the {batch_size // parts} examples that a device has in a micro-batch"
-        )
-    group = config.model.batch_norm
-    if group != "global" and (batch_size // parts) % group:
-        raise ConfigError(
-            f"model.batch_norm: groups of {group} do not divide the {batch_size // parts} examples "
-            f"that a device has in a micro-batch; use a divisor of {batch_size // parts}"
-        )

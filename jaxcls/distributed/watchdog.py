@@ -111,7 +111,7 @@ def _where(progress: Progress) -> str:
 class Watchdog:
     """Inside the `with`, ends this process with status 1 when one of the job is gone or stuck.
 
-    Does nothing where there is one process. `moved` is called at the same places in all processes.
+    Does nothing where there is one process. All processes call `note_progress` at the same places.
     """
 
     def __init__(self, *, stuck_after: float):

@@ -1,6 +1,7 @@
 """How fast the parts of a training run: data, augmentation, step, and all together."""
 
 import dataclasses
+import functools
 import itertools
 import statistics
 import time
@@ -13,11 +14,11 @@ import numpy as np
 
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
+from jaxcls.data.device import device_batches
 from jaxcls.data.sources import Source, open_source
 from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.training.build import Training, build_training
-from jaxcls.training.loop import device_batches
 from jaxcls.training.losses import soft_labels
 
 IMAGENET_CLASSES, IMAGENET_EXAMPLES = 1000, 1_281_167  # of the training split
@@ -133,9 +134,13 @@ def _rates(
         "step": _median_seconds(lambda: train_step(batch), seconds),
     }
     if source is not None:
-        with device_batches(training, source, start=0) as batches:
+        config = training.config
+        read = functools.partial(
+            device_batches, source, config.data, seed=config.seed, mesh=training.mesh
+        )
+        with read() as batches:
             seconds_a_step["data"] = _median_seconds(lambda: next(batches), seconds, mean=True)
-        with device_batches(training, source, start=0) as batches:
+        with read() as batches:
             seconds_a_step["end_to_end"] = _median_seconds(
                 lambda: train_step(next(batches)), seconds, mean=True
             )

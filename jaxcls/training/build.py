@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxcls.config import Config
+from jaxcls.config import Config, check_batch
 from jaxcls.config.progressive import image_size_at
-from jaxcls.distributed.mesh import check_divisible, split_by_example
+from jaxcls.distributed.mesh import split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import Variables, model_from_config, variables_template
@@ -110,7 +110,7 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
     Raises:
       ConfigError: a field that does not fit the devices or the data, or an unknown name.
     """
-    check_divisible(config, mesh.size)
+    check_batch(config, mesh.size)
     model = model_from_config(config, num_classes=num_classes)
     plan = make_plan(config, num_examples)
     params = variables_template(model, image_size=config.data.image_size)["params"]

@@ -1,4 +1,4 @@
-"""The compiled training steps of a run, one an image size, each ready when its stage begins."""
+"""The compiled training steps of a run: one for each image size, ready when its stage begins."""
 
 import threading
 from collections.abc import Callable
@@ -6,29 +6,33 @@ from concurrent.futures import Future
 
 from jaxcls.config.progressive import stage_of
 from jaxcls.distributed.job import COMPILER
+from jaxcls.distributed.watchdog import COMPILING, Watchdog
 from jaxcls.training.build import CompiledStep, Training
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import Batch, Metrics
 
+TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
 
 class CompiledSteps:
-    """The compiled training step of each image size, compiled once and ahead of its stage.
+    """Compiles the step of each image size once, while the stage before it trains.
 
-    A stage's begin starts the compile of the next stage's step, in a thread: the compiler does not
-    hold Python's lock, so training goes on.
+    The compiler runs in a thread of its own and does not hold Python's lock, so training continues.
+    Steps count from 0 here.
     """
 
     def __init__(self, training: Training):
         self._training = training
         self._compiling: dict[int, Future[CompiledStep]] = {}
-        self._entered: set[int] = set()
+        self._stage: int | None = None
+        self._announced: set[int] = set()
 
-    def begin(self, step: int) -> Future[CompiledStep]:
-        """Starts to compile what the step, counted from 0, needs."""
+    def start_compiling(self, step: int) -> Future[CompiledStep]:
+        """Starts to compile what `step` needs, unless that has been started before."""
         size = self._training.image_size_at(step)
         if size not in self._compiling:
             self._compiling[size] = compiling = Future()
-            # A daemon, so that what ends the training need not wait for what it no longer needs.
+            # A daemon, so that the end of the training does not wait for a compile.
             threading.Thread(
                 target=_fulfil,
                 args=(compiling, lambda: self._training.compile_step(size)),
@@ -37,22 +41,38 @@ class CompiledSteps:
             ).start()
         return self._compiling[size]
 
-    def enter(
-        self, step: int, *, say: Callable[[str], None]
-    ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        """The program of the stage that the step, counted from 0, is in; starts the next one's."""
+    def for_step(self, step: int, *, watchdog: Watchdog, say: Callable[[str], None]) -> TrainStep:
+        """Returns the compiled step of the stage that `step` is in.
+
+        At the first call in a stage, waits until its step is compiled and starts to compile that of
+        the next stage.
+
+        Args:
+          step: the step to take.
+          watchdog: told that this process compiles, which may take long.
+          say: tells the user which stage begins, and how long compiling took.
+        """
+        ends = self._training.plan.stage_ends
+        stage = stage_of(step, ends)
+        if stage != self._stage:
+            self._stage = stage
+            watchdog.note_progress(step, COMPILING)
+            compiled = self.start_compiling(step).result()
+            self._announce(step, compiled, say)
+            self.start_compiling(ends[stage])
+            self._program = compiled.program
+        return self._program
+
+    def _announce(self, step: int, compiled: CompiledStep, say: Callable[[str], None]) -> None:
         size, ends = self._training.image_size_at(step), self._training.plan.stage_ends
-        compiled = self.begin(step).result()
         if len(ends) > 1:
             say(f"stage {stage_of(step, ends) + 1} of {len(ends)}: {size} px from step {step + 1}")
-        if size not in self._entered:
-            self._entered.add(size)
+        if size not in self._announced:
+            self._announced.add(size)
             say(
                 f"compiled the training step: {compiled.trace_seconds:.1f} s tracing, "
                 f"{compiled.compile_seconds:.1f} s compiling"
             )
-        self.begin(ends[stage_of(step, ends)])
-        return compiled.program
 
 
 def _fulfil[T](future: Future[T], work: Callable[[], T]) -> None:

@@ -17,8 +17,11 @@ from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import replicated, split_by_example
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import Variables
+from jaxcls.training.build import Training
 from jaxcls.training.losses import LOSSES, soft_labels
+from jaxcls.training.meter import require_finite
 from jaxcls.training.metrics import count_hits
+from jaxcls.training.state import TrainState
 from jaxcls.training.step import normalize
 
 EvalStep = Callable[[Variables, Mapping[str, Array]], dict[str, Array]]
@@ -103,6 +106,41 @@ def evaluate_split(
     """
     batches = each_batch(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
     return average(batches, source, data)
+
+
+def make_evaluate(
+    training: Training, source: Source, *, before_batch: Callable[[int], None]
+) -> Callable[[int, TrainState], dict[str, float]]:
+    """Makes `(step, state) -> metrics`: the evaluation of a training's state on a split.
+
+    Where the state has moving averages, they are evaluated; the metrics of the parameters as the
+    last step left them are then raw_loss, raw_top1 and raw_top5.
+
+    Args:
+      training: the training.
+      source: the evaluation split.
+      before_batch: called with the step before each batch; what it raises ends the evaluation.
+
+    Raises:
+      DivergedError: raised by the result if the loss is not finite.
+    """
+    config, mesh = training.config, training.mesh
+    eval_step = make_eval_step(training.model, loss=config.loss.name, mesh=mesh)
+
+    def evaluate(step: int, state: TrainState) -> dict[str, float]:
+        def sums_of(variables: Variables, batch: Mapping[str, Array]) -> dict[str, Array]:
+            before_batch(step)
+            sums = eval_step(variables, batch)
+            if state.ema is None:
+                return sums
+            raw = eval_step(state.variables, batch)
+            return sums | {f"raw_{name}": raw[name] for name in ("loss", "top1", "top5")}
+
+        metrics = evaluate_split(sums_of, state.eval_variables, source, config.data, mesh=mesh)
+        require_finite(step, "evaluation loss", metrics["loss"])
+        return metrics
+
+    return evaluate
 
 
 def each_batch[T](

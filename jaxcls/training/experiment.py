@@ -1,8 +1,10 @@
-"""What a training works on: its record, with the config resolved, and its two splits."""
+"""What a training works on: its config with every field filled in, and its two splits."""
 
 import dataclasses
+from typing import Any
 
-from jaxcls.config import Config
+from jaxcls.config import Config, encode
+from jaxcls.config.decoding import flatten
 from jaxcls.data.source import Source
 from jaxcls.data.sources import open_source
 from jaxcls.pretrained.resolve import info_for, resolve
@@ -10,14 +12,44 @@ from jaxcls.runs.directory import RunInfo, recorded_info
 from jaxcls.system.paths import RunPath
 
 
-def open_experiment(config: Config, run: RunPath) -> tuple[RunInfo, Source, Source]:
-    """What a training in `run` works on: its record, with the config resolved, and its two splits.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What a training works on.
+
+    Attributes:
+      info: the record of the run, with the config resolved.
+      source: the training split.
+      eval_source: the evaluation split.
+      recorded: the record that an earlier training left in the run's directory, if there was one.
+    """
+
+    info: RunInfo
+    source: Source
+    eval_source: Source
+    recorded: RunInfo | None
+
+    @property
+    def config(self) -> Config:
+        """The config with every field filled in."""
+        return self.info.config
+
+    def facts(self) -> dict[str, Any]:
+        """What must be the same in all processes of a job, each fact by its name."""
+        described = self.info.to_json()
+        del described["config"]
+        config = flatten(encode(self.config))
+        return {**described, "evaluation data": self.eval_source.identity, **config}
+
+
+def open_experiment(config: Config, run: RunPath) -> Experiment:
+    """Opens what a training in the directory `run` works on.
 
     Raises:
       UserError: the run's record is damaged, or the network, the weights or the data of the config
         cannot be used.
     """
-    weights = info_for(config, recorded=recorded_info(run))
+    recorded = recorded_info(run)
+    weights = info_for(config, recorded=recorded)
     config = resolve(config, weights)
     source = open_source(config.data, config.data.train_split)
     eval_source = open_source(config.data, config.data.eval_split)
@@ -27,4 +59,4 @@ def open_experiment(config: Config, run: RunPath) -> tuple[RunInfo, Source, Sour
         data=source.identity,
         weights=weights and dataclasses.replace(weights, class_names=None),
     )
-    return info, source, eval_source
+    return Experiment(info=info, source=source, eval_source=eval_source, recorded=recorded)

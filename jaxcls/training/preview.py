@@ -1,6 +1,6 @@
 """A few training images as the network gets them, for people to look at."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -93,3 +93,11 @@ def first_augmented(
         first=shards["labels"].index[0].start or 0,
     )
     return np.asarray(images[:count])
+
+
+def showing_first[T](batches: Iterator[T], show: Callable[[T], None]) -> Iterator[T]:
+    """The same batches; `show` is called with the first one, before it is handed out."""
+    first = next(batches)
+    show(first)
+    yield first
+    yield from batches

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.config.progressive import progress
+from jaxcls.data.device import BATCH_FIELDS
 from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
 from jaxcls.distributed.precision import traced_for
@@ -26,8 +27,6 @@ from jaxcls.training.state import TrainState, update_ema
 PyTree = Any
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
-
-BATCH_FIELDS = ("images", "sizes", "labels")
 
 
 def make_train_step(

@@ -273,7 +273,7 @@ def test_overrides_change_the_config_that_is_trained(run: Run, fake_train: FakeT
     )
     assert result.status == 0
     assert result.out.splitlines()[-2:] == [
-        "the run lies in elsewhere; evaluate it with:",
+        "the run is in elsewhere; evaluate it with:",
         "  jaxcls evaluate elsewhere",
     ]
     ((config, workdir, allow_changes),) = fake_train.calls
@@ -373,7 +373,7 @@ def test_an_unknown_or_mistyped_override_is_explained(
         (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate: must be finite, got nan"),
         (["--num-epochs", "3"], "num_epochs, num_steps: give exactly one of the two"),
         (["--num-steps", "None"], "num_epochs, num_steps: give exactly one of the two"),
-        (["--optimizer.micro-batches", "3"], "optimizer.micro_batches: 3 does not divide"),
+        (["--optimizer.micro-batches", "3"], "evenly over 3 micro-batches"),
         (["--model.batch-norm", "5"], "model.batch_norm: groups of 5 do not divide the 32"),
         (["--schedule.warmup", "0.7"], "schedule.warmup, schedule.hold: shares of the same steps"),
     ],
@@ -452,8 +452,7 @@ def test_a_training_stopped_by_a_signal_ends_in_status_75(run: Run, fake_train: 
     result = run("train", "tiny.py")
     assert (result.status, result.out) == (75, "")
     assert result.err == (
-        "stopped by SIGTERM after step 7 of 12, which is saved; "
-        "the same command goes on from there\n"
+        "stopped by SIGTERM after step 7 of 12, which is saved; the same command resumes the run\n"
     )
 
 

@@ -174,7 +174,7 @@ def test_a_stop_ends_the_sweep(children: FakeChildren, capsys: pytest.CaptureFix
     assert main(["sweep", "seeds.py"]) == 75
     assert children.indices == [0, 1]
     assert capsys.readouterr().err == (
-        "the sweep was stopped at seed=1; the same command goes on from there\n"
+        "the sweep was stopped at seed=1; the same command resumes it\n"
     )
 
 

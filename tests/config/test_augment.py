@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcls.config import Config, DataConfig, OptimizerConfig, changed_fields, decode, encode
+from jaxcls.config import (
+    Config,
+    DataConfig,
+    OptimizerConfig,
+    changed_fields,
+    check_batch,
+    decode,
+    encode,
+)
 from jaxcls.config.augment import (
     AUGMIX_OPS,
     GUIDE_OPS,
@@ -30,7 +38,6 @@ from jaxcls.config.augment import (
     mix_of,
 )
 from jaxcls.config.decoding import ConfigError
-from jaxcls.distributed.mesh import check_divisible
 
 OPS: tuple[OpName, ...] = get_args(OpName)
 
@@ -292,13 +299,13 @@ def test_groups_divide_a_micro_batch() -> None:
 
 def test_groups_stay_on_one_device() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_divisible(grouped(8, micro_batches=2), 8)
+        check_batch(grouped(8, micro_batches=2), 8)
     assert str(caught.value) == (
         "augment.2.group_size: groups of 8 do not divide the 4 examples that a device has in a "
-        "micro-batch"
+        "micro-batch; use a divisor of 4"
     )
-    check_divisible(grouped(4, micro_batches=2), 8)
-    check_divisible(grouped(8, micro_batches=2), 4)
+    check_batch(grouped(4, micro_batches=2), 8)
+    check_batch(grouped(8, micro_batches=2), 4)
 
 
 # --- Saved runs ----------------------------------------------------------------------------------

@@ -309,7 +309,7 @@ def test_warmup_and_hold_share_the_steps() -> None:
 
 def test_micro_batches_divide_the_batch() -> None:
     message = error_of(valid(**{"data.batch_size": 64, "optimizer.micro_batches": 3}))
-    assert message == "optimizer.micro_batches: 3 does not divide data.batch_size 64"
+    assert message == "data.batch_size: 64 does not split evenly over 3 micro-batches; use 63 or 66"
 
 
 def test_repeats_divide_the_batch() -> None:

@@ -26,12 +26,12 @@ from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig, load
 from jaxcls.data import tfds_prepare, tfds_stand_in
 from jaxcls.data.batches import train_batches
 from jaxcls.data.decode import decode_image
+from jaxcls.data.device import device_batches
 from jaxcls.data.sources import open_source, prepare_source
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models.registry import SPECS
 from jaxcls.system.errors import DataError
 from jaxcls.training.build import Training, build_training
-from jaxcls.training.loop import device_batches
 
 ROOT = Path(__file__).parents[2]
 
@@ -334,7 +334,7 @@ def test_its_config_reads_it_and_a_network_trains_a_step(
     assert len(rest) > 0
     with contextlib.closing(train_batches(source, data, seed=0, rows=range(8))) as batches:
         assert next(batches)["images"].shape == (8, data.canvas_size, data.canvas_size, 3)
-    with device_batches(training, source, start=0) as on_device:
+    with device_batches(source, data, seed=0, mesh=training.mesh) as on_device:
         state, metrics = training.step(training.init(), next(on_device))
     assert int(state.step) == 1
     assert np.isfinite(float(metrics["loss"]))

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, PartitionSpec
 
-from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig, check_batch
 from jaxcls.config.decoding import ConfigError
 from jaxcls.distributed import mesh
-from jaxcls.distributed.mesh import check_divisible, make_mesh, replicated, split_by_example
+from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
 
 
 def config_of(batch_size: int, micro_batches: int = 1, batch_norm: int | None = None) -> Config:
@@ -66,19 +66,19 @@ def test_a_batch_that_does_not_split_is_refused_with_sizes_that_do(
     batch_size: int, micro_batches: int, message: str
 ) -> None:
     with pytest.raises(ConfigError) as caught:
-        check_divisible(config_of(batch_size, micro_batches), 8)
+        check_batch(config_of(batch_size, micro_batches), 8)
     assert str(caught.value) == message
 
 
 def test_batch_norm_groups_stay_on_one_device() -> None:
     with pytest.raises(ConfigError) as caught:
-        check_divisible(config_of(64, 2, batch_norm=8), 8)
+        check_batch(config_of(64, 2, batch_norm=8), 8)
     assert str(caught.value) == (
         "model.batch_norm: groups of 8 do not divide the 4 examples that a device has in a "
         "micro-batch; use a divisor of 4"
     )
-    check_divisible(config_of(64, 2, batch_norm=4), 8)
-    check_divisible(config_of(64, 2, batch_norm=8), 4)
+    check_batch(config_of(64, 2, batch_norm=4), 8)
+    check_batch(config_of(64, 2, batch_norm=8), 4)
 
 
 @pytest.mark.parametrize(
@@ -113,13 +113,13 @@ def test_the_sizes_that_are_advised_work_and_enclose_the_one_that_does_not(
     batch_size: int, num_devices: int, micro_batches: int
 ) -> None:
     try:
-        check_divisible(config_of(batch_size, micro_batches), num_devices)
+        check_batch(config_of(batch_size, micro_batches), num_devices)
     except ConfigError as error:
         advised = [int(size) for size in str(error).rpartition("use ")[2].split(" or ")]
         assert batch_size % (num_devices * micro_batches)
         assert max(advised) - batch_size < num_devices * micro_batches
         assert len(advised) == 1 or advised[0] < batch_size < advised[1]
         for size in advised:
-            check_divisible(config_of(size, micro_batches), num_devices)
+            check_batch(config_of(size, micro_batches), num_devices)
     else:
         assert batch_size % (num_devices * micro_batches) == 0

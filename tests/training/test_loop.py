@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import pytest
 
 from jaxcls.commands.common import checked_data
 from jaxcls.config import Config, ScheduleConfig, encode
+from jaxcls.data import device
 from jaxcls.data.batches import train_batches
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.distributed.stop_signals import StopSignals
@@ -27,7 +28,7 @@ from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 from jaxcls.runs.directory import RunError, RunInfo, RunState, checkpoint_dir, recorded_state
 from jaxcls.runs.reporter import Reporter, read_metrics
 from jaxcls.system.errors import DataError, UserError
-from jaxcls.training import loop
+from jaxcls.training import evaluation, loop
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.meter import DivergedError
@@ -122,24 +123,27 @@ def test_a_signal_ends_a_wait_for_data_that_hang(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hangs, free, statuses = threading.Event(), threading.Event(), []
-    stop_waiting = loop.Run._stop_waiting
+    device_batches = loop.device_batches
 
     def five_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
         yield from itertools.islice(train_batches(*args, **kwargs), 5)
         hangs.set()
         free.wait(60)
 
-    def signal_and_ask(run: loop.Run) -> None:
-        if hangs.is_set():
-            signal.raise_signal(signal.SIGTERM)
-        stop_waiting(run)
+    def signalled(*args: Any, on_wait: Callable[[], None], **kwargs: Any) -> Any:
+        def signal_and_ask() -> None:
+            if hangs.is_set():
+                signal.raise_signal(signal.SIGTERM)
+            on_wait()
+
+        return device_batches(*args, on_wait=signal_and_ask, **kwargs)
 
     def note_end(status: int, _: str) -> None:
         statuses.append(status)
         free.set()
 
-    monkeypatch.setattr(loop, "train_batches", five_batches)
-    monkeypatch.setattr(loop.Run, "_stop_waiting", signal_and_ask)
+    monkeypatch.setattr(device, "train_batches", five_batches)
+    monkeypatch.setattr(loop, "device_batches", signalled)
     monkeypatch.setattr(loop, "HANGING_SECONDS", 0.1)
     monkeypatch.setattr(loop, "end_now", note_end)
     outcome = train(tiny_config, tmp_path, mesh=one_device())
@@ -281,7 +285,7 @@ def test_data_that_cannot_be_used_loses_no_step(
                 raise DataError("record 3 cannot be decoded")
             yield batch
 
-    monkeypatch.setattr(loop, "train_batches", batches)
+    monkeypatch.setattr(device, "train_batches", batches)
     with pytest.raises(UserError, match=r"^record 3 cannot be decoded\n.*; fix it") as error:
         train(tiny_config, tmp_path, mesh=one_device())
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
@@ -293,7 +297,7 @@ def test_data_that_cannot_be_used_loses_no_step(
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings that end where their steps begin, so that nothing is compiled for them."""
-    monkeypatch.setattr(loop.Run, "advance", lambda *_: Outcome(1, 1, {}, None))
+    monkeypatch.setattr(loop, "take_steps", lambda *_, **__: Outcome(1, 1, {}, None))
     monkeypatch.setattr(Training, "compile_step", lambda *_: None)
 
 
@@ -301,11 +305,11 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_fails_waits_for_a_process_that_leaves_before_it_is_recorded(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("connection closed by peer")
 
     states: list[RunState | None] = []
-    monkeypatch.setattr(loop.Run, "advance", fail)
+    monkeypatch.setattr(loop, "take_steps", fail)
     monkeypatch.setattr(
         StopSignals, "finish_leaving", lambda *_: states.append(recorded_state(tmp_path))
     )
@@ -359,7 +363,7 @@ def test_an_evaluation_that_is_not_finite_stops_the_run_before_the_save(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = {"loss": float("nan"), "top1": 0.0, "top5": 0.0, "num_examples": 355}
-    monkeypatch.setattr(loop, "evaluate", lambda *_, **__: broken)
+    monkeypatch.setattr(evaluation, "evaluate_split", lambda *_, **__: broken)
     with pytest.raises(DivergedError, match=r"^evaluation loss is nan at step 4; nothing was"):
         train(tiny_config, tmp_path, mesh=one_device())
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:

@@ -89,10 +89,10 @@ def test_the_run_is_given_back_at_the_end(
     assert writer is not None
     assert writer.ended is not None
 
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop.Run, "advance", fail)
+    monkeypatch.setattr(loop, "take_steps", fail)
     longer = dataclasses.replace(tiny_config, num_steps=16)
     with pytest.raises(KeyboardInterrupt):
         train(longer, finished, mesh=mesh, allow_changes=True)

@@ -6,11 +6,11 @@ import pytest
 
 from jaxcls.config import Config
 from jaxcls.config.augment import Mix, RandAugment, RandomCrop
+from jaxcls.data.device import device_batches
 from jaxcls.data.sources import open_source
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.pictures.gallery import augmentation_rows
 from jaxcls.training.build import build_training
-from jaxcls.training.loop import device_batches
 from jaxcls.training.preview import first_augmented
 
 
@@ -26,7 +26,7 @@ def test_it_shows_the_first_rows_of_the_step(tiny_config: Config, devices: int) 
         num_examples=len(source),
         mesh=make_mesh(jax.devices()[:devices]),
     )
-    with device_batches(training, source, start=0) as batches:
+    with device_batches(source, config.data, seed=config.seed, mesh=training.mesh) as batches:
         images = first_augmented(
             config,
             next(batches),

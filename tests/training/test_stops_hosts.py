@@ -29,7 +29,7 @@ from jaxcls.data.device import DeviceBatches
 from jaxcls.system.errors import DataError
 from jaxcls.models import registry
 from jaxcls.models.efficientnet import ModelSpec, BlockSpec
-from jaxcls.training import loop
+from jaxcls.training import evaluation
 from jaxcls.training.build import Training
 from jaxcls.training.meter import Meter
 
@@ -54,13 +54,13 @@ if trouble:
 if trouble == "compile":
     before(Training, "compile_step", lambda _: time.sleep(60))
 if trouble == "evaluation":
-    make = loop.make_eval_step
+    make = evaluation.make_eval_step
     def make_slow(*args, **kwargs):
         class Step:
             run = staticmethod(make(*args, **kwargs))
         before(Step, "run", lambda _: time.sleep(0.3))
         return Step.run
-    loop.make_eval_step = make_slow
+    evaluation.make_eval_step = make_slow
 if trouble == "save":
     before(Checkpoints, "_finish", lambda _: time.sleep(3))
 if trouble == "stuck" and process == "1":

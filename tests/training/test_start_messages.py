@@ -6,8 +6,8 @@ import pytest
 
 from jaxcls.config import Config, DataConfig
 from jaxcls.runs.directory import RunInfo
-from jaxcls.training.resume_warnings import epoch_warning
 from jaxcls.training.schedules import make_plan
+from jaxcls.training.start_messages import epoch_warning
 
 ANEW = (
     "the data order is now that of a run started with the new values, so some images of this epoch "
@@ -77,4 +77,4 @@ def test_another_order_is_told() -> None:
 def test_a_training_that_is_over_by_the_new_count_says_so() -> None:
     text = warning(info(), info(batch_size=50))
     assert text is not None
-    assert text.endswith("the training has 8 steps now, of which none is left")
+    assert text.endswith("the training has 8 steps now, so none is left")

@@ -1,4 +1,4 @@
-"""Puts the parts of a training together: what training, benchmarks and compile reports share."""
+"""Builds the parts of a training, which training, benchmarks and rehearsals share."""
 
 import dataclasses
 import functools
@@ -24,17 +24,17 @@ from jaxcls.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """A config made concrete for a number of examples, classes and devices.
+    """The parts of a training: what a config means for a number of examples, classes and devices.
 
     Attributes:
-      config: what all this follows from.
+      config: the config that all parts follow from.
       mesh: the devices.
       model: the network.
-      plan: length and learning rate.
+      plan: the length of the training and its learning rate.
       steps: for each image size of the training, in rising order, the jitted
-        `(state, batch) -> (state, metrics)`; it donates the state (`make_train_step`).
-      first_state: the jitted `(given) -> state`, on the mesh (`init_state`).
-      shardings: where each array of the state lies.
+        `(state, batch) -> (state, metrics)`, which donates the state (`make_train_step`).
+      make_state: the jitted `(given) -> state` on the mesh (`init_state`).
+      shardings: the sharding of each array of the state.
     """
 
     config: Config
@@ -42,21 +42,16 @@ class Training:
     model: EfficientNet
     plan: Plan
     steps: Mapping[int, Any]
-    first_state: Callable[[Variables], TrainState]
+    make_state: Callable[[Variables], TrainState]
     shardings: TrainState
-
-    @property
-    def step(self) -> Any:
-        """The step at the size of evaluation, which is the last and largest."""
-        return self.steps[self.config.data.image_size]
 
     def image_size_at(self, step: int) -> int:
         """Height and width that the network sees at a step, counted from 0."""
         return image_size_at(self.config, step, self.plan.stage_ends)
 
     def init(self, given: Variables | None = None) -> TrainState:
-        """Makes the first state, with the values of the variables that are given."""
-        return self.first_state(given or {})
+        """Makes the state before the first step, with the given values of some variables."""
+        return self.make_state(given or {})
 
     def abstract_state(self) -> Any:
         """Shapes, dtypes and shardings of the state, without making it."""
@@ -67,7 +62,7 @@ class Training:
         )
 
     def abstract_batch(self) -> Any:
-        """Shapes, dtypes and shardings of the arrays that the step takes beside the state."""
+        """Shapes, dtypes and shardings of a training batch, without reading one."""
         data, sharding = self.config.data, split_by_example(self.mesh)
         canvases = (data.batch_size, data.canvas_size, data.canvas_size, 3)
         return {
@@ -77,7 +72,7 @@ class Training:
         }
 
     def compile_step(self, image_size: int | None = None) -> "CompiledStep":
-        """Traces and compiles the step of an image size (None: the largest) for the mesh."""
+        """Traces and compiles the step of one image size (None: the last and largest)."""
         step = self.steps[image_size or self.config.data.image_size]
         start = time.perf_counter()
         lowered = step.lower(self.abstract_state(), self.abstract_batch())
@@ -91,12 +86,13 @@ class Training:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CompiledStep:
-    """The compiled step, and what compiling it took.
+    """A compiled training step, and how long compiling took.
 
     Attributes:
-      program: call it as (state, batch) with the arrays of `abstract_batch`; it donates the state.
+      program: `(state, batch) -> (state, metrics)` for arrays as in `abstract_batch`; it donates
+        the state.
       trace_seconds: from Python to the compiler's input.
-      compile_seconds: from there to machine code.
+      compile_seconds: from the compiler's input to machine code.
     """
 
     program: Any
@@ -105,10 +101,16 @@ class CompiledStep:
 
 
 def build_training(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh) -> Training:
-    """Makes everything that a training of `num_examples` examples in `num_classes` needs.
+    """Builds the training of a config. Nothing is compiled yet.
+
+    Args:
+      config: the experiment, resolved.
+      num_classes: the classes of the training data.
+      num_examples: the number of training examples.
+      mesh: the devices.
 
     Raises:
-      ConfigError: a field that does not fit the devices or the data, or an unknown name.
+      ConfigError: a field does not fit the devices or the data, or names something unknown.
     """
     check_batch(config, mesh.size)
     model = model_from_config(config, num_classes=num_classes)
@@ -122,7 +124,7 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
         factors=rate_factors(config.optimizer, params, model.spec),
         num_steps=plan.num_steps,
     )
-    first_state = functools.partial(
+    make_state = functools.partial(
         traced_for(model.compute_dtype)(init_state),
         model,
         optimizer,
@@ -130,7 +132,7 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
         image_size=config.data.image_size,
         use_ema=config.optimizer.ema_decay > 0,
     )
-    shapes = jax.eval_shape(first_state, {})
+    shapes = jax.eval_shape(make_state, {})
     shardings, update_shardings = state_shardings(shapes, config.parallel, mesh)
     return Training(
         config=config,
@@ -152,6 +154,6 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
             for image_size in dict.fromkeys(config.data.stage_image_sizes)
             or [config.data.image_size]
         },
-        first_state=jax.jit(first_state, out_shardings=shardings),
+        make_state=jax.jit(make_state, out_shardings=shardings),
         shardings=shardings,
     )

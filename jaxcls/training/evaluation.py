@@ -31,8 +31,8 @@ def make_eval_step(model: EfficientNet, *, loss: str, mesh: Mesh) -> EvalStep:
     """Makes the jitted `(variables, batch) -> sums` of loss, top1, top5 and num_examples.
 
     The batch is {"images": uint8 [batch, size, size, 3], "labels": int32 [batch], "mask": bool
-    [batch]}; masked examples count for nothing. The loss is without label smoothing. The variables
-    may lie on the mesh as they like, copied or split.
+    [batch]}; examples whose mask is False are left out. The loss is without label smoothing. The
+    variables may be replicated or sharded.
     """
 
     everywhere, split = replicated(mesh), split_by_example(mesh)
@@ -58,7 +58,7 @@ def eval_sums(logits: Array, labels: Array, mask: Array, *, loss: str) -> dict[s
       logits: [batch, classes].
       labels: class numbers, int [batch].
       mask: bool [batch].
-      loss: as `loss.name` of the config.
+      loss: the loss of the config (`loss.name`).
     """
     losses = LOSSES[loss](logits, soft_labels(labels, logits.shape[-1]))
     return {"loss": jnp.sum(jnp.where(mask, losses, 0)), **count_hits(logits, labels, mask)}
@@ -90,19 +90,19 @@ def evaluate_split(
 ) -> dict[str, float]:
     """Averages over all examples of a split.
 
-    Every process calls this with its own share of the devices, and gets the same result.
+    All processes call this together and get the same result.
 
     Args:
-      eval_step: of `make_eval_step`.
-      variables: the network's, on the mesh.
+      eval_step: the compiled step (`make_eval_step`).
+      variables: the network's variables on the mesh.
       source: the split.
-      data: how its images are brought to the network.
+      data: how its images are preprocessed and batched.
       mesh: the devices.
-      class_map: the network's class of each class of the source (None: they are the same).
+      class_map: for each class of the source, the network's class (None: they are the same).
 
     Returns:
-      loss, top1 and top5 (shares), and num_examples, of which broken images (data.broken "skip")
-      are no part.
+      loss, top1 and top5 (shares), and num_examples, which leaves out broken images (data.broken
+      "skip").
     """
     batches = each_batch(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
     return average(batches, source, data)
@@ -152,15 +152,15 @@ def each_batch[T](
     mesh: Mesh,
     class_map: Sequence[int] | None = None,
 ) -> Iterator[T]:
-    """What `step` makes of each batch of a split, on the host and in the split's order.
+    """Calls `step` with each batch of a split, in order; yields its results on the host.
 
     Args:
-      step: from variables and a batch, as `eval_batches` has it, to arrays that every device holds.
-      variables: the network's, on every device.
+      step: from the variables and a batch (of `eval_batches`) to replicated arrays.
+      variables: the network's variables, replicated.
       source: the split.
-      data: how its images are brought to the network.
+      data: how its images are preprocessed and batched.
       mesh: the devices.
-      class_map: the network's class of each class of the source (None: they are the same).
+      class_map: for each class of the source, the network's class (None: they are the same).
     """
     sharding = split_by_example(mesh)
     batch_size = -(-data.batch_size // mesh.size) * mesh.size
@@ -177,7 +177,7 @@ def each_batch[T](
 def average(
     sums: Iterable[Mapping[str, Array]], source: Source, data: DataConfig
 ) -> dict[str, float]:
-    """From the sums of all batches of a split to what `evaluate` returns."""
+    """Averages the sums of all batches of a split, as `evaluate_split` returns them."""
     totals: dict[str, float] = defaultdict(float)
     for batch_sums in sums:
         for name, value in batch_sums.items():

@@ -1,7 +1,4 @@
-"""What training starts from: the fields that weights decide, and the first values of variables.
-
-Weights are a preset, a file, or a run.
-"""
+"""Initial values of a network: pretrained weights, a new classifier, the share of each class."""
 
 import numpy as np
 
@@ -18,17 +15,17 @@ from jaxcls.runs.restore import restore_run
 def make_initial_values(
     config: Config, model: EfficientNet, source: Source
 ) -> tuple[Variables, str]:
-    """The variables that do not start at random, and what is to be said of them.
+    """Loads the values that a config does not leave to chance; returns them and a message.
 
-    The classifier of the weights is kept where it tells the same classes apart.
+    The classifier of the weights is kept if it is for the same classes as the training data.
 
     Args:
-      config: resolved.
-      model: of the config, for the source's classes.
+      config: the experiment, resolved.
+      model: the network of the config, for the classes of the source.
       source: the training data.
 
     Raises:
-      WeightsError: the weights cannot be had, or do not fit.
+      WeightsError: the weights cannot be loaded, or do not fit the network.
     """
     values: Variables = {}
     lines = []
@@ -47,10 +44,10 @@ def make_initial_values(
 
 
 def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
-    """Logits that predict each class' share of the examples.
+    """The logits with which a network predicts each class as often as it occurs.
 
     Args:
-      counts: examples a class; one more is counted of each, so that none has a share of 0.
+      counts: the number of examples of each class; one is added to each, so that no share is 0.
       loss: "softmax", or "sigmoid" for independent classes.
 
     Returns:
@@ -64,7 +61,7 @@ def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
 def _load(
     config: Config, model: EfficientNet
 ) -> tuple[Variables, tuple[str, ...] | None, ImportReport | str]:
-    """The variables of the weights, their class names, and a report."""
+    """Loads the weights of a config: their variables, class names, and a report."""
     weights = config.model.weights
     assert weights is not None
     if kind_of_weights(weights) == "run":

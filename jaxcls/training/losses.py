@@ -18,10 +18,10 @@ LOSSES: dict[str, Loss] = {
 
 
 def soft_labels(labels: Array, num_classes: int) -> Array:
-    """One-hot float32 rows [batch, classes] of class numbers [batch]."""
+    """One-hot labels, float32 [batch, classes], of class numbers [batch]."""
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
 def smooth_labels(labels: Array, smoothing: float) -> Array:
-    """Spreads a share `smoothing` of each row's mass evenly over all classes (Szegedy 2015)."""
+    """Spreads the share `smoothing` of each row evenly over all classes (Szegedy et al. 2015)."""
     return labels * (1 - smoothing) + smoothing / labels.shape[-1]

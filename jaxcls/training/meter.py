@@ -18,10 +18,10 @@ class DivergedError(UserError):
 
 
 def require_finite(step: int, name: str, value: float) -> None:
-    """Refuses a value that must be finite for the state after `step` to be worth keeping.
+    """Checks a value that is finite as long as the state after `step` is worth saving.
 
     Raises:
-      DivergedError: it is not finite.
+      DivergedError: the value is not finite.
     """
     if not math.isfinite(value):
         raise DivergedError(
@@ -31,9 +31,9 @@ def require_finite(step: int, name: str, value: float) -> None:
 
 
 class Meter:
-    """Gathers metrics on the devices; `read` fetches them all at once and gives the average.
+    """Collects the metrics of steps on the devices, and measures the time that steps take.
 
-    The host runs ahead of the devices between two reads.
+    `read` fetches them all at once, so that between two reads the host runs ahead of the devices.
     """
 
     def __init__(self, batch_size: int):
@@ -42,7 +42,7 @@ class Meter:
         self.restart()
 
     def restart(self) -> None:
-        """Starts the clock anew, after something else than training took time."""
+        """Restarts the clock, after something other than training took time."""
         self._since = time.perf_counter()
         self._waited = 0.0
 
@@ -54,11 +54,11 @@ class Meter:
         self._waited += time.perf_counter() - before
 
     def add(self, step: int, metrics: Mapping[str, Array]) -> None:
-        """Notes one step's metrics without waiting for them."""
+        """Keeps the metrics of one step, without waiting for them."""
         self._pending[step] = metrics
 
     def check(self) -> Mapping[int, Mapping[str, Array]]:
-        """The metrics of each step since the last read; raises as `read` does."""
+        """Returns the metrics of each step since the last read; raises as `read` does."""
         steps = jax.device_get(self._pending)
         for step, metrics in steps.items():
             for name in MUST_BE_FINITE:
@@ -67,13 +67,13 @@ class Meter:
         return steps
 
     def read(self) -> dict[str, float]:
-        """Averages all steps since the last read; waits until the devices have taken them.
+        """Waits until the devices have taken all steps since the last read, and averages them.
 
         Returns:
-          The metrics, and images_per_second, steps_per_second and data_wait_share since then.
+          The mean metrics, and images_per_second, steps_per_second and data_wait_share.
 
         Raises:
-          DivergedError: a step's loss, or the norm of its gradients or new state, is not finite.
+          DivergedError: the loss, or a norm of gradients or state, of a step is not finite.
         """
         steps = self.check()
         seconds = time.perf_counter() - self._since

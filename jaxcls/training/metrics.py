@@ -1,15 +1,15 @@
-"""Accuracy as sums and counts, so that any split of the examples adds up to the same result."""
+"""Accuracy as counts, which add up to the same result however examples are split in batches."""
 
 import jax.numpy as jnp
 from jax import Array
 
 
 def count_hits(logits: Array, labels: Array, mask: Array | None = None) -> dict[str, Array]:
-    """Counts the examples whose class is the best guess, or among the best five.
+    """Counts the examples whose label is the best guess, or among the best five.
 
-    Equal logits rank by class number, so that a constant network does not score, and a logit that
-    is not a number ranks last. Written with comparisons, which stay within an example and so on its
-    device; a sort would gather the logits of all devices.
+    Equal logits rank by class number, so that a network with constant output does not score, and
+    NaN ranks last. Comparisons keep each example on its device; a sort would gather the logits of
+    all devices.
 
     Args:
       logits: [batch, classes]; with fewer than five classes every example is in the top five.
@@ -23,7 +23,9 @@ def count_hits(logits: Array, labels: Array, mask: Array | None = None) -> dict[
     classes = jnp.arange(logits.shape[-1])
     own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
     tied_before = (logits == own) & (classes < labels[:, None])
-    rank = jnp.sum((logits > own) | tied_before | jnp.isnan(own), axis=-1)  # classes before it
+    rank = jnp.sum(
+        (logits > own) | tied_before | jnp.isnan(own), axis=-1
+    )  # how many classes rank before the label
     return {
         "top1": jnp.sum((rank < 1) & mask, dtype=jnp.float32),
         "top5": jnp.sum((rank < 5) & mask, dtype=jnp.float32),

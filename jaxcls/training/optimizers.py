@@ -1,4 +1,4 @@
-"""Optimizers by name, with decay that spares biases and norms."""
+"""Optimizers of optax by name; weight decay leaves out biases and norms."""
 
 import functools
 import inspect
@@ -13,7 +13,7 @@ import optax
 from jaxcls.config import OptimizerConfig
 from jaxcls.config.decoding import ConfigError, largest, nearest
 
-# The first two need more at each update than gradients and parameters; the others take no schedule.
+# The first two need more than gradients and parameters; the others take no schedule.
 UNSUITED = ("lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3")
 OWN_FIELDS = ("learning_rate", "weight_decay")  # given as optimizer.*, never as an option
 MASKS = ("mask", "weight_decay_mask")
@@ -25,7 +25,7 @@ def make_optimizer(
     """Chains clipping, weight decay and the optax optimizer that the config names.
 
     Raises:
-      ConfigError: an unknown optimizer, or an option that it does not take.
+      ConfigError: the optimizer is unknown, or does not take an option.
     """
     factory = _factory(optimizer.name)
     parameters = inspect.signature(factory).parameters
@@ -65,7 +65,7 @@ def make_optimizer(
 
 
 def kernels_only(params: Any) -> Any:
-    """True for the kernels of convolutions and dense layers: all that has two axes or more."""
+    """Marks the parameters with two axes or more: kernels of convolutions and dense layers."""
     return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
@@ -87,7 +87,7 @@ def _factory(name: str) -> Callable[..., optax.GradientTransformation]:
 
 
 def _takes_learning_rate(value: Any) -> bool:
-    """Whether it is one of optax's optimizers, which start from (learning_rate, …)."""
+    """Whether it is an optimizer of optax: a function whose first argument is learning_rate."""
     if not isinstance(value, types.FunctionType | functools.partial):
         return False
     return next(iter(inspect.signature(value).parameters), None) == "learning_rate"

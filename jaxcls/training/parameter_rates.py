@@ -1,7 +1,7 @@
-"""Which parameters train, from when on, and how fast: freezing, layer-wise decay, rates by pattern.
+"""When each parameter starts to train, and at which rate: freezing, layer-wise decay, patterns.
 
-A parameter is named by its path, such as "block1a/project_conv/kernel". Trees of numbers have the
-structure of the parameters.
+A parameter is named by its path, such as "block1a/project_conv/kernel". The trees of numbers here
+have the structure of the parameters.
 """
 
 import dataclasses
@@ -23,15 +23,15 @@ PyTree = Any
 
 
 def unfreeze_steps(optimizer: OptimizerConfig, params: PyTree, *, num_steps: int) -> PyTree:
-    """The first step, counted from 0, at which each parameter trains; `num_steps` for never.
+    """The step, counted from 0, at which each parameter starts to train; `num_steps` for never.
 
     Args:
-      optimizer: `freeze` is used.
-      params: parameters, or their shapes.
-      num_steps: of the training.
+      optimizer: its field `freeze` decides.
+      params: the parameters, or their shapes.
+      num_steps: the length of the training.
 
     Raises:
-      ConfigError: a pattern that matches no parameter, or nothing is left to train.
+      ConfigError: a pattern matches no parameter, or nothing is left to train.
     """
     shares = _first_match(optimizer.freeze, params, field="optimizer.freeze", otherwise=0.0)
     if min(jax.tree.leaves(shares)) == 1:
@@ -42,16 +42,17 @@ def unfreeze_steps(optimizer: OptimizerConfig, params: PyTree, *, num_steps: int
 def rate_factors(optimizer: OptimizerConfig, params: PyTree, spec: ModelSpec) -> PyTree:
     """The factor on each parameter's learning rate, from `rates` and `layer_decay`.
 
-    The classifier is the last layer, with decay 1; before it come the head convolution, the blocks
-    in their order, and the stem (as in BEiT, https://arxiv.org/abs/2106.08254).
+    The classifier is the last layer and has factor 1. Each layer before it (the head convolution,
+    the blocks from last to first, the stem) has `layer_decay` times the factor of the next one, as
+    in BEiT (https://arxiv.org/abs/2106.08254).
 
     Args:
-      optimizer: `rates` and `layer_decay` are used.
-      params: parameters, or their shapes.
-      spec: of the network that they belong to.
+      optimizer: its fields `rates` and `layer_decay` decide.
+      params: the parameters, or their shapes.
+      spec: the network of the parameters.
 
     Raises:
-      ConfigError: a pattern that matches no parameter.
+      ConfigError: a pattern matches no parameter.
     """
     rates = _first_match(optimizer.rates, params, field="optimizer.rates", otherwise=1.0)
     blocks = [name for name, _, _ in block_names(spec)]
@@ -73,22 +74,22 @@ def make_transfer_optimizer(
     factors: PyTree,
     num_steps: int,
 ) -> optax.GradientTransformation:
-    """The optimizer of a config, for parameters that begin to train at different steps.
+    """The optimizer of a config, for parameters that start to train at different steps.
 
-    Those that begin together have an optimizer of their own, which is at rest until then: with the
-    others' count, Adam would no longer correct for its averages' start at 0, and begin with a jump.
-    Those that never train have none.
+    Parameters that start together have an optimizer of their own, which does nothing until then. If
+    all shared one step count, Adam would not correct the averages of parameters that start late,
+    and their first update would be too large. Parameters that never train have no optimizer.
 
     Args:
-      optimizer: all of it but `freeze`, `rates` and `layer_decay`.
-      schedule: the learning rate at a step of the training.
-      unfreeze_at: `unfreeze_steps`.
-      factors: `rate_factors`. A factor on the update is one on the learning rate, weight decay
-        included, because every optax optimizer multiplies by its learning rate last.
-      num_steps: of the training.
+      optimizer: the config of the optimizer.
+      schedule: from the step of the training to the learning rate.
+      unfreeze_at: the step at which each parameter starts to train (`unfreeze_steps`).
+      factors: the factor on each learning rate (`rate_factors`). It multiplies the update, weight
+        decay included, because every optax optimizer multiplies by the learning rate last.
+      num_steps: the length of the training.
 
     Raises:
-      ConfigError: an unknown optimizer, or an option that it does not take.
+      ConfigError: the optimizer is unknown, or does not take an option.
     """
     begins = set(jax.tree.leaves(unfreeze_at))
     if begins == {0}:
@@ -117,7 +118,7 @@ def make_transfer_optimizer(
 def _resting_until(
     begin: int, optimizer: OptimizerConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-    """The optimizer that leaves its state and the parameters alone before a step."""
+    """The optimizer, which changes neither its state nor the parameters before step `begin`."""
     if not begin:
         return make_optimizer(optimizer, schedule)
     late = make_optimizer(optimizer, lambda count: schedule(count + begin))
@@ -125,7 +126,7 @@ def _resting_until(
 
 
 def stop_frozen(params: PyTree, unfreeze_at: PyTree, *, num_steps: int) -> PyTree:
-    """The parameters, those that never train as constants that need no gradient."""
+    """The parameters; those that never train are constants, so that no gradient is computed."""
     return jax.tree.map(
         lambda leaf, begin: lax.stop_gradient(leaf) if begin == num_steps else leaf,
         params,
@@ -134,7 +135,7 @@ def stop_frozen(params: PyTree, unfreeze_at: PyTree, *, num_steps: int) -> PyTre
 
 
 def zero_frozen(grads: PyTree, unfreeze_at: PyTree, step: Array) -> PyTree:
-    """Gradients, with zeros for what does not train yet: they count for no norm."""
+    """The gradients, with zeros for parameters that do not train yet: they add to no norm."""
     return jax.tree.map(
         lambda leaf, begin: jnp.where(step >= begin, leaf, 0) if begin else leaf, grads, unfreeze_at
     )
@@ -159,7 +160,7 @@ def _first_match(
         if pattern not in matched:
             modules = [f"{name}.*" for name in params]
             raise ConfigError(
-                f"{field}: {pattern!r} matches no parameter that an earlier pattern has not taken"
+                f"{field}: {pattern!r} matches no parameter, or only those of earlier patterns"
                 f"{nearest(pattern, modules)}; parts of the network: {', '.join(params)}"
             )
     return values

@@ -1,4 +1,4 @@
-"""A few training images as the network gets them, for people to look at."""
+"""A few training images as the network sees them, for people to look at."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from jaxcls.training.step import step_keys
 
 
 def whole_groups(count: int, augment: Sequence[Augmentation]) -> int:
-    """The number of images, rounded up to whole groups of those that are mixed."""
+    """Rounds a number of images up to whole groups of images that are mixed with each other."""
     mixer = mix_of(augment)
     group = mixer.group_size if mixer else 1
     return -(-count // group) * group
@@ -33,19 +33,19 @@ def augmented(
     stage_ends: Sequence[int],
     first: int = 0,
 ) -> tuple[Array, Array]:
-    """Consecutive rows of a training batch after `augment`, with the draws of the training step.
+    """Augments consecutive rows of a training batch, with the random draws of the training step.
 
     Args:
-      config: of the training.
-      batch: images, sizes and labels of the rows, as the step takes them.
-      augment: the operations, which need not be the config's.
-      num_classes: of the labels.
-      step: of the training, counted from 0.
-      stage_ends: of its plan.
-      first: place of the first row in the global batch.
+      config: the experiment.
+      batch: images, sizes and labels of the rows, as the training step takes them.
+      augment: the operations to apply, which may be other than the config's.
+      num_classes: the number of classes.
+      step: the training step, counted from 0.
+      stage_ends: the ends of the training's stages (`Plan.stage_ends`).
+      first: the place of the first row in the global batch.
 
     Returns:
-      images: uint8 [rows, size, size, 3], of the size of the step's stage.
+      images: uint8 [rows, size, size, 3], in the image size of the step's stage.
       labels: soft labels, float32 [rows, num_classes].
     """
     key, _ = step_keys(config.seed, step)
@@ -70,12 +70,12 @@ def first_augmented(
     stage_ends: Sequence[int],
     count: int,
 ) -> np.ndarray:
-    """The first rows of a batch that this process holds, after the config's augmentation.
+    """Augments the first rows of a batch that this process holds, as the training step does.
 
     Args:
       config, num_classes, step, stage_ends: as for `augmented`.
-      batch: of the training step, on the devices of all processes.
-      count: rows, of which a device's share of the batch may have fewer; whole mixing groups.
+      batch: a batch of the training step, on the devices of all processes.
+      count: how many rows; fewer, if this process' first device holds fewer.
 
     Returns:
       uint8 [rows, size, size, 3].

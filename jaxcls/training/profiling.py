@@ -13,9 +13,10 @@ SKIPPED_STEPS = 2  # the first ones fill caches and queues
 
 
 class Profile:
-    """Traces `steps` steps into a folder, after the first ones of a run that begins at `start`.
+    """Traces some steps into a folder; used as a context manager around the steps.
 
-    The trace ends with the run, if that is shorter. With 0 steps there is none.
+    The trace begins `SKIPPED_STEPS` steps after `start` and has `steps` steps, or fewer if the run
+    ends before. With 0 steps nothing is traced.
     """
 
     def __init__(self, folder: RunPath, *, start: int, steps: int):
@@ -26,13 +27,13 @@ class Profile:
         self._written = not steps
 
     def before(self, step: int) -> None:
-        """Begins the trace if `step` is the first one in it."""
+        """Begins the trace if `step` is the first traced one."""
         if self._first == step <= self._last:
             jax.profiler.start_trace(self._folder, create_perfetto_trace=False)
             self._tracing = True
 
     def after(self, step: int, results: Any) -> None:
-        """Ends the trace if `step` is the last one in it, once its results are there."""
+        """Ends the trace if `step` is the last traced one, once its results are computed."""
         if self._tracing and step == self._last:
             jax.block_until_ready(results)
             self.close()

@@ -14,12 +14,12 @@ from jaxcls.data.order import steps_per_epoch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """How long a training is, and its learning rate.
+    """The length of a training, and its learning rate.
 
     Attributes:
-      steps_per_epoch: may be fractional.
-      num_steps: length of the whole training.
-      learning_rate: from step, counted from 0, to learning rate.
+      steps_per_epoch: the steps of an epoch, which may be a fraction.
+      num_steps: the length of the whole training.
+      learning_rate: from the step, counted from 0, to the learning rate.
       stage_ends: the step, counted from 0, before which each stage ends; the last is num_steps.
     """
 
@@ -30,17 +30,17 @@ class Plan:
 
 
 def make_plan(config: Config, num_examples: int) -> Plan:
-    """The plan of a training on `num_examples` examples.
+    """Makes the plan of a training on `num_examples` examples.
 
     Raises:
-      UserError: an epoch has no batch, or there are more steps than the devices can count.
+      UserError: the data are smaller than a batch, or there are more steps than int32 can count.
     """
     epoch = steps_per_epoch(num_examples, config.data)
     num_steps = config.num_steps or max(1, round((config.num_epochs or 0) * epoch))
     if num_steps > MAX_INT:
         raise ConfigError(
-            f"num_epochs: {config.num_epochs:g} epochs are {num_steps:g} steps, and at most "
-            f"{MAX_INT} can be counted"
+            f"num_epochs: {config.num_epochs:g} epochs are {num_steps:g} steps; at most {MAX_INT} "
+            f"are possible"
         )
     schedule = make_schedule(
         config.schedule,
@@ -67,16 +67,16 @@ def make_schedule(
     - warmup_hold_cosine: stays at the peak for `int(hold * num_steps)` steps, then half a cosine
       that reaches 0 at `num_steps` (the KerasCV classification guide, which however ignores its
       start rate).
-    - cosine: the same without the hold.
+    - cosine: the same, without the hold.
     - constant: stays at the peak.
-    - exponential: times `decay_rate` every `decay_epochs`, in stairs counted from step 0 (the
+    - exponential: is multiplied by `decay_rate` every `decay_epochs`, counted from step 0 (the
       EfficientNetV2 reference code).
 
     Args:
-      schedule: the shape.
-      learning_rate: the peak.
-      num_steps: length of the training.
-      steps_per_epoch: converts epochs, may be fractional.
+      schedule: the shape of the schedule.
+      learning_rate: its peak.
+      num_steps: the length of the training.
+      steps_per_epoch: the steps of an epoch, which may be a fraction.
     """
     warmup_steps = int(schedule.warmup * num_steps)
     hold_steps = int(schedule.hold * num_steps) if schedule.name == "warmup_hold_cosine" else 0
@@ -84,7 +84,7 @@ def make_schedule(
     stair = schedule.decay_epochs * steps_per_epoch
 
     def shape(step):
-        """Share of the peak after the warmup."""
+        """The learning rate after the warmup, as a share of the peak."""
         if schedule.name == "constant":
             return jnp.ones_like(step)
         if schedule.name == "exponential":

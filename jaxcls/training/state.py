@@ -25,11 +25,11 @@ class TrainState:
     Random draws need no state: they follow from the config's seed and `step`.
 
     Attributes:
-      step: int32 scalar, how many steps were taken.
+      step: int32 scalar, the number of steps that were taken.
       params: the network's parameters.
-      batch_stats: moving statistics of the batch norms.
-      opt_state: the optimizer's.
-      ema: moving averages {"params", "batch_stats"}, or None if the config has none.
+      batch_stats: the moving statistics of the batch norms.
+      opt_state: the optimizer's state.
+      ema: moving averages {"params", "batch_stats"}, or None if the config keeps none.
     """
 
     step: Array
@@ -40,12 +40,12 @@ class TrainState:
 
     @property
     def variables(self) -> Variables:
-        """The network's, as the last step left them."""
+        """The network's variables as the last step left them."""
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     @property
     def eval_variables(self) -> Variables:
-        """What evaluation and prediction use: the moving averages where there are any."""
+        """What evaluation and prediction use: the moving averages if the config keeps them."""
         return self.ema or self.variables
 
 
@@ -58,16 +58,16 @@ def init_state(
     image_size: int,
     use_ema: bool,
 ) -> TrainState:
-    """The state before the first step; a pure function of its arguments, made to be jitted.
+    """Makes the state before the first step; a pure function, made to be jitted.
 
     Args:
       model: the network.
-      optimizer: made for its parameters.
-      given: values that are known, such as pretrained ones: any part of {"params",
-        "batch_stats"}. The others are drawn at random.
-      seed: of the random values.
-      image_size: in pixels.
-      use_ema: keep moving averages.
+      optimizer: made for the network's parameters.
+      given: known values, such as pretrained ones: any part of {"params", "batch_stats"}. The other
+        parameters are drawn at random.
+      seed: the seed of the random values.
+      image_size: height and width of the images, in pixels.
+      use_ema: whether to keep moving averages.
     """
     images = jnp.zeros((1, image_size, image_size, 3))
     variables = overlay(model.init(random_key(seed), images), given)
@@ -84,7 +84,7 @@ def init_state(
 def state_shardings(
     shapes: TrainState, parallel: ParallelConfig, mesh: Mesh
 ) -> tuple[TrainState, PyTree]:
-    """Where each array of the state lies, and each parameter's gradient and update."""
+    """The sharding of each array of the state, and of each parameter's gradient and update."""
     everywhere = replicated(mesh)
     whole = jax.tree.map(lambda _: everywhere, shapes)
     if parallel.state == "replicated":
@@ -98,8 +98,8 @@ def state_shardings(
 def update_ema(averages: Variables, latest: Variables, *, step: Array, decay: float) -> Variables:
     """Moves the averages towards the latest values.
 
-    The decay warms up as (1 + step) / (10 + step), as in TensorFlow's ExponentialMovingAverage, so
-    that the random first values are soon forgotten.
+    The decay rises with (1 + step) / (10 + step) up to `decay`, as in TensorFlow's
+    ExponentialMovingAverage, so that the random initial values are soon forgotten.
     """
     decay_now = jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(

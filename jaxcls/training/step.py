@@ -41,20 +41,20 @@ def make_train_step(
     shardings: TrainState,
     update_shardings: PyTree,
 ) -> Any:
-    """Makes the jitted step `(state, batch) -> (state, metrics)`; it donates the state.
+    """Makes the jitted step `(state, batch) -> (state, metrics)`, which donates the state.
 
     The batch is {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2], "labels":
     int32 [batch]}, split over the mesh by example. Metrics are float32 scalars: loss, top1, top5
     (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
     and ema; top-k counts against the labels' largest class.
 
-    The network sees images of `image_size` pixels, which is that of some of the plan's stages;
-    strengths of the augmentation and drop rates follow from the stage that the step is in. Each
+    The network sees images of `image_size` pixels, the size of one or more stages of the plan; the
+    strength of the augmentation and the drop rates follow from the stage that the step is in. Each
     parameter trains from its step of `unfreeze_at` on (`unfreeze_steps`).
 
-    The state lies as `shardings` says, and the gradients and updates as `update_shardings`: where
-    those are split, each device updates its part. The network computes with whole parameters, so
-    that no image is moved.
+    The state has the shardings `shardings`, and gradients and updates have `update_shardings`:
+    where those are split, each device updates its part. The network computes with whole parameters,
+    so that no image moves between devices.
 
     Every draw follows from the config's seed, the step and the example's place in the batch. With
     grouped batch norm, micro-batches give the same step as the whole batch.
@@ -124,7 +124,7 @@ def make_train_step(
             if ema is not None:
                 latest = {"params": params, "batch_stats": batch_stats}
                 ema = update_ema(ema, latest, step=state.step, decay=config.optimizer.ema_decay)
-        # The loss is that of the old parameters: the norms tell whether the new state may be saved.
+        # The loss is of the old parameters. The norms tell whether the new state is finite, too.
         saved = {"params": params, "batch_stats": batch_stats, "ema": ema}
         norms = {f"{name}_norm": optax.tree.norm(tree) for name, tree in saved.items() if tree}
         metrics = {
@@ -153,12 +153,12 @@ def make_train_step(
 
 
 def step_keys(seed: int, step: Array | int) -> Array:
-    """The keys of a step's augmentation and of its dropout, [2]."""
+    """The two random keys of a step, [2]: one for augmentation, one for dropout."""
     return jax.random.split(jax.random.fold_in(random_key(seed), step))
 
 
 def normalize(images: Array, spec: ModelSpec) -> Array:
-    """Brings images in [0, 1] to the range that the model's weights expect."""
+    """Brings images in [0, 1] to the range that the network expects: (x - mean) / std."""
     mean, std = jnp.array(spec.mean, images.dtype), jnp.array(spec.std, images.dtype)
     return (images - mean) / std
 
@@ -166,8 +166,8 @@ def normalize(images: Array, spec: ModelSpec) -> Array:
 def split_rows(batch: Batch, micro_batches: int, mesh: Mesh) -> Batch:
     """Cuts [batch, …] into [micro_batches, batch / micro_batches, …] without moving an image.
 
-    Each device cuts its own rows: consecutive micro-batches of the global batch would have to be
-    gathered from other devices.
+    Each device cuts its own rows. If micro-batches were consecutive rows of the global batch,
+    images would have to move between devices.
     """
     devices = mesh.size
     cut = NamedSharding(mesh, PartitionSpec(None, *batch_spec(mesh)))
@@ -184,8 +184,9 @@ def accumulate(compute: Callable, micro_batches: Batch) -> tuple[PyTree, tuple[P
     """Runs `compute` on one micro-batch after another.
 
     Returns:
-      Gradients and metrics summed; batch statistics averaged. All start from the same old moving
-      statistics and an update is linear in the batch's, so the average is the whole batch's.
+      The sums of gradients and metrics, and the mean of the batch statistics. Each micro-batch
+      updates the same old moving statistics, and the update is linear in the statistics of the
+      micro-batch, so the mean is the update by the whole batch.
     """
     count = micro_batches["labels"].shape[0]
     first = jax.tree.map(lambda parts: parts[0], micro_batches)

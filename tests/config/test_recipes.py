@@ -98,8 +98,8 @@ def test_a_step_of_a_config_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         "sizes": jnp.full((8, 2), 48, jnp.int32),
         "labels": jnp.arange(8, dtype=jnp.int32),
     }
-    state, metrics = training.step(training.init(), batch)
-    state, metrics = training.step(state, batch)
+    state, metrics = training.steps[training.config.data.image_size](training.init(), batch)
+    state, metrics = training.steps[training.config.data.image_size](state, batch)
     assert int(state.step) == 2
     assert 0.5 < float(metrics["loss"]) / np.log(10) < 3  # log(10): ten classes at random
 

@@ -335,7 +335,9 @@ def test_its_config_reads_it_and_a_network_trains_a_step(
     with contextlib.closing(train_batches(source, data, seed=0, rows=range(8))) as batches:
         assert next(batches)["images"].shape == (8, data.canvas_size, data.canvas_size, 3)
     with device_batches(source, data, seed=0, mesh=training.mesh) as on_device:
-        state, metrics = training.step(training.init(), next(on_device))
+        state, metrics = training.steps[training.config.data.image_size](
+            training.init(), next(on_device)
+        )
     assert int(state.step) == 1
     assert np.isfinite(float(metrics["loss"]))
 

@@ -87,8 +87,10 @@ def make(augment: tuple[AnyAugmentation, ...] = EVERYTHING) -> Training:
 
 def programs(training: Training) -> dict[str, str]:
     """What the compiler gets."""
-    first: Any = training.first_state
-    step = training.step.lower(training.abstract_state(), training.abstract_batch())
+    first: Any = training.make_state
+    step = training.steps[training.config.data.image_size].lower(
+        training.abstract_state(), training.abstract_batch()
+    )
     return {"step": step.as_text(), "init": first.lower({}).as_text()}
 
 
@@ -112,8 +114,8 @@ def test_nothing_is_computed_in_64_bits_with_x64() -> None:
     state, batch = training.abstract_state(), training.abstract_batch()
     assert {str(leaf.dtype) for leaf in jax.tree.leaves(state)} == {"float32", "int32"}
     for traced in (
-        jax.make_jaxpr(training.step)(state, batch),
-        jax.make_jaxpr(training.first_state)({}),
+        jax.make_jaxpr(training.steps[training.config.data.image_size])(state, batch),
+        jax.make_jaxpr(training.make_state)({}),
     ):
         assert "f32[8" in str(traced) or "f32[3,3" in str(traced)
         assert re.findall(r"\b[fiu]64\[\d[^]]*\]", str(traced)) == []
@@ -127,11 +129,12 @@ def test_a_step_with_x64_is_the_same_to_the_bit() -> None:
         "sizes": np.full((8, 2), 16, np.int32),
         "labels": np.arange(8, dtype=np.int32),
     }
-    training = make((RandomFlip(), RandomCrop()))
+    (step,) = (training := make((RandomFlip(), RandomCrop()))).steps.values()
     start = jax.device_get(training.init())
-    expected = jax.device_get(jax.tree.leaves(training.step(start, batch)))
+    expected = jax.device_get(jax.tree.leaves(step(start, batch)))
     configure({"jax_enable_x64": True})
-    found = jax.device_get(jax.tree.leaves(make((RandomFlip(), RandomCrop())).step(start, batch)))
+    (step,) = make((RandomFlip(), RandomCrop())).steps.values()
+    found = jax.device_get(jax.tree.leaves(step(start, batch)))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.dtype == theirs.dtype
         np.testing.assert_array_equal(ours, theirs)

@@ -45,7 +45,7 @@ def measure(config: Config, mesh: Mesh, states: Path) -> dict[str, np.ndarray]:
         with Checkpoints(states) as checkpoints:
             state = checkpoints.restore(training.abstract_state(), step).state
         found |= fetch(drawn | named(f"restored/{step}", state), mesh)  # the step donates the state
-        after, metrics = training.step(state, inputs(batch))
+        after, metrics = training.steps[training.config.data.image_size](state, inputs(batch))
         taken = named(f"after/{step}", after.params) | {f"loss/{step}": metrics["loss"]}
         found |= fetch(taken, mesh)
     with jax.enable_x64(True):
@@ -53,7 +53,9 @@ def measure(config: Config, mesh: Mesh, states: Path) -> dict[str, np.ndarray]:
         training = build_training(wide, num_classes=10, num_examples=len(source), mesh=mesh)
         state = training.init()
         for step in range(FLOAT64_STEPS):
-            state, _ = training.step(state, inputs(batch_of(training, step)))
+            state, _ = training.steps[training.config.data.image_size](
+                state, inputs(batch_of(training, step))
+            )
         return found | fetch(named("float64", state), mesh)
 
 

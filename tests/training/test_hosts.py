@@ -53,7 +53,9 @@ def alone(
             if step in hosts_job.STEPS:
                 checkpoints.save(step, state, metadata={})
                 checkpoints.wait()
-            state, _ = training.step(state, hosts_job.inputs(hosts_job.batch_of(training, step)))
+            state, _ = training.steps[training.config.data.image_size](
+                state, hosts_job.inputs(hosts_job.batch_of(training, step))
+            )
     (folder / "image.png").write_bytes(open_source(config.data, "test")[0].image)
     eight = hosts_job.measure(config, make_mesh(), folder / "states")
     return Alone(config, folder, tiny_run[0], folder / "image.png", eight)

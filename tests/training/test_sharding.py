@@ -52,7 +52,9 @@ def test_each_choice_gives_the_same_twenty_losses(tiny_config: Config) -> None:
             training = make_training(config, parallel)
             state, history = training.init(), []
             for step in range(20):
-                state, metrics = training.step(state, batch_of(training, step))
+                state, metrics = training.steps[training.config.data.image_size](
+                    state, batch_of(training, step)
+                )
                 history.append(float(metrics["loss"]))
             assert jax.tree.map(lambda x: x.sharding, state) == training.shardings
             losses[parallel.state] = history

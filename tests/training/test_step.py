@@ -54,7 +54,9 @@ def random_batch(training: Training, step: int) -> dict[str, Array]:
 def take_steps(training: Training, state: Any, steps: range) -> tuple[Any, list[dict[str, Array]]]:
     metrics = []
     for step in steps:
-        state, step_metrics = training.step(state, random_batch(training, step))
+        state, step_metrics = training.steps[training.config.data.image_size](
+            state, random_batch(training, step)
+        )
         metrics.append(step_metrics)
     return state, jax.device_get(metrics)
 
@@ -242,7 +244,7 @@ def test_a_network_learns_one_batch_by_heart(tiny_config: Config, name: str) -> 
     state, batch = training.init(), random_batch(training, 0)
     history = []
     for _ in range(60):
-        state, metrics = training.step(state, batch)
+        state, metrics = training.steps[training.config.data.image_size](state, batch)
         history.append(jax.device_get(metrics))
     assert history[-1]["loss"] < 0.2 * history[0]["loss"]
     assert history[-1]["top1"] == 1.0

@@ -1,4 +1,4 @@
-"""What tests of the command line give and get; the fixtures `run` and `message` make them."""
+"""The config and the result of command-line tests; conftest.py has the fixtures `run` and `message`."""
 
 import dataclasses
 from collections.abc import Callable

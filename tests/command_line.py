@@ -1,4 +1,4 @@
-"""The config and the result of command-line tests; conftest.py has the fixtures `run` and `message`."""
+"""The config and the results of command-line tests, whose fixtures are in conftest.py."""
 
 import dataclasses
 from collections.abc import Callable

@@ -46,7 +46,7 @@ def test_the_documents_commands_run(block: str, tmp_path: Path) -> None:
         [call] = [call for call in fakes.calls() if call.startswith("sbatch")]
         options = call.partition("launch/slurm.sbatch ")[2].split()
         fakes = Fakes(tmp_path / "slurm", ("srun",))
-        task = {"SLURM_ARRAY_TASK_ID": "1"} if "--array" in call else {}
-        dry = fakes.run("launch/slurm.sbatch", "--dry-run", *options, **task)
+        task = "1" if "--array" in call else ""
+        dry = fakes.run("launch/slurm.sbatch", "--dry-run", *options, SLURM_ARRAY_TASK_ID=task)
         assert dry.returncode == 0, dry.stderr
         assert f" {'sweep' if task else 'train'} configs/" in dry.stdout

@@ -4,11 +4,11 @@ jaxcls prepare tfds:cifar10                 (once; downloads 170 MB and needs th
 jaxcls train configs/cifar10_transfer.py    (the first time, fetches 88 MB of weights)
 jaxcls train configs/cifar10_transfer.py --data.source tfds:cifar100
 
-For eight accelerators: 64 images for each. Expected: 98.7 % top-1, on CIFAR-100 91.5 % (the paper's
+For eight accelerators: 64 images each. Expected: 98.7 % top-1, on CIFAR-100 91.5 % (the paper's
 table 8, means of five runs); the time is not published. Not yet trained with jaxcls.
 
 EfficientNetV2's transfer (section 5.3): 10,000 steps of 512 images, a cosine from 0.001, no weight
-decay, cutout; what it leaves open is as in the reference code.
+decay, cutout. What the paper leaves open is as in the reference code.
 """
 
 from jaxcls.config import Config, DataConfig

@@ -2,7 +2,8 @@
 
 jaxcls train configs/digits.py
 
-Two CPU cores train it in under 4 minutes to at least 97 % of the test digits (99.4 % with seed 0).
+On two CPU cores it takes under 4 minutes and classifies at least 97 % of the test digits correctly.
+With seed 0, 98.0 to 99.4 % were measured: machines and versions of JAX round differently.
 """
 
 from jaxcls.config import CheckpointConfig, Config, DataConfig, ModelConfig, OptimizerConfig
@@ -21,7 +22,7 @@ def get_config() -> Config:
             cache_gib=1,
             prefetch=8,
         ),
-        augment=(RandomCrop(),),  # no flips: a mirrored digit is another sign
+        augment=(RandomCrop(),),  # no flips: a mirrored digit is no digit
         optimizer=OptimizerConfig(
             name="sgd",
             learning_rate=0.1,

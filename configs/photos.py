@@ -4,8 +4,8 @@ jaxcls data configs/photos.py               (what is in it)
 jaxcls train configs/photos.py
 jaxcls train configs/photos.py --data.source folder:ANOTHER
 
-A start for some thousand photos: EfficientNetV2-B0 at 224, SGD, 60 epochs. What it takes and
-reaches depends on the photos.
+A starting point for some thousand photos: EfficientNetV2-B0 at 224 pixels, SGD, 60 epochs. Time and
+accuracy depend on the photos.
 """
 
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig

@@ -1,4 +1,4 @@
-"""Handwritten digits with progressive learning, and beside it the same training at one size.
+"""Handwritten digits with progressive learning, and the same training at one image size.
 
 jaxcls train configs/progressive_digits.py    16, then 24, then 32 pixels
 jaxcls sweep configs/progressive_digits.py    that and 32 pixels throughout, with three seeds each

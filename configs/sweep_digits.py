@@ -1,8 +1,8 @@
 """Handwritten digits at two learning rates and with two seeds: a first sweep on any machine.
 
 jaxcls sweep configs/sweep_digits.py          all four, one after another
-jaxcls sweep configs/sweep_digits.py --list   what they are
-jaxcls train configs/sweep_digits.py          what they vary, by itself
+jaxcls sweep configs/sweep_digits.py --list   their names and numbers
+jaxcls train configs/sweep_digits.py          the config that they vary
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""What tests of the command line give and get; the fixtures `run` and `message` make them."""
+"""The config and the results of command-line tests, whose fixtures are in conftest.py."""
 
 import dataclasses
 from collections.abc import Callable

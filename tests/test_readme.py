@@ -1,25 +1,54 @@
-"""Runs every command and every block of Python that the README shows."""
+"""Runs every command and every block of Python that the documents show, and checks their links.
 
-import dataclasses
+tests/launch runs the commands that need a cloud or a cluster, and test_guide.py those of the guide.
+"""
+
+import os.path
 import re
 import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from documents import (
+    DOCUMENTS,
+    GUIDE,
+    NOT_RUN,
+    ROOT,
+    anchors,
+    blocks,
+    jaxcls_command,
+    links,
+    needs_fakes,
+    prose,
+    text_of,
+)
 
+from jaxcls.commands.cli import COMMANDS as KNOWN
 from jaxcls.commands.cli import main
 from jaxcls.commands.sweep import OneChild
 from jaxcls.config import Config, decode, encode
+from jaxcls.config.decoding import leaves
 from jaxcls.data.sources import open_source
 from jaxcls.training.loop import Outcome
 
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-COMMANDS = re.findall(r"^(?:pip install uv && )?uv run (?:--extra \w+ )*(jaxcls .*)$", README, re.M)
-COMMANDS = [command for command in COMMANDS if "gs://" not in command]  # tests/launch runs those
+SHOWN = [
+    (document, block, line)
+    for document in DOCUMENTS
+    for block in blocks(document, "sh")
+    for line in block.splitlines()
+]
+COMMANDS = list(dict.fromkeys(found for *_, line in SHOWN if (found := jaxcls_command(line))))
+PYTHON = [
+    (document, number)
+    for document in DOCUMENTS
+    if document != GUIDE
+    for number in range(len(blocks(document, "python")))
+]
+OF_OTHERS = {"model.compile", "model.fit", "model.stablehlo"}  # Keras' methods, and a file
 SMALL = """
 import dataclasses
 from jaxcls.config import ModelConfig
@@ -49,10 +78,6 @@ def get_config():
     return dataclasses.replace(
         config, data=data, optimizer=optimizer, num_epochs=None, num_steps=1)
 """
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -87,22 +112,34 @@ def folder(
     return folder
 
 
-def test_the_commands_are_found() -> None:
-    assert len(COMMANDS) >= 10
-    assert COMMANDS[0] == "jaxcls train configs/digits.py"
-    names = (
-        "train",
-        "evaluate",
-        "predict",
-        "export",
-        "convert",
-        "prepare",
-        "data",
-        "show",
-        "benchmark",
-    )
-    for name in (*names, "compile", "sweep", "runs"):
-        assert any(command.split()[1] == name for command in COMMANDS)
+def test_each_command_is_run_by_one_test_or_listed_with_a_reason() -> None:
+    for document, block, line in SHOWN:
+        runners = {
+            "this file": jaxcls_command(line) is not None,
+            "tests/test_guide.py": document == GUIDE,
+            "tests/launch/test_commands.py": needs_fakes(block),
+            "tests/launch/test_local.py": "launch/local.py" in line,
+            "nobody": line in NOT_RUN,
+        }
+        found = [name for name, runs in runners.items() if runs]
+        assert len(found) == 1, f"{document}: {line!r}: run by {found or 'no test'}"
+    assert set(NOT_RUN) <= {line for *_, line in SHOWN}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_commands_and_python_stand_in_blocks_of_their_language(document: str) -> None:
+    """Others are not run."""
+    fences = re.findall(r"^ *```(.*)\n((?:.*\n)*?) *```$", text_of(document), re.M)
+    assert {language for language, _ in fences} <= {"sh", "python", ""}
+    for language, text in fences:
+        if not language:
+            assert not re.search(r"^\W*(?:uv|jaxcls|pip|bash|python|import) ", text, re.M), text
+
+
+def test_every_command_of_jaxcls_is_shown() -> None:
+    assert {command.split()[1] for command in COMMANDS} == set(KNOWN)
+    first = blocks("README.md", "sh")[0]
+    assert jaxcls_command(first.strip()) == "jaxcls train configs/digits.py"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -131,27 +168,50 @@ def test_command(
         assert main([*arguments, *small]) == 0
 
 
-def test_python_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("document", "number"), PYTHON)
+def test_python_block(
+    document: str, number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(folder)
-    namespaces: list[dict] = []
-    for block in blocks("python"):
-        namespaces.append({})
-        exec(compile(block, "README.md", "exec"), namespaces[-1])
-    configs = [namespace["get_config"]() for namespace in namespaces if "get_config" in namespace]
-    assert configs
-    lists = [namespace["augment"] for namespace in namespaces if "augment" in namespace]
-    assert lists
-    for config in configs:
-        assert isinstance(config, Config)
-        for augment in lists:
-            decode(encode(dataclasses.replace(config, augment=augment)))
+    names: dict[str, Any] = {}
+    exec(compile(blocks(document, "python")[number], document, "exec"), names)
+    if "get_config" in names:
+        assert isinstance(names["get_config"](), Config)
+    if "sweep" in names:
+        assert all(decode(encode(config)) == config for _, config in names["sweep"]())
+    if "augment" in names:
+        decode(encode(Config(augment=names["augment"], num_epochs=1)))
 
 
-def test_the_linked_files_are_there() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
-    assert links
-    for link in links:
-        assert (ROOT / link).exists(), link
+def test_the_python_blocks_are_found() -> None:
+    text = "".join(blocks(document, "python")[number] for document, number in PYTHON)
+    for shown in ("def get_config()", "def sweep()", "augment = (", "from_run(", "from_preset("):
+        assert shown in text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_to_files_and_headings(document: str) -> None:
+    for link in links(document):
+        path, _, anchor = link.partition("#")
+        target = os.path.normpath(Path(document).parent / path) if path else document
+        assert (ROOT / target).exists(), f"{document}: {link}"
+        assert not anchor or anchor in anchors(target), f"{document}: {link}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_fields_and_commands_in_the_text_are_there(document: str) -> None:
+    if document == "CHANGELOG.md":  # it tells of former versions, too
+        return
+    fields = {name for name, _ in leaves(Config, prefix="")}
+    groups = "|".join(sorted({name.partition(".")[0] for name in fields if "." in name}))
+    for code in re.findall(r"`([^`]+)`", prose(document)):
+        for path in re.findall(r"(?:jaxcls|tests|configs|launch)/[\w./-]+\.\w+", code):
+            assert (ROOT / path).exists(), f"{document}: {code}"
+        for field in re.findall(rf"(?<![\w.])(?:--)?((?:{groups})\.[\w-]+)", code):
+            name = field.replace("-", "_").replace(".no_", ".")
+            assert name in fields | OF_OTHERS, f"{document}: {code}"
+        for command in re.findall(r"\bjaxcls (\w+)", code):
+            assert command in KNOWN, f"{document}: {code}"
 
 
 @pytest.mark.parametrize("module", ["jaxcls", "jaxcls.commands.cli"])

@@ -9,9 +9,9 @@ batches of 32; flip, crop and resize, RandAugment, and one of CutMix and MixUp a
 smoothing 0.1; SGD with momentum 0.9; warmup over 10 % of the steps, 0.01 held for 45 %, then a
 cosine.
 
-Where the guide slips, this does not: it counts 101 classes and 9,000 photos, and its warmup's start
-of 0.05, above the target, is ignored by its own code; ours starts at 0. Its decay of 5e-4 is read
-as coupled weight decay. Neither time nor accuracy has been measured yet.
+This config differs where the guide has mistakes. The guide counts 101 classes and 9,000 photos. Its
+warmup starts at 0.05, above the target, which its own code ignores; here the warmup starts at 0.
+Its decay of 5e-4 is taken as coupled weight decay. Neither time nor accuracy has been measured yet.
 """
 
 from jaxcls.config import (
@@ -33,7 +33,7 @@ def get_config() -> Config:
             batch_size=32,
             image_size=224,
             crop_fraction=1.0,
-            canvas_size=320,  # photos are about 300x200: nearly all lie unshrunk
+            canvas_size=320,  # photos are about 300x200, so nearly all fit unshrunk
         ),
         augment=(
             RandomFlip(),

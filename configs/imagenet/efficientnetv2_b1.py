@@ -4,11 +4,12 @@ jaxcls prepare tfds:imagenet2012            (once; says which two files to fetch
 jaxcls train configs/imagenet/efficientnetv2_b1.py
 jaxcls evaluate runs/efficientnetv2_b1 --data.image-size 240 --data.crop-fraction 0.8824
 
-For a TPU slice: 4,096 images a step, 128 a chip on 32 chips; on fewer, `jaxcls compile` with your
---topology says what fits, and optimizer.micro_batches, with model.batch_norm 64, cuts the batch.
+For a TPU slice: 4,096 images a step, 128 on each of 32 chips. With fewer chips, `jaxcls compile`
+with your --topology says what fits; optimizer.micro_batches, with model.batch_norm 64, cuts the
+batch into parts.
 Expected: 79.8 % top-1 at 240 px (the authors' repository). The time is not published. Not yet
-trained with jaxcls. The authors used AutoAugment for B0-B3, which is not here; this has the
-RandAugment of S. jaxcls/config/recipes.py says what it is.
+trained with jaxcls. The authors used AutoAugment for B0-B3, which jaxcls does not have; this config
+uses the RandAugment of S. jaxcls/config/recipes.py describes the recipe.
 """
 
 from jaxcls.config import Config

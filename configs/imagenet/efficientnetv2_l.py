@@ -4,10 +4,11 @@ jaxcls prepare tfds:imagenet2012            (once; says which two files to fetch
 jaxcls train configs/imagenet/efficientnetv2_l.py
 jaxcls evaluate runs/efficientnetv2_l --data.image-size 480 --data.crop-fraction 1
 
-For a TPU slice: 4,096 images a step, 128 a chip on 32 chips; on fewer, `jaxcls compile` with your
---topology says what fits, and optimizer.micro_batches, with model.batch_norm 64, cuts the batch.
+For a TPU slice: 4,096 images a step, 128 on each of 32 chips. With fewer chips, `jaxcls compile`
+with your --topology says what fits; optimizer.micro_batches, with model.batch_norm 64, cuts the
+batch into parts.
 Expected: 85.7 % top-1 at 480 px (the authors' repository). Time: 24 hours on 32 TPUv3 cores (the
-paper's table 7). Not yet trained with jaxcls. jaxcls/config/recipes.py says what it is.
+paper's table 7). Not yet trained with jaxcls. jaxcls/config/recipes.py describes the recipe.
 """
 
 from jaxcls.config import Config

@@ -5,12 +5,12 @@ jaxcls train configs/imagenet/finetune_21k.py
 jaxcls train configs/imagenet/finetune_21k.py --model.name efficientnetv2_m \\
   --model.weights efficientnetv2_m_imagenet21k --data.image-size 480
 
-For a TPU slice: 512 images a step, 32 a chip on 16 chips. Expected: 84.9 % top-1 for S at 384 px,
+For a TPU slice: 512 images a step, 32 on each of 16 chips. Expected: 84.9 % top-1 for S at 384 px,
 86.2 % for M and 86.9 % for L at 480 (their repository's table); the time of this part is not
 published. Not yet trained with jaxcls.
 
-15 epochs with a cosine, as the paper says (section 5.2); the rest as in the reference code's
-fine-tuning, with hardly any dropout, a lower learning rate, and cutout of noise. Photos are cut to
+15 epochs with a cosine, as the paper says (section 5.2). The rest is as in the reference code's
+fine-tuning: hardly any dropout, a lower learning rate, and cutout with noise. Photos are cut to
 their middle square, where that code squeezes them into one.
 """
 

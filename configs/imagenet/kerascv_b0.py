@@ -5,7 +5,7 @@ jaxcls train configs/imagenet/kerascv_b0.py --compute-dtype bfloat16
 
 For eight accelerators: 128 images and a learning rate of 0.05 for each of them. The recipe reports
 75.27 % top-1; the 300 epochs are our choice. Neither time nor accuracy has been measured here yet.
-A batch of canvases has 0.2 GB, and every thread of data.num_threads makes one.
+A batch of canvases takes 0.2 GB, and each of data.num_threads threads makes one.
 """
 
 from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig, OptimizerConfig

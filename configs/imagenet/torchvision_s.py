@@ -6,10 +6,10 @@ jaxcls evaluate runs/torchvision_s --data.image-size 384
 
 For eight accelerators: 1,024 images a step, 128 for each. Expected: 84.2 % top-1 at 384 px (card
 of torchvision's EfficientNet_V2_S_Weights, which links the recipe); the time is not published. Not
-yet trained with jaxcls. 600 of their epochs are 150 of ours, in which each photo counts four times.
-Their averages move once in 32 steps, by a share that comes to a decay of 0.999966 a step.
-Biases are spared from weight decay here, and not there; TrivialAugment turns by up to 30 degrees,
-not 135, shifts by up to the whole side, not 32 pixels, and colours only fade.
+yet trained with jaxcls. Their 600 epochs are 150 here, because each photo counts four times here.
+They update the averaged weights once in 32 steps; here that is a decay of 0.999966 in each step.
+Other differences: biases have no weight decay here; TrivialAugment rotates by up to 30 degrees, not
+135, shifts by up to the whole side, not 32 pixels, and only fades colours.
 """
 
 from jaxcls.config import (

@@ -1,17 +1,15 @@
-"""What all launchers share: they are clean shell, and the README's commands run."""
+"""What all launchers share: they are clean shell, and the documents' commands run."""
 
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, blocks, needs_fakes
 from fakes import ROOT, Fakes, Reply
 
 SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / "launch/slurm.sbatch"])
-SECTION = (ROOT / "README.md").read_text().partition("## Train on a pod or a cluster")[2]
-SECTION = SECTION.partition("\n## ")[0]
-BLOCKS = re.findall(r"^```sh\n(.*?)^```$", SECTION, re.M | re.S)
+BLOCKS = sorted({block for name in DOCUMENTS for block in blocks(name, "sh") if needs_fakes(block)})
 
 
 def test_the_scripts_are_clean() -> None:
@@ -31,23 +29,24 @@ def test_every_launcher_is_shown() -> None:
 
 
 @pytest.mark.parametrize("block", BLOCKS)
-def test_the_readmes_commands_run(block: str, tmp_path: Path) -> None:
+def test_the_documents_commands_run(block: str, tmp_path: Path) -> None:
     """With fakes for what is not here; each must be called, and end well."""
     fakes = Fakes(tmp_path / "fakes", ("gcloud", "kubectl", "docker", "sbatch", "uv"))
     fakes.on("queued-resources describe", Reply(out="ACTIVE\n"))
     fakes.on("tpu_worker.sh status", Reply(out="jaxcls-status worker-0 exited 0\n"))
     fakes.on("terminalState", Reply(out="Completed\n"))
-    script = tmp_path / "readme.sh"
+    script = tmp_path / "commands.sh"
     script.write_text("set -e\n" + block)
     result = fakes.run(str(script))
     assert result.returncode == 0, result.stderr
     for launcher, command in (("tpu_pod.sh", "gcloud compute tpus"), ("gke.sh", "kubectl ")):
         called = any(call.startswith(command) for call in fakes.calls())
         assert called == (launcher in block)
-    if "sbatch " in block:
+    if "launch/slurm.sbatch" in block:
         [call] = [call for call in fakes.calls() if call.startswith("sbatch")]
         options = call.partition("launch/slurm.sbatch ")[2].split()
         fakes = Fakes(tmp_path / "slurm", ("srun",))
-        dry = fakes.run("launch/slurm.sbatch", "--dry-run", *options)
+        task = "1" if "--array" in call else ""
+        dry = fakes.run("launch/slurm.sbatch", "--dry-run", *options, SLURM_ARRAY_TASK_ID=task)
         assert dry.returncode == 0, dry.stderr
-        assert " train configs/" in dry.stdout
+        assert f" {'sweep' if task else 'train'} configs/" in dry.stdout

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from documents import DOCUMENTS, text_of
 
 LOCAL = Path(__file__).parents[2] / "launch" / "local.py"
 OWN = "os.environ['JAX_PROCESS_ID']"
@@ -174,9 +175,9 @@ def test_a_command_that_is_not_there_is_named() -> None:
     assert "cannot run 'no-such-command'" in done.stderr
 
 
-def test_the_readmes_command_starts_two_processes() -> None:
-    readme = (LOCAL.parents[1] / "README.md").read_text()
-    [line] = [line for line in readme.splitlines() if line.startswith("uv run python launch/")]
+def test_the_documents_command_starts_two_processes() -> None:
+    lines = [line for document in DOCUMENTS for line in text_of(document).splitlines()]
+    [line] = [line for line in lines if line.startswith("uv run python launch/")]
     arguments = line.removeprefix("uv run python launch/local.py ").split()
     done = subprocess.run(
         [sys.executable, str(LOCAL), "--dry-run", *arguments],

@@ -31,7 +31,6 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from jaxcls.distributed.agree import client, first_problem, is_main_process
-from jaxcls.system.errors import UserError
 from jaxcls.runs.fingerprint import (
     fingerprint,
     fingerprint_numpy,
@@ -39,6 +38,7 @@ from jaxcls.runs.fingerprint import (
     name_damaged,
     name_mismatches,
 )
+from jaxcls.system.errors import UserError
 from jaxcls.system.paths import is_url, write_whole
 
 logger = logging.getLogger("jaxcls")

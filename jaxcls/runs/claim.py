@@ -37,8 +37,8 @@ from typing import Literal, Self
 
 from jaxcls.config.decoding import decode_fields
 from jaxcls.distributed.agree import by_main_process
-from jaxcls.system.paths import RunPath, create_whole, write_whole
 from jaxcls.runs.directory import RunError, TakenOverError, writing
+from jaxcls.system.paths import RunPath, create_whole, write_whole
 
 RENEW_SECONDS = 10.0
 LEASE_SECONDS = 60.0

@@ -25,16 +25,16 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxcls.system.version import VERSION
-from jaxcls.distributed.job import JobError
 from jaxcls.config import Config, changed_fields, decode, encode
 from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.distributed.agree import exchange, is_main_process, together
+from jaxcls.distributed.job import JobError
+from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.system.errors import UserError, shown
 from jaxcls.system.names import composed, printable
 from jaxcls.system.paths import RunPath, is_url, write_whole
-from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.system.shell import command, path_word
+from jaxcls.system.version import VERSION
 
 logger = logging.getLogger("jaxcls")
 

@@ -17,11 +17,11 @@ from rich.console import Console
 
 from jaxcls.config import Config
 from jaxcls.config.decoding import encode_fields, flatten
+from jaxcls.runs.directory import RunError, TakenOverError
+from jaxcls.runs.trackers import Background, TensorBoard, WandbRun, require_wandb
 from jaxcls.system.names import printable
 from jaxcls.system.output import dropped, lasting, may_draw
 from jaxcls.system.paths import RunPath
-from jaxcls.runs.directory import RunError, TakenOverError
-from jaxcls.runs.trackers import Background, TensorBoard, WandbRun, require_wandb
 
 logger = logging.getLogger("jaxcls")
 

@@ -20,9 +20,9 @@ from tensorboardX.record_writer import RecordWriter
 from wandb.proto import wandb_internal_pb2
 
 from jaxcls.config import Config
-from jaxcls.system.errors import UserError
-from jaxcls.runs.reporter import COLUMNS, Reporter, read_metrics
 from jaxcls.runs.directory import RunError
+from jaxcls.runs.reporter import COLUMNS, Reporter, read_metrics
+from jaxcls.system.errors import UserError
 
 TRAIN = {
     "loss": 1.25,

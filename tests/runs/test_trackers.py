@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import pytest
 
-from jaxcls.runs import trackers
 from jaxcls.distributed.job import TRACKER
+from jaxcls.runs import trackers
 from jaxcls.runs.trackers import Background
 
 

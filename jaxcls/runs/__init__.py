@@ -1,1 +1,1 @@
-"""A run's directory: what it records, its checkpoints, logs and trackers, and how it is restored."""
+"""The directory of a run: its record, checkpoints, log and trackers, and how it is restored."""

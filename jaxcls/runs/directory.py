@@ -3,7 +3,7 @@
 config.json    the whole config, class names and versions
 checkpoints/   one folder a step
 state.json     whether the run goes on, and how it ended
-writer.N.json  who trains there, or did last, as the N-th process that began to (jaxcls/runs/claim.py)
+writer.N.json  the N-th training that claimed the run (jaxcls/runs/claim.py)
 log.txt        what was printed, and warnings such as images that were skipped
 metrics.csv    one line a log interval
 eval.json      the last `jaxcls evaluate`

@@ -35,7 +35,7 @@ def imports_of(path: Path) -> Iterator[str]:
 
 
 def _module(name: str) -> str:
-    """Cuts the imported object off: training.step.normalize is in training.step."""
+    """Cuts the imported object off: training.step.step_keys is in training.step."""
     while name and not _is_module(name):
         name = name.rpartition(".")[0]
     return name or "__init__"

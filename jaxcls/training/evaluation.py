@@ -16,13 +16,13 @@ from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import replicated, split_by_example
 from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.normalize import normalize
 from jaxcls.models.registry import Variables
 from jaxcls.training.build import Training
 from jaxcls.training.losses import LOSSES, soft_labels
 from jaxcls.training.meter import require_finite
 from jaxcls.training.metrics import count_hits
 from jaxcls.training.state import TrainState
-from jaxcls.training.step import normalize
 
 EvalStep = Callable[[Variables, Mapping[str, Array]], dict[str, Array]]
 

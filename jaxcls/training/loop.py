@@ -46,11 +46,11 @@ from jaxcls.training.build import Training, build_training
 from jaxcls.training.compiled_steps import CompiledSteps
 from jaxcls.training.evaluation import make_evaluate
 from jaxcls.training.experiment import Experiment, open_experiment
-from jaxcls.training.initial_values import make_initial_values
 from jaxcls.training.intervals import intervals_of
 from jaxcls.training.meter import Meter
 from jaxcls.training.preview import first_augmented, showing_first
 from jaxcls.training.profiling import Profile
+from jaxcls.training.resume import restore_or_initialize
 from jaxcls.training.saving import Saver
 from jaxcls.training.start_messages import start_messages
 from jaxcls.training.state import TrainState
@@ -128,7 +128,7 @@ def train(
         # 4. Restore the newest good checkpoint, or make a new state, while the step compiles.
         checkpoints = stack.enter_context(_open_checkpoints(run, training.config))
         steps = CompiledSteps(training)
-        state, start, weights_note = _restore_or_initialize(
+        state, start, weights_note = restore_or_initialize(
             training, checkpoints, experiment.source, steps
         )
 
@@ -297,29 +297,6 @@ def _open_checkpoints(run: RunPath, config: Config) -> Checkpoints:
         keep_latest=config.checkpoint.keep_latest,
         keep_best=config.checkpoint.keep_best,
     )
-
-
-def _restore_or_initialize(
-    training: Training, checkpoints: Checkpoints, source: Source, steps: CompiledSteps
-) -> tuple[TrainState, int, str]:
-    """Returns (state, step, message): the newest good checkpoint, or a new state at step 0.
-
-    The message says what became of the weights. A resumed run no longer needs the weights that it
-    started from.
-    """
-    saved = checkpoints.steps()
-    if training.plan.num_steps not in saved:
-        steps.start_compiling(max(saved, default=0))
-    message = ""
-    if checkpoints.any_saved():
-        restored = checkpoints.restore(training.abstract_state())
-        state, step = restored.state, restored.step
-    else:
-        with together():
-            values, message = make_initial_values(training.config, training.model, source)
-        state, step = training.init(values), 0
-    require_same({"the step to resume from": step})  # a shared disk may show old listings
-    return state, step, message
 
 
 def _open_reporter(

@@ -93,17 +93,3 @@ def state_shardings(
     split = split_leaves(shapes, mesh, axis)
     params = split.params if parallel.state == "fsdp" else whole.params
     return whole.replace(params=params, opt_state=split.opt_state, ema=split.ema), split.params
-
-
-def update_ema(averages: Variables, latest: Variables, *, step: Array, decay: float) -> Variables:
-    """Moves the averages towards the latest values.
-
-    The decay rises with (1 + step) / (10 + step) up to `decay`, as in TensorFlow's
-    ExponentialMovingAverage, so that the random initial values are soon forgotten.
-    """
-    decay_now = jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(
-        lambda average, value: average + (1 - decay_now).astype(value.dtype) * (value - average),
-        averages,
-        latest,
-    )

@@ -17,12 +17,14 @@ from jaxcls.data.device import BATCH_FIELDS
 from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
 from jaxcls.distributed.precision import traced_for
-from jaxcls.models.efficientnet import EfficientNet, ModelSpec
+from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.normalize import normalize
+from jaxcls.training.ema import update_ema
 from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
 from jaxcls.training.metrics import count_hits
 from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
 from jaxcls.training.schedules import Plan
-from jaxcls.training.state import TrainState, update_ema
+from jaxcls.training.state import TrainState
 
 PyTree = Any
 Batch = dict[str, Array]
@@ -155,12 +157,6 @@ def make_train_step(
 def step_keys(seed: int, step: Array | int) -> Array:
     """The two random keys of a step, [2]: one for augmentation, one for dropout."""
     return jax.random.split(jax.random.fold_in(random_key(seed), step))
-
-
-def normalize(images: Array, spec: ModelSpec) -> Array:
-    """Brings images in [0, 1] to the range that the network expects: (x - mean) / std."""
-    mean, std = jnp.array(spec.mean, images.dtype), jnp.array(spec.std, images.dtype)
-    return (images - mean) / std
 
 
 def split_rows(batch: Batch, micro_batches: int, mesh: Mesh) -> Batch:

@@ -1,0 +1,12 @@
+"""Mean and standard deviation, applied to images before they enter a network."""
+
+import jax.numpy as jnp
+from jax import Array
+
+from jaxcls.models.efficientnet import ModelSpec
+
+
+def normalize(images: Array, spec: ModelSpec) -> Array:
+    """Brings images in [0, 1] to the range that the network expects: (x - mean) / std."""
+    mean, std = jnp.array(spec.mean, images.dtype), jnp.array(spec.std, images.dtype)
+    return (images - mean) / std

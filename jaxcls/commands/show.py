@@ -14,7 +14,7 @@ from jaxcls.commands.options import parse
 from jaxcls.config import Config
 from jaxcls.config.augment import OpName
 from jaxcls.config.decoding import MAX_INT, nearest
-from jaxcls.system.caches import settle_libraries
+from jaxcls.system.caches import set_library_caches
 from jaxcls.system.errors import UserError
 from jaxcls.system.names import printable
 from jaxcls.system.shell import command, path_word
@@ -106,7 +106,7 @@ def run(arguments: list[str]) -> int:
             f"show: unknown picture {what!r}{nearest(what, PICTURES)} (known: {known}); "
             f"usage: jaxcls show WHAT CONFIG|RUN -o FILE"
         )
-    settle_libraries()
+    set_library_caches()
     return PICTURES[what](rest)
 
 

@@ -19,7 +19,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
@@ -31,7 +30,6 @@ from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from jaxcls.distributed.agree import client, first_problem, is_main_process
-from jaxcls.system.errors import UserError
 from jaxcls.runs.fingerprint import (
     fingerprint,
     fingerprint_numpy,
@@ -39,7 +37,9 @@ from jaxcls.runs.fingerprint import (
     name_damaged,
     name_mismatches,
 )
-from jaxcls.system.paths import is_url, write_whole
+from jaxcls.system.errors import UserError
+from jaxcls.system.paths import is_url
+from jaxcls.system.whole_files import try_writing, write_whole
 
 logger = logging.getLogger("jaxcls")
 
@@ -387,8 +387,7 @@ class Checkpoints:
         if is_url(self.directory):
             return  # there are no folders, and the write itself is the test
         self.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.directory) as file:
-            file.write(b"may this directory be written?")
+        try_writing(self.directory / "trial")
 
     def _not_written(self, step: int, error: Exception) -> str:
         return (

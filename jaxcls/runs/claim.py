@@ -2,7 +2,7 @@
 
 The claim is a file, writer.N.json, of the N-th training that began to write there. The highest N
 counts, and the file stays when the training has ended, which it then says; so numbers only grow.
-Who comes next creates N + 1, which one process alone can do (`paths.create_whole`), whether it
+Who comes next creates N + 1, which one process alone can do (`create_whole`), whether it
 finds a training that has ended, a dead one, or another one that comes at the same moment.
 
 Whether a writer that has not said that it ended is still there:
@@ -37,8 +37,9 @@ from typing import Literal, Self
 
 from jaxcls.config.decoding import decode_fields
 from jaxcls.distributed.agree import by_main_process
-from jaxcls.system.paths import RunPath, create_whole, write_whole
 from jaxcls.runs.directory import RunError, TakenOverError, writing
+from jaxcls.system.paths import RunPath
+from jaxcls.system.whole_files import create_whole, write_whole
 
 RENEW_SECONDS = 10.0
 LEASE_SECONDS = 60.0

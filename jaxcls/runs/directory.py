@@ -25,16 +25,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxcls.system.version import VERSION
-from jaxcls.distributed.job import JobError
 from jaxcls.config import Config, changed_fields, decode, encode
 from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.distributed.agree import exchange, is_main_process, together
+from jaxcls.distributed.job import JobError
+from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.system.errors import UserError, shown
 from jaxcls.system.names import composed, printable
-from jaxcls.system.paths import RunPath, is_url, write_whole
-from jaxcls.models.weights_info import WeightsInfo
+from jaxcls.system.paths import RunPath, is_url
 from jaxcls.system.shell import command, path_word
+from jaxcls.system.version import VERSION
+from jaxcls.system.whole_files import try_writing, write_whole
 
 logger = logging.getLogger("jaxcls")
 
@@ -163,7 +164,7 @@ def prepare_run(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str
     try:
         checkpoint_dir(run).mkdir(parents=True, exist_ok=True)
         for folder in (run, checkpoint_dir(run)):
-            _probe(folder)
+            try_writing(folder / "trial")
         if (log := Path(run, "log.txt")).is_file():  # it is written on, where others are replaced
             log.open("a").close()
     except OSError as error:
@@ -241,17 +242,9 @@ def _require_readable(run: RunPath) -> None:
         raise _not_readable(run, error) from error
 
 
-def _probe(folder: RunPath) -> None:
-    """Writes a file, reads it back, and deletes it, as checkpoints will be."""
-    probe = folder / f".may-be-written.{secrets.token_hex(8)}"
-    probe.write_text("may this folder be written?")
-    probe.read_text()
-    probe.unlink()
-
-
 def _require_writable_bucket(run: RunPath) -> None:
     try:
-        _probe(run)
+        try_writing(run / "trial")
     except Exception as error:  # the network's, the credentials' and the server's errors
         missing = "no such bucket; " if isinstance(error, FileNotFoundError) else ""
         raise RunError(

@@ -4,12 +4,11 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.system.paths import run_path
+from jaxcls.models.registry import Variables, eval_variables_template, model_from_config
+from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.directory import RunInfo, checkpoint_dir, require_run
-from jaxcls.models.registry import model_from_config
-from jaxcls.models.registry import Variables, eval_variables_template
+from jaxcls.system.paths import run_path
 
 type Step = int | Literal["latest", "best"]
 

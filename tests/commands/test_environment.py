@@ -28,7 +28,7 @@ from jaxcls.distributed.mesh import all_devices
 from jaxcls.pretrained.resolve import resolve
 from jaxcls.runs.directory import RunInfo, prepare_run, record_run
 from jaxcls.system import caches, output
-from jaxcls.system.caches import cache_dir, settle_libraries, user_caches
+from jaxcls.system.caches import cache_dir, set_library_caches, user_caches
 from jaxcls.system.errors import UserError, mistake_behind
 from jaxcls.training.loop import Outcome
 from jaxcls.training.optimizers import make_optimizer
@@ -393,13 +393,13 @@ def test_libraries_get_a_folder_where_they_have_none(
     for variable in ("MPLCONFIGDIR", "HF_HOME"):  # undone in the end
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
-    settle_libraries()
+    set_library_caches()
     assert os.environ["MPLCONFIGDIR"] == str(cache_dir() / "matplotlib")
     assert os.environ["HF_HOME"] == str(cache_dir() / "huggingface")
     monkeypatch.setenv("MPLCONFIGDIR", "mine")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("HOME", str(no_home))
-    settle_libraries()
+    set_library_caches()
     assert os.environ["MPLCONFIGDIR"] == "mine"
     assert "HF_HOME" not in os.environ
 

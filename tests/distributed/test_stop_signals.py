@@ -115,7 +115,7 @@ def test_what_fails_while_a_process_leaves_is_not_the_run_s_failure(
         while not stop._leaving:
             time.sleep(0.01)
         threading.Timer(0.1, left.set).start()
-        stop._left.set()  # lets the watcher end in place of the process
+        stop._exited.set()  # lets the watcher end in place of the process
         stack.close()
         assert ended == [75]
 

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 from gcs_server import Store, serve
 
-from jaxcls.runs import claim
-from jaxcls.system import paths
-from jaxcls.runs.checkpoint import Checkpoints
-from jaxcls.runs.claim import Claim
-from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.commands.cli import main
 from jaxcls.config import Config, DataConfig
 from jaxcls.data.digits import prepared_digits
 from jaxcls.data.sources import open_source
-from jaxcls.system.errors import UserError
 from jaxcls.distributed.mesh import make_mesh
-from jaxcls.system.paths import create_whole, run_path
+from jaxcls.inference.classifier import ImageClassifier
+from jaxcls.runs import claim
+from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.runs.claim import Claim
 from jaxcls.runs.directory import RunError, TakenOverError, checkpoint_dir
+from jaxcls.system import paths
+from jaxcls.system.errors import UserError
+from jaxcls.system.paths import create_whole, run_path
 from jaxcls.training.loop import Outcome, train
 
 CHECKPOINTS = "runs/a/checkpoints"

@@ -14,8 +14,8 @@ import pytest
 
 from jaxcls.runs import claim
 from jaxcls.runs.claim import Claim, Writer, fate, last_writer
-from jaxcls.system.paths import create_whole
 from jaxcls.runs.directory import RunError, TakenOverError
+from jaxcls.system.paths import create_whole
 
 ELSEWHERE = "another-host 1234 pid:[5678]"
 

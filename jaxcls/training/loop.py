@@ -155,7 +155,7 @@ def train(
             reporter.say(f"finished already, at step {start}; nothing is left to train")
         else:
             reporter.say(_introduction(training, source, start))
-        for note in filter(None, (claim.notes, notes)):
+        for note in filter(None, (claim.message, notes)):
             reporter.say(note)
         for change in changes:
             reporter.say(f"changed since the run began: {change}")

@@ -97,7 +97,7 @@ def test_help_of_a_command_explains_every_field_with_its_default(
     assert (result.status, result.err) == (0, "")
     for field, _ in leaves(Config, prefix=""):
         assert f"--{field.replace('_', '-')}" in result.out
-    assert "Examples a step, over all devices." in result.out
+    assert "Examples per step, over all devices." in result.out
     assert f"(default: {'32' if config else '64'})" in result.out
     assert f"jaxcls {' '.join(command)} CONFIG" in result.out
 
@@ -366,7 +366,7 @@ def test_an_unknown_or_mistyped_override_is_explained(
         (["--data.batch-size", "0"], "data.batch_size: must be at least 1, got 0"),
         (
             ["--data.stage-image-sizes", "32", "16"],
-            "data.stage_image_sizes: sizes may not fall from stage to stage, got [32, 16]",
+            "data.stage_image_sizes: sizes must not fall from stage to stage, got [32, 16]",
         ),
         (["--model.dropout", "1"], "model.dropout: must be at least 0 and below 1, got 1.0"),
         (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate: must be at least 0"),
@@ -375,7 +375,7 @@ def test_an_unknown_or_mistyped_override_is_explained(
         (["--num-steps", "None"], "num_epochs, num_steps: give exactly one of the two"),
         (["--optimizer.micro-batches", "3"], "optimizer.micro_batches: 3 does not divide"),
         (["--model.batch-norm", "5"], "model.batch_norm: groups of 5 do not divide the 32"),
-        (["--schedule.warmup", "0.7"], "schedule.warmup, schedule.hold: shares of the same steps"),
+        (["--schedule.warmup", "0.7"], "schedule.warmup, schedule.hold: the sum of these shares"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "benchmark"])
@@ -441,8 +441,8 @@ def test_a_run_does_not_go_on_under_another_config(message: Message) -> None:
     assert text == (
         "jaxcls: run 'runs/tiny' was started with another config; changed:\n"
         "  seed: 0 -> 3\n"
-        "use another --workdir, or --allow-changes to go on with the new values (the network and "
-        "what the optimizer keeps must stay the same)\n"
+        "use another --workdir, or --allow-changes to resume with the new values (the network "
+        "and the optimizer's state must keep their shapes)\n"
     )
     assert Path("runs/tiny/config.json").read_text() == before
 
@@ -483,7 +483,7 @@ def test_a_folder_that_is_no_run_is_named(
     command, *images = rest
     text = message(command, tmp_path, *images)
     assert text.startswith(
-        f"jaxcls: folder {str(tmp_path)!r} holds no run, and so has no checkpoint"
+        f"jaxcls: folder {str(tmp_path)!r} is not a run, so it has no checkpoint"
     )
 
 
@@ -495,9 +495,9 @@ def test_a_run_without_a_checkpoint_is_named(message: Message, step: str) -> Non
     text = message("evaluate", "started", "--step", step)
     folder = Path("started/checkpoints").absolute()
     if step == "3":
-        expected = f"checkpoint {folder}/3 cannot be used: it is missing (steps there: none)"
+        expected = f"checkpoint {folder}/3 cannot be used: it is missing (existing steps: none)"
     else:
-        expected = f"there is no checkpoint in {folder}; go on with the training until it has saved"
+        expected = f"there is no checkpoint in {folder}; train until one is saved"
     assert text.startswith(f"jaxcls: {expected}")
 
 
@@ -510,7 +510,7 @@ def test_a_step_is_latest_best_or_a_number(
     message: Message, command: Sequence[str], step: str
 ) -> None:
     assert message(*command, f"--step={step}") == (
-        f"jaxcls: --step: expected latest, best or a step's number, got {step!r}\n"
+        f"jaxcls: --step: expected latest, best or the number of a step, got {step!r}\n"
     )
 
 
@@ -542,6 +542,16 @@ def test_a_picture_that_cannot_be_drawn_is_explained(
     assert message("show", *arguments).startswith(f"jaxcls: {expected}")
 
 
+@pytest.mark.parametrize("what", ["augment", "data", "schedule"])
+@pytest.mark.parametrize("output", ["a.xyz", "gone/a.png", "."])
+def test_a_picture_that_cannot_be_written_is_refused_before_the_data_is_read(
+    message: Message, what: str, output: str
+) -> None:
+    """The data does not exist, which would be the message if it was read first."""
+    text = message("show", what, "tiny.py", "--data.source", "folder:gone", "-o", output)
+    assert text.startswith(f"jaxcls: cannot write picture '{output}': ")
+
+
 def test_a_picture_needs_a_file(message: Message) -> None:
     assert "--output" in message("show", "schedule", "tiny.py")
 
@@ -565,6 +575,17 @@ def test_data_is_told_as_lines_and_as_json(run: Run) -> None:
     found = json.loads(lines[-1])
     assert sum(found["classes"].values()) == found["num_seen"] == 40
     assert found["formats"] == {"PNG": 40}
+    assert lines[-2] == "read only the split 'test'; to read the other one: --split train"
+
+
+def test_the_split_in_the_hint_can_be_pasted(run: Run) -> None:
+    splits = ["--data.train-split", "train[:50%]", "--data.eval-split", "train[50%:]"]
+    result = run("data", "tiny.py", *splits, "--limit", "4")
+    assert result.out.endswith(
+        "read only the split 'train[:50%]'; to read the other one: --split 'train[50%:]'\n"
+    )
+    result = run("data", "tiny.py", "--data.eval-split", "train", "--limit", "4")
+    assert result.out.endswith("read only the split 'train'\n")
 
 
 def test_data_with_a_mistake(message: Message) -> None:

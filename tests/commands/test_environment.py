@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from command_line import Message, Run
 
-from jaxcls.commands.common import checked_data
+from jaxcls.commands.common import validate_data
 from jaxcls.config import Config, ConfigError, DataConfig, OptimizerConfig, decode, encode
 from jaxcls.data.digits import prepared_digits
 from jaxcls.distributed import agree
@@ -498,7 +498,7 @@ def test_a_number_that_no_memory_holds_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=f"data.{field}: must be at most .*, got 1000000"):
         resolve(Config(num_steps=1, data=data))
     with pytest.raises(ConfigError, match=f"data.{field}: must be at most"):
-        checked_data(data)
+        validate_data(data)
 
 
 @pytest.mark.parametrize("value", [1e39, 1e308, float("inf"), float("nan")])

@@ -12,7 +12,7 @@ from jaxcls.commands.benchmark import Benchmark
 from jaxcls.commands.compile import Compile
 from jaxcls.commands.data import Data
 from jaxcls.commands.evaluate import Evaluate
-from jaxcls.commands.options import _options, _spell_switches, parse
+from jaxcls.commands.options import _normalise_switches, _options, parse
 from jaxcls.commands.predict import Predict
 from jaxcls.commands.runs import Runs
 from jaxcls.commands.show import ShowRun
@@ -64,7 +64,7 @@ def test_every_switch_takes_every_spelling(kind: type) -> None:
                 [expected],
             ]
             for spelling in spellings:
-                assert _spell_switches(spelling, options) == [expected], spelling
+                assert _normalise_switches(spelling, options) == [expected], spelling
 
 
 @pytest.mark.parametrize("kind", [Train, Evaluate])

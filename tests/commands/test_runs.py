@@ -11,7 +11,7 @@ from jaxcls.commands.cli import main
 from jaxcls.commands.runs import SILENT_SECONDS, find_runs, summarize
 from jaxcls.config import Config, encode
 from jaxcls.runs.directory import RunState, record_state
-from jaxcls.system.paths import write_whole
+from jaxcls.system.whole_files import write_whole
 from jaxcls.training.loop import Outcome
 
 

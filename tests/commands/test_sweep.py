@@ -221,8 +221,8 @@ def test_a_signal_between_two_processes_is_for_the_next_one() -> None:
         ("", [], "bad.py: define sweep() -> Iterator[tuple[str, jaxcls.config.Config]]"),
         ("return []", [], "bad.py: sweep() yields no variation"),
         ("yield 'a', 3", [], "bad.py: sweep() must yield a name and a Config, got ('a', 3)"),
-        ("yield 'a/b', get_config()", [], "bad.py: variation 'a/b': its name becomes a folder's"),
-        ("yield '..', get_config()", [], "bad.py: variation '..': its name becomes a folder's"),
+        ("yield 'a/b', get_config()", [], "bad.py: variation 'a/b': its name becomes that of a"),
+        ("yield '..', get_config()", [], "bad.py: variation '..': its name becomes that of a"),
         (
             "for seed in (0, 1): yield 'a', dataclasses.replace(get_config(), seed=seed)",
             [],

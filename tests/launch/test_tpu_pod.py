@@ -376,10 +376,10 @@ def test_printed_commands_can_be_pasted(gcloud: Fakes, phase: str) -> None:
         (("start", "--name"), "--name: give a value"),
         (("start", "--name", "b0", "--sport"), "unknown option --sport"),
         (("run", "--name", "b0", "--max-restarts", "x"), "--max-restarts: give a whole number"),
-        (("run", "--name", "b0", "--stage"), "--stage: give --data-dir"),
+        (("run", "--name", "b0", "--stage"), "--stage: also give --data-dir"),
         (("run", "--name", "b0", "--data-dir", "/x"), "--data-dir: give a gs:// path"),
         (("install", "--name", "b0", "--code", "nowhere.whl"), "there is no wheel nowhere.whl"),
-        (("install", "--name", "b0", "--code", "tests"), "tests holds no pyproject.toml"),
+        (("install", "--name", "b0", "--code", "tests"), "there is no pyproject.toml in tests"),
         (("walk",), "usage: bash launch/tpu_pod.sh PHASE"),
     ],
 )
@@ -392,4 +392,4 @@ def test_mistakes(gcloud: Fakes, arguments: tuple[str, ...], message: str) -> No
 
 def test_a_run_on_the_workers_disks_is_warned_of(gcloud: Fakes) -> None:
     result = launch(gcloud, "start", training=("--", CONFIG))
-    assert "runs/kerascv_b0 lies on the workers' disks" in result.stderr
+    assert "runs/kerascv_b0 is on the workers' disks" in result.stderr

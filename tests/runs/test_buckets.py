@@ -25,7 +25,8 @@ from jaxcls.runs.claim import Claim
 from jaxcls.runs.directory import RunError, TakenOverError, checkpoint_dir
 from jaxcls.system import paths
 from jaxcls.system.errors import UserError
-from jaxcls.system.paths import create_whole, run_path
+from jaxcls.system.paths import run_path
+from jaxcls.system.whole_files import create_whole
 from jaxcls.training.loop import Outcome, train
 
 CHECKPOINTS = "runs/a/checkpoints"
@@ -173,7 +174,7 @@ def test_a_bucket_has_one_writer_a_run(store: Store, monkeypatch: pytest.MonkeyP
         with pytest.raises(TakenOverError, match=r"another training, .* has taken over run"):
             held.require()
     with Claim(run, on_taken_over=noticed.set) as held:
-        assert held.notes.startswith("takes over from process")
+        assert held.message.startswith("takes over from process")
         assert list(claims()) == ["claimed/writer.4.json"]
 
 

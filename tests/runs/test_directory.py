@@ -97,8 +97,8 @@ def test_a_changed_config_is_refused_naming_every_change_and_nothing_is_written(
         "  optimizer.options.momentum: None -> 0.9\n"
         "  seed: 0 -> 3\n"
         "  class names of the data\n"
-        "use another --workdir, or --allow-changes to go on with the new values (the network and "
-        "what the optimizer keeps must stay the same)"
+        "use another --workdir, or --allow-changes to resume with the new values (the network "
+        "and the optimizer's state must keep their shapes)"
     )
     assert RunInfo.from_json(record(tmp_path)) == INFO
 
@@ -151,7 +151,7 @@ def test_a_run_to_be_read_must_be_there(tmp_path: Path) -> None:
         require_run(tmp_path / "gone")
     with pytest.raises(
         RunError,
-        match="holds no run, and so has no checkpoint; train one there with: jaxcls train CONFIG",
+        match="is not a run, so it has no checkpoint; train one there with: jaxcls train CONFIG",
     ):
         require_run(tmp_path)
     start_run(tmp_path)
@@ -182,7 +182,7 @@ def test_an_evaluation_that_cannot_be_saved_is_only_a_warning(
     file.write_text("")
     with caplog.at_level(logging.WARNING, logger="jaxcls"):
         save_evaluation(file, {"top1": 0.5})
-    assert caplog.messages == [f"eval.json was not written in {file}: Not a directory"]
+    assert caplog.messages == [f"cannot write eval.json in {file}: Not a directory"]
 
 
 def test_other_training_data_is_a_change(tmp_path: Path) -> None:

@@ -121,9 +121,7 @@ def test_a_metrics_file_that_cannot_be_used_is_named_and_left(
 ) -> None:
     path = tmp_path / "metrics.csv"
     path.mkdir() if content is None else path.write_text(content)
-    with pytest.raises(
-        RunError, match=r"metrics\.csv cannot be used \(.*\); move it away and run"
-    ):
+    with pytest.raises(RunError, match=r"metrics\.csv cannot be used \(.*\); move it away and run"):
         open_reporter(tmp_path, io.StringIO())
     assert content is None or path.read_text() == content
 

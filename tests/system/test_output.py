@@ -16,7 +16,7 @@ from typing import TextIO
 
 import pytest
 
-from jaxcls.system.output import drop_reason, may_draw, safe_stream
+from jaxcls.system.output import drop_reason, may_draw, safe_stream, table
 
 SMALL = '''\
 """A network of seconds, so that a whole training fits into a test."""
@@ -296,3 +296,12 @@ def test_a_training_whose_terminal_closes_saves(tmp_path: Path) -> None:
     assert list((tmp_path / "run/checkpoints").iterdir())
     assert b"training: small on digits" in shown
     assert b"\x1b" not in shown, "no bar in a terminal of one column"
+
+
+def test_columns_of_a_table_line_up() -> None:
+    rows = [["name", "count", "note"], ["a", "1,000", ""], ["longer", "7", "x"]]
+    assert table(rows, right=[1]).splitlines() == [
+        "name    count  note",
+        "a       1,000",
+        "longer      7  x",
+    ]

@@ -72,7 +72,7 @@ class WandbRun:
 
     @contextlib.contextmanager
     def _teardown_on_error(self) -> Iterator[None]:
-        """After an error, shuts the library down now; it would otherwise delay the program's end."""
+        """After an error, shuts the library down; it would otherwise delay the program's end."""
         try:
             yield
         except Exception:

@@ -183,7 +183,6 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path))  # what a link points to is replaced, not the link
 
 
-
 def _not_written(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {str(path)!r}: {error.strerror}")
 

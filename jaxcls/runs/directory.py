@@ -18,7 +18,6 @@ import json
 import logging
 import platform
 import secrets
-import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,7 +29,7 @@ from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.distributed.agree import exchange, is_main_process, together
 from jaxcls.distributed.job import JobError
 from jaxcls.models.weights_info import WeightsInfo
-from jaxcls.system.errors import UserError, shown
+from jaxcls.system.errors import UserError, one_line, shown
 from jaxcls.system.names import composed, printable
 from jaxcls.system.paths import RunPath, is_url
 from jaxcls.system.shell import command, path_word
@@ -251,14 +250,9 @@ def _require_writable_bucket(run: RunPath) -> None:
     except Exception as error:  # the network's, the credentials' and the server's errors
         missing = "no such bucket; " if isinstance(error, FileNotFoundError) else ""
         raise RunError(
-            f"run {str(run)!r} cannot be written ({missing}{_one_line(error)}); create the bucket, "
+            f"run {str(run)!r} cannot be written ({missing}{one_line(error)}); create the bucket, "
             f"get the right to list, read, write and delete its objects, or use another --workdir"
         ) from error
-
-
-def _one_line(error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error) or repr(error)
-    return textwrap.shorten(reason, 300, placeholder=" …")
 
 
 def record_run(run: RunPath, info: RunInfo) -> None:
@@ -300,7 +294,7 @@ def _write_state(run: RunPath, state: RunState) -> None:
     try:
         write_json(run / "state.json", dataclasses.asdict(state))
     except Exception as error:  # errors of a bucket have many types
-        logger.warning("cannot write state.json in %s: %s", run, _one_line(error))
+        logger.warning("cannot write state.json in %s: %s", run, one_line(error))
 
 
 @contextlib.contextmanager
@@ -315,7 +309,7 @@ def recording_failure(run: RunPath, *, num_steps: int) -> Iterator[None]:
         record_state(run, RunState(state="stopped", num_steps=num_steps, why="SIGINT"))
         raise
     except Exception as error:
-        why = _one_line(error)
+        why = one_line(error)
         record_state(run, RunState(state="failed", num_steps=num_steps, why=why))
         raise
 
@@ -333,7 +327,7 @@ def save_evaluation(run: RunPath, metrics: Mapping[str, float]) -> None:
     try:
         write_json(run / "eval.json", metrics)
     except Exception as error:  # errors of a bucket have many types
-        logger.warning("cannot write eval.json in %s: %s", run, _one_line(error))
+        logger.warning("cannot write eval.json in %s: %s", run, one_line(error))
 
 
 def write_json(path: RunPath, values: Any) -> None:
@@ -358,14 +352,13 @@ def writing(run: RunPath) -> Iterator[None]:
 
 def _not_readable(run: RunPath, error: Exception) -> RunError:
     return RunError(
-        f"run {shown(run)!r} cannot be read: {_one_line(error)}; correct this, or use another run"
+        f"run {shown(run)!r} cannot be read: {one_line(error)}; correct this, or use another run"
     )
 
 
 def _not_writable(run: RunPath, error: Exception) -> RunError:
     return RunError(
-        f"run directory {shown(run)!r} cannot be written ({_one_line(error)}); use "
-        f"another --workdir"
+        f"run directory {shown(run)!r} cannot be written ({one_line(error)}); use another --workdir"
     )
 
 
@@ -409,7 +402,7 @@ def config_of_record(record: RunPath) -> Config:
     except FileNotFoundError as error:
         raise RunError(f"config file {str(record)!r} does not exist") from error
     except OSError as error:
-        raise RunError(f"config file {str(record)!r}: {_one_line(error)}") from error
+        raise RunError(f"config file {str(record)!r}: {one_line(error)}") from error
     except ValueError as error:
         raise RunError(f"config file {str(record)!r} is not JSON ({error})") from error
     try:

@@ -3,6 +3,7 @@
 import errno
 import os
 import sysconfig
+import textwrap
 from pathlib import Path
 
 # Errors of the operating system that concern a path, and what a user can do about them.
@@ -99,6 +100,12 @@ def _folder_is_gone() -> bool:
     except FileNotFoundError:
         return True
     return False
+
+
+def one_line(error: BaseException) -> str:
+    """The reason of an error on one line of at most 300 characters."""
+    reason = getattr(error, "strerror", None) or str(error) or repr(error)
+    return textwrap.shorten(reason, 300, placeholder=" …")
 
 
 def shown(path: str | bytes | os.PathLike[str]) -> str:

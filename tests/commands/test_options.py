@@ -174,6 +174,7 @@ def test_every_config_can_be_trained_with_every_optimizer(path: Path) -> None:
     ]
     for words in (drop, ["--optimizer.options"]):
         switched = train(*words, config=config).config.optimizer
+        assert switched.options == {}
         for name in optimizer_names():
             make_optimizer(dataclasses.replace(switched, name=name), lambda _: 0.1)
 

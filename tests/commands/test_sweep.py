@@ -330,7 +330,7 @@ def test_the_checks_leave_the_devices_to_the_trainings() -> None:
     """A process that took an accelerator's memory would leave none to its children."""
     code = (
         "import sys\n"
-        "from jaxcls import sweep\n"
+        "from jaxcls.commands import sweep\n"
         "options, variations = sweep._read('seeds.py', ['--model.name', 'efficientnetv2_b0'])\n"
         "sweep._check(variations, allow_changes=False)\n"
         "from jax._src import xla_bridge\n"

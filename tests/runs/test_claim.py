@@ -156,8 +156,9 @@ def test_a_writer_that_ends_while_it_is_watched_is_followed(tmp_path: Path) -> N
         0.2, lambda: leave_claim(tmp_path, machine=ELSEWHERE, token="theirs", ended="now")
     )
     ends.start()
-    with claim_of(tmp_path):
-        pass
+    with claim_of(tmp_path) as claimed:
+        assert len(names(tmp_path)) == 1
+        assert claimed.message == ""  # the writer has recorded its end
     ends.join()
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import queue
-import textwrap
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ import numpy as np
 
 from jaxcls.distributed.job import TRACKER
 from jaxcls.runs.trackers.tracker import Tracker
+from jaxcls.system.errors import one_line
 
 FINISH_SECONDS = 60.0  # for a tracker to send what is left
 MAX_WAITING = 1000  # calls that a tracker may be behind
@@ -92,8 +92,7 @@ class Background:
                 raise
             tracker.close(failed=self._training_failed)
         except Exception as error:  # each tracker has its own exceptions
-            why = textwrap.shorten(str(error) or repr(error), 300, placeholder=" …")
             self._say(
-                f"{self._name} has failed ({why}); the training continues without it, and "
-                f"metrics.csv has all metrics"
+                f"{self._name} has failed ({one_line(error)}); the training continues without "
+                f"it, and metrics.csv has all metrics"
             )

@@ -68,12 +68,13 @@ def parse_with_config[T](kind: type[T], prog: str, arguments: list[str]) -> T:
       UserError: CONFIG is missing or not valid; or as `parse`.
     """
     _, config, rest = take_config(arguments, prog)
+    fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
     required = {
         field.name: tyro.MISSING
-        for field in dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
-        if field.default is field.default_factory  # both are missing
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
     }
-    return parse(kind, prog, rest, default=kind(**required | {"config": config}))
+    return parse(kind, prog, rest, default=kind(**(required | {"config": config})))
 
 
 def take_config(arguments: list[str], prog: str) -> tuple[str, Config, list[str]]:

@@ -106,7 +106,7 @@ def test_a_run_has_no_variations(message: Message) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "config file 'r/config.json' is no JSON (Expecting property name"),
+        ("{", "config file 'r/config.json' is not JSON (Expecting property name"),
         ("[1]", "config file 'r/config.json': config: expected a group of fields, got [1]"),
         ('{"config": {"schema_version": 99}}', "config file 'r/config.json': schema_version: this"),
         (

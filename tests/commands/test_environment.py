@@ -455,7 +455,7 @@ def test_devices_that_are_not_there_are_one_message(
     [
         ("bogus", "Backend 'bogus' is not in the list of known backends: ['cpu']", "for 'bogus'"),
         ("tpu", "Unable to initialize backend 'tpu': no TPU", r"for 'tpu' \(Unable .* no TPU\)"),
-        (None, "Unable to initialize backend 'cuda': old driver", r"JAX_PLATFORMS=cpu to do with"),
+        (None, "Unable to initialize backend 'cuda': old driver", r"JAX_PLATFORMS=cpu to use"),
     ],
 )
 def test_what_jax_says_of_devices_is_handed_on(

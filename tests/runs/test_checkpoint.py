@@ -274,7 +274,7 @@ DAMAGES = {
     ),
     "another step's folder": (
         lambda f: (shutil.rmtree(f), shutil.copytree(f.parent / "1", f)),
-        "holds step 1",
+        "contains step 1",
     ),
 }
 

@@ -270,7 +270,7 @@ def test_a_training_whose_reader_leaves_goes_on_and_says_why(tmp_path: Path) -> 
     run = tmp_path / "写真"
     assert json.loads((run / "state.json").read_text())["state"] == "finished"
     log = (run / "log.txt").read_text()
-    assert log.count("messages could not be printed (Broken pipe); the training goes on") == 1
+    assert log.count("messages could not be printed (Broken pipe); the training continues") == 1
     assert "step 30/30" in log
 
 

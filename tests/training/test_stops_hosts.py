@@ -165,7 +165,7 @@ def test_during_the_first_compile_all_leave_at_once(start: Start, tmp_path: Path
         await_text(tmp_path / process, "compile_step")
     job[1].send_signal(signal.SIGINT)
     assert statuses(job) == [75, 75]
-    assert "nothing was trained" in (tmp_path / "0").read_text()
+    assert "nothing new was trained" in (tmp_path / "0").read_text()
 
 
 @pytest.mark.slow

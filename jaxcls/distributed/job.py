@@ -261,15 +261,16 @@ def _job() -> Any:
 
 def _given(options: JobOptions, environment: Mapping[str, str]) -> dict[str, Any]:
     """The values of the options, or else of JAX's variables, by the names of the options."""
-    found: dict[str, Any] = {}
-    for name, variable in (
-        ("coordinator", "JAX_COORDINATOR_ADDRESS"),
-        ("num_processes", "JAX_NUM_PROCESSES"),
-        ("process_id", "JAX_PROCESS_ID"),
-    ):
-        value = getattr(options, name)
-        found[name] = value if value is not None else environment.get(variable)
-    return found
+    variables = {
+        "coordinator": "JAX_COORDINATOR_ADDRESS",
+        "num_processes": "JAX_NUM_PROCESSES",
+        "process_id": "JAX_PROCESS_ID",
+    }
+    given = {name: getattr(options, name) for name in variables}
+    return {
+        name: environment.get(variables[name]) if value is None else value
+        for name, value in given.items()
+    }
 
 
 def _checked_place(given: Mapping[str, Any]) -> Place:

@@ -325,12 +325,12 @@ def test_overrides_change_fields_of_an_augmentation(run: Run, fake_train: FakeTr
     assert len(fake_train.calls) == 1
 
 
-def test_a_run_lies_in_runs_by_the_name_of_its_config(run: Run, fake_train: FakeTrain) -> None:
+def test_a_run_is_in_runs_by_the_name_of_its_config(run: Run, fake_train: FakeTrain) -> None:
     assert run("train", "tiny.py").status == 0
     assert fake_train.calls == [(load_config("tiny.py"), Path("runs/tiny"), False)]
 
 
-def test_a_run_lies_in_runs_by_the_fields_that_are_changed(run: Run, fake_train: FakeTrain) -> None:
+def test_a_run_is_in_runs_by_the_fields_that_are_changed(run: Run, fake_train: FakeTrain) -> None:
     changes = ("--seed", "1", "--optimizer.learning-rate", "0.05", "--num-steps", "12")
     operational = ("--log-every-steps", "3", "--data.data-dir", "elsewhere")
     assert run("train", "tiny.py", *changes, *operational).status == 0
@@ -429,7 +429,7 @@ def test_a_run_directory_that_cannot_be_written_is_named(message: Message, workd
     assert text.endswith("use another --workdir\n")
 
 
-def test_a_run_does_not_go_on_under_another_config(message: Message) -> None:
+def test_a_run_does_not_resume_under_another_config(message: Message) -> None:
     info = RunInfo(config=load_config("tiny.py"), class_names=tuple("0123456789"))
     prepare_run(Path("runs/tiny"), info, allow_changes=False)
     record_run(Path("runs/tiny"), info)
@@ -596,7 +596,7 @@ def test_data_with_a_mistake(message: Message) -> None:
     assert text == "jaxcls: data.source: folder 'gone' does not exist; name a folder of images\n"
 
 
-def test_prepare_says_where_the_data_lies(run: Run, message: Message) -> None:
+def test_prepare_says_where_the_data_is(run: Run, message: Message) -> None:
     result = run("prepare", "digits", "--data-dir", "sets")
     assert result.status == 0
     assert result.out == "digits is ready in sets/digits/1.0.0: train 1,442, test 355\n"

@@ -75,7 +75,7 @@ DEEP = "/".join(["a" * 99] * 50)  # and a path 4096
 
 @pytest.fixture(autouse=True)
 def nothing_said() -> None:
-    """What is said once is said once a test."""
+    """Warnings that are logged once per process are logged once per test."""
     output.warn_once.cache_clear()
 
 
@@ -115,7 +115,7 @@ def without_privileges() -> Iterator[None]:
 
 
 def close(folder: Path, *, mode: int = 0o555) -> None:
-    """Takes the right to write from all that lies in a folder."""
+    """Removes the right to write from everything in a folder."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(mode if path.is_dir() else mode & 0o444)
 
@@ -203,7 +203,7 @@ def closed_run(run: Run, tiny_run: tuple[Path, Outcome]) -> Iterator[Path]:
     close(Path("closed"), mode=0o755)
 
 
-def test_a_training_does_not_go_on_in_it(
+def test_a_training_does_not_resume_in_it(
     message: Message, closed_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxcls.training.loop.CompiledSteps", pytest.fail)  # nothing is compiled
@@ -249,7 +249,7 @@ def test_what_only_reads_it_works(run: Run, closed_run: Path) -> None:
         *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EEXIST),
     ],
 )
-def test_what_is_said_of_a_path_is_a_mistake(number: int) -> None:
+def test_what_the_system_says_about_a_path_is_a_mistake(number: int) -> None:
     error = OSError(number, os.strerror(number), "some/path")
     text = str(mistake_behind(error))
     assert text.startswith(f"'some/path': {os.strerror(number)}; ")
@@ -321,7 +321,7 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "temporary"
 
 
-def test_without_a_home_caches_lie_in_a_private_folder(
+def test_without_a_home_caches_are_in_a_private_folder(
     no_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = cache_dir()

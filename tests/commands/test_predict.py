@@ -143,7 +143,7 @@ def test_a_pipe_that_is_named_is_no_image(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("photos")
-def test_what_a_folder_has_beside_its_images_is_said(run: Run) -> None:
+def test_what_a_folder_has_beside_its_images_is_reported(run: Run) -> None:
     assert run("predict", "x", "mac").err == (
         "mac: not used: hidden names (3, for example '._a.jpg')\n"
         "mac: not used: symbolic links to a parent "

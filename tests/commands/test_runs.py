@@ -20,7 +20,7 @@ def folder(
     tiny_run: tuple[Path, Outcome], tiny_config: Config, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:  # fmt: skip
-    """Two runs, of which one lies deeper and has another seed and learning rate."""
+    """Two runs, one of them in a deeper folder and with another seed and learning rate."""
     monkeypatch.chdir(tmp_path)
     for name in ("runs/a", "runs/deep/b"):
         shutil.copytree(tiny_run[0], name)

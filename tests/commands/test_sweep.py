@@ -145,7 +145,7 @@ def test_list_trains_nothing(children: FakeChildren, capsys: pytest.CaptureFixtu
     assert children.commands == []
 
 
-def test_finished_runs_are_skipped_and_stopped_ones_go_on(
+def test_finished_runs_are_skipped_and_stopped_ones_resume(
     children: FakeChildren, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for index, state in ((0, "finished"), (1, "stopped")):
@@ -282,7 +282,7 @@ def test_a_run_of_another_config_is_found_before_anything_is_trained(
     )
     changed = ["--num-steps", "3", "--workdir", "runs/seeds", "--allow-changes"]
     assert main(["sweep", "seeds.py", *changed]) == 0
-    assert children.indices == [0, 1, 2], "a finished run that has become longer goes on"
+    assert children.indices == [0, 1, 2], "a finished run that has become longer resumes"
 
 
 TINY_FOR_ALL_PROCESSES = """\

@@ -265,8 +265,8 @@ def test_an_order_that_makes_no_sense_is_refused(
         (RandomCrop(), Mix(cutmix=1.0, mixup=0.0)),
     ],
 )
-def test_an_order_that_makes_sense_is_taken(augment: Sequence[Augmentation]) -> None:
-    config = Config(augment=tuple(augment), num_steps=1)
+def test_an_order_that_makes_sense_is_taken(augment: tuple[AnyAugmentation, ...]) -> None:
+    config = Config(augment=augment, num_steps=1)
     assert decode(encode(config)).augment == augment
 
 

@@ -29,7 +29,7 @@ def judge(*processes: Seen, stuck_after: float = 600) -> str | None:
     return verdict(dict(enumerate(processes)), NOW, stuck_after=stuck_after)
 
 
-def test_nothing_is_wrong_while_all_go_on_or_are_done() -> None:
+def test_nothing_is_wrong_while_all_continue_or_are_done() -> None:
     assert judge() is None
     assert judge(seen(), seen(still=599)) is None
     assert judge(seen(), seen(silent=GONE_SECONDS)) is None

@@ -156,7 +156,7 @@ def test_a_job_that_cannot_be_put_back_says_so(slurm: Fakes) -> None:
     assert "scontrol cannot put job 7 back into the queue" in result.stderr
 
 
-def test_a_run_goes_on_by_its_folder(slurm: Fakes) -> None:
+def test_a_run_resumes_by_its_folder(slurm: Fakes) -> None:
     run = slurm.folder.parent / "runs/x"
     run.mkdir(parents=True)
     (run / "config.json").touch()

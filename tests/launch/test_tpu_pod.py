@@ -101,7 +101,7 @@ def test_without_delete_the_cost_is_named(gcloud: Fakes) -> None:
     assert f"delete it with: bash launch/tpu_pod.sh delete --name b0 {PLACE}" in result.stderr
 
 
-def test_a_preempted_tpu_is_made_anew_and_the_run_goes_on(gcloud: Fakes) -> None:
+def test_a_preempted_tpu_is_created_again_and_the_run_continues(gcloud: Fakes) -> None:
     gcloud.on(
         "describe", *state("NOT_FOUND", "ACTIVE", "SUSPENDED", "SUSPENDED", "CREATING", "ACTIVE")
     )
@@ -202,7 +202,7 @@ def test_ssh_that_never_works_ends_it(gcloud: Fakes) -> None:
     assert "cannot copy the code to the workers" in result.stderr
 
 
-def test_workers_that_go_on_without_worker_0_are_stopped(gcloud: Fakes) -> None:
+def test_workers_that_continue_without_worker_0_are_stopped(gcloud: Fakes) -> None:
     gcloud.on("describe", *state("ACTIVE"))
     gcloud.on("worker.sh status", ended("exited 1", "running"))
     result = launch(gcloud, "run", "--max-restarts", "0")
@@ -352,7 +352,7 @@ def test_dry_run_prints_and_runs_nothing(gcloud: Fakes) -> None:
     assert len(lines) == 12
 
 
-def test_a_run_in_a_bucket_goes_on_where_it_is(gcloud: Fakes) -> None:
+def test_a_run_in_a_bucket_resumes_there(gcloud: Fakes) -> None:
     for config in ("gs://bucket/run", "gs://bucket/run/config.json"):
         launch(gcloud, "start", training=("--", config))
         assert gcloud.calls()[-1] == worker(f"start {config}")

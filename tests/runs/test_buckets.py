@@ -79,7 +79,7 @@ def test_a_run_leaves_in_a_bucket_what_it_leaves_on_disk(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("store")
-def test_a_stopped_run_goes_on_there(tiny_config: Config, tiny_run: tuple[Path, Outcome]) -> None:
+def test_a_stopped_run_resumes_there(tiny_config: Config, tiny_run: tuple[Path, Outcome]) -> None:
     mesh = make_mesh(jax.devices()[:1])
     half = dataclasses.replace(tiny_config, num_steps=8)
     train(half, "gs://bucket/runs/b", mesh=mesh)
@@ -236,7 +236,7 @@ jax.jit(lambda x: x @ x)(jax.numpy.ones((9, 9)))
 """
 
 
-def test_compiled_programs_of_a_run_lie_beside_it(store: Store) -> None:
+def test_compiled_programs_of_a_run_are_beside_it(store: Store) -> None:
     environment = dict(os.environ)
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     outs = [

@@ -294,7 +294,7 @@ def test_damage_is_named_and_the_next_good_one_used(
         assert any(part in caplog.text for part in message.split("|"))
         with pytest.raises(CheckpointError, match=str(tmp_path / "2")):
             checkpoints.restore(template_of(make_state()), 2)
-        checkpoints.save(2, make_state(2), metadata=METADATA)  # the run goes on and gets there
+        checkpoints.save(2, make_state(2), metadata=METADATA)  # the run continues and gets there
         assert_equal(checkpoints.restore(template_of(make_state())).state, make_state(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "verified.json"]
 

@@ -61,7 +61,7 @@ def test_a_new_run_records_config_classes_and_versions(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json"]
 
 
-def test_nothing_is_recorded_before_it_is_sure_that_the_run_goes_on(tmp_path: Path) -> None:
+def test_nothing_is_recorded_before_it_is_sure_that_the_run_continues(tmp_path: Path) -> None:
     start_run(tmp_path)
     assert prepare_run(tmp_path, changed(seed=3), allow_changes=True) == ["seed: 0 -> 3"]
     assert RunInfo.from_json(record(tmp_path)) == INFO
@@ -73,7 +73,7 @@ def test_a_record_that_cannot_be_written_names_the_directory(tmp_path: Path) -> 
         record_run(tmp_path, INFO)
 
 
-def test_the_same_config_goes_on(tmp_path: Path) -> None:
+def test_the_same_config_resumes(tmp_path: Path) -> None:
     start_run(tmp_path)
     assert start_run(tmp_path) == []
 
@@ -195,6 +195,6 @@ def test_other_training_data_is_a_change(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_that_did_not_record_its_data_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_did_not_record_its_data_resumes(tmp_path: Path) -> None:
     start_run(tmp_path)
     assert start_run(tmp_path, dataclasses.replace(INFO, data="10 examples")) == []

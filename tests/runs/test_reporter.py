@@ -14,7 +14,7 @@ def test_metrics_are_written_as_rows_of_csv(tmp_path: Path) -> None:
     with open_reporter(tmp_path, io.StringIO()) as reporter:
         reporter.log(2, TRAIN)
         reporter.evaluated(4, EVAL)
-        rows = read_metrics(tmp_path / "metrics.csv")  # while the run goes on
+        rows = read_metrics(tmp_path / "metrics.csv")  # while the run continues
     assert [row["step"] for row in rows] == ["2", "4"]
     train, evaluation = rows
     assert tuple(train) == COLUMNS
@@ -100,7 +100,7 @@ def test_a_resumed_run_drops_the_rows_that_it_takes_again(tmp_path: Path) -> Non
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
-def test_a_line_cut_short_anywhere_is_left_out_and_the_run_goes_on(tmp_path: Path) -> None:
+def test_a_line_cut_short_anywhere_is_left_out_and_the_run_continues(tmp_path: Path) -> None:
     with open_reporter(tmp_path, io.StringIO()) as reporter:
         reporter.log(2, TRAIN)
         reporter.evaluated(4, EVAL | {"top5": 0.98765})
@@ -126,7 +126,7 @@ def test_a_metrics_file_that_cannot_be_used_is_named_and_left(
     assert content is None or path.read_text() == content
 
 
-def test_rows_that_cannot_be_written_are_said_once_and_training_goes_on(
+def test_rows_that_cannot_be_written_are_reported_once_and_training_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: object) -> None:
@@ -162,7 +162,7 @@ def test_files_on_a_full_disk_do_not_fail_the_end(tmp_path: Path) -> None:
     assert "still shown" in stream.getvalue()
 
 
-def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "log.txt").symlink_to("/dev/full")
     stream = io.StringIO()
     with open_reporter(tmp_path, stream) as reporter:
@@ -175,7 +175,7 @@ def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
     )
 
 
-def test_a_log_that_cannot_be_opened_is_said_once(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_opened_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "log.txt").mkdir()
     stream = io.StringIO()
     with open_reporter(tmp_path, stream) as reporter:

@@ -66,7 +66,7 @@ CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
 FROM_MAC = unicodedata.normalize("NFD", CAFE)
 
 
-def test_a_run_goes_on_with_class_names_stored_in_another_form(tmp_path: Path) -> None:
+def test_a_run_resumes_with_class_names_stored_in_another_form(tmp_path: Path) -> None:
     old = RunInfo(config=Config(num_steps=1), class_names=("cat", FROM_MAC))
     record_run(tmp_path, old)
     new = dataclasses.replace(old, class_names=("cat", CAFE))

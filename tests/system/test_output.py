@@ -251,7 +251,7 @@ def wait_for_steps(run: Path, steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_whose_reader_leaves_goes_on_and_says_why(tmp_path: Path) -> None:
+def test_a_training_whose_reader_leaves_continues_and_says_why(tmp_path: Path) -> None:
     command = small_training(tmp_path, "写真", "--num-steps", "30")
     with (
         open("/dev/full", "w") as full,

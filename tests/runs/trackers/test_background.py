@@ -58,7 +58,7 @@ def test_calls_reach_the_tracker_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("fails", ["begin", "log", "show", "close"])
-def test_what_fails_is_said_once(fails: str) -> None:
+def test_what_fails_is_reported_once(fails: str) -> None:
     said: list[str] = []
     background = Background("T", lambda: Recorder(fails=fails), say=said.append)
     for step in range(5):

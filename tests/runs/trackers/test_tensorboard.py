@@ -71,7 +71,7 @@ def test_tensorboard_shows_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("act", ["flush", "write", "close"])
-def test_tensorboard_that_cannot_write_is_said_once(
+def test_tensorboard_that_cannot_write_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, act: str
 ) -> None:
     def full(*_: object) -> None:

@@ -76,7 +76,7 @@ def wandb_records(file: Path) -> Iterator[Any]:
         place += length
 
 
-def test_weights_and_biases_that_refuses_is_said_once(
+def test_weights_and_biases_that_refuses_is_reported_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(**_: object) -> None:
@@ -118,7 +118,7 @@ end_with(0)
 """
 
 
-def test_weights_and_biases_whose_process_dies_is_said_once(tmp_path: Path) -> None:
+def test_weights_and_biases_whose_process_dies_is_reported_once(tmp_path: Path) -> None:
     # In a process of its own: the library's state is the whole process'.
     done = subprocess.run(
         [sys.executable, "-c", WANDB_DIES, str(tmp_path)],

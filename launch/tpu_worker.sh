@@ -12,7 +12,7 @@ is_running() {
   local pid
   pid=$(cat worker/pid 2>/dev/null) || return 1
   # After a reboot another process may have this number.
-  grep -qs tpu_worker "/proc/$pid/cmdline"
+  grep -qsF tpu_worker.sh "/proc/$pid/cmdline"
 }
 
 # install SOURCE: a URL that pip can install from, or "." for this folder.

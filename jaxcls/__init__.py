@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from jaxcls.system.version import VERSION
 
-# The program's first import, before it can see to signals (jaxcls/system/early_signals.py): so
-# without typing, which takes longer than all else here. Type checkers know this name.
+# The program imports this module first, before it handles signals (jaxcls/system/early_signals.py).
+# So it does not import typing, which takes longer than all the rest. Type checkers know this name.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -27,7 +27,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Imports what the package offers, and with it jax, when it is first asked for."""
+    """Imports a public name, and with it jax, only when it is first used."""
     import importlib
 
     if name not in _HOMES:

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def run() -> NoReturn:
-    """Runs the command line of this process, and ends it."""
+    """Runs the command line of this process, and ends the process."""
     end_on_signals()
-    from jaxcls.commands import cli  # not before: that takes half a second
+    from jaxcls.commands import cli  # imported after signals are handled: it takes half a second
     from jaxcls.distributed.job import end_with
     from jaxcls.system.output import protect_output
 

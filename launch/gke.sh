@@ -12,10 +12,10 @@ usage() {
 usage: bash launch/gke.sh PHASE --name NAME [option ...] [-- CONFIG argument of jaxcls train ...]
 
   show      print the filled-in gke_jobset.yaml
-  apply     start the training; where it runs already, nothing changes
+  apply     start the training; if it is running already, change nothing
   logs      show the log of worker 0, over restarts, until the training ends
   run       apply and logs; the exit status is that of the training
-  status    say what the JobSet and its pods do
+  status    show the state of the JobSet and its pods
   delete    delete the JobSet and its pods
 
   --name NAME               name of the JobSet
@@ -25,14 +25,14 @@ usage: bash launch/gke.sh PHASE --name NAME [option ...] [-- CONFIG argument of 
   --chips-per-host N        chips of one node (default: 4)
   --spot                    nodes that may be taken away at any time
   --service-account NAME    of Kubernetes, with access to the buckets (default: default)
-  --data-dir PATH           where the prepared data sets lie, such as gs://BUCKET/tfds
+  --data-dir PATH           folder of the prepared data sets, such as gs://BUCKET/tfds
   --max-restarts N          restarts after a crash; those after a disruption or a stop do not count
                             (default: 3)
   --namespace NAMESPACE     (default: that of kubectl's context)
   --dry-run                 print the commands, run nothing
 
 JobSet 0.8 or newer must be installed in the cluster. Exit status: 0 done; 2 your mistake (or the
-training's exit status 2); 1 else. Seconds between two looks are JAXCLS_POLL_SECONDS (10).
+training's exit status 2); otherwise 1. The state is checked every JAXCLS_POLL_SECONDS (10).
 END
 }
 
@@ -87,7 +87,7 @@ apply() {
   run_kubectl apply --filename=- <<<"$manifest"
 }
 
-# Completed, Failed, or nothing while it runs.
+# Prints Completed, Failed, or nothing while the training runs.
 terminal_state() {
   run_kubectl get jobset "$name" --output='jsonpath={.status.terminalState}'
 }
@@ -105,9 +105,9 @@ logs() {
   local state pod failures=0 since=()
   while :; do
     if state=$(terminal_state); then failures=0; else failures=$((failures + 1)); fi
-    ((failures < 5)) || die 1 "kubectl cannot see the JobSet $name; the training may go on"
+    ((failures < 5)) || die 1 "kubectl cannot see the JobSet $name; the training may still be running"
     if pod=$(newest_worker_0) && [[ -n $pod ]]; then
-      # A pod that does not run yet has no log. What was shown once is not shown again.
+      # A pod that does not run yet has no log. Lines that were shown are not shown again.
       if run_kubectl logs --follow "${since[@]}" "$pod"; then
         since=(--since-time="$(date -u +%Y-%m-%dT%H:%M:%SZ)")
       fi
@@ -134,7 +134,7 @@ report_failure() {
   statuses=$(run_kubectl get jobs --selector="jobset.sigs.k8s.io/jobset-name=$name" \
     --output='jsonpath={.items[*].status.conditions[?(@.type=="Failed")].message}')
   if [[ $statuses == *"exit code 2 "* ]]; then
-    die 2 "the training ended with status 2, a mistake that no restart mends; it says which above"
+    die 2 "the training ended with status 2, a mistake that a restart cannot fix; see its message above"
   fi
   die 1 "the training failed, and no restart is left (--max-restarts $max_restarts)"
 }
@@ -195,5 +195,5 @@ command -v kubectl >/dev/null || $dry_run ||
   die 2 "kubectl is not installed; see kubernetes.io/docs/tasks/tools"
 
 exec 3>&1
-trap 'say "interrupted. The training goes on; delete it with: bash launch/gke.sh delete --name $name"; exit 130' INT TERM
+trap 'say "interrupted. The training continues; delete it with: bash launch/gke.sh delete --name $name"; exit 130' INT TERM
 "$phase"

@@ -3,11 +3,11 @@
     python launch/local.py -n 4 -- jaxcls train configs/digits.py
 
 Each process gets JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, which `jaxcls
-train`, `evaluate` and `predict` understand; a GPU of its own where there are GPUs; and on a CPU as
-many devices as --devices says. Signals go to all of them. The status is 0 when all end with 0, 75
-when the job was stopped and resumes with the same command, and otherwise the status of the first
-process that failed. What the processes print goes to standard error; if the reader goes away, the
-output is dropped and the job continues (--log-dir keeps it).
+train`, `evaluate` and `predict` read; a GPU of its own if the machine has GPUs; and on a CPU as
+many devices as --devices says. Signals are sent to all processes. The exit status is 0 if all end
+with 0, 75 if the job was stopped and the same command resumes it, and otherwise the status of the
+first process that failed. The output of the processes is printed to standard error; if the reader
+goes away, the output is dropped and the job continues (--log-dir keeps it).
 """
 
 import argparse
@@ -28,8 +28,8 @@ from typing import IO
 
 STOPPED = 75
 USER_ERROR = 2
-GRACE_SECONDS = 90  # those that are left then name the one that failed, and end
-READER_SECONDS = 30  # that the job waits, once, for a reader that is there and does not read
+GRACE_SECONDS = 90  # after a failure, for the other processes to name the failed one and end
+READER_SECONDS = 30  # the job waits this long, once, for a reader that does not read
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -64,14 +64,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def folder(text: str) -> Path:
-    """A folder; a shell leaves the ~ of --log-dir=~/logs alone."""
+    """A path of a folder; replaces ~, because a shell does not do so in --log-dir=~/logs."""
     if not text:
         raise argparse.ArgumentTypeError("give a folder")
     return Path(os.path.expanduser(text))
 
 
 def run(options: argparse.Namespace, signals: list[int]) -> int:
-    """Runs the job once and returns its status."""
+    """Runs the job once and returns its exit status."""
     settings = environments(options.n, options.devices)
     if options.dry_run:
         for own in settings:
@@ -87,7 +87,7 @@ def run(options: argparse.Namespace, signals: list[int]) -> int:
                 env=os.environ | own,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # a Ctrl-C reaches them once, through us
+                start_new_session=True,  # so that Ctrl-C reaches them only through this program
             )
         except OSError as error:
             STDERR.say(f"local.py: cannot run {options.command[0]!r}: {error.strerror}")
@@ -106,7 +106,7 @@ def run(options: argparse.Namespace, signals: list[int]) -> int:
 
 
 def environments(count: int, devices: int) -> list[dict[str, str]]:
-    """The variables of each process."""
+    """The environment variables of each process."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
@@ -127,7 +127,7 @@ def environments(count: int, devices: int) -> list[dict[str, str]]:
 
 
 def visible_gpus() -> list[str]:
-    """The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that may be used, by their names in CUDA_VISIBLE_DEVICES."""
     if os.environ.get("JAX_PLATFORMS", "").startswith("cpu"):
         return []
     if (named := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
@@ -140,7 +140,7 @@ def visible_gpus() -> list[str]:
 
 
 class Printer:
-    """Writes to an open file as long as that works; what cannot be written is dropped."""
+    """Writes to an open file; drops what cannot be written."""
 
     def __init__(self, number: int) -> None:
         self._number = number
@@ -152,7 +152,7 @@ class Printer:
         self.write(os.fsencode(f"{text}\n"))
 
     def write(self, content: bytes) -> None:
-        """Writes bytes. A reader that does not read is waited for, once."""
+        """Writes bytes; waits once for a reader that does not read."""
         with self._lock:
             try:
                 while content:
@@ -170,16 +170,16 @@ STDOUT, STDERR = Printer(1), Printer(2)
 
 
 def open_standard_files() -> None:
-    """Where one is closed, the next file that is opened, a process' output say, would be it."""
+    """Opens the null device for each closed one, whose number another file would get otherwise."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number
 
 
 def show(number: int, stream: IO[bytes], log_dir: Path | None) -> None:
-    """Prints each line of a process with its number in front, until the process ends."""
+    """Prints each line of a process after the number of the process, until it ends."""
     with contextlib.ExitStack() as stack:
         log = None if log_dir is None else stack.enter_context(Log(log_dir / f"{number}.log"))
         for line in stream:
@@ -189,45 +189,45 @@ def show(number: int, stream: IO[bytes], log_dir: Path | None) -> None:
 
 
 class Log:
-    """A file of what a process prints; what cannot be written there is said, once."""
+    """A file for the output of a process; reports once if it cannot be written."""
 
     def __init__(self, path: Path):
         self._path = path
         self._file: IO[bytes] | None = None
-        self._told = False
+        self._reported = False
 
     def __enter__(self) -> "Log":
-        with self._telling():
+        with self._reporting():
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = self._path.open("wb", buffering=0)
         return self
 
     def write(self, line: bytes) -> None:
-        with self._telling():
+        with self._reporting():
             if self._file is not None:
                 self._file.write(line)
 
     def __exit__(self, *_: object) -> None:
-        with self._telling():
+        with self._reporting():
             if self._file is not None:
                 self._file.close()
 
     @contextlib.contextmanager
-    def _telling(self) -> Iterator[None]:
+    def _reporting(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if not self._told:
-                self._told = True
+            if not self._reported:
+                self._reported = True
                 STDERR.say(f"local.py: {self._path} cannot be written: {error.strerror}")
 
 
 def wait(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
-    """Hands signals on, and waits; ends those that are left some time after one has failed."""
-    handed_on, failed_at, status = 0, None, 0
-    while None in [process.poll() for process in processes]:  # asks every one
-        for number in signals[handed_on:]:
-            handed_on += 1
+    """Waits for the processes, forwards signals; kills all GRACE_SECONDS after one has failed."""
+    forwarded, failed_at, status = 0, None, 0
+    while None in [process.poll() for process in processes]:  # polls all of them
+        for number in signals[forwarded:]:
+            forwarded += 1
             for process in processes:
                 if process.poll() is None:
                     process.send_signal(number)
@@ -240,11 +240,11 @@ def wait(processes: list[subprocess.Popen[bytes]], signals: list[int]) -> int:
     codes = [process.returncode for process in processes]
     bad = [code for code in codes if code not in (0, STOPPED)]
     status = status or (bad[0] if bad else max(codes))
-    return 128 - status if status < 0 else status  # a signal's, as the shell has it
+    return 128 - status if status < 0 else status  # for a signal, the status that a shell reports
 
 
 def end(processes: list[subprocess.Popen[bytes]]) -> None:
-    """Kills the processes, and what they have started: it would keep their output open."""
+    """Kills the processes and their children, which would keep the output open."""
     for process in processes:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

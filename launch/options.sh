@@ -1,4 +1,8 @@
-# What gke.sh and tpu_pod.sh share: messages, quoting, and how they read their options. They source it.
+# Messages, quoting and options of gke.sh and tpu_pod.sh, which source this file.
+#
+# `take_options` sets shell variables that are named after the options: --chips-per-host 8 sets
+# chips_per_host=8, --spot sets spot=true, and what follows -- becomes the array `training`. The
+# sourcing script must set the defaults of all of them first.
 # shellcheck shell=bash
 
 launcher=$(basename "$0" .sh)
@@ -22,9 +26,8 @@ quoted() {
   echo "${line:1}"
 }
 
-# take_options "VALUED ..." "SWITCH ..." ARGUMENT ...: reads options up to --, and what follows it into
-# the list `training`. `--chips-per-host 8` and `--chips-per-host=8` set chips_per_host=8, and of an
-# option that is given twice the last value counts; `--spot` sets spot=true.
+# take_options "VALUED ..." "SWITCH ..." ARGUMENT ...: sets the variables of the options up to --. A
+# value may follow after a space or after =. If an option is given twice, the last value counts.
 take_options() {
   local valued=" $1 " switches=" $2 " option value variable home=~
   shift 2
@@ -44,7 +47,7 @@ take_options() {
         ;;
     esac
     if [[ ! $1 =~ ^-[^[:space:]] ]]; then
-      die 2 "'$1' is no option; give the config and arguments of jaxcls train after --"
+      die 2 "'$1' is not an option; give the config and arguments of jaxcls train after --"
     elif [[ ! $option =~ ^--[a-z-]+$ ]]; then
       die 2 "unknown option $option; see bash launch/$launcher.sh --help"
     elif [[ $switches == *" $option "* ]]; then
@@ -56,14 +59,14 @@ take_options() {
         value=${1#*=}
         shift
       else
-        # What looks like an option is one, and the value was forgotten.
+        # If the next word looks like an option, the value was forgotten.
         [[ $# -ge 2 && $2 != -* ]] ||
-          die 2 "$option: give a value (one that begins with -, as $option=VALUE)"
+          die 2 "$option: give a value (a value that begins with - as $option=VALUE)"
         value=$2
         shift 2
       fi
       [[ $value == *[![:space:]]* ]] || die 2 "$option: give a value, got '$value'"
-      case $value in \~ | \~/*) value=$home${value:1} ;; esac # a shell leaves it after =
+      case $value in \~ | \~/*) value=$home${value:1} ;; esac # a shell does not replace ~ after =
       printf -v "$variable" %s "$value"
     else
       die 2 "unknown option $option; see bash launch/$launcher.sh --help"
@@ -71,8 +74,8 @@ take_options() {
   done
 }
 
-# Where the training lies as far as its arguments say: the value of --workdir, or the run in a bucket
-# that stands in place of the config; else nothing.
+# Prints the run's directory if the arguments of the training name it: the value of --workdir, or the
+# run in a bucket that is given instead of a config. Otherwise prints nothing.
 workdir_of_training() {
   local index workdir=''
   case ${training[0]:-} in *://*) workdir=${training[0]%/config.json} ;; esac

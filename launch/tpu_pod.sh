@@ -13,12 +13,12 @@ usage: bash launch/tpu_pod.sh PHASE --name NAME [option ...] [-- CONFIG argument
 
   create    ask for a TPU (a queued resource with one node) and wait until it is ready
   install   copy the code, configs/ and, with --stage, the data to all workers
-  start     start the training on all workers; where it runs already, it goes on
+  start     start the training on all workers; where it is running already, it continues
   logs      show the log of worker 0 until the training ends
-  status    say what the TPU and the training do
+  status    show the state of the TPU and the training
   stop      ask the training to save and exit
   run       create, install, start and logs; and again after a preemption, a stop or a crash
-  collect   copy the run from worker 0 to runs/, or say in which bucket it lies
+  collect   copy the run from worker 0 to runs/, or say in which bucket it is
   delete    delete the TPU
 
 Give every phase the same options and arguments.
@@ -31,17 +31,17 @@ Give every phase the same options and arguments.
                             (default: those of `gcloud config`)
   --code SOURCE             a folder (default: the one that holds launch/), a wheel, or a URL that pip
                             takes, such as git+https://HOST/PATH@COMMIT
-  --data-dir gs://PATH      where the prepared data sets lie
+  --data-dir gs://PATH      folder of the prepared data sets
   --stage                   copy them to each worker's disk first, instead of reading the bucket
   --create-timeout SECONDS  how long to wait for the TPU (default: 86400)
   --max-restarts N          run: restarts after a crash; those after a preemption or a stop do not
                             count (default: 3)
-  --delete                  run: delete the TPU when the training has ended, well or not
+  --delete                  run: delete the TPU when the training has ended, even if it failed
   --dry-run                 print the commands, run nothing
 
-Exit status: 0 done; 2 your mistake (or the training's exit status 2), which no restart mends; 1 else.
-Seconds between two looks at the TPU are JAXCLS_POLL_SECONDS (30); a failed ssh is tried again after
-JAXCLS_BACKOFF_SECONDS (5), then twice as long, five times in all.
+Exit status: 0 done; 2 your mistake (or the training's exit status 2), which a restart cannot fix;
+otherwise 1. The TPU is checked every JAXCLS_POLL_SECONDS (30). A failed ssh is tried again after
+JAXCLS_BACKOFF_SECONDS (5), then after twice as long, and so on, five times in all.
 END
 }
 
@@ -51,9 +51,9 @@ END
 POLL_SECONDS=${JAXCLS_POLL_SECONDS:-30}
 BACKOFF_SECONDS=${JAXCLS_BACKOFF_SECONDS:-5}
 ATTEMPTS=5
-SILENT_LOOKS=20 # looks at a training whose worker 0 writes nothing more, before it is stopped
+SILENT_LOOKS=20 # checks during which worker 0 may write nothing, before the training is stopped
 
-# ---- Commands. Every one that leaves this machine goes through `run_command` or `ask`.
+# ---- Commands. Every command that leaves this machine is run by `run_command` or `ask`.
 
 run_command() {
   if $dry_run; then
@@ -63,7 +63,7 @@ run_command() {
   fi
 }
 
-# ask ANSWER COMMAND ...: the command's output; in a dry run the ANSWER, which lets the run go on.
+# ask ANSWER COMMAND ...: prints the command's output; in a dry run the ANSWER, so that it continues.
 ask() {
   local answer=$1
   shift
@@ -71,7 +71,7 @@ ask() {
   if $dry_run; then echo "$answer"; fi
 }
 
-# Runs a command until it succeeds, at most ATTEMPTS times. Status 2 is no accident: it ends at once.
+# Runs a command until it succeeds, at most ATTEMPTS times. Status 2 is a mistake and not tried again.
 retry() {
   local delay=$BACKOFF_SECONDS attempt status
   for ((attempt = 1; ; attempt++)); do
@@ -93,8 +93,8 @@ on_workers() { # WORKERS COMMAND ...: runs tpu_worker.sh COMMAND there
 
 # ---- The TPU
 
-# tpu_state ANSWER: CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, FAILED,
-# SUSPENDING, SUSPENDED or DELETING; NOT_FOUND if there is none.
+# tpu_state ANSWER: prints CREATING, ACCEPTED, WAITING_FOR_RESOURCES, PROVISIONING, ACTIVE, FAILED,
+# SUSPENDING, SUSPENDED or DELETING; NOT_FOUND if there is no TPU.
 tpu_state() {
   local errors status=0 state
   errors=$(mktemp "$scratch/errors.XXXXXX")
@@ -120,11 +120,11 @@ create() {
   case $state in
     NOT_FOUND) request_tpu ;;
     FAILED | SUSPENDING | SUSPENDED)
-      say "the queued resource $name is $state and will not come back; making it anew"
+      say "the queued resource $name is $state and will not come back; creating it again"
       delete
       request_tpu
       ;;
-    *) say "the queued resource $name is there already ($state)" ;;
+    *) say "the queued resource $name exists already ($state)" ;;
   esac
   tpu_exists=true
   wait_until_active
@@ -143,10 +143,10 @@ request_tpu() {
   cat "$errors" >&2
   if grep -qiE 'quota|RESOURCE_EXHAUSTED' "$errors"; then
     die 1 "the project has no quota for $accelerator_type${tier[*]:+ (spot)} in this zone: ask for" \
-      "more on the console's page IAM & Admin > Quotas, or name another --zone, a smaller" \
-      "--accelerator-type, or --spot, which has a quota of its own"
+      "more on the console's page IAM & Admin > Quotas, or use another --zone, a smaller" \
+      "--accelerator-type, or --spot, which has its own quota"
   fi
-  die 1 "gcloud could not make the queued resource $name; it says why above"
+  die 1 "gcloud could not create the queued resource $name; see its message above"
 }
 
 wait_until_active() {
@@ -168,7 +168,7 @@ wait_until_active() {
     esac
     if ((SECONDS >= deadline)); then
       die 1 "$name is still $state after $create_timeout s (--create-timeout). It stays in the queue:" \
-        "the same command waits on, and this takes it out: $(delete_command)"
+        "the same command waits again, and this removes it: $(delete_command)"
     fi
     sleep "$POLL_SECONDS"
   done
@@ -206,7 +206,7 @@ install() {
       ;;
     *://*) source=$code ;;
     *)
-      [[ -f $code/pyproject.toml ]] || die 2 "--code: $code holds no pyproject.toml"
+      [[ -f $code/pyproject.toml ]] || die 2 "--code: there is no pyproject.toml in $code"
       extra=(--directory="$(cd "$code" && pwd)" pyproject.toml README.md LICENSE jaxcls)
       ;;
   esac
@@ -228,15 +228,15 @@ start() {
   retry on_workers all start "${training[@]}" || die 1 "cannot start the training on all workers"
 }
 
-# Shows what worker 0 has written since the last look, until the training or the connection ends.
+# Shows new lines of worker 0's log until the training or the connection ends.
 show_log() {
   on_workers 0 logs "$(($(wc -l <"$log") + 1))" | tee -a "$log"
 }
 
 logs() { retry show_log; }
 
-# What became of the training, over all workers: running, 0, 2, 75, lost (workers know nothing of
-# it), or crashed STATUS.
+# Prints the state of the training over all workers: running, 0, 2, 75, lost (a worker knows of no
+# training), or crashed STATUS.
 training_state() {
   local lines states
   lines=$(retry ask "jaxcls-status worker-0 exited 0" on_workers all status) || return 1
@@ -256,13 +256,13 @@ watch_training() {
   local state silent=0 lines=0 last_lines=0
   while :; do
     show_log || say "the connection to worker 0 has ended"
-    state=$(retry tpu_state ACTIVE) || die 1 "cannot ask for the state of $name; the training goes on"
+    state=$(retry tpu_state ACTIVE) || die 1 "cannot ask for the state of $name; the training continues"
     if [[ $state != ACTIVE ]]; then
       say "$name is $state"
       outcome=preempted
       return
     fi
-    # Of a worker that was taken away a moment ago, the TPU's state tells a little later.
+    # If a worker was taken away a moment ago, the state of the TPU changes only a little later.
     outcome=$(training_state) || outcome=unreachable
     case $outcome in running | unreachable) ;; *) return ;; esac
     lines=$(wc -l <"$log")
@@ -291,7 +291,7 @@ run() {
         ;;
       2)
         ended=true
-        die 2 "the training ended with status 2, a mistake that no restart mends; it says which above"
+        die 2 "the training ended with status 2, a mistake that a restart cannot fix; see its message above"
         ;;
       75) say "the training was stopped after a save; starting it again" ;;
       preempted | lost)
@@ -324,7 +324,7 @@ stop() { retry on_workers all stop; }
 collect() {
   case $workdir in
     *://*)
-      say "the run lies in $workdir; copy it with:" \
+      say "the run is in $workdir; copy it with:" \
         "$(quoted gcloud storage rsync --recursive "$workdir" "runs/$(basename "$workdir")")"
       ;;
     *)
@@ -348,12 +348,12 @@ require_training() {
     die 2 "${training[0]}: the config must be a file of configs/, which is copied to the workers," \
       "or a run in a bucket"
   workdir=$(workdir_of_training)
-  if [[ -z $workdir ]]; then # the default of jaxcls train also tells what the command line changes
+  if [[ -z $workdir ]]; then # the default of jaxcls train would also name the changed fields
     workdir=runs/$(basename "${training[0]}" .py)
     training+=(--workdir "$workdir")
   fi
   [[ $workdir == *://* || $phase == collect ]] ||
-    say "warning: $workdir lies on the workers' disks and is lost with them; give --workdir gs://..."
+    say "warning: $workdir is on the workers' disks and is lost with them; give --workdir gs://..."
 }
 
 finish() {
@@ -363,7 +363,7 @@ finish() {
     if $delete_after && $ended; then
       delete || say "could not delete $name"
     else
-      $dry_run || say "the TPU is still there and is paid for; delete it with: $(delete_command)"
+      $dry_run || say "the TPU still exists and costs money; delete it with: $(delete_command)"
     fi
   fi
   rm -rf "$scratch"
@@ -371,7 +371,7 @@ finish() {
 }
 
 interrupt() {
-  say "interrupted. What runs on the TPU goes on; the same command attaches to it again"
+  say "interrupted. The training on the TPU continues; the same command attaches to it again"
   exit 130
 }
 
@@ -407,7 +407,7 @@ if $spot; then tier=(--spot); fi
 [[ $create_timeout =~ ^[0-9]+$ ]] || die 2 "--create-timeout: give whole seconds, got '$create_timeout'"
 [[ $max_restarts =~ ^[0-9]+$ ]] || die 2 "--max-restarts: give a whole number, got '$max_restarts'"
 [[ -z $data_dir || $data_dir == gs://* ]] || die 2 "--data-dir: give a gs:// path, got '$data_dir'"
-if $stage && [[ -z $data_dir ]]; then die 2 "--stage: give --data-dir, which it copies"; fi
+if $stage && [[ -z $data_dir ]]; then die 2 "--stage: also give --data-dir, the folder to copy"; fi
 if ((${#training[@]})) && [[ -n $data_dir ]]; then
   if $stage; then training+=(--data.data-dir data); else training+=(--data.data-dir "$data_dir"); fi
 fi

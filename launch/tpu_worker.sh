@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What tpu_pod.sh runs on each worker of a TPU pod, in the folder that it copied there (the parent of
-# this file's). The training outlives the ssh connection that started it; worker/ holds its process
-# number, its log and, once it has ended, its exit status.
+# tpu_pod.sh runs this on each worker of a TPU pod, in the folder that it copied there (the parent of
+# launch/). The training continues when the ssh connection that started it ends; the folder worker/
+# contains its process number, its log and, once it has ended, its exit status.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -11,8 +11,8 @@ mkdir -p worker
 is_running() {
   local pid
   pid=$(cat worker/pid 2>/dev/null) || return 1
-  # After a reboot another process may have the number.
-  grep -qs tpu_worker "/proc/$pid/cmdline"
+  # After a reboot another process may have this number.
+  grep -qsF tpu_worker.sh "/proc/$pid/cmdline"
 }
 
 # install SOURCE: a URL that pip can install from, or "." for this folder.
@@ -28,16 +28,16 @@ install() {
   uv pip install --quiet --python .venv/bin/python --reinstall-package jaxcls "jaxcls[tpu,gcs] @ $source"
 }
 
-# stage gs://BUCKET/FOLDER: copies it to data/; a second time, only what has changed.
+# stage gs://BUCKET/FOLDER: copies the folder to data/; a second time, only the changes.
 stage() {
   mkdir -p data
   gcloud storage rsync --recursive "$1" data
 }
 
-# start ARGUMENT ...: starts `jaxcls train ARGUMENT ...`, unless it runs already.
+# start ARGUMENT ...: starts `jaxcls train ARGUMENT ...`, unless it is running already.
 start() {
   if is_running; then
-    echo "tpu_worker: the training runs already on $(hostname); attaching to it"
+    echo "tpu_worker: the training is already running on $(hostname); attaching to it"
     return
   fi
   [[ ! -e worker/log.txt ]] || mv worker/log.txt "worker/log-$(date +%Y%m%d-%H%M%S).txt"
@@ -50,7 +50,7 @@ start() {
 
 supervise() {
   local status=0
-  trap : TERM INT HUP # the training gets the signal, too; this shell stays to write its status
+  trap : TERM INT HUP # the training gets the signal too; this shell stays to write its exit status
   .venv/bin/jaxcls train "$@" || status=$?
   echo "$status" >worker/status.new
   mv worker/status.new worker/status
@@ -64,7 +64,7 @@ status() {
   elif [[ -e worker/status ]]; then
     state="exited $(cat worker/status)"
   elif [[ -e worker/pid ]]; then
-    state="exited 137" # killed with its supervisor, as for want of memory
+    state="exited 137" # killed together with its supervisor, for example because memory was full
   fi
   echo "jaxcls-status $(hostname) $state"
 }

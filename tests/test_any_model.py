@@ -376,7 +376,7 @@ def test_a_file_of_pytorch_is_converted_with_a_report(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["-o", "out.pth"], "--output: the file is safetensors; call it so, got out.pth"),
+        (["-o", "out.pth"], "--output: the name must end in .safetensors, got out.pth"),
         (["-o", "out.safetensors", "--model", "efficientnetv2_b0"], "not of efficientnetv2_b0"),
         (["-o", "out.safetensors", "--step", "best"], "--step: only a run has steps"),
         (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' fits no variable"),

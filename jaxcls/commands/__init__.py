@@ -1,1 +1,1 @@
-"""The commands of `jaxcls`, one file each; `common` holds what they share."""
+"""The commands of `jaxcls`, one file each; `common` and `options` have what they share."""

@@ -1,7 +1,7 @@
-"""The command line: finds the command that is asked for, and turns mistakes into messages.
+"""The command line: runs a command, and prints a user's mistakes as messages.
 
-A command is a file of `jaxcls.commands` with a function `run`. It is imported only when it is asked
-for, so that help is quick.
+A command is a file in `jaxcls.commands` with a function `run`. It is imported only when it is used,
+so that help is quick.
 """
 
 import contextlib
@@ -24,22 +24,22 @@ from jaxcls.system.version import VERSION
 USAGE = """\
 usage: jaxcls COMMAND ...
 
-  jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or go on with a run
+  jaxcls train CONFIG [--workdir DIR] [--field.sub VALUE ...]   train, or resume a run
   jaxcls sweep CONFIG [--index N] [--list] [--workdir DIR]      train the variations of a config
-  jaxcls runs [DIR] [--diff RUN RUN] [--json]                   table of runs, and what differs
+  jaxcls runs [DIR] [--diff RUN RUN] [--json]                   table of runs and their differences
   jaxcls evaluate MODEL [--step latest|best|N] [--split NAME]   loss and accuracy
-  jaxcls evaluate MODEL --per-class --predictions FILE.csv      of every class and example
+  jaxcls evaluate MODEL --per-class --predictions FILE.csv      per class, and per example
   jaxcls predict MODEL IMAGE ... [--top 5] [--format table]     classes of image files
-  jaxcls export RUN -o DIR [--step latest|best|N]               a program and weights, to serve it
-  jaxcls convert WEIGHTS -o FILE.safetensors [--model NAME]     anybody's weights to a file of ours
+  jaxcls export RUN -o DIR [--step latest|best|N]               a program and weights for serving
+  jaxcls convert WEIGHTS -o FILE.safetensors [--model NAME]     other weights to jaxcls' format
   jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
-  jaxcls data CONFIG [--json]                                   what the data holds, and how fast
-  jaxcls show augment CONFIG -o FILE.png                        what augmentation does to images
+  jaxcls data CONFIG [--json]                                   content of the data, reading speed
+  jaxcls show augment CONFIG -o FILE.png                        training images after augmentation
   jaxcls show data CONFIG -o FILE.png                           raw training images with labels
-  jaxcls show run RUN ... -o FILE.png                           curves of runs, confusion of one
-  jaxcls show schedule CONFIG -o FILE.png                       picture of the learning rate
-  jaxcls benchmark CONFIG [--json]                              images a second, and where time goes
-  jaxcls compile CONFIG [--topology v5e:4x4] [--search]         whether it fits, before it is run
+  jaxcls show run RUN ... -o FILE.png                           curves of runs, confusion matrix
+  jaxcls show schedule CONFIG -o FILE.png                       the learning rate over the training
+  jaxcls benchmark CONFIG [--json]                              speed, and where the time is spent
+  jaxcls compile CONFIG [--topology v5e:4x4] [--search]         whether a training fits into memory
 
 CONFIG is a Python file that defines get_config(), or the directory of a run. MODEL and WEIGHTS are
 the directory of a run, a preset such as efficientnet_lite0_imagenet, or a weights file.
@@ -60,11 +60,11 @@ COMMANDS = (
     "benchmark",
     "compile",
 )
-WORK_IS_ELSEWHERE = ("train", "sweep")  # not in what they print
+OUTPUT_IS_OPTIONAL = ("train", "sweep")  # they succeed even if their output cannot be written
 
 
 class Ending:
-    """How the program ends: the status of its command."""
+    """The exit status of the command."""
 
     status = EXIT_FAILED
 
@@ -79,12 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def ending(arguments: Sequence[str]) -> Iterator[Ending]:
-    """Inside, a mistake of the user becomes a message and status 2; then the job is left."""
+    """Turns a user's mistake inside the `with` into a message and status 2; then leaves the job."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     end = Ending()
     try:
         yield end
-        if arguments and arguments[0] not in WORK_IS_ELSEWHERE:
+        if arguments and arguments[0] not in OUTPUT_IS_OPTIONAL:
             require_printed()
     except Exception as error:
         if (mistake := mistake_behind(error)) is not None:
@@ -100,10 +100,10 @@ def ending(arguments: Sequence[str]) -> Iterator[Ending]:
 
 
 def find_command(arguments: list[str]) -> Callable[[], int]:
-    """What the arguments ask for; call it to get the exit status.
+    """Finds the command in the arguments; the result runs it and returns the exit status.
 
     Raises:
-      UserError: there is no such command, or an argument that no command takes.
+      UserError: there is no such command, or an argument is empty or has a NUL character.
     """
     if arguments[:1] == ["help"] and len(arguments) > 1:
         arguments = [*arguments[1:], "--help"]

@@ -1,11 +1,13 @@
-"""What several commands share: CONFIG, --step, and their part in a job."""
+"""Helpers of several commands: the argument CONFIG, the option --step, and joining a job."""
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from jaxcls.commands.options import parse
 from jaxcls.config import Config, DataConfig, check_data, decode, encode, load_config
 from jaxcls.config.diff import default_workdir
 from jaxcls.distributed.compile_cache import keep_compiled
@@ -14,60 +16,87 @@ from jaxcls.system.errors import UserError
 from jaxcls.system.paths import RunPath, is_url, local_path, run_path
 
 ALONE = JobOptions()
-MOST_DIGITS = 18  # of a step's number
+MAX_STEP_DIGITS = 18
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """Checks what no command takes, whatever the argument is for.
+    """Checks that no argument of a command is empty or contains a NUL character.
 
     Raises:
-      UserError: an argument is empty, or holds a NUL character.
+      UserError: one is or does.
     """
     for number, argument in enumerate(arguments):
         before = " ".join(arguments[:number][-2:])
         if not argument:
             raise UserError(
                 f"the argument after {before!r} is empty; give it a value, or leave the option out "
-                f"(is a variable of the shell not set?)"
+                f"(perhaps a variable of the shell is not set)"
             )
         if "\0" in argument:
-            raise UserError(f"{argument!r}: holds a NUL character, which nothing can be named by")
+            raise UserError(f"{argument!r}: contains a NUL character, which no name can contain")
 
 
 ClassNames = Annotated[
     Path | None,
     tyro.conf.arg(
         metavar="FILE",
-        help="Of weights that do not name their classes: a file that does, in their order; JSON, "
-        "or one name a line.",
+        help="File with the names of the classes in their order, if the weights do not have them; "
+        "JSON, or one name per line.",
     ),
 ]
 WeightsEma = Annotated[
     bool,
     tyro.conf.arg(
-        help="Of another library's checkpoint that holds both, take the moving averages of the "
-        "weights, and not the weights themselves."
+        help="If a checkpoint of another library has both the weights and their moving averages, "
+        "use the averages."
     ),
 ]
 
 
-def take_config(arguments: list[str], prog: str) -> tuple[str, Config, list[str]]:
-    """What the first argument, CONFIG, is; the config in it; and the rest.
+def parse_with_config[T](kind: type[T], prog: str, arguments: list[str]) -> T:
+    """Reads CONFIG and the options after it, whose defaults depend on it.
+
+    Args:
+      kind: a dataclass of the options, with a field `config`.
+      prog: the name of the command in its help, such as "jaxcls train CONFIG".
+      arguments: the arguments of the command.
+
+    Returns:
+      The options. Their config has the changes of the command line, but is not checked yet.
 
     Raises:
-      UserError: nothing is named, or it holds no valid config.
+      UserError: CONFIG is missing or not valid; or as `parse`.
+    """
+    _, config, rest = take_config(arguments, prog)
+    fields = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
+    required = {
+        field.name: tyro.MISSING
+        for field in fields
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    }
+    return parse(kind, prog, rest, default=kind(**(required | {"config": config})))
+
+
+def take_config(arguments: list[str], prog: str) -> tuple[str, Config, list[str]]:
+    """Takes the first argument, CONFIG, from the arguments.
+
+    Returns:
+      CONFIG, the config that it names, and the other arguments.
+
+    Raises:
+      UserError: CONFIG is missing or not valid.
     """
     name, rest = take_first(arguments, prog, "the config file", example="configs/digits.py")
     if name is None:
         return "CONFIG", Config(), rest
-    return name, read_config(name), rest
+    return name, load_file_or_run(name), rest
 
 
-def read_config(name: str) -> Config:
-    """The config of a Python file, of a run, or of a JSON file such as a run's config.json.
+def load_file_or_run(name: str) -> Config:
+    """Loads the config of a Python file, of a run, or of a JSON file such as a run's config.json.
 
     Raises:
-      UserError: there is none, or it is not valid.
+      UserError: there is no such config, or it is not valid.
     """
     record = record_of(name)
     if record is None:
@@ -78,14 +107,14 @@ def read_config(name: str) -> Config:
 
 
 def is_config(name: str) -> bool:
-    """Whether a name is rather CONFIG's than that of a data source."""
+    """Whether an argument names a CONFIG, and not a data source."""
     if name.partition(":")[0] in ("digits", "tfds", "folder"):
         return False
     return name.endswith(".py") or record_of(name) is not None
 
 
 def record_of(name: str) -> RunPath | None:
-    """The JSON file that CONFIG means, if it is a run or such a file; None for a Python file."""
+    """The JSON file with the config, if CONFIG is a run or a JSON file; None for a Python file."""
     path = run_path(name) if is_url(name) else local_path(name)
     if path.suffix == ".json":
         return path
@@ -94,10 +123,10 @@ def record_of(name: str) -> RunPath | None:
 
 
 def workdir_of(name: str, pairs: Iterable[tuple[Config, Config]]) -> str:
-    """Where the training of CONFIG lies unless the user says: in the run that it is, or in runs.
+    """The default directory for the training of CONFIG: CONFIG itself if it is a run, or in runs/.
 
     Args:
-      name: of CONFIG.
+      name: CONFIG.
       pairs: as for `default_workdir`.
     """
     record = record_of(name)
@@ -115,13 +144,13 @@ def workdir_of(name: str, pairs: Iterable[tuple[Config, Config]]) -> str:
 def take_first(
     arguments: list[str], prog: str, what: str, *, example: str
 ) -> tuple[str | None, list[str]]:
-    """The first argument, on which the defaults of the options depend, and the rest.
+    """Splits the arguments into the first one, which decides the options' defaults, and the rest.
 
     Returns:
-      None for the first argument where help is asked for.
+      The first argument, or None if it asks for help; and the rest.
 
     Raises:
-      UserError: the first argument is missing, or an option.
+      UserError: the first argument is missing or is an option.
     """
     if arguments and arguments[0] in ("-h", "--help"):
         return None, arguments
@@ -130,47 +159,49 @@ def take_first(
     return arguments[0], arguments[1:]
 
 
-def checked(config: Config) -> Config:
-    """The config after overrides, through the same gate as one from a file."""
+def validate(config: Config) -> Config:
+    """Checks a config that the command line may have changed, as strictly as one from a file."""
     return decode(encode(config))
 
 
-def checked_data(data: DataConfig) -> DataConfig:
-    """The fields of data after overrides, through the same gate."""
-    data = checked(Config(data=data, num_steps=1)).data
+def validate_data(data: DataConfig) -> DataConfig:
+    """Checks the fields of data that the command line may have changed."""
+    data = validate(Config(data=data, num_steps=1)).data
     check_data(data)
     return data
 
 
-def resolved(config: Config) -> Config:
-    """The config after overrides, with what it leaves to the weights or the network filled in.
+def validate_and_resolve(config: Config) -> Config:
+    """Checks a config, and fills in the fields that it leaves to the weights or the network.
 
     Raises:
-      UserError: a field is wrong, or there are no such weights or network.
+      UserError: a field is wrong, or there are no such weights or no such network.
     """
     from jaxcls.pretrained.resolve import resolve
 
-    return resolve(checked(config))
+    return resolve(validate(config))
 
 
 def read_step(text: str) -> int | Literal["latest", "best"]:
-    """The checkpoint that an option --step asks for.
+    """Reads the value of an option --step.
 
     Raises:
       UserError: it is neither latest, best nor a number.
     """
     if text == "latest" or text == "best":
         return text
-    if text.isdecimal() and len(text) <= MOST_DIGITS:
+    if text.isdecimal() and len(text) <= MAX_STEP_DIGITS:
         return int(text)
-    raise UserError(f"--step: expected latest, best or a step's number, got {text!r}")
+    raise UserError(f"--step: expected latest, best or the number of a step, got {text!r}")
 
 
 def start_job(job: JobOptions, *, stops: bool = False, run: str | None = None) -> None:
-    """What comes before a command computes: the job that it is part of, and JAX's cache.
+    """Joins the job, starts the devices and turns the compile cache on.
 
-    With `stops` the command has `StopSignals` for SIGTERM; else that ends it. `run` is the
-    directory of its training.
+    Args:
+      job: the place of this process in a job.
+      stops: whether the command handles SIGTERM with `StopSignals`; otherwise SIGTERM ends it.
+      run: the directory of the run that the command trains, if any.
     """
     join(job, stops=stops)
     require_devices()
@@ -178,7 +209,7 @@ def start_job(job: JobOptions, *, stops: bool = False, run: str | None = None) -
 
 
 def require_devices() -> None:
-    """Starts JAX's devices, before a command spends time on what needs them.
+    """Starts JAX's devices, so that a command fails early if there are none.
 
     Raises:
       UserError: as `all_devices`.

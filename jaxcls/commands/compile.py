@@ -1,4 +1,4 @@
-"""`jaxcls compile`: whether a training fits, before it is run."""
+"""`jaxcls compile`: whether a training fits into memory, without running it."""
 
 import dataclasses
 import json
@@ -6,12 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxcls.commands.common import (
-    require_devices,
-    resolved,
-    take_config,
-)
-from jaxcls.commands.options import parse
+from jaxcls.commands.common import parse_with_config, require_devices, validate_and_resolve
 from jaxcls.config import Config
 from jaxcls.config.decoding import MAX_INT
 from jaxcls.system.errors import UserError
@@ -19,27 +14,26 @@ from jaxcls.system.errors import UserError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compile:
-    """Compiles the training step and tells whether it fits, its memory, traffic and collectives."""
+    """Compiles the training step; reports whether it fits, its memory, traffic and collectives."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: str | None = None
-    """TPUs to compile for, such as v5e:4x4, which need not be there (None: this machine's devices).
-    Needs the extra tpu-compiler."""
+    """TPUs to compile for, such as v5e:4x4, which this machine need not have (None: this machine's
+    devices). Needs the extra tpu-compiler."""
     batch_per_chip: int | None = None
-    """Sets data.batch_size to this many images for each device."""
+    """Set data.batch_size to this many images per device."""
     num_classes: int | None = None
-    """Of the classifier (None: as the data have; they need not be there for ImageNet)."""
+    """Number of classes of the classifier (None: that of the data, which for ImageNet need not be
+    prepared)."""
     search: bool = False
-    """Find the largest batch a device that fits, by up to six more compiles."""
+    """Find the largest batch per device that fits, with up to six more compilations."""
     json: bool = False
     """Print one JSON object as the last line."""
 
 
 def run(arguments: list[str]) -> int:
     """Runs `jaxcls compile CONFIG …`; returns the exit status."""
-    prog = "jaxcls compile CONFIG"
-    _, config, rest = take_config(arguments, prog)
-    options = parse(Compile, prog, rest, default=Compile(config=config))
+    options = parse_with_config(Compile, "jaxcls compile CONFIG", arguments)
     for name, value in (
         ("--batch-per-chip", options.batch_per_chip),
         ("--num-classes", options.num_classes),
@@ -64,7 +58,7 @@ def run(arguments: list[str]) -> int:
         size = options.batch_per_chip * len(devices or jax.devices())
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, batch_size=size))
     report = rehearse(
-        resolved(config),
+        validate_and_resolve(config),
         devices=devices,
         chip=chip,
         num_classes=options.num_classes,

@@ -1,4 +1,4 @@
-"""`jaxcls convert`: anybody's weights into a file of ours, with a report of every tensor."""
+"""`jaxcls convert`: converts any supported weights to jaxcls' format, and reports every tensor."""
 
 import dataclasses
 from pathlib import Path
@@ -14,24 +14,24 @@ from jaxcls.system.names import printable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Writes weights as safetensors with jaxcls' names, and with what is needed to use them."""
+    """Writes weights as safetensors with jaxcls' names, and with the information to use them."""
 
     weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
-    """A preset, a weights file (safetensors, HDF5, PyTorch's), or a run's directory."""
+    """A preset, a weights file (safetensors, HDF5 or PyTorch), or the directory of a run."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.safetensors")]
     """File to write."""
     model: str | None = None
     """Name of the network (None: the one that the weights name, or that their tensors fit)."""
     allow_missing: tuple[str, ...] = ()
-    """Regular expressions of variables that WEIGHTS may lack, such as 'block7.*'; the output then
-    lacks them too."""
+    """Regular expressions of variables that may be missing in WEIGHTS, such as 'block7.*'; they are
+    then missing in the output too."""
     allow_unused: tuple[str, ...] = ()
-    """Regular expressions of tensors in WEIGHTS that may be left over, such as the layers of a
-    foreign head: 'pred/.*'."""
+    """Regular expressions of tensors in WEIGHTS that may stay unused, such as the layers of another
+    head: 'pred/.*'."""
     ema: WeightsEma = True
     class_names: ClassNames = None
     step: str = "latest"
-    """Of a run: latest, best (by top-1 during training) or a step's number."""
+    """Checkpoint of a run: latest, best (by top-1 during training) or the number of a step."""
 
 
 def run(arguments: list[str]) -> int:
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
     options = parse(Convert, "jaxcls convert", arguments)
     if options.output.suffix != ".safetensors":
         raise UserError(
-            f"--output: the file is safetensors; call it so, got {printable(options.output)}"
+            f"--output: the name must end in .safetensors, got {printable(options.output)}"
         )
     from jaxcls.models.registry import model_spec
     from jaxcls.pretrained.class_names import classes_of, read_class_names, with_class_names
@@ -54,20 +54,23 @@ def run(arguments: list[str]) -> int:
     if kind_of_weights(options.weights) == "run":
         if options.model is not None or options.allow_missing or options.allow_unused:
             raise UserError(
-                "--model, --allow-missing, --allow-unused: a run knows its network, and lacks "
-                "nothing"
+                "--model, --allow-missing, --allow-unused: a run has its network and all of its "
+                "variables; leave the options out"
             )
         if class_names is not None or not options.ema:
             raise UserError(
-                "--class-names, --no-ema: a run already has its class names, and the weights "
-                "that it is evaluated with; leave the options out"
+                "--class-names, --no-ema: a run has its class names and the weights that it is "
+                "evaluated with; leave the options out"
             )
         restored = restore_run(options.weights, step=read_step(options.step))
         info, variables = run_weights_info(restored.info), restored.variables
         report = f"step {restored.step} of the run"
     else:
         if options.step != "latest":
-            raise UserError(f"--step: only a run has steps, and {options.weights!r} is none")
+            raise UserError(
+                f"--step: only a run has steps, and {options.weights!r} is not a run; leave the "
+                f"option out"
+            )
         file, info = load_weights(options.weights, model=options.model, ema=options.ema)
         variables, report = import_variables(
             file,

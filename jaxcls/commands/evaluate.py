@@ -1,4 +1,4 @@
-"""`jaxcls evaluate`: loss and accuracy of a network, and of every class and example."""
+"""`jaxcls evaluate`: the loss and accuracy of a network; also per class and per example."""
 
 import dataclasses
 import json
@@ -12,10 +12,10 @@ from jaxcls.commands.common import (
     ALONE,
     ClassNames,
     WeightsEma,
-    checked_data,
     read_step,
     start_job,
     take_first,
+    validate_data,
 )
 from jaxcls.commands.options import parse
 from jaxcls.config import DataConfig
@@ -25,17 +25,17 @@ from jaxcls.system.names import printable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
-    """Evaluates MODEL (a run, a preset or a weights file) on the data of the run, or on others."""
+    """Evaluates MODEL (a run, a preset or a weights file) on the run's data or on other data."""
 
     data: DataConfig
     step: str = "latest"
-    """Of a run: latest, best (by top-1 during training) or a step's number."""
+    """Checkpoint of a run: latest, best (by top-1 during training) or the number of a step."""
     split: str | None = None
     """Split to evaluate, in TFDS syntax (None: data.eval_split)."""
     per_class: bool = False
-    """Print a table of the classes, too, lowest accuracy first."""
+    """Also print a table of the classes, lowest accuracy first."""
     predictions: Annotated[Path | None, tyro.conf.arg(metavar="FILE.csv")] = None
-    """File to write, with a row for each example: its class and the five best guesses."""
+    """File to write, with one row per example: its class and the five best guesses."""
     class_names: ClassNames = None
     ema: WeightsEma = True
     json: bool = False
@@ -57,7 +57,7 @@ def run(arguments: list[str]) -> int:
     options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))
     from jaxcls.pretrained.class_names import read_class_names
 
-    step, data = read_step(options.step), _filled(checked_data(options.data), own_data)
+    step, data = read_step(options.step), _fill_in(validate_data(options.data), own_data)
     names = options.class_names and read_class_names(options.class_names)
     start_job(options.job)
     from jaxcls.distributed.agree import is_main_process
@@ -95,10 +95,10 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _filled(data: DataConfig, own: DataConfig) -> DataConfig:
-    """The data, with what is left to the network as the network's own data have it."""
-    left = {"image_size": 0, "canvas_size": 0, "crop_fraction": 0, "interpolation": "auto"}
-    fields = [name for name, value in left.items() if getattr(data, name) == value]
+def _fill_in(data: DataConfig, own: DataConfig) -> DataConfig:
+    """Fills in the fields that are left to the network from the network's own data config."""
+    automatic = {"image_size": 0, "canvas_size": 0, "crop_fraction": 0, "interpolation": "auto"}
+    fields = [name for name, value in automatic.items() if getattr(data, name) == value]
     return dataclasses.replace(data, **{name: getattr(own, name) for name in fields})
 
 

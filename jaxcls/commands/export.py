@@ -1,4 +1,4 @@
-"""`jaxcls export`: a run as a program that needs jax alone."""
+"""`jaxcls export`: exports a run as a program that needs only jax."""
 
 import dataclasses
 from pathlib import Path
@@ -6,10 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from jaxcls.commands.common import (
-    read_step,
-    require_devices,
-)
+from jaxcls.commands.common import read_step, require_devices
 from jaxcls.commands.options import parse
 from jaxcls.distributed.compile_cache import keep_compiled
 from jaxcls.system.names import printable
@@ -17,16 +14,16 @@ from jaxcls.system.names import printable
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Export:
-    """Writes a run as a program that needs jax alone, with weights, classes and a model card."""
+    """Exports a run as a program that needs only jax, with weights, classes and a model card."""
 
     run: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Directory of the run."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="DIR")]
-    """Folder to make; one that is there must be empty."""
+    """Folder to create; if it exists, it must be empty."""
     step: str = "latest"
-    """Checkpoint: latest, best (by top-1 during training) or a step's number."""
+    """Checkpoint: latest, best (by top-1 during training) or the number of a step."""
     platforms: tuple[str, ...] = ("cpu", "cuda", "tpu")
-    """Where the program shall run; all of them from one file."""
+    """Platforms on which the one exported file can run."""
 
 
 def run(arguments: list[str]) -> int:

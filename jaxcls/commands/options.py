@@ -1,7 +1,7 @@
-"""Options of the commands, and overrides of a config's fields, from words to dataclasses.
+"""Parses the options of the commands, including changes of a config's fields, into dataclasses.
 
-tyro does most of it. What it does not know: values of switches (`--model.remat=false`), tables of
-which single entries are set or dropped (`--optimizer.options.momentum None`), and `~` in paths.
+tyro does most of the work. This module adds values of switches (`--model.remat=false`), single
+entries of tables (`--optimizer.options.momentum None`), and `~` in paths.
 """
 
 import contextlib
@@ -17,28 +17,28 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from jaxcls.system.errors import UserError
 from jaxcls.system.paths import local_path
 
-ON = ("true", "yes", "on", "1")
-OFF = ("false", "no", "off", "0")
-DROPPED = "None"  # in place of the value of an entry of a table
+TRUE = ("true", "yes", "on", "1")
+FALSE = ("false", "no", "off", "0")
+REMOVE = "None"  # this value removes an entry from a table
 
 _rules = ConstructorRegistry()
 
 
 def parse[T](kind: type[T], prog: str, arguments: Sequence[str], *, default: T | None = None) -> T:
-    """Reads the options of a command.
+    """Parses the options of a command.
 
     Args:
-      kind: a dataclass; a field of it may hold a config, the fields of which are options, too.
-      prog: what help calls the command.
-      arguments: its words.
-      default: what holds unless the options say otherwise (None: what `kind` says).
+      kind: a dataclass of the options. If a field is a config, its fields are options too.
+      prog: the name of the command in its help.
+      arguments: the arguments of the command.
+      default: the values of options that are not given (None: the defaults of `kind`).
 
     Raises:
-      UserError: a switch has a value that is neither on nor off, or an entry of a table has none.
-      SystemExit: another mistake, with status 2 and a message; or help, with status 0.
+      UserError: a switch has a value other than true or false, or an entry of a table has no value.
+      SystemExit: tyro found another mistake (status 2, with a message), or printed help (status 0).
     """
     options = list(_options(kind))
-    words, entries = _take_entries(_spell_switches(arguments, options), options)
+    words, entries = _take_table_entries(_normalise_switches(arguments, options), options)
     parsed = tyro.cli(
         kind,
         prog=prog,
@@ -58,10 +58,10 @@ class _Option:
     """An option of a command.
 
     Attributes:
-      name: with the groups it is in, dashes and no leading ones: model.freeze-batch-norm.
-      path: the names of its field and of those around it, outermost first.
-      type: of its values.
-      positional: whether it is given without its name.
+      name: the dotted name with dashes, without leading ones, such as model.freeze-batch-norm.
+      path: the names of the fields that lead to it, from the outermost to its own.
+      type: the type of its values.
+      positional: whether the value is given without the name.
     """
 
     name: str
@@ -96,8 +96,8 @@ def _options(kind: type, path: tuple[str, ...] = (), prefix: str = "") -> Iterat
 # Switches
 
 
-def _spell_switches(arguments: Sequence[str], options: Sequence[_Option]) -> list[str]:
-    """The words with switches that have a value as --NAME or --no-NAME, which is all tyro knows."""
+def _normalise_switches(arguments: Sequence[str], options: Sequence[_Option]) -> list[str]:
+    """Replaces switches with values by --NAME or --no-NAME, because tyro knows only these."""
     switches = {
         spelling: option
         for option in options
@@ -115,15 +115,15 @@ def _spell_switches(arguments: Sequence[str], options: Sequence[_Option]) -> lis
             continue
         if not equals:
             follows = rest[0] if rest and not rest[0].startswith("-") else None
-            is_value = follows is not None and (follows.lower() in ON + OFF or not positionals)
-            value = rest.pop(0) if is_value else ON[0]
+            is_value = follows is not None and (follows.lower() in TRUE + FALSE or not positionals)
+            value = rest.pop(0) if is_value else TRUE[0]
         option, value = switches[spelling], value.lower()
-        if value not in ON + OFF:
+        if value not in TRUE + FALSE:
             raise UserError(
                 f"{name}: expected true or false, got {value!r}; {option.on} turns it on, "
                 f"{option.off} off"
             )
-        turned_on = (value in ON) == (spelling == option.on)
+        turned_on = (value in TRUE) == (spelling == option.on)
         words.append(option.on if turned_on else option.off)
     return words
 
@@ -131,16 +131,16 @@ def _spell_switches(arguments: Sequence[str], options: Sequence[_Option]) -> lis
 # Tables
 
 
-def _take_entries(
+def _take_table_entries(
     words: Sequence[str], options: Sequence[_Option]
 ) -> tuple[list[str], dict[tuple[str, ...], dict[str, Any]]]:
-    """Takes --TABLE.NAME VALUE out of the words.
+    """Takes options --TABLE.NAME VALUE out of the words.
 
     Returns:
-      The other words; and the entries of each table, by its path.
+      The other words, and the entries of each table by its path.
 
     Raises:
-      UserError: there is no name or no value.
+      UserError: a name or a value is missing.
     """
     tables = [option for option in options if typing.get_origin(option.type) is dict]
     entries: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -156,7 +156,7 @@ def _take_entries(
             value = rest.pop(0)
         if not name or not value:
             raise UserError(
-                f"{table.on}.{name or 'NAME'}: give a value, or {DROPPED} to remove it from the "
+                f"{table.on}.{name or 'NAME'}: give a value, or {REMOVE} to remove it from the "
                 f"config's {table.path[-1]}"
             )
         entries.setdefault(table.path, {})[_entry_name(name)] = _entry_value(value)
@@ -164,14 +164,14 @@ def _take_entries(
 
 
 def _entry_name(text: str) -> str:
-    """The name of an entry; that of a Python argument may have dashes, as options have."""
+    """The name of an entry; dashes in the name of a Python argument become underscores."""
     as_argument = text.replace("-", "_")
     return as_argument if as_argument.isidentifier() else text
 
 
 def _entry_value(text: str) -> bool | int | float | str | None:
-    """The value of an entry by its looks; the schema says later whether it may be that."""
-    if text == DROPPED:
+    """The value of an entry, with its type guessed from the text; the schema checks it later."""
+    if text == REMOVE:
         return None
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
@@ -182,30 +182,30 @@ def _entry_value(text: str) -> bool | int | float | str | None:
 
 
 def _with_entries(value: Any, path: Sequence[str], entries: Mapping[str, Any]) -> Any:
-    """A dataclass with entries of the table at `path` set, or left out where they are None."""
+    """A copy of a dataclass with entries of the table at `path` set, or removed if None."""
     if not path:
-        return _kept({**value, **entries})
+        return _without_none({**value, **entries})
     inner = _with_entries(getattr(value, path[0]), path[1:], entries)
     return dataclasses.replace(value, **{path[0]: inner})
 
 
-def _kept(entries: Mapping[str, Any]) -> dict[str, Any]:
+def _without_none(entries: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in entries.items() if value is not None}
 
 
 @_rules.primitive_rule
 def _table_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """A whole table is NAME VALUE NAME VALUE ..., whatever the config has in it."""
+    """A whole table is given as NAME VALUE NAME VALUE ..., and replaces that of the config."""
     if info.type_origin is not dict:
         return None
 
     def read(words: list[str]) -> dict[str, Any]:
-        if words in ([DROPPED], ["{}"]):
+        if words in ([REMOVE], ["{}"]):
             return {}
         if len(words) % 2:
-            raise ValueError(f"{words[-1]!r} has no value; names and values take turns")
+            raise ValueError(f"{words[-1]!r} has no value; names and values must alternate")
         pairs = zip(words[::2], words[1::2], strict=True)
-        return _kept({_entry_name(name): _entry_value(value) for name, value in pairs})
+        return _without_none({_entry_name(name): _entry_value(value) for name, value in pairs})
 
     return PrimitiveConstructorSpec(
         nargs="*",
@@ -217,7 +217,7 @@ def _table_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
 
 
 def _given_path(word: str) -> pathlib.Path:
-    if not word:  # pathlib takes it for the current folder
+    if not word:  # pathlib would take it for the current folder
         raise ValueError("expected a path, got an empty one")
     return local_path(word)
 

@@ -18,6 +18,7 @@ from jaxcls.commands.options import parse
 from jaxcls.distributed.job import JobOptions
 from jaxcls.system.errors import UserError
 from jaxcls.system.names import printable
+from jaxcls.system.output import table
 from jaxcls.system.paths import expand_home
 
 if TYPE_CHECKING:
@@ -32,15 +33,15 @@ class Predict:
     """Directory of a run, name of a preset, or a weights file."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Image files, folders of images, or patterns such as 'photos/*.jpg'. Folders are listed as for
-    training; a file that is named is taken whatever its name."""
+    training; a file that is given by name may have any extension."""
     step: str = "latest"
-    """Of a run: latest, best (by top-1 during training) or a step's number."""
+    """Checkpoint of a run: latest, best (by top-1 during training) or the number of a step."""
     top: int = 5
-    """Classes to show for each image."""
+    """Number of classes to print for each image."""
     format: Literal["table", "json", "csv"] = "table"
-    """How to print them."""
+    """Format of the output."""
     max_pixels: int | None = None
-    """Refuse images of more pixels as decompression bombs (None: as data.max_pixels says)."""
+    """Refuse images with more pixels as decompression bombs (None: as data.max_pixels)."""
     class_names: ClassNames = None
     ema: WeightsEma = True
     job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
@@ -50,7 +51,7 @@ def run(arguments: list[str]) -> int:
     """Runs `jaxcls predict MODEL IMAGE …`; returns the exit status.
 
     Raises:
-      UserError: at the end, if images could not be read; the others are printed.
+      UserError: images could not be read; it is raised after the others are printed.
     """
     options = parse(Predict, "jaxcls predict", arguments)
     if options.top < 1:
@@ -89,7 +90,7 @@ def run(arguments: list[str]) -> int:
 
 
 class Prediction(NamedTuple):
-    """The classes of an image, best first; or none, and why it could not be read."""
+    """The classes of an image, best first; or an error that says why it could not be read."""
 
     path: str
     guesses: "list[Guess]"
@@ -98,20 +99,20 @@ class Prediction(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """Paths of images, in a stable order, and what cannot be read where they were looked for."""
+    """The paths of images, in a stable order, and messages about what could not be read."""
 
     paths: list[str]
     unreadable: list[str]
 
 
 def _find_images(patterns: Sequence[str]) -> _Found:
-    """Files, the image files in folders, and the files that patterns match.
+    """Finds files by name, the image files in folders, and the files that match patterns.
 
-    A file that is named is taken whatever its name; folders are listed as for training, and what
-    is left out of them is said on stderr.
+    A file that is given by name may have any extension. Folders are listed as for training; files
+    in them that are not used are reported on stderr.
 
     Raises:
-      UserError: there are none, or one of them matches nothing.
+      UserError: there are no images, or a pattern matches nothing.
     """
     if not patterns:
         raise UserError("give image files, folders or patterns after the model")
@@ -134,7 +135,7 @@ def _find_images(patterns: Sequence[str]) -> _Found:
 
 
 def _would_wait(path: str) -> bool:
-    """Whether opening a path may wait for ever; a shell's own pipes, as in <(…), have a writer."""
+    """Whether opening a path may wait forever; a shell's own pipes, as in <(…), have a writer."""
     try:
         mode = os.stat(path).st_mode
     except OSError:
@@ -147,26 +148,26 @@ def _add_folder(folder: str, found: _Found) -> None:
     from jaxcls.data.listing import describe_left_out, list_images
 
     listing = list_images(Path(folder))
-    left_out = describe_left_out(listing.left_out)
+    left_out = [describe_left_out({kind: some}) for kind, some in listing.left_out.items()]
     unreadable = [
         f"{os.path.join(folder, path)!r} cannot be read: {reason}"
         for path, reason in listing.unreadable.items()
     ]
     if not listing.files:
-        why = "; ".join([*unreadable, *([f"not used: {left_out}"] if left_out else [])])
+        why = "; ".join([*unreadable, *(f"not used: {kind}" for kind in left_out)])
         raise UserError(
             f"image {folder!r}: there is no image in this folder" + (f" ({why})" if why else "")
         )
-    if left_out:
-        print(f"{printable(folder)}: not used: {left_out}", file=sys.stderr)
+    for kind in left_out:
+        print(f"{printable(folder)}: not used: {kind}", file=sys.stderr)
     found.paths.extend(os.path.join(folder, file) for file in listing.files)
     found.unreadable.extend(unreadable)
 
 
 def _matches(pattern: str) -> list[str]:
-    """The files that a pattern matches, sorted; each once, though links lead to it by many ways.
+    """The files that match a pattern, sorted; each once, even if several links lead to it.
 
-    Below a folder that `**` stands for, what a listing hides is hidden here.
+    Hidden files are left out as in listings, unless the pattern names them.
     """
     from jaxcls.data.listing import is_hidden
 
@@ -183,13 +184,11 @@ def _matches(pattern: str) -> list[str]:
 
 
 def _print_table(predictions: Sequence[Prediction]) -> None:
-    shown = [(printable(path), guesses) for path, guesses, error in predictions if error is None]
-    width = max(len("image"), *(len(path) for path, _ in shown), 0)
-    names = max(len("class"), *(len(guess.name) for _, best in shown for guess in best), 0)
-    print(f"{'image':{width}}  {'class':{names}}  probability")
-    for path, best in shown:
+    rows = [["image", "class", "probability"]]
+    for path, best, _ in predictions:
         for rank, (_, name, probability) in enumerate(best):
-            print(f"{'' if rank else path:{width}}  {name:{names}}  {probability:10.2%}")
+            rows.append(["" if rank else printable(path), name, f"{probability:10.2%}"])
+    print(table(rows))
 
 
 def _print_json(predictions: Sequence[Prediction]) -> None:

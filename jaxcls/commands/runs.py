@@ -1,4 +1,4 @@
-"""The `jaxcls runs` command: what runs there are, how far they are, and what differs among them."""
+"""`jaxcls runs`: a table of runs with their progress, state and differences."""
 
 import csv
 import dataclasses
@@ -16,43 +16,45 @@ from etils import epath
 from jaxcls.commands.options import parse
 from jaxcls.config import Config
 from jaxcls.config.diff import differences, short_names, value_text
-from jaxcls.runs.claim import fate, last_writer
+from jaxcls.runs.claim import last_writer, writer_status
 from jaxcls.runs.directory import RunError, RunState, recorded_config, recorded_state
 from jaxcls.runs.reporter import metric_columns, read_metrics
 from jaxcls.system.errors import UserError
 from jaxcls.system.names import printable
+from jaxcls.system.output import table
 from jaxcls.system.paths import RunPath, is_url, run_path
 
-SILENT_SECONDS = 600  # without a line in metrics.csv, a run that has not ended seems to be dead
+SILENT_SECONDS = 600  # a run that has not ended is presumed dead after this time without a sign
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Runs:
-    """Prints a table of runs: what differs among them, accuracy, progress, state and speed."""
+    """Prints a table of runs: their differences, accuracy, progress, state and speed."""
 
     folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")] = "runs"
-    """Folder in which the runs lie, at any depth; or one run."""
+    """Folder that contains the runs, at any depth; or one run."""
     diff: Annotated[tuple[str, str] | None, tyro.conf.arg(metavar="RUN RUN")] = None
-    """Print instead the fields that differ between two runs, named as in the table or as paths."""
+    """Print only the fields that differ between two runs, given by name as in the table or by
+    path."""
     json: bool = False
     """Print one JSON object as the last line."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the files of a run tell.
+    """The summary of a run, from its files.
 
     Attributes:
-      name: where it lies, seen from the folder that was asked for.
-      config: the training's.
-      state: finished, stopped (by a signal), failed; running or killed, where its process is or
-        would be on this machine; running? or killed?, where it has not ended and was or was not
-        heard of lately; or ? for a run that older versions wrote.
-      why: what it failed of, or what stopped it; else empty.
-      step: the last one that was reported.
-      num_steps: length of the training; None where that is not known.
-      best_top1: highest accuracy of an evaluation during training, in [0, 1].
-      images_per_second: median of the training's speed.
+      name: the path of the run in the folder that the table is about.
+      config: the config of the training.
+      state: "finished", "stopped" (by a signal) or "failed"; "running" or "killed" if its process
+        is or was on this machine; "running?" or "killed?" if only recent signs of life are known;
+        or "?" for a run of an older version.
+      why: the error that it failed with, or the signal that stopped it; else empty.
+      step: the last training step that was reported.
+      num_steps: the number of steps of the whole training; None if unknown.
+      best_top1: the highest accuracy of an evaluation during training, in [0, 1].
+      images_per_second: the median speed of the training.
     """
 
     name: str
@@ -92,7 +94,7 @@ def run(arguments: list[str]) -> int:
 
 
 def summarize_all(folder: RunPath) -> Iterator[Summary]:
-    """The runs in a folder, in the order of their names; tells of those that cannot be read."""
+    """Summarizes the runs in a folder, in the order of their names; warns of unreadable ones."""
     for run in find_runs(folder):
         name = str(run)[len(str(folder)) :].strip("/") or run.name
         try:
@@ -102,7 +104,7 @@ def summarize_all(folder: RunPath) -> Iterator[Summary]:
 
 
 def find_runs(folder: RunPath) -> Iterator[RunPath]:
-    """The folder itself if it is a run, or all runs below it; tells of folders it cannot read.
+    """Yields the folder itself if it is a run, or all runs in it; warns of unreadable folders.
 
     Raises:
       OSError: the folder itself cannot be read.
@@ -111,7 +113,7 @@ def find_runs(folder: RunPath) -> Iterator[RunPath]:
         yield folder
         return
     for inner in sorted(folder.iterdir(), key=str) if folder.is_dir() else []:
-        linked = isinstance(inner, Path) and inner.is_symlink()  # it may lead back
+        linked = isinstance(inner, Path) and inner.is_symlink()  # it may lead to a parent folder
         if inner.name.startswith(".") or linked:
             continue
         try:
@@ -121,13 +123,13 @@ def find_runs(folder: RunPath) -> Iterator[RunPath]:
 
 
 def _is_run(folder: RunPath) -> bool:
-    """Whether a run lies there; what `jaxcls export` writes has a config.json, too."""
+    """Whether a folder is a run, and not an export, which also has a config.json."""
     marks = (folder / "state.json", folder / "checkpoints")
     return (folder / "config.json").is_file() and any(mark.exists() for mark in marks)
 
 
 def summarize(run: RunPath, *, name: str) -> Summary:
-    """Reads what the files of a run tell.
+    """Summarizes a run from its files.
 
     Raises:
       RunError: config.json is missing or damaged.
@@ -138,7 +140,7 @@ def summarize(run: RunPath, *, name: str) -> Summary:
     columns = metric_columns(rows)
     accuracies = _numbers(columns["eval_top1"])
     speeds = _numbers(columns["images_per_second"])
-    speeds = speeds[1:] or speeds  # the first is of the first step alone
+    speeds = speeds[1:] or speeds  # the first value is that of the first step only
     return Summary(
         name=name,
         config=config,
@@ -152,34 +154,27 @@ def summarize(run: RunPath, *, name: str) -> Summary:
 
 
 def _standing(run: RunPath, state: RunState | None) -> str:
-    """How a run stands, by what its process said last, and whether that is still there."""
+    """The state of a run: what its process recorded last, and whether it still exists."""
     if state is not None and state.state != "running":
         return state.state
     writer = last_writer(run)
     if writer is not None and writer.ended is None:
-        found = fate(writer, run)
-        if found != "unknown":
-            return "running" if found == "there" else "killed"
+        status = writer_status(writer, run)
+        if status != "unknown":
+            return "running" if status == "running" else "killed"
         return _guess(time.time() - writer.renewed)
-    # An older version's, or one that could not say how it ended.
+    # A run of an older version, or one that could not record how it ended.
     if state is None:
         return "?"
-    if is_url(run):  # metrics come there only after an evaluation
+    if is_url(run):  # metrics are sent there only after an evaluation
         return "running?"
     news = [path for path in (run / "state.json", run / "metrics.csv") if path.exists()]
     return _guess(time.time() - max(epath.Path(path).stat().mtime for path in news))
 
 
 def _guess(silent: float) -> str:
-    """Of a training that cannot be looked at from here, by the seconds since it was heard of."""
+    """The probable state of a training on another machine, by seconds since its last sign."""
     return "running?" if silent < SILENT_SECONDS else "killed?"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of texts as aligned columns; the first row is the head."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-    return "\n".join(lines)
 
 
 def _describe(summaries: Sequence[Summary], different: dict[str, tuple[Any, ...]]) -> str:
@@ -229,5 +224,5 @@ def _print_differences(folder: str, names: tuple[str, str], *, as_json: bool) ->
 
 
 def _numbers(column: Any) -> list[float]:
-    """The values of a column, without rows that have none."""
+    """The values of a column without missing ones, which are NaN."""
     return [float(value) for value in column if value == value]

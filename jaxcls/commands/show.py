@@ -1,4 +1,4 @@
-"""The `jaxcls show` commands: pictures of a config or a run, written to a file."""
+"""`jaxcls show`: draws pictures of a config or a run."""
 
 import csv
 import dataclasses
@@ -9,31 +9,38 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxcls.commands.common import read_step, require_devices, resolved, take_config
+from jaxcls.commands.common import (
+    parse_with_config,
+    read_step,
+    require_devices,
+    validate_and_resolve,
+)
 from jaxcls.commands.options import parse
 from jaxcls.config import Config
 from jaxcls.config.augment import OpName
 from jaxcls.config.decoding import MAX_INT, nearest
-from jaxcls.system.caches import settle_libraries
+from jaxcls.system.caches import set_library_caches
 from jaxcls.system.errors import UserError
 from jaxcls.system.names import printable
 from jaxcls.system.shell import command, path_word
 
 if TYPE_CHECKING:
     import numpy as np
+    from matplotlib.figure import Figure
 
+    from jaxcls.data.source import Source
     from jaxcls.inference.classifier import ImageClassifier
     from jaxcls.system.paths import RunPath
 
-MOST_CLASSES = 2000  # of a confusion matrix
+MAX_CLASSES = 2000  # of a confusion matrix
 
 USAGE = """\
 usage: jaxcls show WHAT ...
 
-  jaxcls show augment CONFIG -o FILE.png    what augmentation does to images
+  jaxcls show augment CONFIG -o FILE.png    training images after augmentation
   jaxcls show data CONFIG -o FILE.png       raw training images with labels
-  jaxcls show run RUN ... -o FILE.png       curves of runs, confusion of one
-  jaxcls show schedule CONFIG -o FILE.png   picture of the learning rate
+  jaxcls show run RUN ... -o FILE.png       curves of runs, confusion matrix of one run
+  jaxcls show schedule CONFIG -o FILE.png   the learning rate over the training
 """
 
 
@@ -54,40 +61,39 @@ class ShowData:
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Picture file: png, svg or pdf."""
     count: int = 24
-    """Images at most; no more than a batch or the set has."""
+    """Largest number of images; at most those of a batch or of the data set are drawn."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowAugment:
-    """Draws what the augmentation does to the first images of a training batch."""
+    """Draws the first images of a training batch before and after augmentation."""
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Picture file: png, svg or pdf."""
     op: OpName | None = None
-    """Draw this operation alone, at magnitudes from 0 to 1."""
+    """Draw only this operation, at magnitudes from 0 to 1."""
     step: Annotated[int, tyro.conf.arg(metavar="N")] = 0
-    """Step of the training whose batch and draws are shown."""
+    """Training step whose batch and random draws are shown."""
     count: int | None = None
-    """Images (None: 8, or the whole batch if it is smaller)."""
+    """Number of images (None: 8, or the whole batch if it is smaller)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShowRun:
-    """Draws a run's curves, and the confusion of its classes on the evaluation split; of several
-    runs, the curves in one picture."""
+    """Draws the curves and the confusion matrix of a run, or the curves of several runs."""
 
     runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN ...")]
-    """Directories that training wrote."""
+    """Directories of the runs."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     """Picture file: png, svg or pdf."""
     step: str = "latest"
-    """Checkpoint of the confusion matrix: latest, best (by top-1 during training) or a step's
-    number."""
+    """Checkpoint for the confusion matrix: latest, best (by top-1 during training) or the number of
+    a step."""
     split: str | None = None
-    """Split of the confusion matrix, in TFDS syntax (None: data.eval_split of the run)."""
+    """Split for the confusion matrix, in TFDS syntax (None: data.eval_split of the run)."""
     data_dir: str | None = None
-    """Folder of the prepared data sets (None: as the run had it)."""
+    """Folder of the prepared data sets (None: the folder that the run used)."""
 
 
 def run(arguments: list[str]) -> int:
@@ -106,68 +112,63 @@ def run(arguments: list[str]) -> int:
             f"show: unknown picture {what!r}{nearest(what, PICTURES)} (known: {known}); "
             f"usage: jaxcls show WHAT CONFIG|RUN -o FILE"
         )
-    settle_libraries()
+    set_library_caches()
     return PICTURES[what](rest)
 
 
 def _schedule(arguments: list[str]) -> int:
-    prog = "jaxcls show schedule CONFIG"
-    _, config, rest = take_config(arguments, prog)
-    default = ShowSchedule(config=config, output=tyro.MISSING)
-    options = parse(ShowSchedule, prog, rest, default=default)
-    from jaxcls.data.sources import open_source
-    from jaxcls.pictures.plots import plot_schedule, save_figure
+    options = parse_with_config(ShowSchedule, "jaxcls show schedule CONFIG", arguments)
+    config, source = _open(options)
+    from jaxcls.pictures.plots import plot_schedule
     from jaxcls.training.schedules import make_plan
 
-    config = resolved(options.config)
-    require_devices()
-    source = open_source(config.data, config.data.train_split)
-    save_figure(plot_schedule(make_plan(config, len(source))), options.output)
-    print(f"wrote {printable(options.output)}")
-    return 0
+    return _save(plot_schedule(make_plan(config, len(source))), options.output)
 
 
 def _data(arguments: list[str]) -> int:
-    prog = "jaxcls show data CONFIG"
-    _, config, rest = take_config(arguments, prog)
-    default = ShowData(config=config, output=tyro.MISSING)
-    options = parse(ShowData, prog, rest, default=default)
+    options = parse_with_config(ShowData, "jaxcls show data CONFIG", arguments)
     if options.count < 1:
         raise UserError(f"--count: must be at least 1, got {options.count}")
-    from jaxcls.data.sources import open_source
+    config, source = _open(options)
     from jaxcls.pictures.gallery import training_images
-    from jaxcls.pictures.plots import plot_images, save_figure
+    from jaxcls.pictures.plots import plot_images
 
-    config = resolved(options.config)
-    require_devices()
-    source = open_source(config.data, config.data.train_split)
     images, names = training_images(config, source, count=options.count)
-    save_figure(plot_images(images, names), options.output)
-    print(f"wrote {printable(options.output)}")
-    return 0
+    return _save(plot_images(images, names), options.output)
 
 
 def _augment(arguments: list[str]) -> int:
-    prog = "jaxcls show augment CONFIG"
-    _, config, rest = take_config(arguments, prog)
-    default = ShowAugment(config=config, output=tyro.MISSING)
-    options = parse(ShowAugment, prog, rest, default=default)
+    options = parse_with_config(ShowAugment, "jaxcls show augment CONFIG", arguments)
     if not 0 <= options.step <= MAX_INT:
         raise UserError(f"--step: must be at least 0 and at most {MAX_INT}, got {options.step}")
-    from jaxcls.data.sources import open_source
+    config, source = _open(options)
     from jaxcls.pictures.gallery import augmentation_rows, sweep_rows
-    from jaxcls.pictures.plots import plot_gallery, save_figure
+    from jaxcls.pictures.plots import plot_gallery
 
-    config = resolved(options.config)
-    require_devices()
-    source = open_source(config.data, config.data.train_split)
     count = min(8, config.data.batch_size) if options.count is None else options.count
     if options.op is None:
         rows = augmentation_rows(config, source, step=options.step, count=count)
     else:
         rows = sweep_rows(config, source, op=options.op, step=options.step, count=count)
-    save_figure(plot_gallery(rows), options.output)
-    print(f"wrote {printable(options.output)}")
+    return _save(plot_gallery(rows), options.output)
+
+
+def _open(options: ShowSchedule | ShowData | ShowAugment) -> "tuple[Config, Source]":
+    """Checks that the picture can be written; then resolves the config and opens the data."""
+    from jaxcls.data.sources import open_source
+    from jaxcls.pictures.plots import require_picture
+
+    require_picture(options.output)
+    config = validate_and_resolve(options.config)
+    require_devices()
+    return config, open_source(config.data, config.data.train_split)
+
+
+def _save(figure: "Figure", output: Path) -> int:
+    from jaxcls.pictures.plots import save_figure
+
+    save_figure(figure, output)
+    print(f"wrote {printable(output)}")
     return 0
 
 
@@ -175,13 +176,13 @@ def _run(arguments: list[str]) -> int:
     options = parse(ShowRun, "jaxcls show run", arguments)
     step = read_step(options.step)
     from jaxcls.inference.classifier import ImageClassifier
-    from jaxcls.pictures.plots import plot_run, require_picture, save_figure
+    from jaxcls.pictures.plots import plot_run, require_picture
     from jaxcls.system.paths import run_path
 
     require_picture(options.output)
     run, *others = options.runs or ("",)
     if not run:
-        raise UserError("show run: give the directory of a run, or of several")
+        raise UserError("show run: give the directory of one or more runs")
     if others:
         return _compare(options)
     require_devices()
@@ -189,25 +190,23 @@ def _run(arguments: list[str]) -> int:
     metrics = _curves(run_path(run))
     confusion, title = _confusion(classifier, options)
     if metrics is None and confusion is None:
-        raise UserError(f"show run: there is nothing to draw of {run!r}")
+        raise UserError(f"show run: {run!r} has nothing that can be drawn")
     figure = plot_run(metrics, confusion, classifier.class_names, title=title)
-    save_figure(figure, options.output)
-    print(f"wrote {printable(options.output)}")
-    return 0
+    return _save(figure, options.output)
 
 
 def _compare(options: ShowRun) -> int:
-    """Draws the curves of several runs, each by what sets it apart."""
+    """Draws the curves of several runs, with labels that say how the runs differ."""
     from jaxcls.config.diff import labels
-    from jaxcls.pictures.plots import plot_comparison, save_figure
+    from jaxcls.pictures.plots import plot_comparison
     from jaxcls.runs.directory import recorded_config
     from jaxcls.system.paths import run_path
 
     for name in ("step", "split", "data_dir"):
         if getattr(options, name) != getattr(ShowRun, name):
             raise UserError(
-                f"--{name.replace('_', '-')}: belongs to the confusion matrix, which is drawn of "
-                f"one run alone"
+                f"--{name.replace('_', '-')}: concerns the confusion matrix, which is drawn only "
+                f"for a single run; leave the option out"
             )
     names = labels(options.runs, [recorded_config(run_path(run)) for run in options.runs])
     curves = [
@@ -216,14 +215,12 @@ def _compare(options: ShowRun) -> int:
         if (metrics := _curves(run_path(run))) is not None
     ]
     if not curves:
-        raise UserError("show run: there is nothing to draw of these runs")
-    save_figure(plot_comparison(curves), options.output)
-    print(f"wrote {printable(options.output)}")
-    return 0
+        raise UserError("show run: these runs have nothing that can be drawn")
+    return _save(plot_comparison(curves), options.output)
 
 
 def _curves(run: "RunPath") -> "dict[str, np.ndarray] | None":
-    """The columns of metrics.csv, or None, having said why."""
+    """The columns of metrics.csv; None after a message that says why there are none."""
     from jaxcls.runs.reporter import metric_columns, read_metrics
 
     path = run / "metrics.csv"
@@ -240,12 +237,12 @@ def _curves(run: "RunPath") -> "dict[str, np.ndarray] | None":
 
 
 def _confusion(classifier: "ImageClassifier", options: ShowRun) -> "tuple[np.ndarray | None, str]":
-    """The confusion matrix with its title, or None, having said why."""
+    """The confusion matrix and its title; None after a message that says why there is none."""
     num_classes = len(classifier.class_names)
-    if num_classes > MOST_CLASSES:
+    if num_classes > MAX_CLASSES:
         _leave_out(
             "confusion matrix",
-            f"it would have {num_classes:,} classes; they are listed by: "
+            f"it would have {num_classes:,} classes; to list them: "
             f"{command('evaluate', path_word(options.runs[0]), '--per-class')}",
         )
         return None, ""

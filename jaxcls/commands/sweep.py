@@ -15,7 +15,7 @@ from typing import Annotated, Self
 
 import tyro
 
-from jaxcls.commands.common import ALONE, checked, record_of, start_job, take_first
+from jaxcls.commands.common import ALONE, record_of, start_job, take_first, validate
 from jaxcls.commands.options import parse
 from jaxcls.commands.train import report_outcome
 from jaxcls.config import Config, encode, load_sweep
@@ -23,6 +23,7 @@ from jaxcls.config.diff import default_workdir, differences, short_names, value_
 from jaxcls.distributed.job import EXIT_FAILED, EXIT_USER_ERROR, JobOptions
 from jaxcls.system.early_signals import EXIT_STOPPED, stop_signals
 from jaxcls.system.errors import UserError
+from jaxcls.system.output import table
 from jaxcls.system.paths import run_path
 from jaxcls.system.shell import command, path_word
 
@@ -102,7 +103,7 @@ def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
     parsed = [parse(Sweep, PROG, rest, default=Sweep(config=config)) for _, config in named]
     options = parsed[0]
     configs = [
-        _named(variation, lambda one=one: checked(one.config))
+        _named(variation, lambda one=one: validate(one.config))
         for (variation, _), one in zip(named, parsed, strict=True)
     ]
     names = [variation for variation, _ in named]
@@ -228,8 +229,6 @@ class OneChild:
 
 
 def _print_list(variations: Sequence[Variation]) -> None:
-    from jaxcls.commands.runs import table
-
     different = differences([variation.config for variation in variations])
     rows = [["index", "variation", *short_names(different).values()]]
     for number, variation in enumerate(variations):

@@ -8,9 +8,9 @@ import tyro
 
 from jaxcls.commands.common import (
     ALONE,
-    checked,
     start_job,
     take_config,
+    validate,
     workdir_of,
 )
 from jaxcls.commands.options import parse
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     """Runs `jaxcls train CONFIG …`; returns the exit status."""
     name, written, rest = take_config(arguments, "jaxcls train CONFIG")
     options = parse(Train, "jaxcls train CONFIG", rest, default=Train(config=written))
-    config = checked(options.config)
+    config = validate(options.config)
     workdir = options.workdir
     if workdir is None:
         workdir = workdir_of(name, [(written, config)])

@@ -1,4 +1,4 @@
-"""The experiment: its schema, how it is read and compared, and what a published training takes."""
+"""The config of an experiment: its schema, reading, comparison, and published recipes."""
 
 from jaxcls.config.schema import (
     SCHEMA_VERSION,

@@ -1,9 +1,9 @@
 """The schema of the augmentation: an ordered list of operations, each a frozen dataclass.
 
-What the operations do is in `jaxcls.augment`; here are their fields, and which order makes sense.
-A strength may be one number, or one for each stage of the training, first to last (EfficientNetV2's
-progressive learning). The stages are equal unless `stage_epochs` of the config says how long they
-are. A strength's change compiles nothing again.
+This module has the fields of the operations and checks their order; `jaxcls.augment` implements
+them. A strength is one number, or one number per stage of the training, from first to last
+(EfficientNetV2's progressive learning). Stages have equal lengths unless `stage_epochs` is set.
+Changing a strength does not compile the step again.
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ class Augmentation(Choice):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomFlip(Augmentation):
-    """Mirrors images. Not for digits or text."""
+    """Mirrors images; not suitable for digits or text."""
 
     horizontal: Share = 0.5
     """Probability of swapping left and right."""
@@ -77,51 +77,51 @@ class RandomFlip(Augmentation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CenterCrop(Augmentation):
-    """Resizes the shorter side and cuts the centre, as evaluation does."""
+    """Resizes the shorter side and crops the centre, as evaluation does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomCrop(Augmentation):
-    """Resizes the shorter side and cuts a window at a random place.
+    """Resizes the shorter side and crops a square at a random position.
 
-    The window keeps a share `data.crop_fraction` of the shorter side.
+    The side of the square is the share `data.crop_fraction` of the shorter side.
     """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomCropAndResize(Augmentation):
-    """Cuts a random part of the image and resizes it, whatever its shape, to the image size."""
+    """Crops a random rectangle of the image and resizes it to the square image size."""
 
     area: Annotated[tuple[float, float], Range(0.001, 1)] = (0.8, 1.0)
-    """Smallest and largest share of the image's area that the part has."""
+    """Smallest and largest area of the rectangle, as shares of the image's area."""
     aspect: Aspect = (3 / 4, 4 / 3)
-    """Smallest and largest aspect, width / height, of the part."""
+    """Smallest and largest aspect ratio, width / height, of the rectangle."""
     aspect_of: Literal["image", "pixels"] = "image"
-    """Aspect 1 is the shape of the image (KerasCV), or a square of pixels (torchvision)."""
+    """Aspect ratio 1 is the shape of the image (KerasCV), or a square of pixels (torchvision)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandAugment(Augmentation):
-    """Applies a few operations, drawn for each image, at a common magnitude."""
+    """Applies a few operations, drawn at random for each image, with a common magnitude."""
 
     num_ops: Annotated[int, Range(1, 16)] = 3
-    """Layers; each draws one operation."""
+    """Number of layers; each draws one operation."""
     magnitude: Strength = 0.5
-    """Mean strength."""
+    """Mean strength of the operations."""
     magnitude_std: Strength = 0.15
     """Standard deviation of the strength."""
     rate: Share = 10 / 11
-    """Probability that a layer does anything."""
+    """Probability that a layer applies its operation."""
     ops: tuple[OpName, ...] = GUIDE_OPS
-    """What is drawn from, uniformly and with replacement."""
+    """Operations to draw from, uniformly and with replacement."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrivialAugment(Augmentation):
-    """Applies one operation, or none, at a strength drawn uniformly from 0 to 1."""
+    """Applies one operation, or none, with a strength drawn uniformly from 0 to 1."""
 
     ops: tuple[OpName, ...] = TRIVIAL_OPS
-    """What is drawn from, together with doing nothing."""
+    """Operations to draw from; applying none is drawn as often as each of them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -129,29 +129,29 @@ class AugMix(Augmentation):
     """Blends each image with a random mixture of several chains of operations."""
 
     magnitude: Strength = 0.3
-    """Mean strength."""
+    """Mean strength of the operations."""
     magnitude_std: Strength = 0.1
     """Standard deviation of the strength."""
     width: Annotated[int, Range(1, 8)] = 3
-    """Chains."""
+    """Number of chains."""
     depth: Annotated[int, Range(1, 8)] = 3
-    """Longest chain; lengths are drawn from 1 up to this."""
+    """Largest length of a chain; lengths are drawn uniformly from 1 to this."""
     alpha: Annotated[float, Range(0.01)] = 1.0
-    """Of the Dirichlet and Beta distributions of the weights."""
+    """Parameter of the Dirichlet and Beta distributions of the weights."""
     ops: tuple[OpName, ...] = AUGMIX_OPS
-    """What is drawn from."""
+    """Operations to draw from."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cutout(Augmentation):
-    """Covers a rectangle, whose centre is uniform; it may stick out of the image."""
+    """Covers a rectangle at a uniform position; a part of it may be outside the image."""
 
     size: Strength = 0.5
-    """Largest height and width of the rectangle, as shares of the image's."""
+    """Largest height and width of the rectangle, as shares of the image's height and width."""
     fill: Literal["constant", "noise"] = "constant"
-    """Paint it one grey, or every pixel another colour."""
+    """Fill the rectangle with one grey (constant), or each pixel with a random colour (noise)."""
     value: Share = 0.0
-    """The grey of fill "constant"."""
+    """constant: the grey, from 0 (black) to 1 (white)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,35 +159,35 @@ class RandomErasing(Augmentation):
     """Covers a rectangle inside the image, in some of the images."""
 
     probability: Strength = 0.1
-    """Of covering anything."""
+    """Probability that an image gets a rectangle."""
     area: Interval = (0.02, 0.33)
-    """Smallest and largest share of the image's area."""
+    """Smallest and largest area of the rectangle, as shares of the image's area."""
     aspect: Aspect = (0.3, 3.3)
-    """Smallest and largest width / height."""
+    """Smallest and largest aspect ratio, width / height, of the rectangle."""
     fill: Literal["constant", "noise"] = "noise"
-    """Paint it one grey, or every pixel another colour."""
+    """Fill the rectangle with one grey (constant), or each pixel with a random colour (noise)."""
     value: Share = 0.0
-    """The grey of fill "constant"."""
+    """constant: the grey, from 0 (black) to 1 (white)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mix(Augmentation):
-    """Mixes each image and its label with a partner's: one of CutMix and MixUp a batch.
+    """Mixes each image and label with those of a partner, by CutMix or MixUp for a whole batch.
 
-    The partner is the mirror place in a group of consecutive examples (first with last), so that no
-    image crosses devices. The order of the data is random, hence so are the pairs.
+    Partners have mirrored positions in a group of consecutive examples (the first and the last), so
+    no image crosses devices. The pairs are random, because the order of the data is.
     """
 
     cutmix: Share = 0.5
     """Probability that a batch gets CutMix."""
     cutmix_alpha: Alpha = 1.0
-    """Of the Beta distribution of the share that stays; 0 cuts nothing."""
+    """Parameter of the Beta distribution of the image's own share; 0 replaces nothing."""
     mixup: Share = 0.5
     """Probability that a batch gets MixUp."""
     mixup_alpha: Alpha = 0.2
-    """Of the Beta distribution of the share that stays; 0 mixes nothing."""
+    """Parameter of the Beta distribution of the image's own share; 0 mixes nothing."""
     group_size: Annotated[int, Range(2)] = 2
-    """Consecutive examples that are paired; even, and divides a device's micro-batch."""
+    """Size of a group of consecutive examples; even, and divides a device's micro-batch."""
 
 
 AnyAugmentation = (
@@ -206,12 +206,12 @@ RESIZES = (CenterCrop, RandomCrop, RandomCropAndResize)
 
 
 def mix_of(augment: Sequence[Augmentation]) -> Mix | None:
-    """The list's mixer, which is its last entry if there is one."""
+    """The entry `Mix` of the list, which comes last, or None."""
     return next((entry for entry in augment if isinstance(entry, Mix)), None)
 
 
 def staged_strengths(augment: Sequence[Augmentation]) -> dict[str, tuple[float, ...]]:
-    """The strengths that have one value a stage, by names such as augment.2.magnitude."""
+    """The strengths that have one value per stage, by names such as augment.2.magnitude."""
     return {
         f"augment.{index}.{name}": value
         for index, entry in enumerate(augment)
@@ -221,17 +221,17 @@ def staged_strengths(augment: Sequence[Augmentation]) -> dict[str, tuple[float, 
 
 
 def check_augment(augment: Sequence[Augmentation]) -> None:
-    """Checks the order of the list, and rules between an entry's fields.
+    """Checks the order of the list, and the rules between the fields of an entry.
 
     Raises:
-      ConfigError: names the entry as `augment.INDEX`.
+      ConfigError: one is broken; the message names the entry as `augment.INDEX`.
     """
     names = [type(entry).__name__ for entry in augment]
     resizes = [index for index, entry in enumerate(augment) if isinstance(entry, RESIZES)]
     if len(resizes) != 1:
         known = ", ".join(kind.__name__ for kind in RESIZES)
         raise ConfigError(
-            f"augment: needs exactly one of {known}, which brings images to data.image_size; "
+            f"augment: needs exactly one of {known}, which resizes images to data.image_size; "
             f"got {', '.join(names) or 'nothing'}"
         )
     (resize,) = resizes
@@ -239,28 +239,31 @@ def check_augment(augment: Sequence[Augmentation]) -> None:
         field = f"augment.{index}"
         if isinstance(entry, RandomFlip) and index > resize + 1:
             raise ConfigError(
-                f"{field}: RandomFlip stands after {names[index - 1]}; put it before or right "
-                f"after {names[resize]} (augment.{resize}), which mirrors at no cost"
+                f"{field}: RandomFlip comes after {names[index - 1]}; put it before or right "
+                f"after {names[resize]} (augment.{resize}), which can mirror at no cost"
             )
         if index < resize and not isinstance(entry, RandomFlip):
             raise ConfigError(
-                f"{field}: {names[index]} stands before {names[resize]} (augment.{resize}), where "
-                f"images still differ in size; put it after that"
+                f"{field}: {names[index]} comes before {names[resize]} (augment.{resize}), where "
+                f"images still have different sizes; put it after that"
             )
         ops = getattr(entry, "ops", ())
         for name in ops:
             if ops.count(name) > 1:
-                raise ConfigError(f"{field}.ops: {name} is listed twice; each is drawn as often")
+                raise ConfigError(
+                    f"{field}.ops: {name} is listed twice; list it once, because all operations "
+                    f"are drawn equally often"
+                )
         if isinstance(entry, Mix):
             if index != len(augment) - 1:
                 raise ConfigError(
-                    f"{field}: Mix stands before {names[index + 1]} (augment.{index + 1}); "
-                    f"mixing comes last"
+                    f"{field}: Mix comes before {names[index + 1]} (augment.{index + 1}); put it "
+                    f"last"
                 )
             if entry.group_size % 2:
                 raise ConfigError(f"{field}.group_size: must be even, got {entry.group_size}")
             if entry.cutmix + entry.mixup > 1:
                 raise ConfigError(
-                    f"{field}.cutmix, {field}.mixup: probabilities of the same batch, so together "
-                    f"at most 1, got {entry.cutmix} + {entry.mixup}"
+                    f"{field}.cutmix, {field}.mixup: the sum of these probabilities must be at "
+                    f"most 1, got {entry.cutmix} + {entry.mixup}"
                 )

@@ -1,7 +1,7 @@
-"""Strict decoding of plain values into frozen dataclasses.
+"""Decodes plain values into frozen dataclasses, strictly.
 
-Knows nothing of jaxcls' own fields: the type hints of the schema say what is allowed, and an error
-names the field by its dotted path.
+The type hints of the dataclasses define the allowed values; this module knows no particular field.
+Errors name the field by its dotted path.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from jaxcls.system.errors import UserError
 from jaxcls.system.names import is_text, printable
 
 MAX_INT = 2**31 - 1
-MAX_FLOAT = 3.4028234e38  # of float32
+MAX_FLOAT = 3.4028234e38  # the largest float32
 
 
 class ConfigError(UserError):
@@ -27,7 +27,7 @@ class ConfigError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Bounds of a numeric field: `low` and `high` are allowed, `below` is not."""
+    """Bounds of a numeric field: `low` and `high` are allowed values, `below` is not."""
 
     low: float
     high: float = float("inf")
@@ -35,7 +35,7 @@ class Range:
 
     @property
     def closed(self) -> bool:
-        """Whether there is a highest value."""
+        """Whether there is an upper bound."""
         return min(self.high, self.below) < float("inf")
 
     def __contains__(self, value: float) -> bool:
@@ -51,7 +51,7 @@ class Range:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Choice:
-    """Base of dataclasses of which a list holds several kinds; encoded with their name as `op`."""
+    """Base of dataclasses whose kinds may be mixed in a list; encoded with their name as `op`."""
 
 
 TAG = "op"
@@ -59,23 +59,34 @@ TAG = "op"
 
 @dataclasses.dataclass(frozen=True)
 class Pattern:
-    """What a whole text must look like, as a regular expression."""
+    """A regular expression that a whole text must match."""
 
     regex: str
 
 
 IS_REGEX = "is a regular expression"  # marks a text that must be one
-MAY_BE_EMPTY = "may be empty"  # marks a list that may have no entry
+MAY_BE_EMPTY = "may be empty"  # marks a list that may be empty
 Regex = Annotated[str, IS_REGEX]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the closest known name, or an empty string."""
+    """The text `; did you mean 'x'?` with the closest known name, or an empty text."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
+    """Makes a dataclass from a mapping of its fields.
+
+    Args:
+      schema: the dataclass.
+      values: the mapping; fields that are absent take their defaults.
+      prefix: the dotted path of the mapping, with a dot at the end, for messages.
+
+    Raises:
+      ConfigError: `values` is not a mapping, or a field is unknown or has a wrong value.
+      TypeError: a field without a default is missing.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(
             f"{prefix.rstrip('.')}: expected a group of fields, got {kind_of(values)}"
@@ -96,7 +107,7 @@ def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
 
 
 def _decode_choice(options: tuple[type, ...], value: Any, *, field: str) -> Any:
-    """Decodes into that one of several dataclasses which the value names."""
+    """Decodes into the one of several dataclasses that the value names with `op`."""
     if isinstance(value, type):
         raise ConfigError(f"{field}: {value.__name__} is a class; write {value.__name__}()")
     if not isinstance(value, Mapping) or TAG not in value:
@@ -142,7 +153,7 @@ def _decode_tuple(
 
 
 def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
-    """Checks one value against its type; integers become floats where a float is asked for."""
+    """Checks a value against its type hint; makes integers floats if the hint is float."""
     bounds = next((extra for extra in metadata(hint) if isinstance(extra, Range | Pattern)), None)
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     origin = typing.get_origin(base)
@@ -172,12 +183,12 @@ def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
 
 
 def check_regex(value: Any, *, field: str) -> None:
-    """Raises a ConfigError that names the field unless the value is a regular expression."""
+    """Checks that a value is a regular expression; raises a `ConfigError` with the field's name."""
     try:
         re.compile(value)
     except (re.error, TypeError) as error:
         raise ConfigError(
-            f"{field}: {value!r} is no regular expression ({error}); for any text write .*"
+            f"{field}: {value!r} is not a regular expression ({error}); to match any text, use .*"
         ) from error
 
 
@@ -207,8 +218,8 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, fi
         raise ConfigError(f"{field}: expected {words[kind]}, got {kind_of(value)}")
     if isinstance(value, str) and not is_text(value):
         raise ConfigError(
-            f"{field}: '{printable(value)}' is not UTF-8; rename what has this name, or name it "
-            f"by a link"
+            f"{field}: '{printable(value)}' is not UTF-8; rename the file or folder, or use a link "
+            f"to it"
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: must be finite, got {value!r}")
@@ -225,11 +236,12 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, fi
 
 
 def largest(value: float) -> float:
-    """The largest number of a value's kind that JAX's arrays hold by default."""
+    """The largest number of a value's type that JAX's default arrays can hold."""
     return MAX_INT if isinstance(value, int) else MAX_FLOAT
 
 
 def leaves(schema: type, *, prefix: str) -> Iterator[tuple[str, Any]]:
+    """Yields the dotted name and the type hint of each field that is not a group of fields."""
     for name, hint in typing.get_type_hints(schema, include_extras=True).items():
         if dataclasses.is_dataclass(hint):
             yield from leaves(typing.cast(type, hint), prefix=f"{prefix}{name}.")
@@ -238,7 +250,7 @@ def leaves(schema: type, *, prefix: str) -> Iterator[tuple[str, Any]]:
 
 
 def encode_fields(value: Any) -> Any:
-    """Dataclasses as dicts and tuples as lists, ready for JSON."""
+    """Converts dataclasses to dicts and tuples to lists, ready for JSON."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         tag = {TAG: type(value).__name__} if isinstance(value, Choice) else {}
         fields = (field.name for field in dataclasses.fields(value))
@@ -249,6 +261,7 @@ def encode_fields(value: Any) -> Any:
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flattens nested dicts, and lists of dicts, into values by dotted names."""
     flat = {}
     for name, value in values.items():
         if isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
@@ -261,8 +274,10 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def kind_of(value: Any) -> str:
+    """A value and its type, for messages."""
     return f"{value!r} ({type(value).__name__})"
 
 
 def metadata(hint: Any) -> tuple[Any, ...]:
+    """The extra arguments of an `Annotated` type hint."""
     return typing.get_args(hint)[1:] if typing.get_origin(hint) is Annotated else ()

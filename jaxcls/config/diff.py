@@ -1,4 +1,4 @@
-"""What differs between configs, in words short enough for a folder, a table or a legend."""
+"""Differences between configs, as short texts for names of folders, tables and legends."""
 
 import hashlib
 import re
@@ -11,14 +11,14 @@ from jaxcls.config.decoding import encode_fields, flatten, leaves
 from jaxcls.config.schema import Config, changed_fields
 from jaxcls.system.names import printable
 
-LONGEST_NAME = 100  # of a folder, in characters; file systems take 255 bytes
+MAX_NAME_LENGTH = 100  # of a folder, in characters; file systems allow 255 bytes
 
 
 def differences(configs: Sequence[Config]) -> dict[str, tuple[Any, ...]]:
-    """Fields that are not the same in all configs, in the order of the schema.
+    """Finds the fields that differ between configs, in the order of the schema.
 
     Returns:
-      The value in each config by the field's dotted name; None where a config has no such field.
+      By the dotted name of the field, its value in each config; None if a config has no such field.
     """
     flat = [flatten(encode_fields(config)) for config in configs]
     names = dict.fromkeys(name for fields in flat for name in fields)
@@ -27,9 +27,10 @@ def differences(configs: Sequence[Config]) -> dict[str, tuple[Any, ...]]:
 
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
-    """For each dotted name its last part where that says which field is meant, else all of it.
+    """Shortens each dotted name to its last part, if no other field has the same last part.
 
-    Never of an entry in a list, such as augment.1.magnitude: others may have the same field.
+    Fields of an entry in a list, such as augment.1.magnitude, keep their whole names, because other
+    entries may have the same field.
     """
     names = list(names)
     known = {name for name, _ in leaves(Config, prefix="")} | set(names)
@@ -43,18 +44,18 @@ def short_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def value_text(value: Any) -> str:
-    """A field's value as a person would write it."""
+    """The value of a field as a person would write it."""
     return ",".join(map(value_text, value)) or "none" if isinstance(value, list) else str(value)
 
 
 def assignments(changes: Mapping[str, Any]) -> list[str]:
-    """`learning_rate=0.05` for each field and its value."""
+    """Texts such as `learning_rate=0.05`, one for each field and its value."""
     short = short_names(changes)
     return [f"{short[name]}={value_text(value)}" for name, value in changes.items()]
 
 
 def labels(names: Sequence[str], configs: Sequence[Config]) -> list[str]:
-    """What sets each config apart from the others; with its name where that is not enough."""
+    """Labels that say how each config differs, with its name if the labels are not unique."""
     different = differences(configs)
     texts = [
         ", ".join(assignments({name: row[number] for name, row in different.items()}))
@@ -66,11 +67,11 @@ def labels(names: Sequence[str], configs: Sequence[Config]) -> list[str]:
 
 
 def default_workdir(path: str | Path, pairs: Iterable[tuple[Config, Config]]) -> str:
-    """Where the runs of a config file lie unless the user says: runs/FILE, with what was changed.
+    """The default folder for the runs of a config file: runs/FILE, with the changed fields.
 
     Args:
-      path: of the file.
-      pairs: configs as the file has them, and as the command line makes them.
+      path: the path of the config file.
+      pairs: the configs in the file, each with the config after the changes of the command line.
     """
     changes = {
         field: after
@@ -81,14 +82,14 @@ def default_workdir(path: str | Path, pairs: Iterable[tuple[Config, Config]]) ->
 
 
 def folder_name(stem: str, changes: Mapping[str, Any]) -> str:
-    """A folder's name that says what was changed, such as digits-learning_rate=0.05-seed=1.
+    """A name of a folder that says what was changed, such as digits-learning_rate=0.05-seed=1.
 
-    Long ones are cut and end in a digest of the whole.
+    A longer name is cut and ends in a digest of the whole name.
     """
     whole = "-".join([stem, *(re.sub(r"[^\w.,=+-]+", "_", text) for text in assignments(changes))])
-    if len(whole) <= LONGEST_NAME:
+    if len(whole) <= MAX_NAME_LENGTH:
         return whole
-    return f"{whole[: LONGEST_NAME - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+    return f"{whole[: MAX_NAME_LENGTH - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _last_part(name: str) -> str:

@@ -1,7 +1,7 @@
-"""The stages of a training: where they end, and what holds in each (progressive learning).
+"""Progressive learning: when the stages of a training end, and the values of each stage.
 
-EfficientNetV2 (Tan and Le 2021, https://arxiv.org/abs/2104.00298, section 4) trains in stages, with
-larger images, stronger augmentation and higher drop rates from one to the next.
+EfficientNetV2 (Tan and Le 2021, https://arxiv.org/abs/2104.00298, section 4) trains in stages; each
+has larger images, stronger augmentation and higher drop rates than the one before.
 """
 
 import bisect
@@ -16,10 +16,10 @@ from jaxcls.config.schema import Config
 
 
 def stage_ends(config: Config, num_steps: int) -> tuple[int, ...]:
-    """The step, counted from 0, before which each stage ends; the last is `num_steps`.
+    """The first training step after each stage, counted from 0; the last is `num_steps`.
 
-    A training without `stage_epochs` and `data.stage_image_sizes` is one stage. In a very short one
-    a stage may have no step.
+    A training without `stage_epochs` and `data.stage_image_sizes` has one stage. In a very short
+    training a stage may have no step.
     """
     lengths = config.stage_epochs or (1.0,) * max(1, len(config.data.stage_image_sizes))
     *done, total = itertools.accumulate(lengths)
@@ -28,21 +28,21 @@ def stage_ends(config: Config, num_steps: int) -> tuple[int, ...]:
 
 
 def stage_of(step: int, ends: Sequence[int]) -> int:
-    """The stage, from 0, of a step, counted from 0; after the last step it stays the last."""
+    """The stage of a training step, both counted from 0; the last stage after the last step."""
     return min(bisect.bisect_right(ends, step), len(ends) - 1)
 
 
 def image_size_at(config: Config, step: int, ends: Sequence[int]) -> int:
-    """Height and width that the network sees at a step, counted from 0."""
+    """Height and width, in pixels, of the network's images at a training step, counted from 0."""
     sizes = config.data.stage_image_sizes
     return sizes[stage_of(step, ends)] if sizes else config.data.image_size
 
 
 def progress(step: Array | int, ends: Sequence[int]) -> Array:
-    """How much of the training is over in the middle of a step, counted from 0; in [0, 1].
+    """The share of the training, in [0, 1], that is over in the middle of a step, counted from 0.
 
-    Each of n stages counts as 1 / n, however long it is: what has n entries changes at their ends.
-    The middle of the step, so that rounding cannot move a stage's begin.
+    Each of n stages counts as 1 / n, however long it is, so a list of n values changes at the ends
+    of the stages. The middle of the step is used so that rounding cannot move these ends.
     """
     starts, stops = (jnp.asarray(steps, jnp.int32) for steps in ((0, *ends[:-1]), ends))
     step = jnp.asarray(step, jnp.int32)
@@ -53,7 +53,12 @@ def progress(step: Array | int, ends: Sequence[int]) -> Array:
 
 
 def at_progress(value: float | tuple[float, ...], progress: Array | float) -> Array:
-    """A config's strength or rate where `progress` is over: one number, or one a stage."""
+    """The value of a config's strength or rate at a share `progress` of the training.
+
+    Args:
+      value: one number, or one number per stage.
+      progress: the share of the training that is over, in [0, 1].
+    """
     stages = (value,) if isinstance(value, int | float) else value
     reached = [progress >= index / len(stages) for index in range(1, len(stages))]
     now = jnp.asarray(stages[0], jnp.float32)

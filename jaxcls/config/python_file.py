@@ -1,4 +1,4 @@
-"""Runs a Python file of the user's, such as a config, which may import what lies beside it."""
+"""Runs a user's Python file, such as a config, which may import modules from its own folder."""
 
 import contextlib
 import importlib.machinery
@@ -18,19 +18,20 @@ _LOADERS = (
     (importlib.machinery.SourcelessFileLoader, importlib.machinery.BYTECODE_SUFFIXES),
 )
 _PACKAGE = Path(__file__).parent
-_OF_THE_FILE = "<run_path>"  # what `runpy` calls the module of a file
+_MODULE_OF_FILE = "<run_path>"  # the name that `runpy` gives to the module of a file
 
 
 @contextlib.contextmanager
-def running(path: Path) -> Iterator[dict[str, Any]]:
-    """What a Python file defines. Inside, and while it runs, it finds the modules beside it.
+def run_file(path: Path) -> Iterator[dict[str, Any]]:
+    """Runs a Python file and gives what it defines.
 
-    They come before installed ones of the same name, but only for the file and for each other, so
-    that a file called like a package of somebody's does not stand in its way. Afterwards they are
-    forgotten: another file may have others by the same names.
+    Until the end of the `with`, the file and the modules that it imports from its folder find
+    modules there before installed ones of the same name; other code does not, so a file may have
+    the name of an installed package. Afterwards these modules are removed from `sys.modules`,
+    because another file may have different ones of the same names.
 
     Raises:
-      Exception: whatever the code of the file raises.
+      Exception: any exception that the code of the file raises.
     """
     siblings = _Siblings(path.parent.absolute())
     sys.meta_path.insert(0, siblings)
@@ -43,11 +44,11 @@ def running(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def where_raised(error: BaseException, path: Path) -> str:
-    """FILE:LINE of the last line of the user's own code that an exception went through.
+    """FILE:LINE of the innermost line of the user's own code in the traceback of an exception.
 
     Args:
-      error: what running the file raised.
-      path: of the file.
+      error: the exception that the file raised.
+      path: the path of the file.
     """
     if isinstance(error, SyntaxError) and error.filename and _is_beside(error.filename, path):
         return f"{_shown(error.filename, path)}:{error.lineno}"
@@ -57,10 +58,10 @@ def where_raised(error: BaseException, path: Path) -> str:
 
 
 class _Siblings:
-    """Finds modules in a folder, for those who were found there and for the file that runs.
+    """Finds modules in a folder, but only if the file or a module from the folder imports them.
 
     Attributes:
-      found: names of the modules and packages that were imported from it.
+      found: the names of the modules and packages that were imported from the folder.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -70,12 +71,13 @@ class _Siblings:
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if path is not None or _top(_importer(sys._getframe(1))) not in {_OF_THE_FILE, *self.found}:
+        importer = _top(_importer(sys._getframe(1)))
+        if path is not None or importer not in {_MODULE_OF_FILE, *self.found}:
             return None
         spec = self._finder.find_spec(name)
         if spec is None:
             return None
-        if spec.loader is None:  # any folder; a package of that name is meant rather than it
+        if spec.loader is None:  # a folder without __init__.py; an installed package goes first
             if importlib.machinery.PathFinder.find_spec(name) is not None:
                 return None
             locations = spec.submodule_search_locations
@@ -86,7 +88,7 @@ class _Siblings:
 
 
 def _importer(frame: FrameType | None) -> str:
-    """The module whose code asked for an import: the first one outside Python's machinery."""
+    """The module whose code asked for an import: the first one outside Python's `importlib`."""
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if _top(name) != "importlib":
@@ -100,12 +102,12 @@ def _top(name: str) -> str:
 
 
 def _is_beside(file: str, path: Path) -> bool:
-    """Whether a file is in the folder of `path`, and neither installed there nor this package's."""
+    """Whether a file is in the folder of `path`, and not installed or a part of this package."""
     full = Path(os.path.abspath(file))
     beside = full.is_relative_to(os.path.abspath(path.parent)) and not file.startswith("<")
     return beside and "site-packages" not in full.parts and not full.is_relative_to(_PACKAGE)
 
 
 def _shown(file: str, path: Path) -> str:
-    """A file beside `path`, named as that is: relative to where the command runs, or whole."""
+    """A file beside `path` for a message: relative or absolute as `path` is."""
     return str(path.parent / os.path.relpath(file, path.parent))

@@ -1,4 +1,4 @@
-"""Published trainings that several config files share, as functions from a network to a Config."""
+"""Published recipes that several config files share, as functions that return a `Config`."""
 
 from jaxcls.config.augment import (
     GUIDE_OPS,
@@ -21,12 +21,12 @@ from jaxcls.config.schema import (
 )
 
 NUM_STAGES = 4
-FIRST_SIZE = 128  # pixels, of the first stage
-FIRST_LEVEL = 5.0  # of RandAugment in the first stage, on the paper's scale
-LEVEL = 0.03  # magnitude here for a level of the paper, by the shears: level 10 is 0.3
+FIRST_SIZE = 128  # height and width in the first stage, in pixels
+FIRST_LEVEL = 5.0  # RandAugment's magnitude in the first stage, on the paper's scale
+LEVEL = 0.03  # magnitude here per level of the paper; for shears, level 10 is 0.3
 PAPER_OPS: tuple[OpName, ...] = (*GUIDE_OPS, "Posterize", "Invert", "Rotate", "Sharpness")
 
-# TensorFlow's: the mean square starts at 1, and epsilon is under the root.
+# As in TensorFlow: the mean square starts at 1, and epsilon is under the square root.
 RMSPROP = {"decay": 0.9, "momentum": 0.9, "eps": 1e-3, "initial_scale": 1.0}
 
 
@@ -39,23 +39,24 @@ def efficientnetv2(
     last_mixup: float = 0.0,
     bicubic: bool = False,
 ) -> Config:
-    """The training of EfficientNetV2's authors on ImageNet, with progressive learning.
+    """The recipe of EfficientNetV2's authors for ImageNet, with progressive learning.
 
-    Tan and Le 2021 (https://arxiv.org/abs/2104.00298), sections 4 and 5.1 and table 6: four equal
-    stages, from the first to the last of which image size, RandAugment, mixup and dropout rise
-    evenly; what the paper leaves open is as in https://github.com/google/automl/efficientnetv2.
-    RandAugment is this package's: shears are on the authors' scale, but rotations, for one, go to 9
-    degrees at their level 10 and not to 30, colours only fade, Solarize adds first, and SolarizeAdd
-    and Cutout are no operations of their own. All 1,281,167 photos are trained on, of which the
-    authors kept 25,023 back.
+    Tan and Le 2021 (https://arxiv.org/abs/2104.00298), sections 4 and 5.1 and table 6: in four
+    equal stages, image size, RandAugment, mixup and dropout rise evenly. Details that the paper
+    does not give are from https://github.com/google/automl/efficientnetv2.
+
+    There are two differences. RandAugment is that of this package: shears have the authors' scale,
+    but rotations reach 9 degrees at their level 10 instead of 30, colours only fade, Solarize adds
+    first, and SolarizeAdd and Cutout are not operations. And all 1,281,167 photos are used for
+    training, while the authors held out 25,023 of them.
 
     Args:
-      name: of the network.
+      name: the name of the network.
       image_size: height and width in the last stage, in pixels; 128 in the first.
-      dropout: rate in the first and in the last stage.
+      dropout: the dropout rates in the first and in the last stage.
       last_level: RandAugment's magnitude in the last stage on the paper's scale; 5 in the first.
       last_mixup: alpha of mixup in the last stage; 0 in the first.
-      bicubic: whether evaluation resizes with the bicubic filter, as B0-B3 want it.
+      bicubic: whether evaluation resizes with the bicubic filter, which B0-B3 need.
     """
     batch_size = 4096
     augment: tuple[AnyAugmentation, ...] = (
@@ -110,16 +111,18 @@ def efficientnetv2_fine_tuning(
     num_epochs: float | None = None,
     num_steps: int | None = None,
 ) -> Config:
-    """The fine-tuning of EfficientNetV2-S by its authors' code, with the paper's cosine.
+    """The recipe of EfficientNetV2-S' authors' code for fine-tuning, with the paper's cosine.
 
-    Hardly any dropout, a learning rate of 0.001 for 512 images, mirroring and cutout of noise.
+    It has hardly any dropout, a learning rate of 0.001 for 512 images, mirroring, and cutout with
+    noise.
 
     Args:
-      weights: what it starts from.
-      data: what it is tuned on, 512 images a step.
-      warmup: share of all steps.
-      weight_decay: on kernels.
-      num_epochs, num_steps: the length; one of the two.
+      weights: the weights to start from.
+      data: the data to fine-tune on, 512 images per step.
+      warmup: the share of all steps that the warmup takes.
+      weight_decay: the weight decay on kernels.
+      num_epochs: the length of the training in epochs; give this or `num_steps`.
+      num_steps: the length of the training in steps.
     """
     return Config(
         model=ModelConfig(name="efficientnetv2_s", weights=weights, dropout=1e-6, drop_path=0.2),
@@ -141,7 +144,7 @@ def efficientnetv2_fine_tuning(
 
 
 def _rise(first: float, last: float) -> tuple[float, ...]:
-    """Even steps from the first stage to the last."""
+    """Evenly spaced values from the first stage to the last."""
     return tuple(
         round(first + (last - first) * stage / (NUM_STAGES - 1), 6) for stage in range(NUM_STAGES)
     )

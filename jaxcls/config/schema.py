@@ -1,9 +1,8 @@
-"""The schema of an experiment, and the ways in and out of it.
+"""The schema of an experiment's config, and how configs are loaded, checked and encoded.
 
 A config file is Python: it defines `get_config() -> Config`, and may define `sweep()`, which yields
-names and configs of variations. The command line may override any field. `decode` is the only gate:
-whatever way a config came (a file, a flag, a saved run), it is checked there, and an error names
-the field.
+the names and configs of variations. The command line may override any field. Every config, from a
+file, from options or from a saved run, is checked by `decode`, whose errors name the field.
 """
 
 import contextlib
@@ -38,15 +37,13 @@ from jaxcls.config.decoding import (
     metadata,
     nearest,
 )
-from jaxcls.config.python_file import running, where_raised
+from jaxcls.config.python_file import run_file, where_raised
 from jaxcls.system.paths import local_path
 
 SCHEMA_VERSION = 2
-
-
-FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}"  # of a variation of a sweep
-# Pixels of an image still have numbers in int32, and a machine has that many threads.
-MOST = {"image_size": 2**14, "canvas_size": 2**15, "num_threads": 4096, "num_workers": 4096}
+VARIATION_NAME = r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}"  # becomes the name of a folder
+# The pixels of an image can be counted in int32, and a machine can run that many threads.
+MAX_DATA = {"image_size": 2**14, "canvas_size": 2**15, "num_threads": 4096, "num_workers": 4096}
 OPERATIONAL = "operational"  # marks a field that may change when a run is resumed
 
 Count = Annotated[int, Range(1)]
@@ -64,45 +61,47 @@ class ModelConfig:
     """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl,rw_t}, efficientnet_{b0..b7}, efficientnet_lite{0..4};
     auto: the network of the weights"""
     weights: str | None = None
-    """What training starts from: a preset, a weights file, or a run (None: random values)."""
+    """Weights that training starts from: a preset, a weights file, or a run (None: random
+    values)."""
     allow_missing: Annotated[tuple[Regex, ...], MAY_BE_EMPTY] = ()
-    """Parameters that the weights may lack and that then start at random: regular expressions of
-    whole names such as block1a/project_conv/kernel. A new classifier needs no mention."""
+    """Parameters that may be missing in the weights and then start at random: regular expressions
+    of whole names such as block1a/project_conv/kernel. A new classifier need not be listed."""
     allow_unused: Annotated[tuple[Regex, ...], MAY_BE_EMPTY] = ()
-    """Tensors of the weights that may be left over, such as the layers of a foreign head: regular
+    """Tensors of the weights that may stay unused, such as the layers of another head: regular
     expressions of whole names in the file."""
     weights_ema: bool = True
-    """Of a training's checkpoint that holds both, take the moving averages of the weights, and not
-    the weights themselves."""
+    """If a checkpoint has both the weights and their moving averages, use the averages."""
     head_scale: NonNegative = 1.0
-    """Scale of a new classifier's random kernel; 0 starts it at zeros."""
+    """Scale of a new classifier's random kernel; 0 makes it start at zeros."""
     head_prior: bool = False
     """Start a new classifier's bias at the logarithm of each class' share of the training data."""
     pooling: Literal["average", "max"] | None = None
-    """How the last features are pooled over height and width (None: as the weights want it, or
+    """How the last features are pooled over height and width (None: as for the weights, or
     average)."""
     dropout: DropRate = 0.2
-    """Share of the pooled features dropped before the classifier; one rate, or one a stage of the
+    """Share of the pooled features dropped before the classifier; one rate, or one per stage of the
     training."""
     drop_path: DropRate = 0.2
-    """Drop rate that the residual branches rise to: block i of n, counted from 0, has i/n of it;
-    one rate, or one a stage of the training."""
+    """Stochastic-depth rate, which rises linearly over the blocks: block i of n, counted from 0,
+    has i/n of it; one rate, or one per stage of the training."""
     batch_norm: Literal["global"] | Count = "global"
-    """Batch statistics over the whole batch, or over groups of this many consecutive examples."""
+    """Compute batch statistics over the whole batch, or over groups of this many consecutive
+    examples."""
     batch_norm_momentum: Share = 0.9
     """Share of the old moving statistics that each step keeps."""
     batch_norm_epsilon: Annotated[float | None, Range(1e-12)] = None
-    """Added to the variances (None: as the weights or the network want it)."""
+    """Number added to the variances (None: that of the weights or the network)."""
     freeze_batch_norm: bool = False
-    """Normalise by the moving statistics in training too, and leave them as they are."""
+    """Normalise with the moving statistics in training too, and do not update them."""
     padding: Literal["same", "symmetric"] | None = None
-    """Of convolutions, as in TensorFlow or as in PyTorch (None: as the weights or the network want
-    it)."""
+    """Padding of convolutions: same, as in TensorFlow, or symmetric, as in PyTorch (None: that of
+    the weights or the network)."""
     mean: tuple[float, float, float] | None = None
-    """Red, green and blue that are subtracted from images in [0, 1] (None: as the weights or the
-    network want it)."""
+    """Red, green and blue that are subtracted from images in [0, 1] (None: those of the weights or
+    the network)."""
     std: tuple[float, float, float] | None = None
-    """What the difference is divided by (None: as the weights or the network want it)."""
+    """Red, green and blue that the difference is divided by (None: those of the weights or the
+    network)."""
     remat: bool = False
     """Recompute each block in the backward pass: less memory, about a third more compute."""
 
@@ -114,75 +113,76 @@ class DataConfig:
     source: str = "digits"
     """digits | tfds:NAME[:VERSION] | folder:PATH (PATH/train/CLASS/* or PATH/CLASS/*)"""
     data_dir: Annotated[str | None, OPERATIONAL] = None
-    """Folder of the prepared data sets (None: the usual place of TFDS)."""
+    """Folder of the prepared data sets (None: TFDS' default folder)."""
     prepare: Annotated[bool, OPERATIONAL] = False
-    """Prepare a TFDS set that is not there yet; that may download it."""
+    """Prepare a TFDS data set that is not prepared yet; this may download it."""
     image_key: str | None = None
-    """tfds: feature that holds the image (None: found by the set's description)."""
+    """tfds: the feature with the image (None: found in the data set's description)."""
     label_key: str | None = None
-    """tfds: feature that holds the label (None: found by the set's description)."""
+    """tfds: the feature with the label (None: found in the data set's description)."""
     test_share: Share = 0.2
     """folder:PATH/CLASS/*: share of each class that belongs to the split test."""
     split_seed: Annotated[int, Range(0, 2**63 - 1)] = 0
-    """folder: decides the order of the files, and with PATH/CLASS/* which are in the split test."""
+    """folder: decides the order of the files, and for PATH/CLASS/* which are in the split test."""
     folder_index: Annotated[Literal["rebuild", "reuse"], OPERATIONAL] = "rebuild"
-    """folder: list its files at every start, or reuse the list that was made last, which may be out
-    of date (for millions of files on a slow network disk)."""
+    """folder: list its files at every start (rebuild), or reuse the last list, which may be out of
+    date (for millions of files on a slow network disk)."""
     train_split: str = "train"
     """TFDS split syntax, for example train[:90%]."""
     eval_split: str = "test"
     """Split that is evaluated during training and by `jaxcls evaluate`."""
     batch_size: Count = 64
-    """Examples a step, over all devices."""
+    """Examples per step, over all devices."""
     repeats: Count = 1
-    """Repeated augmentation: rows that each example of a batch has, each augmented by itself. An
-    epoch then has that many times as many rows."""
+    """Repeated augmentation: number of rows in a batch that an example gets, each augmented
+    independently. An epoch then has that many times as many rows."""
     image_size: Index = 224
-    """Height and width that the network sees, in pixels (0: the size of the weights or network)."""
+    """Height and width of the network's images, in pixels (0: the size of the weights or the
+    network)."""
     stage_image_sizes: Annotated[tuple[Count, ...], MAY_BE_EMPTY] = ()
-    """Height and width that the network sees in each stage of the training; they never fall, and
-    the last is image_size (empty: image_size from the first step on)."""
+    """Height and width of the network's images in each stage of the training; they never fall, and
+    the last is image_size (empty: always image_size)."""
     canvas_size: Index = 256
-    """Height and width of the canvas that holds a raw training image; larger ones shrink to it.
+    """Height and width of the canvas for raw training images; larger images are reduced to it.
     About twice image_size keeps small crops sharp (0: twice image_size)."""
     crop_fraction: Share = 0.875
-    """Share of the resized image's height and width that a crop keeps (0: as the weights want it,
-    or 0.875)."""
+    """Share of the resized image's height and width that a crop keeps (0: that of the weights, or
+    0.875)."""
     interpolation: Literal["auto", "bilinear", "bicubic"] = "bilinear"
-    """Resize of evaluation and prediction; antialiased (auto: as the weights want it, or
+    """Filter for resizing in evaluation and prediction, antialiased (auto: that of the weights, or
     bilinear)."""
     background: Annotated[str, Pattern("#[0-9a-fA-F]{6}")] = "#ffffff"
     """Colour behind transparent pixels."""
     max_pixels: Annotated[int | None, Range(1)] = None
-    """Images of more pixels are refused as decompression bombs (None: 300 million for JPEG, which
-    is decoded at a fraction of its size, and 178,956,970 for the rest)."""
+    """Refuse images with more pixels as decompression bombs (None: 300 million for JPEG, which is
+    decoded at a fraction of its size, and 178,956,970 for other formats)."""
     broken: Literal["error", "skip"] = "error"
-    """An image that cannot be decoded: stop, or log it and leave it out (in training, the next one
-    takes its place)."""
+    """If an image cannot be decoded: stop (error), or log it and leave it out (skip; in training,
+    the next image takes its place)."""
     max_broken: Share = 0.01
     """skip: share of a split's images that may be broken."""
     last_batch: Literal["drop", "straddle"] = "drop"
-    """An epoch's last short batch: left out, or filled from the next epoch."""
+    """Drop an epoch's last, short batch, or fill it from the next epoch (straddle)."""
     num_workers: Annotated[Index, OPERATIONAL] = 0
     """Processes that decode images; 0 decodes in threads of this process, which is best unless
     there are dozens of cores."""
     num_threads: Annotated[Count, OPERATIONAL] = 4
-    """Threads that read and decode, in this process or in each worker. Each makes a whole batch,
-    so memory holds as many, of batch_size x canvas_size x canvas_size x 3 bytes, shared among the
-    processes of a run."""
+    """Threads that read and decode, in this process or in each worker. Each makes a whole batch, so
+    as many batches are in memory, of batch_size x canvas_size x canvas_size x 3 bytes, shared among
+    the processes of a run."""
     prefetch: Annotated[Count, OPERATIONAL] = 2
-    """Batches made and sent to the devices ahead of the step; on the host there are num_threads if
-    that is more."""
+    """Batches that are made and sent to the devices ahead of the step; on the host there are at
+    least num_threads."""
     cache_gib: Annotated[float, Range(0), OPERATIONAL] = 0.0
-    """Memory for decoded training images; they are kept if all of them, at canvas_size, fit."""
+    """Memory for decoded training images, in GiB; they are kept if all, at canvas_size, fit."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """What is minimised."""
+    """The loss that is minimised."""
 
     name: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy over the classes, or binary cross-entropy a class."""
+    """Cross-entropy over the classes (softmax), or binary cross-entropy per class (sigmoid)."""
     label_smoothing: Share = 0.1
     """Probability mass spread evenly over all classes."""
 
@@ -205,16 +205,16 @@ class OptimizerConfig:
     lamb, lion), else added to the gradient (sgd, rmsprop)."""
     freeze: dict[str, Share] = dataclasses.field(default_factory=dict)
     """Parameters that are not trained at first: a regular expression of whole names such as
-    block1a/project_conv/kernel, and the share of the training for which it holds (1: all of it)."""
+    block1a/project_conv/kernel, and for what share of the training they are frozen (1: all)."""
     rates: dict[str, NonNegative] = dataclasses.field(default_factory=dict)
     """Factors on the learning rate of parameters, by regular expressions of whole names; the first
-    that matches counts."""
+    match counts."""
     layer_decay: Share = 1.0
     """Factor on the learning rate from each block to the one before it; the classifier has 1."""
     clip_norm: Annotated[float | None, Range(0)] = None
-    """Gradients are scaled down to this global norm."""
+    """Largest global norm of the gradients; larger ones are scaled down to it (None: no limit)."""
     micro_batches: Count = 1
-    """Gradient accumulation: parts that a batch is cut into, one after another."""
+    """Gradient accumulation: number of parts of a batch that are computed one after another."""
     ema_decay: Share = 0.0
     """Moving average of parameters and statistics, used by evaluation; 0 turns it off."""
 
@@ -224,7 +224,7 @@ class ScheduleConfig:
     """The learning rate over time. All schedules warm up linearly and end after the last step."""
 
     name: Literal["warmup_hold_cosine", "cosine", "constant", "exponential"] = "warmup_hold_cosine"
-    """Shape after the warmup."""
+    """Shape of the learning rate after the warmup."""
     start_learning_rate: NonNegative = 0.0
     """Learning rate at step 0, where the warmup begins."""
     warmup: Share = 0.1
@@ -239,26 +239,26 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """What is kept of a run, and when."""
+    """When checkpoints are saved, and which are kept."""
 
     every_steps: Annotated[Count | None, OPERATIONAL] = None
-    """Steps between checkpoints (None: one an epoch). The last step is always saved."""
+    """Steps between checkpoints (None: one per epoch). The last step is always saved."""
     keep_latest: Annotated[Count, OPERATIONAL] = 2
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: Annotated[Index, OPERATIONAL] = 1
-    """Checkpoints with the best top-1 that are kept as well."""
+    """Number of checkpoints with the best top-1 to keep in addition."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """How the training state lies on the devices. Results do not depend on it beyond rounding."""
+    """How the training state is split over the devices, which changes results only by rounding."""
 
     state: Annotated[Literal["replicated", "zero1", "fsdp"], OPERATIONAL] = "replicated"
     """replicated: a copy on every device; zero1: the optimizer's state and the moving averages are
-    split over all devices; fsdp: the parameters, too, over fsdp_devices."""
+    split over all devices; fsdp: these and the parameters are split over fsdp_devices."""
     fsdp_devices: Annotated[Count | None, OPERATIONAL] = None
-    """fsdp: how many devices share one copy of the state (None: the largest divisor of the number
-    of devices that is at most 16)."""
+    """fsdp: number of devices that share one copy of the state (None: the largest divisor of the
+    number of devices that is at most 16)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -268,14 +268,14 @@ class Config:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     augment: tuple[AnyAugmentation, ...] = (RandomFlip(), RandomCrop())
-    """Random changes to the training images, made on the device, in this order."""
+    """Random changes to the training images, applied on the device in this order."""
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = dataclasses.field(default_factory=ScheduleConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     parallel: ParallelConfig = dataclasses.field(default_factory=ParallelConfig)
     compute_dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of the network's arithmetic; parameters stay float32. float64 is for checks and needs
+    """Type of the network's arithmetic; parameters stay float32. float64 is for tests and needs
     JAX_ENABLE_X64=1; then parameters are float64 too."""
     seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     """Decides the initial parameters, the order of the data and every random draw."""
@@ -284,30 +284,30 @@ class Config:
     num_steps: Count | None = None
     """Length of the training in steps."""
     stage_epochs: Annotated[tuple[Annotated[float, Range(1e-6)], ...], MAY_BE_EMPTY] = ()
-    """Lengths of the stages of the training, which add up to num_epochs (empty: equal stages). What
-    has one value a stage then has as many: sizes, drop rates, strengths of the augmentation."""
+    """Lengths of the stages of the training in epochs, which add up to num_epochs (empty: equal
+    stages). Image sizes, drop rates and strengths with one value per stage need as many values."""
     eval_every_steps: Annotated[Count | None, OPERATIONAL] = None
-    """Steps between evaluations (None: one an epoch). The last step is always evaluated."""
+    """Steps between evaluations (None: one per epoch). The last step is always evaluated."""
     log_every_steps: Annotated[Count, OPERATIONAL] = 20
     """Steps between lines in metrics.csv and TensorBoard."""
     log_images: Annotated[Index, OPERATIONAL] = 8
-    """Images of the first batch, as the network gets them, that TensorBoard shows."""
+    """Number of images of the first batch, as the network gets them, to show in TensorBoard."""
     wandb_project: Annotated[str | None, OPERATIONAL] = None
-    """Project of Weights & Biases that the metrics go to as well; needs the extra wandb, and a
-    login or WANDB_MODE=offline (None: nothing goes there)."""
+    """Project of Weights & Biases to send the metrics to as well; needs the extra wandb, and a
+    login or WANDB_MODE=offline (None: do not send them)."""
     stuck_after_seconds: Annotated[float, Range(0), OPERATIONAL] = 600.0
-    """Of several processes: when one makes no progress for this long (six times that while it
-    starts), all end with status 1 and name it. 0 turns that off."""
+    """If one of several processes makes no progress for this long (six times as long while it
+    starts), all end with status 1 and name it; 0 turns this off."""
 
 
 def load_config(path: str | Path) -> Config:
-    """Runs a config file's `get_config()` and checks what it returns.
+    """Runs the `get_config()` of a config file and checks the config that it returns.
 
     Raises:
       ConfigError: the file is missing, raises, or returns something that is not a valid Config.
     """
     path = local_path(path)
-    with _running(path) as namespace:
+    with _run_config_file(path) as namespace:
         if "get_config" not in namespace:
             raise ConfigError(f"{path}: define get_config() -> jaxcls.config.schema.Config")
         config = namespace["get_config"]()
@@ -317,14 +317,17 @@ def load_config(path: str | Path) -> Config:
 
 
 def load_sweep(path: str | Path) -> list[tuple[str, Config]]:
-    """Runs a config file's `sweep()` and checks the variations that it yields, with their names.
+    """Runs the `sweep()` of a config file and checks the variations that it yields.
+
+    Returns:
+      The name and the config of each variation.
 
     Raises:
       ConfigError: as `load_config`; or there is no variation, or a name is used twice or cannot be
-        that of a folder.
+        the name of a folder.
     """
     path = local_path(path)
-    with _running(path) as namespace:
+    with _run_config_file(path) as namespace:
         if "sweep" not in namespace:
             raise ConfigError(
                 f"{path}: define sweep() -> Iterator[tuple[str, jaxcls.config.Config]], which "
@@ -339,10 +342,10 @@ def load_sweep(path: str | Path) -> list[tuple[str, Config]]:
                     raise ConfigError(
                         f"{path}: sweep() must yield a name and a Config, got {kind_of(variation)}"
                     )
-            if not re.fullmatch(FOLDER_NAME, name):
+            if not re.fullmatch(VARIATION_NAME, name):
                 raise ConfigError(
-                    f"{path}: variation {name!r}: its name becomes a folder's; use up to 100 "
-                    f"letters, digits and . _ , = + -, and begin with a letter or digit"
+                    f"{path}: variation {name!r}: its name becomes that of a folder; use at most "
+                    f"100 letters, digits and . _ , = + -, and begin with a letter or digit"
                 )
             if name in variations:
                 raise ConfigError(f"{path}: sweep() yields two variations with the name {name!r}")
@@ -356,8 +359,8 @@ def load_sweep(path: str | Path) -> list[tuple[str, Config]]:
 
 
 @contextlib.contextmanager
-def _running(path: Path) -> Iterator[dict[str, Any]]:
-    """What a config file defines; whatever its code raises, then or inside, becomes one message."""
+def _run_config_file(path: Path) -> Iterator[dict[str, Any]]:
+    """Runs a config file and gives what it defines; turns any exception into a ConfigError."""
     if path.is_dir():
         raise ConfigError(_not_a_file(path))
     if not path.exists():
@@ -365,7 +368,7 @@ def _running(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} is a device or a pipe; name a file")
     try:
-        with running(path) as namespace:
+        with run_file(path) as namespace:
             yield namespace
     except ConfigError:
         raise
@@ -374,12 +377,12 @@ def _running(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def encode(config: Config) -> dict[str, Any]:
-    """The config as JSON-ready dicts, with the schema's version."""
+    """Encodes a config as dicts that are ready for JSON, with the schema's version."""
     return {"schema_version": SCHEMA_VERSION, **encode_fields(config)}
 
 
 def decode(values: Mapping[str, Any]) -> Config:
-    """Builds a Config from what `encode` gave, strictly.
+    """Decodes and checks the dicts that `encode` makes.
 
     Fields that are absent take their defaults, so that older runs stay readable.
 
@@ -397,8 +400,8 @@ def decode(values: Mapping[str, Any]) -> Config:
         )
     if version > SCHEMA_VERSION:
         raise ConfigError(
-            f"schema_version: this config has {version}, this jaxcls reads up to "
-            f"{SCHEMA_VERSION}; use a newer jaxcls"
+            f"schema_version: this config has version {version}, but this jaxcls reads at most "
+            f"version {SCHEMA_VERSION}; use a newer jaxcls"
         )
     if version == 1:
         _migrate_from_1(values)
@@ -409,7 +412,7 @@ def decode(values: Mapping[str, Any]) -> Config:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Switches:
-    """The group `augment` of version 1, in place of the list."""
+    """The group `augment` of version 1, which is now a list."""
 
     crop: bool = True
     flip: bool = True
@@ -422,14 +425,14 @@ def _migrate_from_1(values: dict[str, Any]) -> None:
 
 
 def operational_fields() -> frozenset[str]:
-    """Dotted names of the fields that may differ between a run and its continuation."""
+    """The dotted names of the fields that may change when a run is resumed."""
     return frozenset(
         name for name, hint in leaves(Config, prefix="") if OPERATIONAL in metadata(hint)
     )
 
 
 def changed_fields(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
-    """Fields that decide the result and differ: dotted name -> (old value, new value)."""
+    """The fields that differ and affect the result: dotted name -> (old value, new value)."""
     operational = operational_fields()
     before, after = (flatten(encode_fields(config)) for config in (old, new))
     return {
@@ -440,7 +443,7 @@ def changed_fields(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def _check_rules(config: Config) -> None:
-    """Rules that hold between fields; those that need the devices are checked by training."""
+    """Checks the rules between fields; training checks those that depend on the devices."""
     if (config.num_epochs is None) == (config.num_steps is None):
         raise ConfigError(
             "num_epochs, num_steps: give exactly one of the two "
@@ -449,8 +452,8 @@ def _check_rules(config: Config) -> None:
     schedule = config.schedule
     if schedule.name == "warmup_hold_cosine" and schedule.warmup + schedule.hold > 1:
         raise ConfigError(
-            f"schedule.warmup, schedule.hold: shares of the same steps, so together at most 1, "
-            f"got {schedule.warmup} + {schedule.hold}"
+            f"schedule.warmup, schedule.hold: the sum of these shares must be at most 1, got "
+            f"{schedule.warmup} + {schedule.hold}"
         )
     batch_size = config.data.batch_size
     if batch_size % config.data.repeats:
@@ -459,15 +462,15 @@ def _check_rules(config: Config) -> None:
         )
     if config.data.cache_gib and config.data.num_workers:
         raise ConfigError(
-            "data.cache_gib, data.num_workers: worker processes share no memory; with a cache, "
-            "leave num_workers at 0"
+            "data.cache_gib, data.num_workers: worker processes do not share memory; with a cache, "
+            "set num_workers to 0"
         )
     if 0 < config.data.crop_fraction < 0.01:
         raise ConfigError(
             f"data.crop_fraction: must be 0 or at least 0.01, got {config.data.crop_fraction}"
         )
     if config.model.name == "auto" and config.model.weights is None:
-        raise ConfigError('model.name: "auto" is the network of model.weights, which is not set')
+        raise ConfigError('model.name: "auto" means the network of model.weights; set the weights')
     for field in ("freeze", "rates"):
         for pattern in getattr(config.optimizer, field):
             check_regex(pattern, field=f"optimizer.{field}")
@@ -477,7 +480,7 @@ def _check_rules(config: Config) -> None:
     if mix and mix.group_size > batch_size // config.data.repeats:
         raise ConfigError(
             f"augment.{len(config.augment) - 1}.group_size: groups of {mix.group_size} would mix "
-            f"repeats of an image, which stand {batch_size // config.data.repeats} rows apart "
+            f"repeats of the same image, which are {batch_size // config.data.repeats} rows apart "
             f"(data.batch_size / data.repeats)"
         )
     check_batch(config)
@@ -520,29 +523,29 @@ def check_batch(config: Config, num_devices: int = 1) -> None:
 
 
 def check_data(data: DataConfig) -> None:
-    """Checks numbers that no machine has memory for, before any is asked for.
+    """Checks that numbers are not too large for any machine's memory, before it is allocated.
 
     Raises:
-      ConfigError: names the field.
+      ConfigError: one is; the message names the field.
     """
-    for field, most in MOST.items():
+    for field, most in MAX_DATA.items():
         value = getattr(data, field)
         if value > most:
             raise ConfigError(f"data.{field}: must be at most {most}, got {value}")
 
 
 def check_stages(config: Config) -> None:
-    """Checks what has one value a stage of the training, and the lengths of the stages.
+    """Checks the lengths of the stages, and the fields with one value per stage of the training.
 
     Raises:
-      ConfigError: lengths that do not add up, sizes that fall or do not end at data.image_size (if
-        that is known), or numbers of stages that differ.
+      ConfigError: the lengths do not add up, image sizes fall or do not end at data.image_size (if
+        that is known), or the numbers of stages differ.
     """
     epochs, sizes = config.stage_epochs, config.data.stage_image_sizes
     if epochs and config.num_epochs is None:
         raise ConfigError(
-            f"stage_epochs: {list(epochs)} are shares of num_epochs; give that in place of "
-            f"num_steps {config.num_steps}"
+            f"stage_epochs: {list(epochs)} needs num_epochs; give it instead of num_steps "
+            f"{config.num_steps}"
         )
     if config.num_epochs and epochs and not math.isclose(sum(epochs), config.num_epochs):
         raise ConfigError(
@@ -551,7 +554,7 @@ def check_stages(config: Config) -> None:
         )
     if list(sizes) != sorted(sizes):
         raise ConfigError(
-            f"data.stage_image_sizes: sizes may not fall from stage to stage, got {list(sizes)}"
+            f"data.stage_image_sizes: sizes must not fall from stage to stage, got {list(sizes)}"
         )
     if sizes and config.data.image_size not in (0, sizes[-1]):
         raise ConfigError(
@@ -560,7 +563,7 @@ def check_stages(config: Config) -> None:
         )
     lists = {"stage_epochs": epochs, "data.stage_image_sizes": sizes}
     leading = next((name for name, values in lists.items() if values), None)
-    if leading is None:  # each field has equal stages of its own
+    if leading is None:  # each field then has its own number of equal stages
         return
     for field in ("dropout", "drop_path"):
         rate = getattr(config.model, field)
@@ -568,7 +571,7 @@ def check_stages(config: Config) -> None:
     for name, values in (lists | staged_strengths(config.augment)).items():
         if values and len(values) != len(lists[leading]):
             raise ConfigError(
-                f"{name}: {list(values)} has {len(values)} entries, one a stage, but {leading} "
+                f"{name}: {list(values)} has {len(values)} entries, one per stage, but {leading} "
                 f"{list(lists[leading])} has {len(lists[leading])}"
             )
 
@@ -592,7 +595,7 @@ def _not_a_file(folder: Path) -> str:
 
 
 def _explain(error: BaseException, path: Path) -> str:
-    """One line for an exception out of a config file: where it happened, and what to fix."""
+    """One line about an exception from a config file: where it was raised, and what is wrong."""
     where = where_raised(error, path)
     unknown = re.match(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
@@ -601,5 +604,5 @@ def _explain(error: BaseException, path: Path) -> str:
     if unknown and dataclasses.is_dataclass(schema):
         known = [field.name for field in dataclasses.fields(schema)]
         return f"{where}: {unknown[1]} has no field {unknown[2]!r}{nearest(unknown[2], known)}"
-    text = error.msg if isinstance(error, SyntaxError) else error  # its text repeats the place
+    text = error.msg if isinstance(error, SyntaxError) else error  # str(error) repeats the place
     return f"{where}: {type(error).__name__}: {text}"

@@ -22,6 +22,7 @@ from jaxcls.data.listing import LeftOut, Listing, list_images
 from jaxcls.system.caches import cache_dir
 from jaxcls.system.errors import DataError
 from jaxcls.system.names import printable
+from jaxcls.system.whole_files import write_whole
 
 logger = logging.getLogger("jaxcls")
 
@@ -83,12 +84,7 @@ def _recall(memory: Path) -> tuple[datetime.datetime, Listing] | None:
 
 def _remember(memory: Path, made: datetime.datetime, listing: Listing) -> None:
     """Writes a list; where that is not possible, it is made again next time."""
-    temporary = memory.with_name(f".{memory.name}.{os.getpid()}")
-    try:
+    values = {"made": made.isoformat(timespec="seconds"), **dataclasses.asdict(listing)}
+    with contextlib.suppress(OSError):
         memory.parent.mkdir(parents=True, exist_ok=True)
-        values = {"made": made.isoformat(timespec="seconds"), **dataclasses.asdict(listing)}
-        temporary.write_text(json.dumps(values))
-        temporary.replace(memory)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        write_whole(memory, json.dumps(values))

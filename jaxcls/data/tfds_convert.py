@@ -14,6 +14,7 @@ from etils import epath
 
 from jaxcls.data.disk import disk_is_full
 from jaxcls.system.errors import DataError
+from jaxcls.system.whole_files import replacing, write_whole
 
 
 def convert_to_array_record(folder: epath.Path) -> None:
@@ -37,9 +38,7 @@ def convert_to_array_record(folder: epath.Path) -> None:
             for path in split.filepaths:
                 _convert_file(path)
         info |= {"fileFormat": "array_record", "alternativeFileFormats": [*others, "tfrecord"]}
-        temporary = folder / f".{description.name}.{os.getpid()}"
-        temporary.write_text(json.dumps(info, indent=2))
-        temporary.replace(description)
+        write_whole(description, json.dumps(info, indent=2))
     except (
         OSError,
         ValueError,
@@ -59,17 +58,13 @@ def convert_to_array_record(folder: epath.Path) -> None:
 
 def _convert_file(path: epath.Path) -> None:
     final = path.with_name(path.name.replace(".tfrecord-", ".array_record-"))
-    temporary = path.with_name(f".{final.name}.{os.getpid()}")
-    try:
+    with replacing(final) as temporary:
         writer = ArrayRecordWriter(os.fspath(temporary), "group_size:1")  # as TFDS writes them
         try:
             for example in _read_tfrecord(path):
                 writer.write(example)
         finally:
             writer.close()
-        temporary.replace(final)
-    finally:
-        temporary.unlink(missing_ok=True)  # what a failure leaves
 
 
 def _read_tfrecord(path: epath.Path) -> Iterator[bytes]:

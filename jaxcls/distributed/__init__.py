@@ -1,1 +1,1 @@
-"""A job of several processes and devices: joining, agreeing, the mesh, stops, compile cache."""
+"""Training on several processes and devices: job, agreement, mesh, stops, keys, compile cache."""

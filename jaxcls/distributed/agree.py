@@ -1,6 +1,6 @@
-"""What the processes of a job agree on, through the key-value store of JAX's coordination service.
+"""Lets the processes of a job agree, through the key-value store of JAX's coordination service.
 
-With one process, all of it is immediate. All processes call the same functions in the same order.
+All processes must call these functions in the same order. A single process never waits.
 """
 
 import contextlib
@@ -14,59 +14,59 @@ from jax._src import distributed
 from jaxcls.distributed.job import JobError
 from jaxcls.system.errors import UserError, mistake_behind
 
-WAIT_SECONDS = 3600  # longer than any save; the watchdog ends a job that is stuck sooner
+WAIT_SECONDS = 3600  # longer than any save; the watchdog ends a stuck job sooner
 
 _PREFIX = "jaxcls/exchange/"
 _calls = itertools.count()
 
 
 def client() -> Any:
-    """The client of JAX's coordination service; None where there is one process."""
-    state = distributed.global_state  # asking JAX itself would start the devices
+    """The client of JAX's coordination service; None if there is only one process."""
+    state = distributed.global_state  # JAX's public functions would start the devices
     return state.client if state.num_processes > 1 else None
 
 
 def process_id() -> int:
-    """The number of this process in its job, from 0 up; starts no devices."""
+    """The number of this process in its job, counted from 0; starts no devices."""
     return distributed.global_state.process_id
 
 
 def num_processes() -> int:
-    """Processes of the job; starts no devices."""
+    """The number of processes of the job; starts no devices."""
     return distributed.global_state.num_processes
 
 
 def is_main_process() -> bool:
-    """Whether this is process 0, which writes and shows what one process alone should."""
+    """Whether this is process 0, which writes files and prints for the whole job."""
     return process_id() == 0
 
 
 def exchange(text: str) -> list[str]:
-    """What each process gave, in their order."""
+    """Sends a text to all processes; returns the texts of all, in the order of the processes."""
     service = client()
     if service is None:
         return [text]
     call, mine = next(_calls), process_id()
-    service.key_value_set(f"{_PREFIX}{call}/{mine}", text or " ")  # the store takes no empty texts
+    service.key_value_set(f"{_PREFIX}{call}/{mine}", text or " ")  # it stores no empty texts
     texts = [
         service.blocking_key_value_get(f"{_PREFIX}{call}/{process}", WAIT_SECONDS * 1000)
         for process in range(num_processes())
     ]
-    if call:  # all have read the last ones, or they would not have come here
+    if call:  # all have read the texts of the previous call, or they would not be in this one
         service.key_value_delete(f"{_PREFIX}{call - 1}/{mine}")
     return ["" if got == " " else got for got in texts]
 
 
 def first_problem(problem: str | None) -> str | None:
-    """The first problem that any process has: the same answer in all of them."""
+    """The first problem of any process, or None; returns the same in all processes."""
     return next((text for text in exchange(problem or "") if text), None)
 
 
 def by_main_process(act: Callable[[], None]) -> None:
-    """Does something in process 0 alone; the others wait for it.
+    """Calls `act` in process 0 only; the other processes wait for it.
 
     Raises:
-      UserError: what it raised, in every process.
+      UserError: `act` raised it; it is then raised in every process.
     """
     with together():
         if is_main_process():
@@ -75,10 +75,10 @@ def by_main_process(act: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def together() -> Iterator[None]:
-    """A user's mistake that one process meets inside ends the work of all.
+    """Raises a user's mistake that any process finds inside the `with` in all processes.
 
     Raises:
-      UserError: its own, or else that of the first process that has one.
+      UserError: the mistake of this process, or else of the first process that has one.
     """
     mine: UserError | None = None
     cause: Exception | None = None
@@ -98,10 +98,10 @@ def together() -> Iterator[None]:
 
 
 def require_same(facts: Mapping[str, Any]) -> None:
-    """Checks that every process has the same facts, by their names.
+    """Checks that `facts`, values by name, are the same in all processes.
 
     Raises:
-      JobError: names the first one that differs, and its value in two processes.
+      JobError: one differs; the message names it, and its value in two processes.
     """
     mine = {name: json.dumps(value, sort_keys=True) for name, value in facts.items()}
     theirs = [json.loads(text) for text in exchange(json.dumps(mine))]

@@ -1,34 +1,26 @@
-"""Compiled programs are kept in the user's cache folder, so that a run's restart need not compile.
+"""Keeps compiled programs in the user's cache folder, so that a restarted run need not compile.
 
-JAX keys them by program, options and versions; one that cannot be read is compiled again.
+JAX finds them by program, options and versions. One that cannot be read is compiled again.
 """
 
 import logging
-import os
-from collections.abc import Mapping
-from pathlib import Path
 
-from jaxcls.system.caches import cache_dir, only_ours
+from jaxcls.system.caches import cache_dir, is_private
 from jaxcls.system.paths import is_url, run_path
 
-MAX_BYTES = 4 << 30  # the longest unused go first
+MAX_BYTES = 4 << 30  # above this the least recently used programs are deleted
 
 logger = logging.getLogger("jaxcls")
 
 
-def cache_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where compiled programs of this user lie."""
-    return cache_dir(environment) / "compiled"
-
-
 def keep_compiled(run: str | None = None) -> None:
-    """Turns the cache on, unless JAX's own settings name a folder or turn it off.
+    """Turns the compile cache on, unless JAX's own settings name a folder or turn it off.
 
-    A folder that others could write to is not used: what lies in it is run.
+    The cache is not used if other users could write to its folder, because its programs are run.
 
     Args:
-      run: directory of the run. The programs of one in a bucket lie beside it, in RUN.compiled,
-        where every process finds what process 0 compiled, and a restart on other machines, too.
+      run: the directory of the run. If it is in a bucket, the cache is RUN.compiled beside it, so
+        that all processes, and a restart on other machines, find what process 0 compiled.
     """
     import jax
 
@@ -38,15 +30,15 @@ def keep_compiled(run: str | None = None) -> None:
         folder = run_path(f"{run.rstrip('/')}.compiled")  # an error now if the extra is missing
         jax.config.update("jax_compilation_cache_dir", str(folder))
         return
-    folder = cache_folder()
+    folder = cache_dir() / "compiled"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        ours = only_ours(folder)
+        private = is_private(folder)
     except OSError as error:
         logger.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
         return
-    if not ours:
-        logger.warning("compiled programs are not kept: others may write to %s", folder)
+    if not private:
+        logger.warning("compiled programs are not kept: other users may write to %s", folder)
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)

@@ -1,6 +1,6 @@
-"""This process' place in a job of several, how it joins the job, and how it leaves it.
+"""How this process finds its place in a job of several processes, joins the job, and leaves it.
 
-Imports jax when there is a job to look for, so that help is quick.
+Imports jax only if there may be a job, so that help is quick.
 """
 
 import dataclasses
@@ -25,45 +25,45 @@ if TYPE_CHECKING:
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
 FAREWELL_SECONDS = 10.0
-LONGEST_WAIT = 1_000_000  # seconds for the others to join
-SHUTDOWN_SECONDS = 60  # after the first process has ended, for the last one to
+MAX_JOIN_TIMEOUT = 1_000_000  # seconds
+SHUTDOWN_SECONDS = 60  # from the end of the first process to the end of the last one
 
 COMPILER = "jaxcls-compiler"  # the thread that compiles ahead
-TRACKER = "jaxcls-tracker"  # of metrics; it is left when it hangs
+TRACKER = "jaxcls-tracker"  # a thread that sends metrics; nobody waits for it if it hangs
 
 _ENDED = "jaxcls/ended/"
 
 
 class JobError(UserError):
-    """The processes of a job do not come together, or do not agree."""
+    """The processes of a job cannot join each other, or do not agree."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class JobOptions:
-    """Where this process stands in a job of several; found by itself under a scheduler."""
+    """The place of this process in a job of several; a scheduler's is found automatically."""
 
     coordinator: str | None = None
-    """HOST:PORT at which process 0 of the job listens (None: JAX_COORDINATOR_ADDRESS, or as Slurm,
-    Open MPI, a TPU VM or a Kubernetes job has it)."""
+    """HOST:PORT at which process 0 of the job listens (None: JAX_COORDINATOR_ADDRESS, or the one of
+    Slurm, Open MPI, a TPU VM or a Kubernetes job)."""
     num_processes: int | None = None
-    """Processes of the job (None: JAX_NUM_PROCESSES, or the scheduler's)."""
+    """Number of processes of the job (None: JAX_NUM_PROCESSES, or the scheduler's)."""
     process_id: int | None = None
-    """Number of this process, from 0 up (None: JAX_PROCESS_ID, or the scheduler's)."""
+    """Number of this process, counted from 0 (None: JAX_PROCESS_ID, or the scheduler's)."""
     join_timeout: int = 300
-    """Seconds to wait for the other processes at the start."""
+    """Seconds to wait for the other processes to join."""
     log_all_processes: bool = False
     """Keep a log.N.txt of each process N in the run's directory, besides log.txt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """A process' place in a job.
+    """The place of a process in a job.
 
     Attributes:
       coordinator: HOST:PORT at which process 0 listens.
-      num_processes: of the job.
-      process_id: of this process, from 0 up.
-      local_device_ids: the devices of this machine that are its own; None for all.
+      num_processes: the number of processes of the job.
+      process_id: the number of this process, counted from 0.
+      local_device_ids: the devices of this machine that the process uses; None for all.
     """
 
     coordinator: str
@@ -73,10 +73,10 @@ class Place:
 
 
 def find_place(options: JobOptions, environment: Mapping[str, str] = os.environ) -> Place | None:
-    """The place that options, JAX's variables or a scheduler give; None for a process alone.
+    """Finds the place from the options, JAX's variables or a scheduler; None if there is no job.
 
     Raises:
-      JobError: some of it is missing, no number, or out of range.
+      JobError: a part of the place is missing, not a number, or out of range.
     """
     given = _given(options, environment)
     if any(value is not None for value in given.values()):
@@ -89,7 +89,7 @@ def find_place(options: JobOptions, environment: Mapping[str, str] = os.environ)
             return None
         own = scheduler.get_local_process_id()
         if "," not in environment.get("CUDA_VISIBLE_DEVICES", ","):
-            own = None  # it sees its own GPU alone
+            own = None  # the process sees only its own GPU
         return Place(
             coordinator=scheduler.get_coordinator_address(
                 timeout_secs=options.join_timeout,
@@ -101,25 +101,26 @@ def find_place(options: JobOptions, environment: Mapping[str, str] = os.environ)
         )
     except (RuntimeError, ValueError, OSError) as error:
         raise JobError(
-            f"the job's processes cannot be found through {scheduler.__name__}: {error}; give "
-            f"--coordinator HOST:PORT --num-processes N --process-id I"
+            f"cannot find the other processes of the job through {scheduler.__name__}: {error}; "
+            f"give --coordinator HOST:PORT --num-processes N --process-id I"
         ) from error
 
 
 def join(options: JobOptions, *, stops: bool) -> None:
-    """Joins the job that this process belongs to, if there is one; before JAX computes anything.
+    """Joins the job of this process, if there is one. Call it before JAX computes anything.
 
     Args:
-      options: where in which job.
-      stops: whether JAX's preemption service handles SIGTERM from then on, for `StopSignals`; else
-        it ends the process.
+      options: the options that name the job and the place in it.
+      stops: whether JAX's preemption service handles SIGTERM afterwards, which `StopSignals` needs;
+        otherwise SIGTERM ends the process.
 
     Raises:
-      JobError: there is no such place, or the others do not come.
+      JobError: the place cannot be found, or the other processes do not join in time.
     """
-    if not 0 < options.join_timeout <= LONGEST_WAIT:
+    if not 0 < options.join_timeout <= MAX_JOIN_TIMEOUT:
         raise JobError(
-            f"--join-timeout: must be between 1 and {LONGEST_WAIT} s, got {options.join_timeout}"
+            f"--join-timeout: must be between 1 and {MAX_JOIN_TIMEOUT} s, got "
+            f"{options.join_timeout}"
         )
     place = find_place(options)
     if place is None:
@@ -134,10 +135,10 @@ def join(options: JobOptions, *, stops: bool) -> None:
         _require_free(place.coordinator)
     problem = (
         f"jaxcls: the {place.num_processes} processes of the job did not all join at "
-        f"{place.coordinator} within {options.join_timeout} s; see whether every one was started, "
-        f"with the same --coordinator and --num-processes, or wait longer with --join-timeout"
+        f"{place.coordinator} within {options.join_timeout} s; check that each was started, with "
+        f"the same --coordinator and --num-processes, or wait longer with --join-timeout"
     )
-    # JAX would abort the program with a dump of its stack.
+    # JAX itself would abort the program and dump its stack.
     alarm = threading.Timer(options.join_timeout, end_now, [EXIT_USER_ERROR, problem])
     alarm.daemon = True
     alarm.start()
@@ -151,18 +152,18 @@ def join(options: JobOptions, *, stops: bool) -> None:
             initialization_timeout=options.join_timeout + 60,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
-    except RuntimeError as error:  # JaxRuntimeError is one
+    except RuntimeError as error:  # includes JaxRuntimeError
         raise JobError(f"--coordinator: {place.coordinator}: {_first_line(error)}") from error
     finally:
         alarm.cancel()
-    if stops:  # all are one from here on, also before `StopSignals` and after it
+    if stops:  # all signals act like SIGTERM, also before and after `StopSignals`
         for number in stop_signals():
             if number != signal.SIGTERM:
                 signal.signal(number, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
 
 
 def end_now(status: int, message: str) -> NoReturn:
-    """Ends the process from any thread, whatever the others do."""
+    """Ends the process at once, from any thread."""
     try:
         sys.stderr.write(f"{message}\n")
     finally:
@@ -170,7 +171,7 @@ def end_now(status: int, message: str) -> NoReturn:
 
 
 def end_with(status: int) -> NoReturn:
-    """Ends the program; at once if a thread still compiles, or hangs, that nobody waits for."""
+    """Ends the program; without waiting if the compiler's or a tracker's thread is still busy."""
     if any(thread.name in (COMPILER, TRACKER) for thread in threading.enumerate()):
         _exit(status)
     sys.exit(status)
@@ -180,20 +181,21 @@ def _exit(status: int) -> NoReturn:
     try:
         sys.stderr.flush()
         sys.stdout.flush()
-    finally:  # where they cannot be written, or are not there
+    finally:  # even if they are closed or cannot be written
         os._exit(status)
 
 
 def joined() -> bool:
-    """Whether this process has joined a job of several."""
+    """Whether this process has joined a job of several processes."""
     return _job() is not None
 
 
 def leave(status: int) -> int:
-    """Ends the process' part in its job, if there is one; returns the exit status of the command.
+    """Leaves the job, if there is one; returns the exit status of the command.
 
-    A process that fails does not wait for those that go on: it ends here, with its own status and
-    not with that of the connection, which would be lost. It names those that it leaves behind.
+    A process that failed does not wait for those that continue. It ends here with its own status,
+    because the lost connection would otherwise end it with another one. Its last message names the
+    processes that have ended, or that it has not heard from.
     """
     job = _job()
     if job is None:
@@ -214,17 +216,17 @@ def leave(status: int) -> int:
     try:
         news = _tell_end(job.client, status, process=process, count=count)
     except jax.errors.JaxRuntimeError:
-        news = ["process 0, through which all others talk, is gone"]
+        news = ["process 0, through which all processes communicate, is gone"]
     if news:
         text = "; ".join([f"process {process} ends with status {status}", *news])
         print(f"jaxcls: {text}", file=sys.stderr)
-    if process == 0:  # it holds the connection of the others, who are about to leave
+    if process == 0:  # it serves the connections of the others, which are about to end
         time.sleep(1)
     _exit(status)
 
 
 def _tell_end(client: Any, status: int, *, process: int, count: int) -> list[str]:
-    """Tells the others of the end of this process, and returns what is known of theirs."""
+    """Tells the other processes that this one ends; returns messages about how they ended."""
     before = _ended(client)
     client.key_value_set(f"{_ENDED}{process}", json.dumps(status), allow_overwrite=True)
     until, ended = time.monotonic() + FAREWELL_SECONDS, before
@@ -232,15 +234,15 @@ def _tell_end(client: Any, status: int, *, process: int, count: int) -> list[str
         time.sleep(0.1)
         ended = _ended(client)
     news = []
-    if status != EXIT_USER_ERROR:  # that explains itself
+    if status != EXIT_USER_ERROR:  # a user's mistake has its own message
         news = [f"process {other} had ended with status {its}" for other, its in before.items()]
     if silent := sorted(set(range(count)) - ended.keys()):
-        news.append(f"it has heard nothing of the end of process {', '.join(map(str, silent))}")
+        news.append(f"process {', '.join(map(str, silent))} has not reported its end")
     return news
 
 
 def _ended(client: Any) -> dict[int, int]:
-    """The status of each process that has ended, as far as they have told."""
+    """The exit status of each process that has reported its end."""
     found = client.key_value_dir_get(_ENDED)
     return {int(key.rpartition("/")[2]): json.loads(status) for key, status in sorted(found)}
 
@@ -248,7 +250,7 @@ def _ended(client: Any) -> dict[int, int]:
 def _job() -> Any:
     """JAX's own record of the job, if this process has joined one.
 
-    Asking JAX for its process' number would start the devices, and they may be what has failed.
+    JAX's public functions would start the devices, and these may be what has failed.
     """
     if "jax" not in sys.modules:
         return None
@@ -258,16 +260,17 @@ def _job() -> Any:
 
 
 def _given(options: JobOptions, environment: Mapping[str, str]) -> dict[str, Any]:
-    """What options, or else JAX's variables, say, by the names of the options."""
-    found: dict[str, Any] = {}
-    for name, variable in (
-        ("coordinator", "JAX_COORDINATOR_ADDRESS"),
-        ("num_processes", "JAX_NUM_PROCESSES"),
-        ("process_id", "JAX_PROCESS_ID"),
-    ):
-        value = getattr(options, name)
-        found[name] = value if value is not None else environment.get(variable)
-    return found
+    """The values of the options, or else of JAX's variables, by the names of the options."""
+    variables = {
+        "coordinator": "JAX_COORDINATOR_ADDRESS",
+        "num_processes": "JAX_NUM_PROCESSES",
+        "process_id": "JAX_PROCESS_ID",
+    }
+    given = {name: getattr(options, name) for name in variables}
+    return {
+        name: environment.get(variables[name]) if value is None else value
+        for name, value in given.items()
+    }
 
 
 def _checked_place(given: Mapping[str, Any]) -> Place:
@@ -275,8 +278,8 @@ def _checked_place(given: Mapping[str, Any]) -> Place:
     if missing:
         options = ", ".join("--" + name.replace("_", "-") for name in missing)
         raise JobError(
-            f"{options}: missing; a place in a job takes --coordinator, --num-processes and "
-            f"--process-id (or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
+            f"{options}: missing; give all of --coordinator, --num-processes and --process-id (or "
+            f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID)"
         )
     coordinator = given["coordinator"]
     host, _, port = coordinator.rpartition(":")
@@ -294,16 +297,16 @@ def _checked_place(given: Mapping[str, Any]) -> Place:
 
 
 def _scheduler(environment: Mapping[str, str]) -> "type[ClusterEnv] | None":
-    """What started this process as one of several, as JAX sees it."""
+    """The scheduler that started this process as one of several, as JAX detects it."""
     from jax._src.clusters import ClusterEnv
 
     for kind in ClusterEnv._cluster_types:
         if kind.opt_in_only_method:
             continue
-        # Any pod of Kubernetes looks like one of a job to JAX.
+        # JAX takes every pod of Kubernetes for a part of a job.
         if kind.__name__ == "K8sCluster" and "JOB_COMPLETION_INDEX" not in environment:
             continue
-        # A shell in an allocation of several tasks is a step of one.
+        # An interactive shell in an allocation of several tasks is a step with one task.
         if kind.name == "slurm" and environment.get("SLURM_STEP_NUM_TASKS") == "1":
             continue
         if kind.is_env_present():
@@ -311,14 +314,15 @@ def _scheduler(environment: Mapping[str, str]) -> "type[ClusterEnv] | None":
     pod = {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= environment.keys()
     if pod and importlib.util.find_spec("kubernetes") is None:
         raise JobError(
-            "this is a pod of an indexed job, and finding the others needs the package kubernetes: "
-            "install the extra k8s, or give --coordinator, --num-processes and --process-id"
+            "this pod belongs to an indexed job, and finding the other pods needs the package "
+            "kubernetes: install the extra k8s, or give --coordinator, --num-processes and "
+            "--process-id"
         )
     return None
 
 
 def _await_coordinator(address: str, timeout: float) -> None:
-    """Waits until process 0 listens. (JAX ends the program when it does not.)"""
+    """Waits until process 0 listens, because otherwise JAX would end the program."""
     host, _, port = address.rpartition(":")
     until, problem = time.monotonic() + timeout, "no answer"
     while time.monotonic() < until:
@@ -330,20 +334,20 @@ def _await_coordinator(address: str, timeout: float) -> None:
             time.sleep(0.2)
     raise JobError(
         f"--coordinator: process 0 does not answer at {address} within {timeout} s ({problem}); "
-        f"start it, give its address, or wait longer with --join-timeout"
+        f"start it, correct its address, or wait longer with --join-timeout"
     )
 
 
 def _require_free(address: str) -> None:
-    """Checks that process 0 can listen. (jaxlib would crash.)"""
+    """Checks that process 0 can listen at its port, because otherwise jaxlib would crash."""
     port = int(address.rpartition(":")[2])
     try:
         with socket.create_server(("", port)):
             pass
     except OSError as error:
         raise JobError(
-            f"--coordinator: port {port} cannot be listened at ({error.strerror}); end what uses "
-            f"it, or choose another one for all processes"
+            f"--coordinator: cannot listen at port {port} ({error.strerror}); end the program that "
+            f"uses it, or choose another port for all processes"
         ) from error
 
 

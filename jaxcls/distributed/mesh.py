@@ -1,7 +1,7 @@
-"""The mesh of devices and how arrays lie on it.
+"""The mesh of devices, and how arrays are laid out on it.
 
-Batches are split by example over all axes: `data` alone, or with fully sharded parameters `data`
-and `fsdp`. The state is a copy on every device, or split along one axis (`state_shardings`).
+Batches are split by example over all axes of the mesh: `data`, or with fully sharded parameters
+`data` and `fsdp`. The state is replicated, or split along one axis (`state_shardings`).
 """
 
 import functools
@@ -23,7 +23,7 @@ from jaxcls.system.errors import UserError
 DATA_AXIS, FSDP_AXIS = "data", "fsdp"
 MAX_FSDP_DEVICES = 16  # few dimensions of the networks are divisible by more
 
-# By the extra that makes JAX use what stands behind these device files.
+# Device files of accelerators, by the extra of jaxcls with which JAX uses them.
 ACCELERATOR_FILES = {
     "cuda": ("/dev/nvidia[0-9]*",),
     "tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
@@ -35,7 +35,7 @@ logger = logging.getLogger("jaxcls")
 def make_mesh(
     devices: Sequence[Any] | None = None, *, parallel: ParallelConfig | None = None
 ) -> Mesh:
-    """A mesh over `devices` (default: all of them): [data], or [data, fsdp] if `parallel` says so.
+    """Makes a mesh over `devices` (default: all): [data], or [data, fsdp] for state "fsdp".
 
     Raises:
       ConfigError: parallel.fsdp_devices does not divide the devices, or is given without fsdp.
@@ -65,29 +65,30 @@ def make_mesh(
 
 
 def all_devices() -> list[Any]:
-    """The devices of all processes, which JAX starts when it is first asked for them.
+    """The devices of all processes. The first call starts them.
 
     Raises:
-      UserError: JAX_PLATFORMS names what is not here, or the driver of a device refuses. Of several
-        processes, one whose driver refuses fails as any other that meets a fault.
+      UserError: JAX_PLATFORMS names devices that this machine does not have, or a driver fails. In
+        a job of several processes, a driver that fails raises JAX's own error.
     """
     try:
         return jax.devices()
     except (RuntimeError, AssertionError) as error:
         chosen, said = jax.config.jax_platforms, str(error).partition("\n")[0]
-        # JAX asserts it where CUDA is asked for and there is no GPU.
+        # JAX raises AssertionError if CUDA is asked for and there is no GPU.
         absent = isinstance(error, AssertionError) or "list of known backends" in said
         if num_processes() > 1 and not absent:
             raise
         if chosen:
             raise UserError(
                 f"JAX_PLATFORMS: JAX finds no devices for {chosen!r}"
-                f"{f' ({said})' if said else ''}; unset it to take what is here, set it to cpu, or "
-                f"install the extra that the devices need: {' or '.join(ACCELERATOR_FILES)}"
+                f"{f' ({said})' if said else ''}; unset it to use the devices of this machine, set "
+                f"it to cpu, or install the extra that the devices need: "
+                f"{' or '.join(ACCELERATOR_FILES)}"
             ) from error
         raise UserError(
-            f"JAX cannot start the devices ({said}); mend what it names, or set JAX_PLATFORMS=cpu "
-            f"to do without them"
+            f"JAX cannot start the devices ({said}); correct this, or set JAX_PLATFORMS=cpu to use "
+            f"the CPU only"
         ) from error
 
 
@@ -96,39 +97,39 @@ def largest_divisor(number: int, at_most: int) -> int:
     return max(divisor for divisor in range(1, at_most + 1) if number % divisor == 0)
 
 
-@functools.cache  # one warning is enough
+@functools.cache  # warns only once
 def warn_of_idle_accelerator() -> None:
-    """Warns if there is a GPU or TPU, and JAX computes on the CPU without having been told to."""
+    """Warns if this machine has a GPU or TPU but JAX uses the CPU without being told to."""
     if jax.default_backend() != "cpu" or os.environ.get("JAX_PLATFORMS"):
         return
     for extra, patterns in ACCELERATOR_FILES.items():
         if any(glob.glob(pattern) for pattern in patterns):
             logger.warning(
                 "this machine has an accelerator that JAX does not use; install jaxcls with the "
-                "extra %r, or set JAX_PLATFORMS=cpu if the CPU is meant",
+                "extra %r, or set JAX_PLATFORMS=cpu if you want to use the CPU",
                 extra,
             )
 
 
 def split_by_example(mesh: Mesh) -> NamedSharding:
-    """For arrays whose first axis is the batch."""
+    """The sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, batch_spec(mesh))
 
 
 def batch_spec(mesh: Mesh) -> PartitionSpec:
-    """Splits a first axis over all devices, in the mesh's order."""
+    """The partition of a first axis over all devices, in the mesh's order."""
     return PartitionSpec(mesh.axis_names if len(mesh.axis_names) > 1 else DATA_AXIS)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """For arrays of which every device holds a copy."""
+    """The sharding of arrays of which every device holds a copy."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_leaves(tree: Any, mesh: Mesh, axis: str) -> Any:
-    """For each array of a tree, a sharding that splits its largest dimension that `axis` divides.
+    """Shardings that split each array along its largest dimension that the size of `axis` divides.
 
-    An array without such a dimension stays a copy on every device.
+    An array without such a dimension is replicated.
     """
 
     def split(leaf: Any) -> NamedSharding:
@@ -142,7 +143,7 @@ def split_leaves(tree: Any, mesh: Mesh, axis: str) -> Any:
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes that one device holds of a tree of arrays, or of shapes with shardings."""
+    """Bytes that a tree of arrays, or of shapes with shardings, takes on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
@@ -150,12 +151,12 @@ def bytes_per_device(tree: Any) -> int:
 
 
 def replicated_bytes(tree: Any) -> int:
-    """Of `bytes_per_device`, those of arrays that every device has a copy of."""
+    """The part of `bytes_per_device` that belongs to replicated arrays."""
     return bytes_per_device(
         [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.is_fully_replicated]
     )
 
 
 def copy_to_all(tree: Any, mesh: Mesh) -> Any:
-    """Copies arrays that each process has whole to every device of a mesh."""
+    """Copies arrays, which each process holds completely, to every device of a mesh."""
     return jax.device_put(jax.device_get(tree), replicated(mesh))

@@ -1,4 +1,4 @@
-"""Which types a traced function may use, whatever `JAX_ENABLE_X64` says."""
+"""The types that a traced function may use, independent of `JAX_ENABLE_X64`."""
 
 import functools
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 
 def traced_for[**P, T](dtype: jnp.dtype) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Lets a function use types of 64 bits only if `dtype` is one, when JAX traces it.
+    """Decorates a function so that JAX traces it with 64-bit types only if `dtype` is float64.
 
-    With `JAX_ENABLE_X64=1`, every draw and constant without a dtype is float64, in optax as well as
-    here, and a draw of 64 bits is another than one of 32.
+    With `JAX_ENABLE_X64=1`, every draw and constant without a dtype would be float64, in optax as
+    well as here, and 64-bit draws differ from 32-bit draws.
     """
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:

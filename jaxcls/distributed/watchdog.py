@@ -1,7 +1,7 @@
-"""A watchdog over the processes of a job: when one is gone or stuck, the others end and name it.
+"""A watchdog over the processes of a job: if one is gone or stuck, the others end and name it.
 
-Each process tells the others, through the key-value store of JAX's coordination service, how far it
-is. That store lives in process 0.
+Each process reports its progress through the key-value store of JAX's coordination service, which
+runs in process 0.
 """
 
 import dataclasses
@@ -18,24 +18,24 @@ import jax
 from jaxcls.distributed.agree import client, is_main_process, num_processes, process_id
 from jaxcls.distributed.job import EXIT_FAILED, end_now
 
-GONE_SECONDS = 60.0  # below the 100 s after which JAX itself aborts, without saying much
-FAILED_SECONDS = 10.0  # for the others to see their own error
+GONE_SECONDS = 60.0  # less than the 100 s after which JAX itself aborts with an unclear message
+FAILED_SECONDS = 10.0  # time for the others to fail with their own error
 STARTING, COMPILING = "starting", "compiling"  # the two phases in which programs are compiled
-COMPILE_PATIENCE = 6  # compiling may take that many times as long as anything else
+COMPILE_PATIENCE = 6  # compiling may take this many times as long as anything else
 
 _PREFIX = "jaxcls/progress/"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a process is.
+    """The progress that a process reports.
 
     Attributes:
-      moves: how often it has gone on to something; the same sequence in every process.
-      step: the last step that it took.
+      moves: the number of calls of `note_progress`, which are the same in every process.
+      step: the last training step that it finished.
       phase: what it is doing.
       ended: "done" or "failed" once it has left the training.
-      beat: counts the messages, so that a silent process can be told from one that is stuck.
+      beat: counts the reports, which distinguishes a silent process from a stuck one.
     """
 
     moves: int = 0
@@ -47,7 +47,13 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Seen:
-    """The last message of a process, and when by our own clock, in seconds, it went on."""
+    """The last report of a process.
+
+    Attributes:
+      progress: what it reported.
+      moved_at: when its progress changed, in seconds by the clock of this process.
+      heard_at: when the report arrived, likewise.
+    """
 
     progress: Progress
     moved_at: float
@@ -63,12 +69,12 @@ class Seen:
 
 
 def verdict(seen: Mapping[int, Seen], now: float, *, stuck_after: float) -> str | None:
-    """What is wrong with the job, naming the processes; None if nothing is.
+    """Says what is wrong with the job, and in which processes; None if nothing is wrong.
 
     Args:
-      seen: of each process.
+      seen: the last report of each process.
       now: the time, in seconds.
-      stuck_after: seconds without a move after which a process is stuck.
+      stuck_after: seconds without progress after which a process counts as stuck.
     """
     for process, its in sorted(seen.items()):
         if its.progress.ended == "failed" and now - its.moved_at > FAILED_SECONDS:
@@ -76,13 +82,13 @@ def verdict(seen: Mapping[int, Seen], now: float, *, stuck_after: float) -> str 
         patience = _patience(its.progress, stuck_after)
         if not its.progress.ended and now - its.heard_at > _silence(patience):
             return (
-                f"process {process} has not been heard of for {now - its.heard_at:.0f} s; it was "
-                f"last at {_where(its.progress)}"
+                f"process {process} has been silent for {now - its.heard_at:.0f} s; its last "
+                f"report was from {_where(its.progress)}"
             )
     running = {process: its for process, its in seen.items() if not its.progress.ended}
     if not running:
         return None
-    # The others may wait for those that are furthest behind.
+    # Only those that are furthest behind are to blame: the others may be waiting for them.
     moves = min(its.progress.moves for its in running.values())
     behind = {process: its for process, its in running.items() if its.progress.moves == moves}
     its = next(iter(behind.values()))
@@ -100,7 +106,7 @@ def _patience(progress: Progress, stuck_after: float) -> float:
 
 
 def _silence(patience: float) -> float:
-    """Seconds without a message after which a process is gone; sooner than it looks stuck."""
+    """Seconds without a report after which a process is gone; less than for a stuck one."""
     return min(GONE_SECONDS, patience / 2)
 
 
@@ -109,13 +115,14 @@ def _where(progress: Progress) -> str:
 
 
 class Watchdog:
-    """Inside the `with`, ends this process with status 1 when one of the job is gone or stuck.
+    """Inside the `with`, ends this process with status 1 if a process of the job is gone or stuck.
 
-    Does nothing where there is one process. All processes call `note_progress` at the same places.
+    Does nothing if there is only one process. All processes must call `note_progress` at the same
+    points of the training.
     """
 
     def __init__(self, *, stuck_after: float):
-        """`stuck_after`: seconds without a move after which a process is stuck; 0 turns all off."""
+        """`stuck_after`: seconds without progress after which a process is stuck; 0 means never."""
         self._client: Any = client() if stuck_after else None
         self._stuck_after = stuck_after
         self._interval = min(5.0, stuck_after / 10)
@@ -123,10 +130,10 @@ class Watchdog:
         self._lock = threading.Lock()  # two threads change it
         self._seen: dict[int, Seen] = {}
         self._answered_at = time.monotonic()
-        self._left = threading.Event()
+        self._exited = threading.Event()
 
     def note_progress(self, step: int, phase: str) -> None:
-        """Notes what this process does from now on, `step` being the last step it took."""
+        """Notes that this process begins a phase, such as "compiling", after step `step`."""
         with self._lock:
             self._mine = dataclasses.replace(
                 self._mine, moves=self._mine.moves + 1, step=step, phase=phase
@@ -134,12 +141,12 @@ class Watchdog:
 
     def __enter__(self) -> Self:
         if self._client is not None:
-            # One that says nothing is stuck before its start, not gone: it may come yet.
+            # A process without any report counts as stuck, not as gone: it may still be starting.
             unheard = Seen(
                 progress=Progress(moves=-1), moved_at=time.monotonic(), heard_at=math.inf
             )
             self._seen = dict.fromkeys(range(num_processes()), unheard)
-            # Two threads: where process 0 is stopped as a whole, the first one hangs, too.
+            # Two threads, because the first one hangs if process 0 is suspended as a whole.
             for work in (self._exchange, self._judge):
                 threading.Thread(target=work, name="jaxcls-watchdog", daemon=True).start()
         return self
@@ -147,28 +154,28 @@ class Watchdog:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._lock:
             self._mine = dataclasses.replace(self._mine, ended="failed" if kind else "done")
-        self._left.set()
+        self._exited.set()
 
     def _exchange(self) -> None:
-        """Tells how far this process is, and hears of the others."""
-        leaving = False
-        while not leaving:
-            leaving = self._left.wait(self._interval)
+        """Sends the progress of this process and reads that of the others, until the exit."""
+        exited = False
+        while not exited:
+            exited = self._exited.wait(self._interval)
             try:
-                self._tell()
-                self._hear()
-            except jax.errors.JaxRuntimeError:  # `_judge` tells how long that lasts
+                self._send()
+                self._receive()
+            except jax.errors.JaxRuntimeError:  # `_judge` measures how long this lasts
                 continue
             self._answered_at = time.monotonic()
 
-    def _tell(self) -> None:
+    def _send(self) -> None:
         with self._lock:
             self._mine = dataclasses.replace(self._mine, beat=self._mine.beat + 1)
             text = json.dumps(dataclasses.asdict(self._mine))
         key = f"{_PREFIX}{process_id()}"
         self._client.key_value_set(key, text, allow_overwrite=True)
 
-    def _hear(self) -> None:
+    def _receive(self) -> None:
         now = time.monotonic()
         seen = dict(self._seen)
         for key, text in self._client.key_value_dir_get(_PREFIX):
@@ -177,17 +184,20 @@ class Watchdog:
         self._seen = seen
 
     def _judge(self) -> None:
-        while not self._left.wait(self._interval):
+        while not self._exited.wait(self._interval):
             now = time.monotonic()
             silent = now - self._answered_at
             patience = _patience(self._mine, self._stuck_after)
             if silent > _silence(patience) + self._interval:
-                problem = f"process 0, through which all others talk, is silent for {silent:.0f} s"
+                problem = (
+                    f"process 0, through which all processes communicate, has been silent for "
+                    f"{silent:.0f} s"
+                )
             else:
                 problem = verdict(self._seen, now, stuck_after=self._stuck_after)
-            if problem and not self._left.is_set():
+            if problem and not self._exited.is_set():
                 print(f"jaxcls: {problem}", file=sys.stderr, flush=True)
-                # Process 0 goes last: without it the others abort before they have said why.
-                if is_main_process() and self._left.wait(2 * self._interval):
+                # Process 0 ends last: without it the others abort before they can say why.
+                if is_main_process() and self._exited.wait(2 * self._interval):
                     return
                 end_now(EXIT_FAILED, f"jaxcls: process {process_id()} ends")

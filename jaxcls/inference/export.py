@@ -11,7 +11,6 @@ import contextlib
 import csv
 import logging
 import os
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -31,8 +30,9 @@ from jaxcls.runs.directory import write_json
 from jaxcls.runs.reporter import read_metrics
 from jaxcls.runs.restore import RestoredRun, Step, restore_run
 from jaxcls.system.errors import UserError
-from jaxcls.system.paths import RunPath, run_path, temporary_beside
+from jaxcls.system.paths import RunPath, run_path
 from jaxcls.system.version import VERSION
+from jaxcls.system.whole_files import replacing
 from jaxcls.training.evaluation import predict_logits
 
 logger = logging.getLogger("jaxcls")
@@ -233,12 +233,9 @@ def _whole_folder(path: Path) -> Iterator[Path]:
       UserError: it cannot be written.
     """
     target = Path(os.path.realpath(path))
-    temporary = temporary_beside(target)
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        temporary.replace(target)  # an empty folder gives way
+        with replacing(target) as temporary:  # an empty folder gives way
+            temporary.mkdir(parents=True)
+            yield temporary
     except OSError as error:
         raise UserError(f"--output: cannot write {str(path)!r}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

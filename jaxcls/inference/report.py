@@ -13,7 +13,8 @@ import numpy as np
 from jaxcls.data.sources import Source
 from jaxcls.inference.predict_split import Predictions
 from jaxcls.system.errors import UserError
-from jaxcls.system.paths import temporary_beside
+from jaxcls.system.output import table
+from jaxcls.system.whole_files import replacing, try_writing
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -143,17 +144,7 @@ def describe_classes(results: Sequence[ClassResult]) -> str:
                 f"{other.name} ({other.count})" if other else "-",
             ]
         )
-    name, *numbers = (max(len(line[column]) for line in lines) for column in range(4))
-    return "\n".join(
-        "  ".join(
-            [
-                line[0].ljust(name),
-                *(cell.rjust(width) for cell, width in zip(line[1:4], numbers, strict=True)),
-                line[4],
-            ]
-        )
-        for line in lines
-    )
+    return table(lines, right=(1, 2, 3))
 
 
 def require_writable(path: Path) -> None:
@@ -164,10 +155,8 @@ def require_writable(path: Path) -> None:
     """
     if path.exists() and not path.is_file():
         raise UserError(f"cannot write {str(path)!r}: it is no file")
-    temporary = _temporary(path)
     try:
-        temporary.open("w").close()
-        temporary.unlink()
+        try_writing(_target(path))
     except OSError as error:
         raise _not_written(path, error) from error
 
@@ -179,25 +168,19 @@ def whole_file(path: Path) -> Iterator[TextIO]:
     Raises:
       UserError: it cannot be written.
     """
-    temporary = _temporary(path)
     try:
-        # A photo's name need not be UTF-8.
-        with temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        with (
+            replacing(_target(path)) as temporary,
+            # A photo's name need not be UTF-8.
+            temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             yield file
-        temporary.replace(_target(path))
     except OSError as error:
         raise _not_written(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _target(path: Path) -> Path:
     return Path(os.path.realpath(path))  # what a link points to is replaced, not the link
-
-
-def _temporary(path: Path) -> Path:
-    return temporary_beside(_target(path))
 
 
 def _not_written(path: Path, error: OSError) -> UserError:

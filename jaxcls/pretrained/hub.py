@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.presets import Preset
-from jaxcls.system.caches import settle_libraries
+from jaxcls.system.caches import set_library_caches
 
 
 def fetch_weights(preset: Preset) -> Path:
@@ -49,7 +49,7 @@ def _installed(preset: Preset) -> Path:
 
 
 def _from_hub(preset: Preset, repository: str) -> Path:
-    settle_libraries()
+    set_library_caches()
     import huggingface_hub
 
     cached = huggingface_hub.try_to_load_from_cache(repository, preset.file)

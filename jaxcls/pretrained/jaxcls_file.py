@@ -12,7 +12,8 @@ from safetensors.numpy import save
 from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.models.weights_info import WeightsError, WeightsInfo
 from jaxcls.pretrained.files import WeightsFile
-from jaxcls.system.paths import local_path, temporary_beside
+from jaxcls.system.paths import local_path
+from jaxcls.system.whole_files import write_whole
 
 _KEY = "jaxcls"  # of the file's metadata
 _VERSION = 1
@@ -37,14 +38,9 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], info: WeightsI
     }
     stored = {"version": _VERSION, "info": encode_fields(info)}
     content = save(arrays, {_KEY: json.dumps(stored, allow_nan=False)})
-    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, content)
     except OSError as error:
         raise WeightsError(f"{path} cannot be written ({error.strerror}); name another") from error
 

@@ -1,1 +1,1 @@
-"""The directory of a run: its record, checkpoints, log and trackers, and how it is restored."""
+"""The directory of a run: its record, checkpoints, log and trackers, and who may write to it."""

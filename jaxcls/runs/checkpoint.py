@@ -1,14 +1,14 @@
-"""Verified checkpoints: save, read back, fall back, restore. The only importer of Orbax.
+"""Verified checkpoints: save, read back, fall back, restore. Only this module imports Orbax.
 
-On disk, in one directory of a run:
+The files, in one directory of a run:
 
-    20/              one step, as Orbax writes it: under a temporary name, renamed when whole;
-                     in a bucket under its own name, with commit_success.txt when whole
-    verified.json    the steps that were read back and found good, so that a missing one is noticed
+    20/              one step, which Orbax writes under a temporary name and renames when complete;
+                     in a bucket it has its final name, and commit_success.txt when complete
+    verified.json    the steps that were read back without damage, so that a missing one is noticed
 
 The arrays of a state are saved flat, under readable names (`params/stem/conv/kernel`), so that a
-checkpoint can be read without the classes that made it. Each step carries a *record*: the caller's
-metadata and metric, and for each array its shape, dtype and digest, under one checksum.
+checkpoint can be read without the classes that made it. Each step has a *record*: the caller's
+metadata and metric, and the shape, dtype and digest of each array, all under one checksum.
 """
 
 import concurrent.futures
@@ -19,7 +19,6 @@ import logging
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
@@ -39,23 +38,24 @@ from jaxcls.runs.fingerprint import (
     name_mismatches,
 )
 from jaxcls.system.errors import UserError
-from jaxcls.system.paths import is_url, write_whole
+from jaxcls.system.paths import is_url
+from jaxcls.system.whole_files import try_writing, write_whole
 
 logger = logging.getLogger("jaxcls")
 
 _RECORD_FILE = "_CHECKPOINT_METADATA"  # Orbax's; the last file it writes before the rename
-_COMMIT_FILE = "commit_success.txt"  # Orbax's; the last one in a bucket, which has no rename
+_COMMIT_FILE = "commit_success.txt"  # Orbax's; the last file in a bucket, which has no rename
 _INDEX_FILE = "verified.json"
 _TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 _ASIDE = re.compile(r"\d+\.(replaced|damaged)")
 
 
 class CheckpointError(UserError):
-    """A checkpoint cannot be written or used; the message says which, why and what to do."""
+    """A checkpoint that cannot be written or used; the message says which, why and what to do."""
 
 
 class _DamagedError(CheckpointError):
-    """This step is damaged, half-written or missing; another one may be good."""
+    """A step that is damaged, half-written or missing; another step may be good."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +63,9 @@ class Restored:
     """What `Checkpoints.restore` found.
 
     Attributes:
-      step: the step that was restored (after a fallback, not the newest or the best).
+      step: the training step that was restored; after a fallback, not the newest or the best.
       state: a tree like the template, of arrays with the template's shardings.
-      metadata: what the caller stored with the step.
+      metadata: the metadata that was saved with the step.
     """
 
     step: int
@@ -76,18 +76,18 @@ class Restored:
 class Checkpoints:
     """The verified checkpoints of one run: `directory/STEP/`.
 
-    All processes of a run call the same methods in the same order, on a shared directory.
+    All processes of a run must call the same methods in the same order, on a shared directory.
     """
 
     def __init__(
         self, directory: str | os.PathLike[str], *, keep_latest: int = 2, keep_best: int = 1
     ):
-        """Touches nothing on disk: the first save makes the directory.
+        """Does not touch the disk: the first save creates the directory.
 
         Args:
-          directory: where the step folders lie.
+          directory: the directory that contains the folders of the steps.
           keep_latest: how many of the newest steps to keep, at least 1.
-          keep_best: how many of the steps with the highest metric to keep besides.
+          keep_best: how many of the steps with the highest metric to keep in addition.
         """
         if keep_latest < 1 or keep_best < 0:
             raise CheckpointError(
@@ -105,7 +105,7 @@ class Checkpoints:
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         if exc_type is not None and client() is not None:
-            # The others may never come to agree on the last save; the next start looks at it.
+            # The other processes may not take part in checking the last save; the next start does.
             self._pending = None
             self._executor.shutdown(wait=False)
             return
@@ -114,26 +114,26 @@ class Checkpoints:
         except CheckpointError as error:
             if exc_type is None:
                 raise
-            logger.error("%s", error)  # the error already on its way matters more
+            logger.error("%s", error)  # the error that is being raised matters more
 
     def save(
         self, step: int, state: Any, *, metadata: Mapping[str, Any], metric: float | None = None
     ) -> None:
-        """Starts saving `state`; returns once its arrays may be donated.
+        """Starts saving `state`; returns as soon as its arrays may be donated.
 
-        Writing and reading back go on in the background; the next `save`, `wait` or `close` learns
-        the outcome and only then deletes older steps. A step that is there already is left alone
+        The step is written and read back in the background. The next `save`, `wait` or `close`
+        checks the result, and only then deletes older steps. If the step exists already, it is kept
         if it is good and the same, and replaced otherwise.
 
         Args:
-          step: names the folder; the highest is the "latest".
+          step: the training step, which names the folder; the highest is the "latest".
           state: a tree of `jax.Array`.
-          metadata: JSON to store with the step.
-          metric: the step's score, higher is better; a step without one is never "best".
+          metadata: JSON to save with the step.
+          metric: the score of the step, higher is better; a step without one is never "best".
 
         Raises:
-          CheckpointError: the directory cannot be written, the metadata is not JSON, or the save
-            *before* this one failed (nothing older was deleted, and this step is not saved).
+          CheckpointError: the directory cannot be written, the metadata is not JSON, or the
+            *previous* save failed. Then nothing older is deleted, and this step is not saved.
         """
         self.wait()
         arrays = flatten(state)
@@ -142,7 +142,7 @@ class Checkpoints:
         if first_problem("it exists" if self._folder(step).exists() else None):
             problem = first_problem(self._read_back(step, record))
             if problem is None:
-                logger.info("checkpoint %s is there already", self._folder(step))
+                logger.info("checkpoint %s exists already", self._folder(step))
                 return
             logger.warning("replacing checkpoint %s: %s", self._folder(step), problem)
             _raise_together(self._by_main_process(lambda: self._set_aside(step, "replaced")))
@@ -157,11 +157,11 @@ class Checkpoints:
         self._pending = step, self._executor.submit(self._finish, step, record, response)
 
     def wait(self) -> None:
-        """Returns when all that was saved is on disk, read back and verified, and old steps gone.
+        """Waits until the last save is on disk and verified, and old steps are deleted.
 
         Raises:
-          CheckpointError: the last save failed or was read back damaged. Nothing older was deleted.
-            It is reported once.
+          CheckpointError: the last save failed, or was damaged when it was read back. Nothing older
+            was deleted. The error is raised only once.
         """
         if self._pending is None:
             return
@@ -170,33 +170,30 @@ class Checkpoints:
         self._pending = None
         tidy_up = self._discard if problem else self._prune
         untidy = self._by_main_process(lambda: tidy_up(step))
-        if first_problem(untidy):  # nobody goes on before the first process is done
+        if first_problem(untidy):  # all processes wait here for the main process
             logger.warning("%s", untidy)
         _raise_together(problem)
 
     def close(self) -> None:
-        """Waits for what was saved, raising as `wait`, and ends the background thread."""
+        """Waits for the last save and ends the background thread; raises as `wait`."""
         try:
             self.wait()
         finally:
             self._executor.shutdown()
 
     def steps(self) -> list[int]:
-        """The steps that were written whole, ascending; half-written ones are never listed.
-
-        If there is none, warns of what is there instead.
-        """
-        whole = self._whole()
-        if not whole:
-            self._name_half_written()
-        return whole
+        """The steps that are complete, ascending. If there is none, warns of half-written ones."""
+        complete = self._complete()
+        if not complete:
+            self._warn_of_half_written()
+        return complete
 
     def any_saved(self) -> bool:
-        """Whether a step was ever saved here, be it readable or not."""
+        """Whether a step was ever saved here, even if it can no longer be read."""
         return bool(self.steps() or self._read_index())
 
     def metadata(self, step: int | Literal["latest", "best"] = "latest") -> dict[str, Any]:
-        """The metadata stored with a step; reads no arrays. Falls back and raises as `restore`."""
+        """Reads the metadata of a step, but no arrays. Falls back and raises as `restore`."""
         return self._first_good(step, lambda number: self._read_record(number)["metadata"])
 
     def restore(
@@ -206,18 +203,19 @@ class Checkpoints:
         *,
         subset: bool = False,
     ) -> Restored:
-        """Reads a step, checks every digest, and falls back to another step where it may.
+        """Reads a step and checks every digest; falls back to another step if it is damaged.
 
         Args:
-          template: a tree of `jax.ShapeDtypeStruct` or arrays. Their shardings say where the
-            arrays go; without one, to the first device.
-          step: "latest": the newest good one; "best": the good one with the highest metric; a
-            number: exactly that one. What is passed over is named in a warning.
-          subset: the template names only some of the saved arrays; the others are not read.
+          template: a tree of `jax.ShapeDtypeStruct` or arrays, whose shardings the restored arrays
+            get; an array without a sharding is placed on the first device.
+          step: the training step to restore: "latest", the newest good one; "best", the good one
+            with the highest metric; or a number, exactly that one, without a fallback. A warning
+            names each step that is skipped.
+          subset: whether the template names only some of the saved arrays; the others are not read.
 
         Raises:
-          CheckpointError: there is no such step, none is good, or it holds other arrays than the
-            template (the message names them).
+          CheckpointError: there is no such step, no step is good, or its arrays differ from the
+            template; the message names these arrays.
         """
         self.wait()
         targets = flatten(template)
@@ -230,9 +228,9 @@ class Checkpoints:
             mismatches = name_mismatches(saved, targets)
             if mismatches:  # another model, not damage
                 raise CheckpointError(
-                    f"checkpoint {self._folder(number)} holds other arrays than are wanted "
-                    f"({mismatches}); go on with the config that it was saved with, or "
-                    "start again in another directory"
+                    f"checkpoint {self._folder(number)} does not fit the network and optimizer of "
+                    f"the config ({mismatches}); resume with the config that it was saved with, or "
+                    f"start a new run in another directory"
                 )
             arrays = self._load(number, targets)
             damaged = name_damaged(saved, fingerprint(arrays))
@@ -256,22 +254,22 @@ class Checkpoints:
     def _folders(self) -> list[int]:
         return sorted(int(name) for name in self._names() if re.fullmatch(r"0|[1-9]\d*", name))
 
-    def _whole(self) -> list[int]:
+    def _complete(self) -> list[int]:
         marker = _COMMIT_FILE if is_url(self.directory) else _RECORD_FILE
         return [step for step in self._folders() if (self._folder(step) / marker).is_file()]
 
-    def _name_half_written(self) -> None:
-        whole = {str(step) for step in self._whole()}
+    def _warn_of_half_written(self) -> None:
+        complete = {str(step) for step in self._complete()}
         for name in self._names():
-            if (name.isdigit() and name not in whole) or _TEMPORARY.fullmatch(name):
+            if (name.isdigit() and name not in complete) or _TEMPORARY.fullmatch(name):
                 logger.warning("checkpoint %s is half-written; ignored", self.directory / name)
 
     def _first_good[T](self, which: int | str, read: Callable[[int], T]) -> T:
         if isinstance(which, int):
             return read(which)
         assert which in ("latest", "best"), which
-        self._name_half_written()
-        # Those that ought to be there are tried too, so that they are named.
+        self._warn_of_half_written()
+        # Missing steps that are in the index are tried too, so that a warning names them.
         steps = sorted({*self._folders(), *self._read_index()}, reverse=True)
         candidates = steps if which == "latest" else _best_first(self._metrics(steps))
         problems = []
@@ -284,22 +282,21 @@ class Checkpoints:
         if problems:
             raise CheckpointError(
                 f"no good checkpoint in {self.directory}: {'; '.join(problems)}; "
-                "put back a copy of one, or start again in another directory"
+                f"restore a copy of one, or start a new run in another directory"
             )
         scored = " with a metric" if steps and which == "best" else ""
         raise CheckpointError(
-            f"there is no checkpoint{scored} in {self.directory}; go on with the training until it "
-            f"has saved one"
+            f"there is no checkpoint{scored} in {self.directory}; train until one is saved"
         )
 
     def _metrics(self, steps: list[int]) -> dict[int, float | None]:
-        """The metric of each step whose record is good; warns of the others."""
+        """The metric of each step with a good record; warns of the other steps."""
         metrics = {}
         for step in steps:
             try:
                 metrics[step] = self._read_record(step)["metric"]
             except _DamagedError as error:
-                logger.warning("%s; passed over", error)
+                logger.warning("%s; skipped", error)
         return metrics
 
     def _read_index(self) -> list[int]:
@@ -308,7 +305,7 @@ class Checkpoints:
             return [step for step in steps if type(step) is int and step >= 0]
         except (FileNotFoundError, NotADirectoryError):
             return []
-        except (OSError, ValueError, KeyError, TypeError) as error:  # an aid, so never fatal
+        except (OSError, ValueError, KeyError, TypeError) as error:  # the index is not essential
             logger.warning("cannot read %s: %r", self.directory / _INDEX_FILE, error)
             return []
 
@@ -320,8 +317,8 @@ class Checkpoints:
     def _read_record(self, step: int) -> dict[str, Any]:
         folder = self._folder(step)
         if not folder.is_dir():
-            there = ", ".join(map(str, self._whole())) or "none"
-            raise self._damaged(step, f"it is missing (steps there: {there})")
+            existing = ", ".join(map(str, self._complete())) or "none"
+            raise self._damaged(step, f"it is missing (existing steps: {existing})")
         if is_url(folder) and not (folder / _COMMIT_FILE).exists():
             raise self._damaged(step, f"it is half-written, without {_COMMIT_FILE}")
         try:
@@ -334,11 +331,11 @@ class Checkpoints:
         if _checksum(record) != checksum:
             raise self._damaged(step, f"{_RECORD_FILE} is damaged: its checksum is wrong")
         if record["step"] != step:
-            raise self._damaged(step, f"it holds step {record['step']}")
+            raise self._damaged(step, f"it contains step {record['step']}")
         return record
 
     def _read_together(self, step: int) -> dict[str, Any]:
-        """The record, in every process or in none."""
+        """Reads the record; raises in all processes if any of them cannot read it."""
         record, problem = {}, None
         try:
             record = self._read_record(step)
@@ -349,7 +346,7 @@ class Checkpoints:
 
     def _load(self, step: int, targets: Mapping[str, Any]) -> dict[str, jax.Array]:
         folder, default = self._folder(step), jax.local_devices()[0]
-        # Orbax stores no empty ones, and gives those without a sharding to one process alone.
+        # Orbax saves no empty arrays, and gives arrays without a sharding to one process only.
         split = {path: x for path, x in targets.items() if x.size and x.sharding}
         local = [path for path, x in targets.items() if x.size and not x.sharding]
         loaded, problem = {}, None
@@ -357,7 +354,7 @@ class Checkpoints:
             loaded = _load_arrays(folder, split, jax.Array)
             arrays = _load_arrays(folder, dict.fromkeys(local, np.ndarray), np.ndarray)
             loaded |= jax.device_put(arrays, default)
-        except Exception as error:  # damaged files make Orbax raise nearly anything
+        except Exception as error:  # for damaged files Orbax raises many types
             problem = self._damaged(step, f"cannot read its arrays: {_one_line(error)}")
         _raise_together(problem, _DamagedError)
         empty = {
@@ -368,15 +365,15 @@ class Checkpoints:
         return {path: (loaded | empty)[path] for path in targets}
 
     def _read_back(self, step: int, record: dict[str, Any]) -> str | None:
-        """What is wrong with a step on disk, if anything. Processes share the arrays out."""
+        """Says what is wrong with a step on disk, if anything. Each process reads some arrays."""
         try:
             if self._read_record(step) != record:
-                return "it holds other values or metadata"
+                return "it contains other values or metadata"
             paths = [path for path, saved in record["arrays"].items() if 0 not in saved["shape"]]
             mine = paths[jax.process_index() :: jax.process_count()]
             template = dict.fromkeys(mine, np.ndarray)
             loaded = _load_arrays(self._folder(step), template, np.ndarray)
-        except Exception as error:  # damaged files make Orbax raise nearly anything
+        except Exception as error:  # for damaged files Orbax raises many types
             return _one_line(error)
         damaged = name_damaged(record["arrays"], fingerprint_numpy(loaded))
         return damaged and f"damaged arrays: {damaged}"
@@ -385,36 +382,35 @@ class Checkpoints:
 
     def _prepare_directory(self) -> None:
         if is_url(self.directory):
-            return  # there are no folders, and the write itself is the test
+            return  # a bucket has no folders, and the write itself is the test
         self.directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=self.directory) as file:
-            file.write(b"may this directory be written?")
+        try_writing(self.directory / "trial")
 
     def _not_written(self, step: int, error: Exception) -> str:
         return (
             f"checkpoint {self._folder(step)} could not be written ({_one_line(error)}); "
-            "older ones are kept; check the disk's space and permissions"
+            f"older ones are kept; check the disk's space and permissions"
         )
 
     def _finish(self, step: int, record: dict[str, Any], response: Any) -> str | None:
-        """In the background: the end of the write, then reading it back. The problem, if any."""
+        """In the background, waits for the write and reads it back; returns the problem, if any."""
         try:
             response.result()
         except Exception as error:  # Orbax and TensorStore raise many types
             return self._not_written(step, error)
         problem = self._read_back(step, record)
         return problem and (
-            f"checkpoint {self._folder(step)} was read back damaged: {problem}; it is set aside "
-            f"as {step}.damaged; older ones are kept; check the disk"
+            f"checkpoint {self._folder(step)} is damaged: {problem}; it was renamed to "
+            f"{step}.damaged; older ones are kept; check the disk"
         )
 
-    # Tidying up, by the first process alone.
+    # Tidying up, by the main process only.
 
     def _by_main_process(self, act: Callable[[], None]) -> str | None:
         if is_main_process():
             try:
                 act()
-            except Exception as error:  # a bucket's come in many types
+            except Exception as error:  # errors of a bucket have many types
                 return f"cannot write checkpoints to {self.directory}: {error}"
         return None
 
@@ -426,14 +422,14 @@ class Checkpoints:
             self._folder(step).rename(aside)
 
     def _discard(self, failed: int) -> None:
-        """Takes a failed save off the list, and frees the disk of what was not finished."""
+        """Renames the folder of a failed save, and deletes temporary ones to free disk space."""
         self._set_aside(failed, "damaged")
         for name in filter(_TEMPORARY.fullmatch, self._names()):
             (self.directory / name).rmtree()
 
     def _prune(self, verified: int) -> None:
-        """Deletes old steps, now that `verified` was read back; none that cannot be read itself."""
-        metrics = self._metrics(self._whole())
+        """Deletes old steps, now that `verified` is safe; keeps those that cannot be read."""
+        metrics = self._metrics(self._complete())
         latest = sorted(metrics, reverse=True)[: self._keep_latest]
         keep = {verified, *latest, *_best_first(metrics)[: self._keep_best]}
         write_whole(self.directory / _INDEX_FILE, json.dumps({"steps": sorted(keep)}))
@@ -475,10 +471,10 @@ def _one_line(error: BaseException) -> str:
 
 
 def _hush_orbax() -> None:
-    """Keeps what is reported here in one line from being buried under hundreds.
+    """Hides hundreds of lines of Orbax around an error that this module reports in one line.
 
-    When a read or write fails, Orbax logs tracebacks, and the reads still in flight complain, one
-    by one, that its event loop is closed. All of it is still there at level DEBUG.
+    When a read or write fails, Orbax logs tracebacks, and each read that is still running complains
+    that the event loop is closed. At level DEBUG all of them are shown.
     """
 
     def passes(record: logging.LogRecord) -> bool:
@@ -505,16 +501,16 @@ def _load_arrays[T](folder: epath.Path, template: Mapping[str, Any], kind: type[
     context.pytree.loading.partial_load = True
     with context:
         loaded = ocp.load(str(folder), template) if template else {}
-    for path in template:  # of an array that it cannot find, Orbax gives back the template
+    for path in template:  # for an array that it cannot find, Orbax returns the template
         if not isinstance(loaded.get(path), kind):
-            raise ValueError(f"array {path} is not there")
+            raise ValueError(f"array {path} is missing")
     return loaded
 
 
 def _raise_together(
     problem: str | CheckpointError | None, kind: type[CheckpointError] = CheckpointError
 ) -> None:
-    """Raises in every process if any has a problem."""
+    """Raises in all processes if any of them has a problem."""
     text = first_problem(None if problem is None else str(problem))
     if text is not None:
         raise kind(text)

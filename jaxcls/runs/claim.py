@@ -1,23 +1,23 @@
-"""One writer a run: a training claims the directory of its run, and a second one is refused.
+"""One writer per run: a training claims the directory of its run, and a second one is refused.
 
-The claim is a file, writer.N.json, of the N-th training that began to write there. The highest N
-counts, and the file stays when the training has ended, which it then says; so numbers only grow.
-Who comes next creates N + 1, which one process alone can do (`paths.create_whole`), whether it
-finds a training that has ended, a dead one, or another one that comes at the same moment.
+The claim is a file, writer.N.json, of the N-th training that wrote to the run. The highest N
+counts. When the training ends, it records that in the file and keeps it, so numbers only grow. The
+next training creates N + 1. Only one process can do so (`create_whole`), even if several try at the
+same moment.
 
-Whether a writer that has not said that it ended is still there:
+A claim without a recorded end may belong to a training that is still running or to a dead one:
 
-- on the same machine (and in the same container) its process is looked at, with the time at which
-  it began, for another process may have got its number. One that is gone is followed at once.
-- on another machine only its file can be looked at, which the writer renews every RENEW_SECONDS. It
-  is watched for LEASE_SECONDS by the watcher's own clock, so that wrong clocks do no harm: a change
-  says that the writer is there; without one it is followed.
+- On the same machine (and in the same container) its process is looked up by number and start time,
+  because another process may have the same number by now. A dead one is replaced at once.
+- On another machine only the file can be read, which its writer renews every RENEW_SECONDS. It is
+  watched for LEASE_SECONDS, by the clock of the reader, so that clocks need not agree. If it
+  changes, the writer is running; if it does not change, the writer is replaced.
 
 A writer that could not renew its claim for that long, because it was suspended or cut off from the
-disk, may find that it was followed. It notices at its next renewal, before each save and before it
-ends; then it writes nothing more. What it was writing in that very moment is not held back. And a
-disk that shows other machines an old state for longer than the lease, or that lets two processes
-create the same file (some FUSE mounts do), cannot keep two trainings apart.
+disk, may have been replaced. It notices this at its next renewal, before each save and before it
+ends, and then writes nothing more; only a write that is already in progress is completed. Two
+trainings cannot be kept apart on a disk that shows other machines an old state for longer than the
+lease, or that lets two processes create the same file, as some FUSE mounts do.
 """
 
 import contextlib
@@ -38,30 +38,32 @@ from typing import Literal, Self
 from jaxcls.config.decoding import decode_fields
 from jaxcls.distributed.agree import by_main_process
 from jaxcls.runs.directory import RunError, TakenOverError, writing
-from jaxcls.system.paths import RunPath, create_whole, write_whole
+from jaxcls.system.paths import RunPath
+from jaxcls.system.whole_files import create_whole, write_whole
 
 RENEW_SECONDS = 10.0
 LEASE_SECONDS = 60.0
 
 _FILE = re.compile(r"writer\.([0-9]+)\.json")
-_ours: set[str] = set()  # tokens of the claims that this process holds
+_held_tokens: set[str] = set()  # of the claims that this process holds
 
 logger = logging.getLogger("jaxcls")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Writer:
-    """Who writes to a run.
+    """The process that writes to a run.
 
     Attributes:
-      host, process: its name and number, for people.
-      since: when it began, in its own time zone.
+      host: the name of its machine, for people.
+      process: its process number.
+      since: when it claimed the run, in its own time zone.
       ended: when it ended; None before that.
-      renewed: the last sign of life, in seconds since 1970 by the clock of its host.
-      machine: the running system that it is a process of; numbers of processes count within it.
-      started: when the process began, as that system counts; None where it does not tell.
-      folder: inode number of the directory, which a copy does not have; None in a bucket.
-      token: of this claim alone.
+      renewed: its last sign of life, in seconds since 1970 by the clock of its machine.
+      machine: identifies the running system or container in which the process number is valid.
+      started: when the process started, in that system's clock ticks; None if it is unknown.
+      folder: the inode number of the directory, which a copy does not have; None in a bucket.
+      token: a random text that identifies this claim.
     """
 
     host: str
@@ -79,14 +81,14 @@ class Writer:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
-    """The newest claim in a directory: its number, 0 where there is none, and its text."""
+class _ClaimFile:
+    """A claim in a directory: its number, 0 if there is no claim, and its text."""
 
     number: int
     text: str = ""
 
     def writer(self) -> Writer | None:
-        """Who wrote it; None where that cannot be read."""
+        """The process that wrote it; None if the text cannot be read."""
         try:
             return decode_fields(Writer, json.loads(self.text), prefix="")
         except (ValueError, TypeError):
@@ -94,20 +96,20 @@ class _Found:
 
 
 def last_writer(run: RunPath) -> Writer | None:
-    """Who writes to a run, or did last; None where that is not known."""
+    """The process that writes to a run, or wrote last; None if that is unknown."""
     try:
         return _newest(run).writer()
     except OSError:
         return None
 
 
-def fate(writer: Writer, run: RunPath) -> Literal["there", "gone", "unknown"]:
-    """What became of a writer, as far as this machine can tell at once."""
+def writer_status(writer: Writer, run: RunPath) -> Literal["running", "gone", "unknown"]:
+    """Whether a writer is still running, as far as this machine can tell without waiting."""
     if writer.ended is not None:
         return "gone"
     if writer.machine != _machine():
         return "unknown"
-    with contextlib.suppress(PermissionError):  # another user's
+    with contextlib.suppress(PermissionError):  # a process of another user, which exists
         try:
             os.kill(writer.process, 0)
         except ProcessLookupError:
@@ -116,36 +118,37 @@ def fate(writer: Writer, run: RunPath) -> Literal["there", "gone", "unknown"]:
         return "unknown"
     if started != writer.started:
         return "gone"
-    if writer.process == os.getpid() and writer.token not in _ours:
+    if writer.process == os.getpid() and writer.token not in _held_tokens:
         return "gone"
-    return "there" if writer.folder == _folder(run) else "unknown"  # it may write to the original
+    # In a copy of a run's directory, the writer may be writing to the original.
+    return "running" if writer.folder == _inode(run) else "unknown"
 
 
 class Claim:
-    """Inside the `with`, the job of this process is the one that may write to a run.
+    """Inside the `with`, only the job of this process may write to a run.
 
-    Process 0 claims it for all of them.
+    Process 0 claims the run for the whole job.
 
     Attributes:
-      notes: what is to be said of the training that was followed, if it had not ended by itself.
+      message: for the log, if this training replaces one that did not record its end; else empty.
     """
 
     def __init__(self, run: RunPath, *, on_taken_over: Callable[[], None]):
-        """`on_taken_over` is called once, by a thread, when another training is found to write."""
-        self.notes = ""
+        """`on_taken_over` is called once, in a thread, if another training takes over the run."""
+        self.message = ""
         self._run = run
         self._on_taken_over = on_taken_over
         self._number = 0
-        self._mine = _this_process(run)
-        self._left = threading.Event()
-        self._renewing = threading.Thread(target=self._keep, name="jaxcls-claim", daemon=True)
+        self._writer = _this_process(run)
+        self._released = threading.Event()
+        self._renewing = threading.Thread(target=self._renew, name="jaxcls-claim", daemon=True)
 
     def __enter__(self) -> Self:
-        """Claims the run; all processes of the job together.
+        """Claims the run; all processes of the job must call it.
 
         Raises:
-          RunError: another training has it, or the directory cannot be written.
-          JobError: process 0 says so.
+          RunError: another training writes to the run, or the directory cannot be written.
+          JobError: one of these happened in process 0.
         """
         by_main_process(self._take)
         return self
@@ -154,19 +157,19 @@ class Claim:
         self.release()
 
     def require(self) -> None:
-        """Checks that the run is still this job's; all processes together.
+        """Checks that no other training has taken over the run; all processes must call it.
 
         Raises:
-          TakenOverError: another training writes to it.
-          JobError: process 0 says so.
+          TakenOverError: another training has.
+          JobError: process 0 found that another training has.
         """
         by_main_process(self.require_alone)
 
     def require_alone(self) -> None:
-        """`require`, of one process and in any thread."""
+        """Does the same as `require` for one process; can be called in any thread."""
         try:
             found = self._successor()
-        except Exception:  # a bucket's come in many types; what cannot be read is not written
+        except Exception:  # errors of a bucket have many types; then it cannot be written either
             return
         if found is not None:
             who = found.writer() or _name(found.number)
@@ -177,62 +180,62 @@ class Claim:
             )
 
     def release(self) -> None:
-        """Notes that this training has ended; from any thread, and once."""
-        if self._mine.token not in _ours:
+        """Records that this training has ended; can be called in any thread, and several times."""
+        if self._writer.token not in _held_tokens:
             return
-        self._left.set()
+        self._released.set()
         if self._renewing.is_alive():
-            self._renewing.join(RENEW_SECONDS)  # a bucket may not answer
+            self._renewing.join(RENEW_SECONDS)  # not longer, in case a bucket does not answer
         try:
             if self._number and self._successor() is None:
                 self._write(ended=_now())
-        except Exception as error:  # a bucket's come in many types
-            logger.warning("the end of the training was not noted in %s: %s", self._run, error)
-        _ours.discard(self._mine.token)
+        except Exception as error:  # errors of a bucket have many types
+            logger.warning("cannot record the end of the training in %s: %s", self._run, error)
+        _held_tokens.discard(self._writer.token)
 
     def _take(self) -> None:
-        _ours.add(self._mine.token)
+        _held_tokens.add(self._writer.token)
         try:
             with writing(self._run):
                 while not self._number:
-                    self._number = self._follow(_newest(self._run))
-                self._tidy()
+                    self._number = self._try_to_replace(_newest(self._run))
+                self._delete_older()
         except BaseException:
-            _ours.discard(self._mine.token)
+            _held_tokens.discard(self._writer.token)
             raise
         self._renewing.start()
 
-    def _follow(self, last: _Found) -> int:
-        """Takes the next number, if the last writer is gone; 0 where all must be looked at again.
+    def _try_to_replace(self, last: _ClaimFile) -> int:
+        """Takes the next number if the last writer is gone; returns 0 if the caller must try again.
 
         Raises:
-          RunError: the last writer is still there.
+          RunError: the last writer is still running.
         """
         writer = last.writer()
         if last.number and not self._is_gone(last, writer):
             return 0
         number = last.number + 1
         create_whole(self._run / _name(number), self._text())
-        # Not what `create_whole` says: where the answer of a server is lost, it finds its own file.
-        # And a number that was free may be below the newest one by now.
+        # The result of `create_whole` is not used: if the answer of a server is lost, it finds its
+        # own file and returns False. Also, the number may be below the newest one by now.
         if (newest := _newest(self._run)).number != number or not self._is_mine(newest):
             if self._is_mine(_read(self._run, number)):
                 (self._run / _name(number)).unlink()
             return 0
         if writer is not None and writer.ended is None:
-            self.notes = f"takes over from {writer}, which ended without saying so"
+            self.message = f"takes over from {writer}, which ended without saying so"
         return number
 
-    def _is_gone(self, last: _Found, writer: Writer | None) -> bool:
-        """Whether a writer is gone; False where there is a newer one.
+    def _is_gone(self, last: _ClaimFile, writer: Writer | None) -> bool:
+        """Whether the last writer is gone; False if there is a newer one meanwhile.
 
         Raises:
-          RunError: it is there.
+          RunError: the last writer is still running.
         """
-        now = fate(writer, self._run) if writer else "unknown"
-        if now == "gone":
+        status = writer_status(writer, self._run) if writer else "unknown"
+        if status == "gone":
             return True
-        if now == "unknown":
+        if status == "unknown":
             who = writer or f"the writer of {_name(last.number)}, which cannot be read"
             logger.warning(
                 "run %r was last written by %s; this machine cannot tell whether that is still "
@@ -249,12 +252,12 @@ class Claim:
             writer = newer.writer()
         raise RunError(
             f"run {str(self._run)!r} is already being trained, by {writer or 'another process'}; "
-            f"let it end, stop it there{'' if writer is None else f' (kill {writer.process})'}, or "
+            f"wait for its end, stop it{'' if writer is None else f' (kill {writer.process})'}, or "
             f"use another --workdir"
         )
 
-    def _watch(self, last: _Found) -> _Found | None:
-        """Waits for a change of the newest claim; None if there is none for LEASE_SECONDS."""
+    def _watch(self, last: _ClaimFile) -> _ClaimFile | None:
+        """Waits until the newest claim changes, and returns it; None after LEASE_SECONDS."""
         until = time.monotonic() + LEASE_SECONDS
         while time.monotonic() < until:
             time.sleep(min(1.0, LEASE_SECONDS / 10))
@@ -262,35 +265,35 @@ class Claim:
                 return now
         return None
 
-    def _tidy(self) -> None:
-        """Deletes the claims before this one."""
+    def _delete_older(self) -> None:
+        """Deletes the claims with lower numbers."""
         for number in _numbers(self._run):
             if number < self._number:
                 with contextlib.suppress(FileNotFoundError):
                     (self._run / _name(number)).unlink()
 
-    def _keep(self) -> None:
-        """Renews the claim, in a thread, until it is released or another training has the run."""
-        while not self._left.wait(RENEW_SECONDS):
+    def _renew(self) -> None:
+        """Renews the claim, in a thread, until it is released or another training takes over."""
+        while not self._released.wait(RENEW_SECONDS):
             try:
                 if self._successor() is not None:
                     self._on_taken_over()
                     return
                 self._write()
-            except Exception as error:  # the next time may be better
+            except Exception as error:  # the next renewal may succeed
                 logger.debug("the claim of %s was not renewed: %s", self._run, error)
 
-    def _successor(self) -> _Found | None:
-        """The claim of the training that followed this one, if there is one."""
+    def _successor(self) -> _ClaimFile | None:
+        """The claim of a training that has taken over the run, if there is one."""
         newest = _newest(self._run)
         return newest if newest.number > self._number > 0 else None
 
-    def _is_mine(self, found: _Found) -> bool:
-        writer = found.writer()
-        return writer is not None and writer.token == self._mine.token
+    def _is_mine(self, claim: _ClaimFile) -> bool:
+        writer = claim.writer()
+        return writer is not None and writer.token == self._writer.token
 
     def _text(self, ended: str | None = None) -> str:
-        now = dataclasses.replace(self._mine, renewed=time.time(), ended=ended)
+        now = dataclasses.replace(self._writer, renewed=time.time(), ended=ended)
         return json.dumps(dataclasses.asdict(now), indent=2) + "\n"
 
     def _write(self, ended: str | None = None) -> None:
@@ -309,19 +312,19 @@ def _numbers(run: RunPath) -> list[int]:
     return [int(match[1]) for match in found if match]
 
 
-def _newest(run: RunPath) -> _Found:
+def _newest(run: RunPath) -> _ClaimFile:
     return _read(run, max(_numbers(run), default=0))
 
 
-def _read(run: RunPath, number: int) -> _Found:
+def _read(run: RunPath, number: int) -> _ClaimFile:
     try:
-        return _Found(number, (run / _name(number)).read_text() if number else "")
+        return _ClaimFile(number, (run / _name(number)).read_text() if number else "")
     except (FileNotFoundError, UnicodeDecodeError):
-        return _Found(number)
+        return _ClaimFile(number)
 
 
-def _has_ended(found: _Found) -> bool:
-    writer = found.writer()
+def _has_ended(claim: _ClaimFile) -> bool:
+    writer = claim.writer()
     return writer is not None and writer.ended is not None
 
 
@@ -334,7 +337,7 @@ def _this_process(run: RunPath) -> Writer:
         renewed=time.time(),
         machine=_machine(),
         started=_start_of(os.getpid()),
-        folder=_folder(run),
+        folder=_inode(run),
         token=secrets.token_hex(8),
     )
 
@@ -353,8 +356,11 @@ def _machine() -> str:
 
 
 def _start_of(process: int) -> str | None:
-    """When a process began, in clock ticks since the system did, or "" for one that only waits to
-    be forgotten; None where the system does not tell."""
+    """When a process started, in clock ticks since the system's start.
+
+    Returns:
+      "" for a process that has ended but is still listed (a zombie); None if it is unknown.
+    """
     try:
         state, *fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -362,5 +368,5 @@ def _start_of(process: int) -> str | None:
     return "" if state in "ZX" else fields[18]
 
 
-def _folder(run: RunPath) -> int | None:
+def _inode(run: RunPath) -> int | None:
     return os.stat(run).st_ino if isinstance(run, Path) and run.exists() else None

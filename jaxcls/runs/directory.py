@@ -1,14 +1,14 @@
-"""A run's directory: what describes the run, and whether it may go on.
+"""The directory of a run: its record, and whether it can be resumed.
 
 config.json    the whole config, class names and versions
-checkpoints/   one folder a step
-state.json     whether the run goes on, and how it ended
-writer.N.json  the N-th training that claimed the run (jaxcls/runs/claim.py)
-log.txt        what was printed, and warnings such as images that were skipped
-metrics.csv    one line a log interval
-eval.json      the last `jaxcls evaluate`
-events.*       TensorBoard
-wandb_id.txt   with wandb_project, the run's id there; the folder wandb is that library's
+checkpoints/   one folder per saved step
+state.json     whether the run is running, or how it ended
+writer.N.json  the N-th process that wrote to the run, the current or last (jaxcls/runs/claim.py)
+log.txt        the printed lines, and warnings such as images that were skipped
+metrics.csv    one line per log interval
+eval.json      the metrics of the last `jaxcls evaluate`
+events.*       TensorBoard's files
+wandb_id.txt   with wandb_project, the run's id there; the folder wandb belongs to its library
 """
 
 import contextlib
@@ -18,7 +18,6 @@ import json
 import logging
 import platform
 import secrets
-import textwrap
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -30,15 +29,16 @@ from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.distributed.agree import exchange, is_main_process, together
 from jaxcls.distributed.job import JobError
 from jaxcls.models.weights_info import WeightsInfo
-from jaxcls.system.errors import UserError, shown
+from jaxcls.system.errors import UserError, one_line, shown
 from jaxcls.system.names import composed, printable
-from jaxcls.system.paths import RunPath, is_url, write_whole
+from jaxcls.system.paths import RunPath, is_url
 from jaxcls.system.shell import command, path_word
 from jaxcls.system.version import VERSION
+from jaxcls.system.whole_files import try_writing, write_whole
 
 logger = logging.getLogger("jaxcls")
 
-PACKAGES = (
+PACKAGES = (  # whose versions are recorded
     "jax",
     "jaxlib",
     "flax",
@@ -48,8 +48,6 @@ PACKAGES = (
     "tensorflow-datasets",
     "grain",
 )
-
-
 RECORD = "config.json"
 
 
@@ -58,19 +56,19 @@ class RunError(UserError):
 
 
 class TakenOverError(RunError):
-    """Another training writes to the run now, so this one must not any more."""
+    """Another training has taken over the run, so this one must write nothing more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunInfo:
-    """What one needs to know to use a run's parameters.
+    """The record of a run, which one needs to use its parameters.
 
     Attributes:
-      config: the training's.
-      class_names: in the order of the logits.
-      data: which training data it was (`Source.identity`); None where that is not known.
-      weights: of the weights that it started from, without class names; None if it started from
-        random values.
+      config: the config of the training.
+      class_names: the classes in the order of the logits.
+      data: identifies the training data (`Source.identity`); None if unknown.
+      weights: describes the weights that the training started from, without class names; None if
+        it started from random values.
     """
 
     config: Config
@@ -106,12 +104,12 @@ class RunInfo:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunState:
-    """How a run stands, as far as its process could tell.
+    """The state of a run, as its process recorded it.
 
     Attributes:
-      state: running is also what a process that was killed leaves.
-      num_steps: length of the whole training.
-      why: what stopped it, or what it failed of; else empty.
+      state: a process that was killed leaves the state "running".
+      num_steps: the number of steps of the whole training.
+      why: the signal that stopped it, or the error that it failed with; else empty.
     """
 
     state: Literal["running", "finished", "stopped", "failed"]
@@ -124,10 +122,10 @@ def checkpoint_dir(run: RunPath) -> RunPath:
 
 
 def require_run(run: RunPath) -> RunPath:
-    """Checks that a run directory is there to be read.
+    """Checks that a directory contains a run that can be read; returns the directory.
 
     Raises:
-      RunError: it is missing, or not a run.
+      RunError: it is missing, is not a run, or cannot be read.
     """
     if is_url(run):
         _require_readable(run)
@@ -138,7 +136,7 @@ def require_run(run: RunPath) -> RunPath:
             how = command("train", "CONFIG", "--workdir", path_word(str(run)))
             what = f"run {shown(run)!r} has no checkpoint"
             if not (run / RECORD).is_file():
-                what = f"folder {shown(run)!r} holds no run, and so has no checkpoint"
+                what = f"folder {shown(run)!r} is not a run, so it has no checkpoint"
             raise RunError(f"{what}; train one there with: {how}")
         next(iter(checkpoint_dir(run).iterdir()), None)
     except OSError as error:
@@ -147,14 +145,18 @@ def require_run(run: RunPath) -> RunPath:
 
 
 def prepare_run(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str]:
-    """Makes the directory, or checks that the run in it is the same one. Records nothing yet.
+    """Creates the directory, or checks that it contains the same run. Writes no record yet.
+
+    Args:
+      run: the directory of the run.
+      info: the record of the training that is about to start.
+      allow_changes: whether fields that decide the result may differ from the existing run.
 
     Returns:
-      The fields that differ from the run's earlier start, as sentences; empty for a new run.
+      The fields that differ from the existing run, as text; empty for a new run.
 
     Raises:
-      RunError: the directory cannot be written, or fields that decide the result have changed and
-        `allow_changes` is not set.
+      RunError: the directory cannot be written, or fields differ without `allow_changes`.
     """
     changes = changes_of(run, info, allow_changes=allow_changes)
     if is_url(run):
@@ -163,8 +165,10 @@ def prepare_run(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str
     try:
         checkpoint_dir(run).mkdir(parents=True, exist_ok=True)
         for folder in (run, checkpoint_dir(run)):
-            _probe(folder)
-        if (log := Path(run, "log.txt")).is_file():  # it is written on, where others are replaced
+            try_writing(folder / "trial")
+        if (
+            log := Path(run, "log.txt")
+        ).is_file():  # other files are replaced, this one is extended
             log.open("a").close()
     except OSError as error:
         raise _not_writable(run, error) from error
@@ -172,13 +176,12 @@ def prepare_run(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str
 
 
 def changes_of(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str]:
-    """Checks that the run in a directory, if there is one, is the same one.
+    """Compares a training with the run in a directory, if there is one.
 
-    Returns:
-      As `prepare_run`.
+    Args and result are those of `prepare_run`.
 
     Raises:
-      RunError: fields that decide the result have changed and `allow_changes` is not set.
+      RunError: fields that decide the result differ, and `allow_changes` is not set.
     """
     changes: list[str] = []
     if (old := recorded_info(run)) is not None:
@@ -194,8 +197,8 @@ def changes_of(run: RunPath, info: RunInfo, *, allow_changes: bool) -> list[str]
             raise RunError(
                 f"run {str(run)!r} was started with another config; changed:\n  "
                 + "\n  ".join(changes)
-                + "\nuse another --workdir, or --allow-changes to go on with the new values "
-                "(the network and what the optimizer keeps must stay the same)"
+                + "\nuse another --workdir, or --allow-changes to resume with the new values "
+                "(the network and the optimizer's state must keep their shapes)"
             )
     return changes
 
@@ -204,7 +207,7 @@ def require_shared(run: RunPath) -> None:
     """Checks that all processes of a job see the same directory.
 
     Raises:
-      JobError: one does not see what process 0 wrote there.
+      JobError: one of them does not see a file that process 0 wrote there.
     """
     name = exchange(f".shared.{secrets.token_hex(8)}")[0]
     try:
@@ -215,7 +218,7 @@ def require_shared(run: RunPath) -> None:
             if not _appears(run / name):
                 raise JobError(
                     f"run directory {str(run)!r} is not the one that process 0 writes to; give all "
-                    f"processes a --workdir that they share, on a shared disk or in a bucket"
+                    f"processes the same --workdir, on a shared disk or in a bucket"
                 )
     finally:
         if is_main_process():
@@ -223,7 +226,7 @@ def require_shared(run: RunPath) -> None:
 
 
 def _appears(path: RunPath) -> bool:
-    """Whether a file is there, or comes within seconds; a network's disk may be late."""
+    """Whether a file exists or appears within five seconds, because network disks may be late."""
     for _ in range(50):
         if path.exists():
             return True
@@ -232,41 +235,28 @@ def _appears(path: RunPath) -> bool:
 
 
 def _require_readable(run: RunPath) -> None:
-    """Asks a bucket for a list; `is_dir` says no to a forbidden one, too."""
+    """Lists a folder in a bucket, because `is_dir` is also False if access is forbidden."""
     try:
         next(iter(run.iterdir()), None)
-    except FileNotFoundError:
-        return  # the bucket or the folder
+    except FileNotFoundError:  # there is no such bucket or folder
+        return
     except Exception as error:  # the network's, the credentials' and the server's errors
         raise _not_readable(run, error) from error
 
 
-def _probe(folder: RunPath) -> None:
-    """Writes a file, reads it back, and deletes it, as checkpoints will be."""
-    probe = folder / f".may-be-written.{secrets.token_hex(8)}"
-    probe.write_text("may this folder be written?")
-    probe.read_text()
-    probe.unlink()
-
-
 def _require_writable_bucket(run: RunPath) -> None:
     try:
-        _probe(run)
+        try_writing(run / "trial")
     except Exception as error:  # the network's, the credentials' and the server's errors
         missing = "no such bucket; " if isinstance(error, FileNotFoundError) else ""
         raise RunError(
-            f"run {str(run)!r} cannot be written ({missing}{_one_line(error)}); make the bucket, "
+            f"run {str(run)!r} cannot be written ({missing}{one_line(error)}); create the bucket, "
             f"get the right to list, read, write and delete its objects, or use another --workdir"
         ) from error
 
 
-def _one_line(error: Exception) -> str:
-    reason = getattr(error, "strerror", None) or str(error) or repr(error)
-    return textwrap.shorten(reason, 300, placeholder=" …")
-
-
 def record_run(run: RunPath, info: RunInfo) -> None:
-    """Writes config.json, once it is sure that the run goes on with it.
+    """Writes config.json. Call it only when the training is certain to continue with this record.
 
     Raises:
       RunError: the directory cannot be written.
@@ -276,20 +266,21 @@ def record_run(run: RunPath, info: RunInfo) -> None:
 
 
 def record_state(run: RunPath, state: RunState) -> None:
-    """Writes state.json, by the first process; a run goes on without it."""
+    """Writes state.json in process 0; if that fails, only warns, because a run works without it."""
     if is_main_process():
         with _recording:
             _write_state(run, state)
 
 
 def record_early_stop(run: RunPath, stopped_by: str) -> None:
-    """Notes that a training ends before it took a step, where state.json says that it goes on.
+    """Records that a training stops before its first step, if state.json says that it is running.
 
-    The caller, any thread, then ends the process; nothing is recorded any more.
+    The caller, in any thread, must then end the process, because no state can be recorded any more.
     """
     if not is_main_process():
         return
-    _recording.acquire()  # for ever: the main thread may be about to note that the training runs
+    # Never released, because the main thread may be about to record that the training is running.
+    _recording.acquire()
     state = recorded_state(run)
     if state is not None and state.state == "running":
         why = f"{stopped_by} before its first step"
@@ -302,29 +293,29 @@ _recording = threading.Lock()
 def _write_state(run: RunPath, state: RunState) -> None:
     try:
         write_json(run / "state.json", dataclasses.asdict(state))
-    except Exception as error:  # a bucket's come in many types
-        logger.warning("state.json was not written in %s: %s", run, _one_line(error))
+    except Exception as error:  # errors of a bucket have many types
+        logger.warning("cannot write state.json in %s: %s", run, one_line(error))
 
 
 @contextlib.contextmanager
 def recording_failure(run: RunPath, *, num_steps: int) -> Iterator[None]:
-    """Notes in state.json that the run goes on, and what it fails of if it does."""
+    """Records in state.json that the run is running, and if the block fails, the error."""
     record_state(run, RunState(state="running", num_steps=num_steps))
     try:
         yield
     except TakenOverError:
-        raise  # state.json is the other training's
-    except KeyboardInterrupt:  # of whoever calls `train` with a handler of SIGINT that raises it
+        raise  # state.json belongs to the other training
+    except KeyboardInterrupt:  # Python's default for SIGINT, if a library user calls `train`
         record_state(run, RunState(state="stopped", num_steps=num_steps, why="SIGINT"))
         raise
     except Exception as error:
-        why = _one_line(error)
+        why = one_line(error)
         record_state(run, RunState(state="failed", num_steps=num_steps, why=why))
         raise
 
 
 def recorded_state(run: RunPath) -> RunState | None:
-    """How a run stands; None where that is not known, as with runs of older versions."""
+    """The recorded state of a run; None if it is unknown, as for runs of older versions."""
     try:
         return decode_fields(RunState, json.loads((run / "state.json").read_text()), prefix="")
     except (OSError, ValueError, TypeError):
@@ -332,51 +323,50 @@ def recorded_state(run: RunPath) -> RunState | None:
 
 
 def save_evaluation(run: RunPath, metrics: Mapping[str, float]) -> None:
-    """Writes eval.json; a run that cannot be written can still be evaluated."""
+    """Writes eval.json; if that fails, only warns, because the evaluation itself is done."""
     try:
         write_json(run / "eval.json", metrics)
-    except Exception as error:  # a bucket's come in many types
-        logger.warning("eval.json was not written in %s: %s", run, _one_line(error))
+    except Exception as error:  # errors of a bucket have many types
+        logger.warning("cannot write eval.json in %s: %s", run, one_line(error))
 
 
 def write_json(path: RunPath, values: Any) -> None:
-    """Writes the whole file or nothing."""
+    """Writes a JSON file, completely or not at all."""
     write_whole(path, json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
 def writing(run: RunPath) -> Iterator[None]:
-    """Whatever fails inside fails because the directory cannot be written.
+    """Reports errors inside the `with` as "cannot be written".
 
     Raises:
-      RunError: in place of any error but a user's mistake.
+      RunError: for any error that is not a `UserError` already.
     """
     try:
         yield
     except UserError:
         raise
-    except Exception as error:  # a bucket's come in many types
+    except Exception as error:  # errors of a bucket have many types
         raise _not_writable(run, error) from error
 
 
 def _not_readable(run: RunPath, error: Exception) -> RunError:
     return RunError(
-        f"run {shown(run)!r} cannot be read: {_one_line(error)}; mend that, or name another"
+        f"run {shown(run)!r} cannot be read: {one_line(error)}; correct this, or use another run"
     )
 
 
 def _not_writable(run: RunPath, error: Exception) -> RunError:
     return RunError(
-        f"run directory {shown(run)!r} cannot be written ({_one_line(error)}); use "
-        f"another --workdir"
+        f"run directory {shown(run)!r} cannot be written ({one_line(error)}); use another --workdir"
     )
 
 
 def recorded_info(run: RunPath) -> RunInfo | None:
-    """What describes the run in a directory; None where none was started yet.
+    """Reads the record of the run in a directory; None if no run was started there.
 
     Raises:
-      RunError: its record is damaged, or of another version.
+      RunError: the record is damaged or of another version, or cannot be read.
     """
     if is_url(run):
         _require_readable(run)
@@ -394,16 +384,16 @@ def recorded_info(run: RunPath) -> RunInfo | None:
 
 
 def recorded_run(record: RunPath) -> RunPath | None:
-    """The run that a file describes; None if it is no run's, but a copy or an export's."""
+    """The run whose record a file is; None if it is a copy, or was exported."""
     run = record.parent
     return run if record.name == RECORD and checkpoint_dir(run).is_dir() else None
 
 
 def config_of_record(record: RunPath) -> Config:
-    """The config in a run's config.json, or in another JSON file that holds a config.
+    """Reads the config in a run's config.json, or in another JSON file with a config.
 
     Raises:
-      RunError: the file is not there, cannot be read, holds no config, or one of another version.
+      RunError: the file is missing, cannot be read, or has no config that this version can read.
     """
     if is_url(record):
         _require_readable(record.parent)
@@ -412,9 +402,9 @@ def config_of_record(record: RunPath) -> Config:
     except FileNotFoundError as error:
         raise RunError(f"config file {str(record)!r} does not exist") from error
     except OSError as error:
-        raise RunError(f"config file {str(record)!r}: {_one_line(error)}") from error
+        raise RunError(f"config file {str(record)!r}: {one_line(error)}") from error
     except ValueError as error:
-        raise RunError(f"config file {str(record)!r} is no JSON ({error})") from error
+        raise RunError(f"config file {str(record)!r} is not JSON ({error})") from error
     try:
         return decode(values.get("config", values) if isinstance(values, Mapping) else values)
     except ConfigError as error:
@@ -422,7 +412,7 @@ def config_of_record(record: RunPath) -> Config:
 
 
 def recorded_config(run: RunPath) -> Config:
-    """The config that a run was trained with.
+    """Reads the config of a run.
 
     Raises:
       RunError: there is no such run, or its record is damaged.

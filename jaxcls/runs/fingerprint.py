@@ -1,11 +1,11 @@
-"""What a tree of arrays holds: names, shapes, dtypes, and a digest of each array's values.
+"""Fingerprints of a tree of arrays: names, shapes, dtypes, and a digest of each array's values.
 
-A digest depends on the values alone, not on sharding, devices or hosts. It is a sum over the
-array's words (of 32 bits, or of the dtype if that is narrower), each multiplied by an odd 64-bit
-pseudo-random weight of its place in the *global* array, modulo 2**64. Odd weights make any damage
-within one word change the sum; other damage escapes with a chance near 2**-32. It is computed on
-the host, the faster place here: 86 MB in 1084 arrays on 2 CPU cores take 0.04 s, against 0.05 s
-and 4 to 19 s of compiling as a jitted function.
+A digest depends only on the values, not on sharding, devices or hosts. It is a sum over the array's
+words (of 32 bits, or of the dtype if that is narrower), each multiplied by an odd 64-bit
+pseudo-random weight of its position in the *global* array, modulo 2**64. With odd weights, damage
+within one word always changes the sum; other damage is missed with a probability near 2**-32. The
+host computes it, because that is faster: 86 MB in 1084 arrays on 2 CPU cores take 0.04 s, and a
+jitted function 0.05 s after 4 to 19 s of compiling.
 """
 
 import math
@@ -20,7 +20,7 @@ _CHUNK = 1 << 16
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a tree by readable names, as `params/stem/conv/kernel`."""
+    """The leaves of a tree by readable names such as `params/stem/conv/kernel`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     flat = {jax.tree_util.keystr(p, simple=True, separator="/") or "state": x for p, x in leaves}
     assert len(flat) == len(leaves), "two leaves of the tree have the same name"
@@ -28,10 +28,10 @@ def flatten(tree: Any) -> dict[str, Any]:
 
 
 def fingerprint(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, Any]]:
-    """Shape, dtype and digest of each array, as JSON.
+    """Computes the shape, dtype and digest of each array, as JSON.
 
-    All processes call it with the same names. Each sums over the shards of which it holds the
-    first replica, and adds what the others have of arrays that it holds in part.
+    All processes must call it with the same names. Each process sums over the shards of which it
+    holds the first replica, and then adds the other processes' sums for arrays that they share.
     """
     shards = {
         name: [shard for shard in x.addressable_shards if shard.replica_id == 0]
@@ -48,7 +48,7 @@ def fingerprint(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, Any]]:
         ],
         np.uint64,
     )
-    if jax.process_count() > 1:  # as 32-bit words: JAX has 64-bit ones only when told so
+    if jax.process_count() > 1:  # as 32-bit words, because JAX has no 64-bit ones by default
         words = np.asarray(multihost_utils.process_allgather(sums.view(np.uint32)))
         total = np.ascontiguousarray(words).view(np.uint64).sum(axis=0, dtype=np.uint64)
         whole = [x.is_fully_addressable for x in arrays.values()]
@@ -60,13 +60,13 @@ def fingerprint(arrays: Mapping[str, jax.Array]) -> dict[str, dict[str, Any]]:
 
 
 def fingerprint_numpy(arrays: Mapping[str, np.ndarray]) -> dict[str, dict[str, Any]]:
-    """The same of arrays in the memory of this process alone."""
+    """Computes the same as `fingerprint` for arrays that this process holds completely."""
     sums = {name: _weighted_sum(x, x.shape, ()) % 2**64 for name, x in arrays.items()}
     return {name: _describe(x) | {"digest": f"{sums[name]:016x}"} for name, x in arrays.items()}
 
 
 def name_mismatches(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str | None:
-    """Compares the shapes and dtypes of a fingerprint with those of arrays; names differences."""
+    """Names the arrays whose shapes or dtypes differ from a fingerprint; None if all are equal."""
 
     def text(array: Mapping[str, Any] | None) -> str:
         return "nothing" if array is None else f"{array['dtype']}{array['shape']}"
@@ -82,7 +82,7 @@ def name_mismatches(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> str 
 
 
 def name_damaged(saved: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """Compares fingerprints of the same arrays; names those that differ."""
+    """Names the arrays whose fingerprints differ; None if all are equal."""
     return _shorten([name for name, array in found.items() if array != saved[name]])
 
 
@@ -96,7 +96,13 @@ def _shorten(names: list[str]) -> str | None:
 
 
 def _weighted_sum(block: np.ndarray, shape: tuple[int, ...], index: tuple[slice, ...]) -> int:
-    """The part of a digest that comes from `block`, which is `array[index]`; shape: the array's."""
+    """The part of a digest that comes from `block`, which is `array[index]`.
+
+    Args:
+      block: a part of the array.
+      shape: the shape of the whole array.
+      index: the position of the block in the array.
+    """
     if not block.size:
         return 0
     word = {1: np.uint8, 2: np.uint16}.get(block.dtype.itemsize, np.uint32)
@@ -125,7 +131,8 @@ def _pseudo_random(number: np.ndarray) -> np.ndarray:
     return (z ^ (z >> np.uint64(31))) | np.uint64(1)
 
 
-# A word's weight is a product of two odd numbers: its chunk's, and its place's in the chunk.
+# The weight of a word is a product of two odd numbers: that of its chunk and that of its position
+# in the chunk.
 _WEIGHTS = _pseudo_random(np.arange(1, _CHUNK + 1, dtype=np.uint64))
 
 

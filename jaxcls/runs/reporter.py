@@ -1,7 +1,8 @@
-"""What a person sees of a run: a progress bar, lines, log.txt, metrics.csv and TensorBoard."""
+"""Reports a training: progress bar, printed lines, log.txt, metrics.csv and trackers."""
 
 import contextlib
 import csv
+import functools
 import logging
 import shutil
 import sys
@@ -18,10 +19,12 @@ from rich.console import Console
 from jaxcls.config import Config
 from jaxcls.config.decoding import encode_fields, flatten
 from jaxcls.runs.directory import RunError, TakenOverError
-from jaxcls.runs.trackers import Background, TensorBoard, WandbRun, require_wandb
+from jaxcls.runs.trackers import TrackedRun, wanted_trackers
+from jaxcls.runs.trackers.background import Background
 from jaxcls.system.names import printable
-from jaxcls.system.output import dropped, lasting, may_draw
+from jaxcls.system.output import drop_reason, may_draw, safe_stream
 from jaxcls.system.paths import RunPath
+from jaxcls.system.whole_files import replacing
 
 logger = logging.getLogger("jaxcls")
 
@@ -39,18 +42,18 @@ COLUMNS: tuple[str, ...] = (
     "eval_loss",
     "eval_top1",
     "eval_top5",
-    "eval_raw_loss",  # of the parameters themselves, beside that of their moving averages
+    "eval_raw_loss",  # of the parameters; eval_loss is that of their moving averages, if any
     "eval_raw_top1",
     "eval_raw_top5",
 )
 
-READER_SECONDS = 30.0  # that a training waits, once, for a reader that is there and does not read
+READER_SECONDS = 30.0  # a training waits this long, once, for a reader that does not read
 
 
 class Reporter:
-    """Shows progress and writes it down. One process of a job has one.
+    """Shows and records the progress of a training. Only process 0 of a job has one.
 
-    What it cannot show or write once the run is open is said, once, and the training goes on.
+    If something cannot be shown or written later, it says so once, and the training continues.
     """
 
     def __init__(
@@ -65,11 +68,10 @@ class Reporter:
     ):
         self._num_steps = num_steps
         self._steps_per_epoch = steps_per_epoch
-        self._stream = lasting(stream or sys.stderr, patience=READER_SECONDS)
+        self._stream = safe_stream(stream or sys.stderr, patience=READER_SECONDS)
         self._console = Console(file=self._stream, highlight=False, emoji=False, soft_wrap=True)
-        self._told: set[str] = set()
-        if config.wandb_project is not None:
-            require_wandb(config.wandb_project)
+        self._reported: set[str] = set()
+        trackers = wanted_trackers(config)
         self._run = run
         self._folder = run if isinstance(run, Path) else _local_copy(run)
         self._csv = _open_csv(self._folder / "metrics.csv", start_step)
@@ -88,65 +90,49 @@ class Reporter:
         )
         self._task = self._progress.add_task("", total=num_steps, completed=start_step)
         self._progress.start()
-        self._trackers = self._begin_trackers(config, start_step=start_step)
-
-    def _begin_trackers(self, config: Config, *, start_step: int) -> list[Background]:
-        hyperparameters = {
-            name: value if isinstance(value, bool | int | float) else printable(str(value))
-            for name, value in flatten(encode_fields(config)).items()
-        }
-
-        def begin_tensorboard() -> TensorBoard:
-            return TensorBoard(self._folder, start_step=start_step, hyperparameters=hyperparameters)
-
-        def begin_wandb() -> WandbRun:
-            assert config.wandb_project is not None
-            tracker = WandbRun(
-                config.wandb_project,
-                self._run,
-                folder=self._folder,
-                hyperparameters=hyperparameters,
-            )
-            if tracker.url:
-                self.say(f"metrics also go to {tracker.url}")
-            return tracker
-
-        trackers = [Background("TensorBoard's file", begin_tensorboard, say=self.say)]
-        if config.wandb_project is not None:
-            trackers.append(Background("Weights & Biases", begin_wandb, say=self.say))
-        return trackers
+        tracked = TrackedRun(
+            run=run,
+            folder=self._folder,
+            start_step=start_step,
+            hyperparameters=_hyperparameters(config),
+            say=self.say,
+        )
+        self._trackers = [
+            Background(name, functools.partial(begin, tracked), say=self.say)
+            for name, begin in trackers.items()
+        ]
 
     def say(self, text: str) -> None:
-        """Prints a line above the progress bar, and keeps it in log.txt."""
+        """Prints a line above the progress bar, and writes it to log.txt."""
         self._console_line(text)
         self._log.handle(_record(text))
-        self._note_dropped()
+        self._report_dropped_text()
 
-    def _note_dropped(self) -> None:
-        if problem := dropped(self._stream):
+    def _report_dropped_text(self) -> None:
+        if problem := drop_reason(self._stream):
             self._say_once(
                 "messages",
-                f"messages could not be printed ({problem}); the training goes on, and its log has "
-                f"them",
+                f"messages could not be printed ({problem}); the training continues, and log.txt "
+                f"has them",
             )
 
     def _say_once(self, about: str, text: str) -> None:
-        if about not in self._told:
-            self._told.add(about)
+        if about not in self._reported:
+            self._reported.add(about)
             self.say(text)
 
     def _console_line(self, text: str) -> None:
         self._console.print(text, markup=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes the training metrics of the steps up to and including `step`."""
+        """Records the training metrics of the steps up to and including `step`."""
         self._last = metrics
-        self._note_dropped()
+        self._report_dropped_text()
         self._write(step, metrics, prefix="train/")
         self._progress.update(self._task, completed=step, description=_describe(metrics))
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes an evaluation after `step` and prints a line of where training is."""
+        """Records an evaluation after training step `step`, and prints a line of progress."""
         named = {f"eval_{name}": value for name, value in metrics.items()}
         self._write(step, named, prefix="eval/")
         where = f"epoch {step / self._steps_per_epoch:6.1f}  step {step}/{self._num_steps}"
@@ -157,7 +143,7 @@ class Reporter:
         self._publish()
 
     def show(self, step: int, name: str, images: np.ndarray) -> None:
-        """Shows images, uint8 [count, height, width, 3], beside the metrics after `step`."""
+        """Sends images, uint8 [count, height, width, 3], after `step` to the trackers."""
         for tracker in self._trackers:
             tracker.show(step, name, images)
 
@@ -170,7 +156,7 @@ class Reporter:
             tracker.close(failed=kind is not None)
         logger.removeHandler(self._log)
         self._log.close()
-        with contextlib.suppress(OSError):  # it was said when the last row could not be written
+        with contextlib.suppress(OSError):  # already reported when a row could not be written
             self._csv.close()
         if kind is not TakenOverError:
             self._publish()
@@ -178,7 +164,7 @@ class Reporter:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _publish(self) -> None:
-        """Sends the files to the bucket that the run is in; the next time mends what fails."""
+        """If the run is in a bucket, sends the files there; a failure is made up for next time."""
         if self._folder == self._run:
             return
         try:
@@ -210,7 +196,7 @@ class Reporter:
             self._say_once(
                 "metrics.csv",
                 f"metrics.csv cannot be written in run {str(self._run)!r} ({error.strerror}); the "
-                f"training goes on, and rows may be missing there",
+                f"training continues, but rows may be missing there",
             )
         tagged = {prefix + name.removeprefix("eval_"): value for name, value in kept.items()}
         for tracker in self._trackers:
@@ -218,29 +204,29 @@ class Reporter:
 
 
 class QuietReporter:
-    """In place of a `Reporter` in the other processes of a job: shows nothing.
+    """Takes the place of a `Reporter` in the other processes of a job: shows nothing.
 
-    It may keep a log of its own, log.N.txt of process N.
+    It may write a log of its own, log.N.txt in process N.
     """
 
     def __init__(self, log: Path | None):
         self._log = None if log is None else _LogFile(log, _to_stderr)
 
     def say(self, text: str) -> None:
-        """Keeps a line in the log."""
+        """Writes a line to the log."""
         if self._log is not None:
             self._log.handle(_record(text))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes the training metrics in the log."""
+        """Writes training metrics to the log."""
         self.say(f"step {step}  {_describe(metrics)}")
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Notes an evaluation in the log."""
+        """Writes an evaluation to the log."""
         self.say(f"step {step}  test loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}")
 
     def show(self, step: int, name: str, images: np.ndarray) -> None:
-        """Process 0 shows them."""
+        """Does nothing, because process 0 shows the images."""
 
     def __enter__(self) -> "QuietReporter":
         return self
@@ -252,15 +238,15 @@ class QuietReporter:
 
 
 class _LogFile(logging.FileHandler):
-    """A log that also gets the warnings, which belong to it, too, until it is closed.
+    """A log file, which also receives jaxcls' warnings until it is closed.
 
-    It never raises. That it cannot be written is told, once; each line is tried again.
+    It never raises. If it cannot be written, it reports that once, and still tries each line.
     """
 
-    def __init__(self, path: Path, tell: Callable[[str], None]):
+    def __init__(self, path: Path, report: Callable[[str], None]):
         super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
         self.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-        self._path, self._tell, self._told = path, tell, False
+        self._path, self._report, self._reported = path, report, False
         logger.addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -270,10 +256,10 @@ class _LogFile(logging.FileHandler):
             self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802
-        if not self._told:
-            self._told = True
+        if not self._reported:
+            self._reported = True
             why = getattr(sys.exception(), "strerror", None) or sys.exception()
-            self._tell(f"{self._path} cannot be written ({why}); the training goes on without it")
+            self._report(f"{self._path} cannot be written ({why}); the training continues")
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -281,7 +267,7 @@ class _LogFile(logging.FileHandler):
 
 
 def _to_stderr(text: str) -> None:
-    print(text, file=lasting(sys.stderr), flush=True)
+    print(text, file=safe_stream(sys.stderr), flush=True)
 
 
 def _record(text: str) -> logging.LogRecord:
@@ -296,10 +282,10 @@ def read_metrics(path: RunPath) -> list[dict[str, str]]:
 
 
 def metric_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
-    """The columns of metrics.csv as float64 [rows], not a number where a row has no value.
+    """The columns of metrics.csv as float64 [rows], with NaN for values that are missing.
 
     Raises:
-      ValueError: a value is no number, or a row has no step.
+      ValueError: a value is not a number, or a row has no step.
     """
     columns = {name: np.array([float(row.get(name) or "nan") for row in rows]) for name in COLUMNS}
     if not np.isfinite(columns["step"]).all():
@@ -308,7 +294,7 @@ def metric_columns(rows: Sequence[Mapping[str, str]]) -> dict[str, np.ndarray]:
 
 
 def _local_copy(run: RunPath) -> Path:
-    """A temporary folder with the files of a run in a bucket to which lines are added.
+    """Copies the files of a run in a bucket to which lines are appended to a temporary folder.
 
     Raises:
       RunError: the bucket cannot be read.
@@ -325,24 +311,22 @@ def _local_copy(run: RunPath) -> Path:
 
 
 def _open_csv(path: Path, start_step: int) -> TextIO:
-    """Opens metrics.csv to append, without rows of steps that a resumed run takes again.
+    """Opens metrics.csv to append, and removes rows of steps that a resumed run takes again.
 
     Raises:
-      RunError: it cannot be read or written.
+      RunError: the file cannot be read or written.
     """
     try:
         rows = read_metrics(path) if path.exists() else []
         rows = [_known(row) for row in rows if int(row["step"]) <= start_step]
-        temporary = path.with_name(f".{path.name}")
-        with temporary.open("w", newline="") as file:
+        with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = _rows(file)
             writer.writeheader()
             writer.writerows(rows)
-        temporary.replace(path)
         return path.open("a", newline="")
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise RunError(
-            f"{path} cannot be used ({error}); move it away and give the same command again"
+            f"{path} cannot be used ({error}); move it away and run the same command again"
         ) from error
 
 
@@ -352,6 +336,13 @@ def _rows(file: TextIO) -> "csv.DictWriter[str]":
 
 def _known(row: Mapping[str, str]) -> dict[str, str]:
     return {name: row.get(name, "") for name in COLUMNS}
+
+
+def _hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
+    return {
+        name: value if isinstance(value, bool | int | float) else printable(str(value))
+        for name, value in flatten(encode_fields(config)).items()
+    }
 
 
 def _describe(metrics: Mapping[str, float]) -> str:

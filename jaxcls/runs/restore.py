@@ -1,4 +1,4 @@
-"""Reads a run's checkpoint for anything but going on with its training."""
+"""Loads a run's network for evaluation, prediction, export or fine-tuning."""
 
 import dataclasses
 from pathlib import Path
@@ -18,10 +18,10 @@ class RestoredRun:
     """A run's network at one step.
 
     Attributes:
-      info: config and class names.
+      info: the config and class names of the run.
       model: the network.
-      variables: {"params", "batch_stats"}, the moving averages where the training kept some.
-      step: of the checkpoint.
+      variables: {"params", "batch_stats"}; their moving averages if the training kept them.
+      step: the training step that was restored.
     """
 
     info: RunInfo
@@ -31,14 +31,14 @@ class RestoredRun:
 
 
 def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
-    """Restores a run's network; needs nothing but its directory.
+    """Restores a run's network; needs only the run's directory.
 
     Args:
-      run: directory of the run.
-      step: "latest", "best" (by top-1 during training) or a step's number.
+      run: the directory of the run.
+      step: the training step to restore: "latest", "best" (by top-1 during training) or a number.
 
     Raises:
-      UserError: no such run, no good checkpoint, or no such step.
+      UserError: there is no such run, no good checkpoint, or no such step.
     """
     with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
         info = RunInfo.from_json(checkpoints.metadata(step))
@@ -58,10 +58,6 @@ def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
 
 
 def read_run_info(run: str | Path, *, step: Step = "latest") -> RunInfo:
-    """What describes a run, as it was at one step; reads no arrays.
-
-    Raises:
-      UserError: no such run, no good checkpoint, or no such step.
-    """
+    """Reads the config and class names of a run at one step; raises as `restore_run`."""
     with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
         return RunInfo.from_json(checkpoints.metadata(step))

@@ -1,1 +1,1 @@
-"""Where jaxcls meets the operating system: errors, signals, streams, paths, caches."""
+"""The border to the operating system: errors, signals, output streams, paths, files, caches."""

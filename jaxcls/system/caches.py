@@ -1,46 +1,42 @@
-"""Where jaxcls, and the libraries it uses, keep what can be made again.
+"""The folders where jaxcls, and the libraries it uses, keep files that can be made again.
 
-That is the user's folder of caches: XDG_CACHE_HOME, or else ~/.cache. Containers and services may
-have no home folder, or none that can be written. Then it is a private folder beside the temporary
-files, which is said once; no command fails for want of a cache.
+They are in the user's cache folder: XDG_CACHE_HOME, or else ~/.cache. Containers and services may
+have no home folder, or one that cannot be written. Then a private folder in the system's temporary
+folder is used, with one warning. No command fails because there is no cache.
 """
 
-import logging
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
 from jaxcls.system.output import warn_once
-
-logger = logging.getLogger("jaxcls")
+from jaxcls.system.whole_files import try_writing
 
 _REMEDY = "set XDG_CACHE_HOME to a writable folder"
 
 
-def user_caches(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """The user's folder of caches of all programs; None where there is no home folder."""
-    given = environment.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):  # the standard wants others to be ignored
+def user_caches() -> Path | None:
+    """The user's cache folder for all programs; None if there is no home folder."""
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(given):  # the XDG standard says to ignore relative paths
         return Path(given)
     return _in_home(".cache")
 
 
-def cache_dirs(environment: Mapping[str, str] = os.environ) -> list[Path]:
-    """Folders that jaxcls may have kept something in, the best one first. None is made."""
-    usual, temporary = user_caches(environment), _temporary()
+def cache_dirs() -> list[Path]:
+    """The folders in which jaxcls may have kept files, the best one first; creates none."""
+    usual, temporary = user_caches(), _temporary()
     folders = [] if usual is None else [usual / "jaxcls"]
     return folders if temporary is None else [*folders, temporary]
 
 
-def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder for what jaxcls makes itself and can make again, made if need be.
+def cache_dir() -> Path:
+    """The folder for jaxcls' own cached files; creates it if necessary.
 
-    Where nothing at all can be written it is the usual one, and whoever writes there must do
-    without.
+    If no folder can be written, returns the usual one; the caller must then work without a cache.
     """
-    usual, folders = user_caches(environment), cache_dirs(environment)
+    usual, folders = user_caches(), cache_dirs()
     found = next(filter(is_writable, folders), None)
     why = "there is no home folder" if usual is None else f"{usual} cannot be written to"
     if found is None:
@@ -51,60 +47,59 @@ def cache_dir(environment: Mapping[str, str] = os.environ) -> Path:
     return found
 
 
-def settle_libraries(environment: Mapping[str, str] = os.environ) -> None:
-    """Names to Matplotlib and Hugging Face's client a folder where their own cannot be made.
+def set_library_caches() -> None:
+    """Sets MPLCONFIGDIR and HF_HOME if Matplotlib or Hugging Face's client has no usable folder.
 
-    Call it before they are imported. Else the one makes a folder at each start and says so, and the
-    other one called `~` in the current folder. What the user has set stays.
+    Call it before they are imported. Without it Matplotlib makes a new folder at each start, with a
+    warning, and Hugging Face's client makes one called `~` in the current folder. Variables that
+    the user has set stay unchanged.
     """
     for variable, name, usual in (
-        ("MPLCONFIGDIR", "matplotlib", _config_home(environment)),
-        ("HF_HOME", "huggingface", user_caches(environment)),
+        ("MPLCONFIGDIR", "matplotlib", _config_home()),
+        ("HF_HOME", "huggingface", user_caches()),
     ):
-        if variable in environment or (usual is not None and _usable(usual / name)):
-            continue
-        os.environ[variable] = str(cache_dir(environment) / name)
+        if variable not in os.environ and (usual is None or not _is_usable(usual / name)):
+            os.environ[variable] = str(cache_dir() / name)
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is made if need be."""
+    """Whether files can be created in a folder; creates the folder if necessary."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"may this folder be written?")
+        try_writing(folder / "trial")
     except OSError:
         return False
     return True
 
 
-def only_ours(folder: Path) -> bool:
-    """Whether a folder is this user's, and no other one may write to it; raises `OSError`."""
+def is_private(folder: Path) -> bool:
+    """Whether a folder is this user's and no other user may write to it; raises `OSError`."""
     status = folder.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _usable(folder: Path) -> bool:
-    """Whether a folder can be read, as one that an administrator filled, or else made."""
+def _is_usable(folder: Path) -> bool:
+    """Whether a folder can be read, such as one that an administrator filled, or can be created."""
     return os.access(folder, os.R_OK | os.X_OK) or is_writable(folder)
 
 
-def _config_home(environment: Mapping[str, str]) -> Path | None:
-    given = environment.get("XDG_CONFIG_HOME")
+def _config_home() -> Path | None:
+    given = os.environ.get("XDG_CONFIG_HOME")
     return Path(given) if given else _in_home(".config")
 
 
 def _in_home(name: str) -> Path | None:
-    home = os.path.expanduser("~")  # stays as it is without HOME and an entry in passwd
+    home = os.path.expanduser("~")  # stays "~" without HOME and an entry in passwd
     return Path(home, name) if os.path.isabs(home) else None
 
 
 def _temporary() -> Path | None:
-    """This user's folder beside the temporary files; None if it is another's, or there are none."""
+    """This user's folder in the temporary folder; None if another user may have written to it."""
     try:
         folder = Path(tempfile.gettempdir(), f"jaxcls-{os.geteuid()}")
     except FileNotFoundError:
         return None
     try:
-        return folder if only_ours(folder) and not folder.is_symlink() else None
+        return folder if is_private(folder) and not folder.is_symlink() else None
     except FileNotFoundError:
-        return folder  # yet to be made
+        return folder  # not created yet

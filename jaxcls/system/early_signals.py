@@ -1,11 +1,10 @@
-"""What a signal does to the program while no work of it handles signals itself.
+"""Signals before and after a training: they end the program at once, with status 75 and one line.
 
-A signal ends the program at once, with status 75 and one line, from its first instruction on: while
-it imports, joins a job, compiles or evaluates. A training takes over with `StopSignals`, which
-saves first. What a signal does before Python comes to this module, in the first hundredths of a
-second, is not ours to say: there Python ends in its own way.
+This holds from the program's first instruction, while it imports, joins a job, compiles or
+evaluates. During a training `StopSignals` replaces these handlers and saves first. In the first few
+hundredths of a second, before Python imports this module, Python handles signals in its own way.
 
-Imports next to nothing, so that it is there before the long imports begin.
+This module imports as little as possible, so that it is ready before the long imports begin.
 """
 
 from __future__ import annotations
@@ -19,84 +18,91 @@ TYPE_CHECKING = False  # as in jaxcls/__init__.py
 if TYPE_CHECKING:
     from types import FrameType
 
-# They stop a training, and end anything else.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)  # stop a training, end anything else
 EXIT_STOPPED = 75  # the same command resumes (EX_TEMPFAIL)
 
-_ending = threading.Lock()  # taken by the one that ends the program
-_done: int | None = None  # the status of a program whose work is done
-_impatient = False
+_ending = threading.Lock()  # held by the thread that ends the program
+_done_status: int | None = None  # the exit status, once the work is done
+_got_signal_when_done = False
 
 
 def end_on_signals() -> None:
-    """From now on SIGNALS end the program at once; those that its parent ignores stay ignored.
+    """Makes SIGNALS end the program at once; signals that the parent ignores stay ignored.
 
-    Python runs a handler in the main thread alone, and not before a long call into compiled code
-    has come back. So a thread reads the signal's number from a pipe, too. Whoever sets another
-    handler takes a signal over, and gives it back by setting this one again.
+    Python runs a handler only in the main thread, and only after a long call into compiled code has
+    returned. Therefore a second thread also reads the numbers of the signals from a pipe. Code that
+    handles a signal itself sets its own handler, and afterwards sets this one again.
     """
-    open_standard_files()  # else the pipe below may take the number of a closed one
+    open_standard_files()  # otherwise the pipe below may take the number of a closed one
     for number in SIGNALS:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _note)
-    ours, theirs = os.pipe2(os.O_CLOEXEC)
-    os.set_blocking(theirs, False)
-    signal.set_wakeup_fd(theirs, warn_on_full_buffer=False)
-    threading.Thread(target=_watch, args=[ours], name="jaxcls-early-signals", daemon=True).start()
-    # A forked child inherits the pipe, and what it wrote there would end its parent.
-    os.register_at_fork(before=_hold_back, after_in_parent=_restore_mask, after_in_child=_let_go)
-    # Called after all other exit callbacks. Python then takes handlers away, before it ends.
+            signal.signal(number, _handle)
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    os.set_blocking(write_end, False)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    threading.Thread(
+        target=_watch_pipe, args=[read_end], name="jaxcls-early-signals", daemon=True
+    ).start()
+    # A forked child inherits the pipe, and a signal that it writes there would end its parent.
+    os.register_at_fork(
+        before=_block_signals,
+        after_in_parent=_unblock_signals,
+        after_in_child=_restore_default_handlers,
+    )
+    # Called after all other exit callbacks. Python then removes its handlers, before it ends.
     atexit.register(ignore_signals)
 
 
 def open_standard_files() -> None:
     """Opens the null device in place of each closed standard file.
 
-    Else the next file that is opened would get its number, and with it whatever is printed there.
+    Otherwise the next file that is opened would get the number of the closed one, and everything
+    that is printed would be written to it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+            opened = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, this one
             os.set_inheritable(opened, True)
 
 
 def stop_signals() -> list[signal.Signals]:
-    """The signals that stop a training here: a hangup not where it is ignored, as under nohup."""
+    """The signals that stop a training; SIGHUP only if it is not ignored, as under nohup."""
     ignored = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     return [number for number in SIGNALS if number != signal.SIGHUP or not ignored]
 
 
 def work_is_done(status: int) -> None:
-    """From now on a signal does not change the status of the program, which is about to end.
+    """From now on a signal does not change the exit status of the program, which is about to end.
 
-    The first one does nothing. One more ends it at once, in case something holds up the end.
+    The first signal is ignored. A second one ends the program at once with `status`, in case
+    something delays the end.
     """
-    global _done
-    _done = status
+    global _done_status
+    _done_status = status
 
 
 def ignore_signals() -> None:
-    """Lets a process whose work is done end in peace."""
+    """Ignores SIGNALS, so that a process whose work is done can end undisturbed."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _note(number: int, _frame: FrameType | None) -> None:
-    global _impatient
-    if _done is None:
+def _handle(number: int, _frame: FrameType | None) -> None:
+    global _got_signal_when_done
+    if _done_status is None:
         _end(number)
-    elif _impatient:
-        os._exit(_done)
-    _impatient = True
+    elif _got_signal_when_done:
+        os._exit(_done_status)
+    _got_signal_when_done = True
 
 
-def _watch(pipe: int) -> None:
+def _watch_pipe(pipe: int) -> None:
     while True:
         for number in os.read(pipe, 64):
-            # The pipe gets the numbers of signals that others handle, too.
-            if number in SIGNALS and signal.getsignal(number) is _note and _done is None:
+            # The pipe also gets the numbers of signals that other code handles.
+            if number in SIGNALS and signal.getsignal(number) is _handle and _done_status is None:
                 _end(number)
 
 
@@ -108,7 +114,7 @@ def _end(number: int) -> None:
         f"to start over\n"
     )
     try:
-        os.write(2, text.encode())  # not sys.stderr, in which the main thread may just be writing
+        os.write(2, text.encode())  # not sys.stderr, to which the main thread may be writing
     finally:
         os._exit(EXIT_STOPPED)
 
@@ -116,18 +122,18 @@ def _end(number: int) -> None:
 _fork = threading.local()
 
 
-def _hold_back() -> None:
+def _block_signals() -> None:
     _fork.mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
 
 
-def _restore_mask() -> None:
+def _unblock_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, _fork.mask)
 
 
-def _let_go() -> None:
-    """In a forked child: signals act as in any process."""
+def _restore_default_handlers() -> None:
+    """In a forked child, signals act as in any process."""
     signal.set_wakeup_fd(-1)
     for number in SIGNALS:
-        if signal.getsignal(number) is _note:
+        if signal.getsignal(number) is _handle:
             signal.signal(number, signal.SIG_DFL)
-    _restore_mask()
+    _unblock_signals()

@@ -3,40 +3,41 @@
 import errno
 import os
 import sysconfig
+import textwrap
 from pathlib import Path
 
-# What the operating system says of a path, by its number, and what a user can do about it.
+# Errors of the operating system that concern a path, and what a user can do about them.
 _REMEDIES = {
     errno.EACCES: "change its permissions, or name another path",
     errno.EPERM: "change its permissions, or name another path",
     errno.EROFS: "name a path on a disk that can be written",
-    errno.ENOENT: "name what is there",
+    errno.ENOENT: "name one that exists",
     errno.EEXIST: "name another path",
     errno.ENOTDIR: "name a folder where a folder is meant",
     errno.EISDIR: "name a file where a file is meant",
     errno.ENOTEMPTY: "name another path",
     errno.ENAMETOOLONG: "name a shorter path",
-    errno.ELOOP: "mend its links, or name another path",
+    errno.ELOOP: "correct its links, or name another path",
     errno.EINVAL: "name another path",
     errno.ENXIO: "name a file or a folder",
     errno.ENOSPC: "free some space, or name a path on another disk",
     errno.EDQUOT: "free some space, or name a path on another disk",
     errno.EFBIG: "name a path on another disk",
 }
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # a write says so without a path
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # a write raises these without a path
 _LONGEST = 100  # characters of a path in a message
-# Files of jaxcls, of the packages and of Python are none that a user names.
-_OURS = (
+# Users do not name the files of jaxcls, of installed packages or of Python.
+_PROGRAM_FOLDERS = (
     str(Path(__file__).parents[1]),
     *(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")),
 )
 
 
 class UserError(ValueError):
-    """A mistake that the user can mend.
+    """A mistake that the user can correct.
 
     The message names the field, file or record, the value found, and what to do. The command line
-    prints it and exits with status 2; library users may catch it as a `ValueError`.
+    prints it and exits with status 2; users of the library can catch it as a `ValueError`.
     """
 
 
@@ -45,32 +46,32 @@ class DataError(UserError):
 
 
 class BrokenImageError(DataError):
-    """Bytes that are no image, or a damaged one; `data.broken` says what happens then."""
+    """Bytes that are not an image, or a damaged image; `data.broken` decides what happens then."""
 
 
 def mistake_behind(error: BaseException) -> UserError | None:
-    """The user's mistake behind an error that nobody has explained better; None if it is a fault.
+    """The user's mistake that caused an exception; None if the cause is a bug.
 
-    A path that the user names may be missing, forbidden or full wherever it is touched, and a batch
-    may be larger than any memory. What the operating system says of files of Python, of the
-    packages and of jaxcls itself is no mistake of the user.
+    A path that the user gave may be missing, forbidden or on a full disk wherever it is used, and a
+    batch may not fit into memory. Errors that concern files of Python, of installed packages or of
+    jaxcls itself are bugs.
 
     Args:
-      error: any exception.
+      error: any exception that has no better explanation.
     """
     if isinstance(error, UserError):
         return error
     if isinstance(error, OSError):
         return _mistake_of_path(error)
     text = str(error).partition("\n")[0]
-    if isinstance(error, ValueError) and text.startswith("embedded null"):  # Python's, of a path
-        return UserError("a path holds a NUL character, which no file or folder is named by")
-    # The second is JAX's, which is not imported for this.
+    if isinstance(error, ValueError) and text.startswith("embedded null"):  # from Python, of a path
+        return UserError("a path contains a NUL character, which no name of a file can contain")
+    # JAX's exception is recognised by its name, because importing JAX takes long.
     if isinstance(error, MemoryError) or (
         type(error).__name__ == "JaxRuntimeError" and text.startswith("RESOURCE_EXHAUSTED")
     ):
         return UserError(
-            f"this does not fit into memory ({text or 'none is left'}); choose a smaller "
+            f"this does not fit into memory ({text or 'none is left'}); use a smaller "
             f"data.batch_size, data.image_size, data.canvas_size or network"
         )
     return None
@@ -79,16 +80,16 @@ def mistake_behind(error: BaseException) -> UserError | None:
 def _mistake_of_path(error: OSError) -> UserError | None:
     number, path = error.errno, error.filename
     if number == errno.ENOENT and _folder_is_gone():
-        return UserError("the current folder was deleted; change to one that is there")
+        return UserError("the current folder was deleted; change to one that exists")
     if number not in _REMEDIES:
         return None
     remedy = f"{error.strerror}; {_REMEDIES[number]}"
     if path is None:
         return UserError(remedy) if number in _FULL else None
-    if not isinstance(path, str | bytes | os.PathLike):  # of an open file, which is no mistake
+    if not isinstance(path, str | bytes | os.PathLike):  # the number of an open file: a bug
         return None
     text = os.fsdecode(path)
-    if any(Path(text).is_relative_to(folder) for folder in _OURS) and number not in _FULL:
+    if number not in _FULL and any(map(Path(text).is_relative_to, _PROGRAM_FOLDERS)):
         return None
     return UserError(f"{shown(text)!r}: {remedy}")
 
@@ -101,8 +102,14 @@ def _folder_is_gone() -> bool:
     return False
 
 
+def one_line(error: BaseException) -> str:
+    """The reason of an error on one line of at most 300 characters."""
+    reason = getattr(error, "strerror", None) or str(error) or repr(error)
+    return textwrap.shorten(reason, 300, placeholder=" …")
+
+
 def shown(path: str | bytes | os.PathLike[str]) -> str:
-    """A path, with its middle left out where it is longer than a message."""
+    """A path for a message, with its middle left out if it is longer than 100 characters."""
     text = os.fsdecode(path)
     if len(text) <= _LONGEST:
         return text

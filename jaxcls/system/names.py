@@ -1,7 +1,7 @@
-"""Names that people gave to folders and files: how they are compared, and shown.
+"""Names of folders and files: how they are compared, and how they are printed.
 
-On Linux a name is any bytes. Python keeps those that are not UTF-8 as lone surrogates, with which
-the file opens, but which can neither be printed nor drawn.
+On Linux a name may be any bytes. Python stores bytes that are not UTF-8 as lone surrogates: the
+file can be opened by such a name, but the name cannot be printed or drawn.
 """
 
 import os
@@ -11,36 +11,36 @@ from jaxcls.system.errors import UserError
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""The name as text: bytes that are not UTF-8 are written as \xe9."""
+    r"""The name as text that can be printed: bytes that are not UTF-8 become, say, \xe9."""
     text = os.fspath(name)
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, as JSON may hold
+    except UnicodeEncodeError:  # a surrogate that stands for no byte, which JSON may contain
         return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def composed(name: str) -> str:
-    """The name in the one form in which names are compared, Unicode's NFC.
+    """The name in Unicode's form NFC, in which names are compared.
 
-    A Mac may store é as e and an accent, two characters, where others store one.
+    A Mac may store é as two characters, e and an accent, where other systems store one.
     """
     return unicodedata.normalize("NFC", name)
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be printed: it has no bytes that are not UTF-8."""
+    """Whether a name can be printed, that is, whether all of its bytes are UTF-8."""
     return printable(name) == name
 
 
 def require_text(name: str, *, what: str) -> None:
-    """Refuses a name that logs and other programs could not hold.
+    """Checks that logs and other programs can store a name.
 
     Args:
-      name: of a file or folder.
-      what: what it names, for the message.
+      name: the name of a file or folder.
+      what: what has this name, for the message.
 
     Raises:
-      UserError: it has bytes that are not UTF-8.
+      UserError: the name has bytes that are not UTF-8.
     """
     if not is_text(name):
-        raise UserError(f"{what} '{printable(name)}': this name is not UTF-8; take another one")
+        raise UserError(f"{what} '{printable(name)}': this name is not UTF-8; use another one")

@@ -1,7 +1,7 @@
-"""Standard output and standard error that never end a command, and what may be drawn on them.
+"""Standard output and standard error that never end a command, and how tables and bars are drawn.
 
-Readers leave (`| head`, a closed terminal), disks fill, and encodings lack a letter. What cannot be
-written is dropped, what cannot be shown is escaped, and the work goes on.
+Readers leave (`| head`, a closed terminal), disks fill, and encodings lack letters. Text that
+cannot be written is dropped, letters that cannot be encoded are escaped, and the work continues.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ import os
 import select
 import shutil
 import sys
-from collections.abc import Buffer, Mapping
+from collections.abc import Buffer, Collection, Mapping, Sequence
 from typing import TextIO
 
 from jaxcls.system.early_signals import open_standard_files
@@ -21,17 +21,17 @@ from jaxcls.system.errors import UserError
 
 logger = logging.getLogger("jaxcls")
 
-TEXT_COLUMNS = 40  # that help and messages take, however narrow the terminal is
-BAR_COLUMNS = 60  # below which a bar takes several lines, which cannot be drawn over
-_BARS_OF_OTHERS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
+MIN_TEXT_COLUMNS = 40  # help and messages take at least this width, even on a narrower terminal
+MIN_BAR_COLUMNS = 60  # on a narrower terminal a bar takes several lines and cannot be redrawn
+_LIBRARY_BARS = ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS")
 
 
-class _LastingBytes(io.RawIOBase):
-    """The bytes of a text stream. Writing never raises: it drops what cannot be written.
+class _SafeBytes(io.RawIOBase):
+    """The bytes of a text stream. Writing never raises; bytes that cannot be written are dropped.
 
     Attributes:
-      problem: why something was dropped first; None if nothing was.
-      patience: seconds to wait for a reader that does not read; None waits for ever.
+      problem: the first error because of which bytes were dropped; None if there was none.
+      patience: seconds to wait for a reader that does not read; None waits forever.
     """
 
     def __init__(self, stream: TextIO, *, patience: float | None):
@@ -50,7 +50,7 @@ class _LastingBytes(io.RawIOBase):
         try:
             self._write_all(content)
             self._dropping = False
-        except (OSError, ValueError) as error:  # a closed stream's is a ValueError
+        except (OSError, ValueError) as error:  # a closed stream raises ValueError
             self.problem = self.problem or error
             self._dropping = True
         return len(content)
@@ -78,24 +78,24 @@ class _LastingBytes(io.RawIOBase):
             else:
                 if not ready.poll(0 if self._dropping else 1000 * self.patience):
                     raise TimeoutError(errno.ETIMEDOUT, "nobody reads it")
-                piece = content[: select.PIPE_BUF]  # which does not block then
+                piece = content[: select.PIPE_BUF]  # a pipe that is ready takes this much at once
             with contextlib.suppress(BlockingIOError):
                 content = content[os.write(self._number, piece) :]
 
 
-def lasting(stream: TextIO, *, patience: float | None = None) -> TextIO:
-    """The same stream, for text that may be dropped or escaped where it cannot be written.
+def safe_stream(stream: TextIO, *, patience: float | None = None) -> TextIO:
+    """Wraps a stream so that writing never raises; text that cannot be written is dropped.
 
     Args:
       stream: a standard stream, or what a notebook or a test has in its place.
-      patience: seconds to wait, once, for a reader that is there and does not read; None waits for
-        ever, as a pager wants it.
+      patience: seconds to wait, once, for a reader that does not read; None waits forever, which
+        suits a pager.
     """
     raw = getattr(stream, "buffer", None)
-    if isinstance(raw, _LastingBytes):
+    if isinstance(raw, _SafeBytes):
         raw.patience = patience if patience is not None else raw.patience
         return stream
-    raw = _LastingBytes(stream, patience=patience)
+    raw = _SafeBytes(stream, patience=patience)
     return io.TextIOWrapper(
         raw,  # pyright: ignore[reportArgumentType]
         encoding=raw.encoding,
@@ -105,52 +105,71 @@ def lasting(stream: TextIO, *, patience: float | None = None) -> TextIO:
     )
 
 
-def dropped(stream: TextIO | None) -> str | None:
-    """Why a lasting stream has dropped something; None if it has not."""
+def drop_reason(stream: TextIO | None) -> str | None:
+    """Why a safe stream has dropped text; None if it has dropped none."""
     raw = getattr(stream, "buffer", None)
-    if not isinstance(raw, _LastingBytes) or raw.problem is None:
+    if not isinstance(raw, _SafeBytes) or raw.problem is None:
         return None
     return getattr(raw.problem, "strerror", None) or str(raw.problem)
 
 
 def protect_output() -> None:
-    """Gives the process lasting standard streams, once `open_standard_files` has run."""
+    """Makes the standard streams of this process safe streams, and opens those that are closed."""
     open_standard_files()
-    sys.stdout = lasting(sys.stdout or _opened(1))
-    sys.stderr = lasting(sys.stderr or _opened(2))
-    if shutil.get_terminal_size().columns < TEXT_COLUMNS:  # tyro never ends in four columns
-        os.environ["COLUMNS"] = str(TEXT_COLUMNS)
+    sys.stdout = safe_stream(sys.stdout or _opened(1))
+    sys.stderr = safe_stream(sys.stderr or _opened(2))
+    if shutil.get_terminal_size().columns < MIN_TEXT_COLUMNS:  # tyro hangs at four columns
+        os.environ["COLUMNS"] = str(MIN_TEXT_COLUMNS)
     if not may_draw(sys.stderr):
-        for name in _BARS_OF_OTHERS:
+        for name in _LIBRARY_BARS:
             os.environ.setdefault(name, "1")
 
 
 def require_printed() -> None:
-    """Checks that what a command has printed was written, or that its reader wanted no more.
+    """Checks that all output of a command was written, unless its reader left early.
 
     Raises:
-      UserError: the disk is full, say.
+      UserError: it was not, for example because the disk is full.
     """
     sys.stdout.flush()
     raw = getattr(sys.stdout, "buffer", None)
-    problem = raw.problem if isinstance(raw, _LastingBytes) else None
+    problem = raw.problem if isinstance(raw, _SafeBytes) else None
     if problem is not None and not isinstance(problem, BrokenPipeError):
         raise UserError(
-            f"the output is incomplete: cannot write to standard output ({dropped(sys.stdout)})"
+            f"the output is incomplete: cannot write to standard output ({drop_reason(sys.stdout)})"
         )
 
 
 @functools.cache
 def warn_once(message: str) -> None:
-    """Logs a warning, once a process, though what it is about may be met several times."""
+    """Logs a warning, but each message only once in a process."""
     logger.warning("%s", message)
 
 
-def may_draw(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether a bar that moves may be drawn: somebody looks at a terminal that can show it.
+def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
+    """Rows of cells as aligned columns; the first row is the header.
 
-    FORCE_COLOR and NO_COLOR are about colour alone. TTY_INTERACTIVE, rich's own variable, is the
-    user's word on the matter (https://rich.readthedocs.io/en/stable/console.html).
+    Args:
+      rows: the cells; all rows have the same length.
+      right: the columns, counted from 0, that are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligned = (
+        [
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    )
+    return "\n".join("  ".join(row).rstrip() for row in aligned)
+
+
+def may_draw(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a moving progress bar may be drawn, that is, on a terminal that can redraw it.
+
+    The user can decide with TTY_INTERACTIVE, a variable of rich
+    (https://rich.readthedocs.io/en/stable/console.html). FORCE_COLOR and NO_COLOR concern only
+    colours.
     """
     if (asked := environ.get("TTY_INTERACTIVE")) in ("0", "1"):
         return asked == "1"
@@ -160,7 +179,7 @@ def may_draw(stream: TextIO, environ: Mapping[str, str] = os.environ) -> bool:
         return False
     if environ.get("CI", "").lower() not in ("", "0", "false"):
         return False
-    return is_terminal(stream) and _columns(stream, environ) >= BAR_COLUMNS
+    return is_terminal(stream) and _columns(stream, environ) >= MIN_BAR_COLUMNS
 
 
 def is_terminal(stream: TextIO) -> bool:
@@ -171,7 +190,7 @@ def is_terminal(stream: TextIO) -> bool:
 
 
 def _columns(stream: TextIO, environ: Mapping[str, str]) -> int:
-    """Width of a terminal in characters; 0 where it does not tell."""
+    """The width of a terminal in characters; 0 if it is unknown."""
     if (given := environ.get("COLUMNS", "")).isdecimal():
         return int(given)
     try:
@@ -185,10 +204,10 @@ def _opened(number: int) -> TextIO:
 
 
 def _file_number(stream: TextIO) -> int | None:
-    """The open file that a stream writes to; None where it ends in something else.
+    """The descriptor of the file that a stream writes to; None if it writes to something else.
 
-    A notebook's stream has a number, too, of a file that nobody looks at.
+    A notebook's stream has a descriptor too, but of a file that nobody reads.
     """
     buffer = getattr(stream, "buffer", None)
-    raw = getattr(buffer, "raw", buffer)  # python -u leaves the buffer out
+    raw = getattr(buffer, "raw", buffer)  # with `python -u` there is no buffer
     return raw.fileno() if isinstance(raw, io.FileIO) else None

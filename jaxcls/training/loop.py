@@ -141,7 +141,7 @@ def train(
                 _open_reporter(run, training, start, log_all_processes=log_all_processes)
             )
         stack.push(stop.finish_leaving)
-        notes = (claim.notes, weights_note)
+        notes = (claim.message, weights_note)
         for message in start_messages(
             experiment, training, start=start, notes=notes, changes=changes
         ):

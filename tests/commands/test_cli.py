@@ -97,7 +97,7 @@ def test_help_of_a_command_explains_every_field_with_its_default(
     assert (result.status, result.err) == (0, "")
     for field, _ in leaves(Config, prefix=""):
         assert f"--{field.replace('_', '-')}" in result.out
-    assert "Examples a step, over all devices." in result.out
+    assert "Examples per step, over all devices." in result.out
     assert f"(default: {'32' if config else '64'})" in result.out
     assert f"jaxcls {' '.join(command)} CONFIG" in result.out
 
@@ -325,12 +325,12 @@ def test_overrides_change_fields_of_an_augmentation(run: Run, fake_train: FakeTr
     assert len(fake_train.calls) == 1
 
 
-def test_a_run_lies_in_runs_by_the_name_of_its_config(run: Run, fake_train: FakeTrain) -> None:
+def test_a_run_is_in_runs_by_the_name_of_its_config(run: Run, fake_train: FakeTrain) -> None:
     assert run("train", "tiny.py").status == 0
     assert fake_train.calls == [(load_config("tiny.py"), Path("runs/tiny"), False)]
 
 
-def test_a_run_lies_in_runs_by_the_fields_that_are_changed(run: Run, fake_train: FakeTrain) -> None:
+def test_a_run_is_in_runs_by_the_fields_that_are_changed(run: Run, fake_train: FakeTrain) -> None:
     changes = ("--seed", "1", "--optimizer.learning-rate", "0.05", "--num-steps", "12")
     operational = ("--log-every-steps", "3", "--data.data-dir", "elsewhere")
     assert run("train", "tiny.py", *changes, *operational).status == 0
@@ -366,7 +366,7 @@ def test_an_unknown_or_mistyped_override_is_explained(
         (["--data.batch-size", "0"], "data.batch_size: must be at least 1, got 0"),
         (
             ["--data.stage-image-sizes", "32", "16"],
-            "data.stage_image_sizes: sizes may not fall from stage to stage, got [32, 16]",
+            "data.stage_image_sizes: sizes must not fall from stage to stage, got [32, 16]",
         ),
         (["--model.dropout", "1"], "model.dropout: must be at least 0 and below 1, got 1.0"),
         (["--optimizer.learning-rate", "-1"], "optimizer.learning_rate: must be at least 0"),
@@ -375,7 +375,7 @@ def test_an_unknown_or_mistyped_override_is_explained(
         (["--num-steps", "None"], "num_epochs, num_steps: give exactly one of the two"),
         (["--optimizer.micro-batches", "3"], "evenly over 3 micro-batches"),
         (["--model.batch-norm", "5"], "model.batch_norm: groups of 5 do not divide the 32"),
-        (["--schedule.warmup", "0.7"], "schedule.warmup, schedule.hold: shares of the same steps"),
+        (["--schedule.warmup", "0.7"], "schedule.warmup, schedule.hold: the sum of these shares"),
     ],
 )
 @pytest.mark.parametrize("command", ["train", "benchmark"])
@@ -429,7 +429,7 @@ def test_a_run_directory_that_cannot_be_written_is_named(message: Message, workd
     assert text.endswith("use another --workdir\n")
 
 
-def test_a_run_does_not_go_on_under_another_config(message: Message) -> None:
+def test_a_run_does_not_resume_under_another_config(message: Message) -> None:
     info = RunInfo(config=load_config("tiny.py"), class_names=tuple("0123456789"))
     prepare_run(Path("runs/tiny"), info, allow_changes=False)
     record_run(Path("runs/tiny"), info)
@@ -441,8 +441,8 @@ def test_a_run_does_not_go_on_under_another_config(message: Message) -> None:
     assert text == (
         "jaxcls: run 'runs/tiny' was started with another config; changed:\n"
         "  seed: 0 -> 3\n"
-        "use another --workdir, or --allow-changes to go on with the new values (the network and "
-        "what the optimizer keeps must stay the same)\n"
+        "use another --workdir, or --allow-changes to resume with the new values (the network "
+        "and the optimizer's state must keep their shapes)\n"
     )
     assert Path("runs/tiny/config.json").read_text() == before
 
@@ -482,7 +482,7 @@ def test_a_folder_that_is_no_run_is_named(
     command, *images = rest
     text = message(command, tmp_path, *images)
     assert text.startswith(
-        f"jaxcls: folder {str(tmp_path)!r} holds no run, and so has no checkpoint"
+        f"jaxcls: folder {str(tmp_path)!r} is not a run, so it has no checkpoint"
     )
 
 
@@ -494,9 +494,9 @@ def test_a_run_without_a_checkpoint_is_named(message: Message, step: str) -> Non
     text = message("evaluate", "started", "--step", step)
     folder = Path("started/checkpoints").absolute()
     if step == "3":
-        expected = f"checkpoint {folder}/3 cannot be used: it is missing (steps there: none)"
+        expected = f"checkpoint {folder}/3 cannot be used: it is missing (existing steps: none)"
     else:
-        expected = f"there is no checkpoint in {folder}; go on with the training until it has saved"
+        expected = f"there is no checkpoint in {folder}; train until one is saved"
     assert text.startswith(f"jaxcls: {expected}")
 
 
@@ -509,7 +509,7 @@ def test_a_step_is_latest_best_or_a_number(
     message: Message, command: Sequence[str], step: str
 ) -> None:
     assert message(*command, f"--step={step}") == (
-        f"jaxcls: --step: expected latest, best or a step's number, got {step!r}\n"
+        f"jaxcls: --step: expected latest, best or the number of a step, got {step!r}\n"
     )
 
 
@@ -541,6 +541,16 @@ def test_a_picture_that_cannot_be_drawn_is_explained(
     assert message("show", *arguments).startswith(f"jaxcls: {expected}")
 
 
+@pytest.mark.parametrize("what", ["augment", "data", "schedule"])
+@pytest.mark.parametrize("output", ["a.xyz", "gone/a.png", "."])
+def test_a_picture_that_cannot_be_written_is_refused_before_the_data_is_read(
+    message: Message, what: str, output: str
+) -> None:
+    """The data does not exist, which would be the message if it was read first."""
+    text = message("show", what, "tiny.py", "--data.source", "folder:gone", "-o", output)
+    assert text.startswith(f"jaxcls: cannot write picture '{output}': ")
+
+
 def test_a_picture_needs_a_file(message: Message) -> None:
     assert "--output" in message("show", "schedule", "tiny.py")
 
@@ -564,6 +574,17 @@ def test_data_is_told_as_lines_and_as_json(run: Run) -> None:
     found = json.loads(lines[-1])
     assert sum(found["classes"].values()) == found["num_seen"] == 40
     assert found["formats"] == {"PNG": 40}
+    assert lines[-2] == "read only the split 'test'; to read the other one: --split train"
+
+
+def test_the_split_in_the_hint_can_be_pasted(run: Run) -> None:
+    splits = ["--data.train-split", "train[:50%]", "--data.eval-split", "train[50%:]"]
+    result = run("data", "tiny.py", *splits, "--limit", "4")
+    assert result.out.endswith(
+        "read only the split 'train[:50%]'; to read the other one: --split 'train[50%:]'\n"
+    )
+    result = run("data", "tiny.py", "--data.eval-split", "train", "--limit", "4")
+    assert result.out.endswith("read only the split 'train'\n")
 
 
 def test_data_with_a_mistake(message: Message) -> None:
@@ -574,7 +595,7 @@ def test_data_with_a_mistake(message: Message) -> None:
     assert text == "jaxcls: data.source: folder 'gone' does not exist; name a folder of images\n"
 
 
-def test_prepare_says_where_the_data_lies(run: Run, message: Message) -> None:
+def test_prepare_says_where_the_data_is(run: Run, message: Message) -> None:
     result = run("prepare", "digits", "--data-dir", "sets")
     assert result.status == 0
     assert result.out == "digits is ready in sets/digits/1.0.0: train 1,442, test 355\n"

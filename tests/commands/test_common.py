@@ -40,7 +40,7 @@ def make_run(name: str, **fields: object) -> None:
 
 
 @pytest.mark.parametrize("name", ["r", "r/", "./r", "r/config.json", "{cwd}/r"])
-def test_a_run_goes_on_by_its_own_name(run: Run, trained: Calls, name: str) -> None:
+def test_a_run_resumes_by_its_own_name(run: Run, trained: Calls, name: str) -> None:
     name = name.format(cwd=Path.cwd())
     result = run("train", name, "--log-every-steps", "3")
     assert result.status == 0, result.err
@@ -57,7 +57,7 @@ def test_a_run_is_trained_again_elsewhere_and_with_other_fields(run: Run, traine
     assert [(config.seed, workdir) for config, workdir in trained] == [(6, "again")] * 2
 
 
-def test_what_was_copied_from_a_run_lies_in_runs(run: Run, trained: Calls) -> None:
+def test_what_was_copied_from_a_run_is_in_runs(run: Run, trained: Calls) -> None:
     Path("mine.json").write_text(Path("r/config.json").read_text())
     Path("bare.json").write_text(json.dumps(encode(load_config("tiny.py"))))
     Path("exported").mkdir()  # as `jaxcls export` leaves it
@@ -71,7 +71,7 @@ def test_what_was_copied_from_a_run_lies_in_runs(run: Run, trained: Calls) -> No
     assert [config.seed for config, _ in trained] == [5, 0, 5, 5]
 
 
-def test_a_run_does_not_go_on_with_other_fields(message: Message) -> None:
+def test_a_run_does_not_resume_with_other_fields(message: Message) -> None:
     Path("r").mkdir(exist_ok=True)
     make_run("r", seed=5)
     text = message("train", "r", "--seed", "6")
@@ -106,7 +106,7 @@ def test_a_run_has_no_variations(message: Message) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("{", "config file 'r/config.json' is no JSON (Expecting property name"),
+        ("{", "config file 'r/config.json' is not JSON (Expecting property name"),
         ("[1]", "config file 'r/config.json': config: expected a group of fields, got [1]"),
         ('{"config": {"schema_version": 99}}', "config file 'r/config.json': schema_version: this"),
         (

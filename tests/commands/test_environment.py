@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from command_line import Message, Run
 
-from jaxcls.commands.common import checked_data
+from jaxcls.commands.common import validate_data
 from jaxcls.config import Config, ConfigError, DataConfig, OptimizerConfig, decode, encode
 from jaxcls.data.digits import prepared_digits
 from jaxcls.distributed import agree
@@ -28,7 +28,7 @@ from jaxcls.distributed.mesh import all_devices
 from jaxcls.pretrained.resolve import resolve
 from jaxcls.runs.directory import RunInfo, prepare_run, record_run
 from jaxcls.system import caches, output
-from jaxcls.system.caches import cache_dir, settle_libraries, user_caches
+from jaxcls.system.caches import cache_dir, set_library_caches, user_caches
 from jaxcls.system.errors import UserError, mistake_behind
 from jaxcls.training.loop import Outcome
 from jaxcls.training.optimizers import make_optimizer
@@ -75,7 +75,7 @@ DEEP = "/".join(["a" * 99] * 50)  # and a path 4096
 
 @pytest.fixture(autouse=True)
 def nothing_said() -> None:
-    """What is said once is said once a test."""
+    """Warnings that are logged once per process are logged once per test."""
     output.warn_once.cache_clear()
 
 
@@ -115,7 +115,7 @@ def without_privileges() -> Iterator[None]:
 
 
 def close(folder: Path, *, mode: int = 0o555) -> None:
-    """Takes the right to write from all that lies in a folder."""
+    """Removes the right to write from everything in a folder."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(mode if path.is_dir() else mode & 0o444)
 
@@ -203,7 +203,7 @@ def closed_run(run: Run, tiny_run: tuple[Path, Outcome]) -> Iterator[Path]:
     close(Path("closed"), mode=0o755)
 
 
-def test_a_training_does_not_go_on_in_it(
+def test_a_training_does_not_resume_in_it(
     message: Message, closed_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("jaxcls.training.loop.CompiledSteps", pytest.fail)  # nothing is compiled
@@ -249,7 +249,7 @@ def test_what_only_reads_it_works(run: Run, closed_run: Path) -> None:
         *(errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EEXIST),
     ],
 )
-def test_what_is_said_of_a_path_is_a_mistake(number: int) -> None:
+def test_what_the_system_says_about_a_path_is_a_mistake(number: int) -> None:
     error = OSError(number, os.strerror(number), "some/path")
     text = str(mistake_behind(error))
     assert text.startswith(f"'some/path': {os.strerror(number)}; ")
@@ -321,7 +321,7 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "temporary"
 
 
-def test_without_a_home_caches_lie_in_a_private_folder(
+def test_without_a_home_caches_are_in_a_private_folder(
     no_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = cache_dir()
@@ -393,13 +393,13 @@ def test_libraries_get_a_folder_where_they_have_none(
     for variable in ("MPLCONFIGDIR", "HF_HOME"):  # undone in the end
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
-    settle_libraries()
+    set_library_caches()
     assert os.environ["MPLCONFIGDIR"] == str(cache_dir() / "matplotlib")
     assert os.environ["HF_HOME"] == str(cache_dir() / "huggingface")
     monkeypatch.setenv("MPLCONFIGDIR", "mine")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("HOME", str(no_home))
-    settle_libraries()
+    set_library_caches()
     assert os.environ["MPLCONFIGDIR"] == "mine"
     assert "HF_HOME" not in os.environ
 
@@ -455,7 +455,7 @@ def test_devices_that_are_not_there_are_one_message(
     [
         ("bogus", "Backend 'bogus' is not in the list of known backends: ['cpu']", "for 'bogus'"),
         ("tpu", "Unable to initialize backend 'tpu': no TPU", r"for 'tpu' \(Unable .* no TPU\)"),
-        (None, "Unable to initialize backend 'cuda': old driver", r"JAX_PLATFORMS=cpu to do with"),
+        (None, "Unable to initialize backend 'cuda': old driver", r"JAX_PLATFORMS=cpu to use"),
     ],
 )
 def test_what_jax_says_of_devices_is_handed_on(
@@ -498,7 +498,7 @@ def test_a_number_that_no_memory_holds_is_refused(field: str) -> None:
     with pytest.raises(ConfigError, match=f"data.{field}: must be at most .*, got 1000000"):
         resolve(Config(num_steps=1, data=data))
     with pytest.raises(ConfigError, match=f"data.{field}: must be at most"):
-        checked_data(data)
+        validate_data(data)
 
 
 @pytest.mark.parametrize("value", [1e39, 1e308, float("inf"), float("nan")])

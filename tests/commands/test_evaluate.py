@@ -157,7 +157,7 @@ def test_several_runs_are_drawn_in_one_picture(
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["seed=0", "seed=5"]
     assert main(["show", "run", str(run), "other", "-o", "runs.png", "--step", "8"]) == 2
-    assert capsys.readouterr().err.startswith("jaxcls: --step: belongs to the confusion matrix")
+    assert capsys.readouterr().err.startswith("jaxcls: --step: concerns the confusion matrix")
     assert main(["show", "run", str(run), "gone", "-o", "runs.png"]) == 2
     assert capsys.readouterr().err.startswith("jaxcls: run 'gone' does not exist")
     assert main(["show", "run", "-o", "runs.png"]) == 2
@@ -227,5 +227,5 @@ def test_without_its_metrics_a_run_is_drawn_without_curves(
     lose_the_data(monkeypatch)
     assert main(arguments) == 2
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "jaxcls: show run: there is nothing to draw of 'run'"
+        "jaxcls: show run: 'run' has nothing that can be drawn"
     )

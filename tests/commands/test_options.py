@@ -12,7 +12,7 @@ from jaxcls.commands.benchmark import Benchmark
 from jaxcls.commands.compile import Compile
 from jaxcls.commands.data import Data
 from jaxcls.commands.evaluate import Evaluate
-from jaxcls.commands.options import _options, _spell_switches, parse
+from jaxcls.commands.options import _normalise_switches, _options, parse
 from jaxcls.commands.predict import Predict
 from jaxcls.commands.runs import Runs
 from jaxcls.commands.show import ShowRun
@@ -64,7 +64,7 @@ def test_every_switch_takes_every_spelling(kind: type) -> None:
                 [expected],
             ]
             for spelling in spellings:
-                assert _spell_switches(spelling, options) == [expected], spelling
+                assert _normalise_switches(spelling, options) == [expected], spelling
 
 
 @pytest.mark.parametrize("kind", [Train, Evaluate])
@@ -174,6 +174,7 @@ def test_every_config_can_be_trained_with_every_optimizer(path: Path) -> None:
     ]
     for words in (drop, ["--optimizer.options"]):
         switched = train(*words, config=config).config.optimizer
+        assert switched.options == {}
         for name in optimizer_names():
             make_optimizer(dataclasses.replace(switched, name=name), lambda _: 0.1)
 

@@ -143,9 +143,10 @@ def test_a_pipe_that_is_named_is_no_image(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("photos")
-def test_what_a_folder_has_beside_its_images_is_said(run: Run) -> None:
+def test_what_a_folder_has_beside_its_images_is_reported(run: Run) -> None:
     assert run("predict", "x", "mac").err == (
-        "mac: not used: hidden names (3, for example '._a.jpg'); symbolic links to a parent "
+        "mac: not used: hidden names (3, for example '._a.jpg')\n"
+        "mac: not used: symbolic links to a parent "
         "folder or to a folder that is already listed (1, for example 'deep/back')\n"
     )
     assert run("predict", "x", "photos/deep", "mac/a.jpg").err == ""

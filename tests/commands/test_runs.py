@@ -11,7 +11,7 @@ from jaxcls.commands.cli import main
 from jaxcls.commands.runs import SILENT_SECONDS, find_runs, summarize
 from jaxcls.config import Config, encode
 from jaxcls.runs.directory import RunState, record_state
-from jaxcls.system.paths import write_whole
+from jaxcls.system.whole_files import write_whole
 from jaxcls.training.loop import Outcome
 
 
@@ -20,7 +20,7 @@ def folder(
     tiny_run: tuple[Path, Outcome], tiny_config: Config, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Path:  # fmt: skip
-    """Two runs, of which one lies deeper and has another seed and learning rate."""
+    """Two runs, one of them in a deeper folder and with another seed and learning rate."""
     monkeypatch.chdir(tmp_path)
     for name in ("runs/a", "runs/deep/b"):
         shutil.copytree(tiny_run[0], name)

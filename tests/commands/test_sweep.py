@@ -145,7 +145,7 @@ def test_list_trains_nothing(children: FakeChildren, capsys: pytest.CaptureFixtu
     assert children.commands == []
 
 
-def test_finished_runs_are_skipped_and_stopped_ones_go_on(
+def test_finished_runs_are_skipped_and_stopped_ones_resume(
     children: FakeChildren, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for index, state in ((0, "finished"), (1, "stopped")):
@@ -221,8 +221,8 @@ def test_a_signal_between_two_processes_is_for_the_next_one() -> None:
         ("", [], "bad.py: define sweep() -> Iterator[tuple[str, jaxcls.config.Config]]"),
         ("return []", [], "bad.py: sweep() yields no variation"),
         ("yield 'a', 3", [], "bad.py: sweep() must yield a name and a Config, got ('a', 3)"),
-        ("yield 'a/b', get_config()", [], "bad.py: variation 'a/b': its name becomes a folder's"),
-        ("yield '..', get_config()", [], "bad.py: variation '..': its name becomes a folder's"),
+        ("yield 'a/b', get_config()", [], "bad.py: variation 'a/b': its name becomes that of a"),
+        ("yield '..', get_config()", [], "bad.py: variation '..': its name becomes that of a"),
         (
             "for seed in (0, 1): yield 'a', dataclasses.replace(get_config(), seed=seed)",
             [],
@@ -282,7 +282,7 @@ def test_a_run_of_another_config_is_found_before_anything_is_trained(
     )
     changed = ["--num-steps", "3", "--workdir", "runs/seeds", "--allow-changes"]
     assert main(["sweep", "seeds.py", *changed]) == 0
-    assert children.indices == [0, 1, 2], "a finished run that has become longer goes on"
+    assert children.indices == [0, 1, 2], "a finished run that has become longer resumes"
 
 
 TINY_FOR_ALL_PROCESSES = """\
@@ -330,7 +330,7 @@ def test_the_checks_leave_the_devices_to_the_trainings() -> None:
     """A process that took an accelerator's memory would leave none to its children."""
     code = (
         "import sys\n"
-        "from jaxcls import sweep\n"
+        "from jaxcls.commands import sweep\n"
         "options, variations = sweep._read('seeds.py', ['--model.name', 'efficientnetv2_b0'])\n"
         "sweep._check(variations, allow_changes=False)\n"
         "from jax._src import xla_bridge\n"

@@ -5,7 +5,7 @@ import pytest
 from jaxcls.config import Config, ModelConfig, OptimizerConfig
 from jaxcls.config.augment import CenterCrop, RandAugment, RandomFlip
 from jaxcls.config.diff import (
-    LONGEST_NAME,
+    MAX_NAME_LENGTH,
     assignments,
     differences,
     folder_name,
@@ -66,7 +66,7 @@ def test_a_long_folder_name_is_cut_and_still_its_own() -> None:
     names = {folder_name("digits", {"data.source": "x" * 300 + end}) for end in ("a", "b")}
     assert len(names) == 2
     for name in names:
-        assert len(name) == LONGEST_NAME
+        assert len(name) == MAX_NAME_LENGTH
         assert name.startswith("digits-source=xxx")
     again = folder_name("digits", {"data.source": "x" * 300 + "a"})
     assert again in names

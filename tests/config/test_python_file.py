@@ -1,4 +1,4 @@
-"""A config imports what lies beside it, and leaves no trace."""
+"""A config imports modules beside it, and leaves no trace."""
 
 import contextlib
 import importlib
@@ -109,7 +109,7 @@ def without_modules(*names: str) -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
-def test_a_sweep_imports_what_lies_beside_it(folder: Path) -> None:
+def test_a_sweep_imports_modules_beside_it(folder: Path) -> None:
     base = "from jaxcls.config import Config\ndef get_config(): return Config(num_steps=2)\n"
     text = (
         "import dataclasses\nfrom base import get_config\n"

@@ -320,7 +320,7 @@ def test_repeats_divide_the_batch() -> None:
 
 def test_worker_processes_have_no_cache() -> None:
     message = error_of(valid(**{"data.cache_gib": 1, "data.num_workers": 2}))
-    assert message.startswith("data.cache_gib, data.num_workers: worker processes share no memory")
+    assert message.startswith("data.cache_gib, data.num_workers: worker processes do not share")
 
 
 @pytest.mark.parametrize("color", ["white", "#fff", "#12345g", "1234567"])
@@ -366,7 +366,7 @@ def test_stages_may_set_sizes_rates_and_strengths() -> None:
     [
         (
             {"data.stage_image_sizes": [16, 48, 32]},
-            "data.stage_image_sizes: sizes may not fall from stage to stage, got [16, 48, 32]",
+            "data.stage_image_sizes: sizes must not fall from stage to stage, got [16, 48, 32]",
         ),
         (
             {"data.stage_image_sizes": [16, 24, 28]},
@@ -375,7 +375,7 @@ def test_stages_may_set_sizes_rates_and_strengths() -> None:
         ),
         (
             {"data.stage_image_sizes": [16, 32]},
-            "data.stage_image_sizes: [16, 32] has 2 entries, one a stage, but stage_epochs "
+            "data.stage_image_sizes: [16, 32] has 2 entries, one per stage, but stage_epochs "
             "[1.0, 2.0, 3.0] has 3",
         ),
         ({"data.stage_image_sizes": [0, 32, 32]}, "data.stage_image_sizes.0: must be at least 1, "),
@@ -386,22 +386,21 @@ def test_stages_may_set_sizes_rates_and_strengths() -> None:
         ),
         (
             {"num_steps": 9, "num_epochs": None},
-            "stage_epochs: [1.0, 2.0, 3.0] are shares of num_epochs; give that in place of "
-            "num_steps 9",
+            "stage_epochs: [1.0, 2.0, 3.0] needs num_epochs; give it instead of num_steps 9",
         ),
         (
             {"model.dropout": [0.1, 0.2]},
-            "model.dropout: [0.1, 0.2] has 2 entries, one a stage, but stage_epochs "
+            "model.dropout: [0.1, 0.2] has 2 entries, one per stage, but stage_epochs "
             "[1.0, 2.0, 3.0] has 3",
         ),
         (
             {"stage_epochs": [], "model.drop_path": [0.1, 0.2]},
-            "model.drop_path: [0.1, 0.2] has 2 entries, one a stage, but data.stage_image_sizes "
+            "model.drop_path: [0.1, 0.2] has 2 entries, one per stage, but data.stage_image_sizes "
             "[16, 16, 32] has 3",
         ),
         (
             {"augment": [{"op": "CenterCrop"}, {"op": "Mix", "mixup_alpha": [0, 1]}]},
-            "augment.1.mixup_alpha: [0.0, 1.0] has 2 entries, one a stage, but stage_epochs "
+            "augment.1.mixup_alpha: [0.0, 1.0] has 2 entries, one per stage, but stage_epochs "
             "[1.0, 2.0, 3.0] has 3",
         ),
         ({"model.dropout": [0.1, 0.2, 1]}, "model.dropout: expected a number, got [0.1, 0.2, 1] "),

@@ -161,5 +161,5 @@ def test_a_disk_that_others_do_not_see_is_refused(
 ) -> None:
     monkeypatch.setattr("jaxcls.runs.directory.is_main_process", lambda: False)  # nobody writes
     monkeypatch.setattr("jaxcls.runs.directory.time.sleep", lambda _: None)
-    with pytest.raises(JobError, match="give all processes a --workdir that they share"):
+    with pytest.raises(JobError, match="give all processes the same --workdir"):
         require_shared(tmp_path)

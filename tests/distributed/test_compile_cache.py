@@ -10,8 +10,9 @@ import jax
 import pytest
 
 from jaxcls.config import Config, encode
-from jaxcls.distributed.compile_cache import cache_folder, keep_compiled
+from jaxcls.distributed.compile_cache import keep_compiled
 from jaxcls.models import registry
+from jaxcls.system.caches import cache_dir
 
 COMPILE = """
 import json, sys
@@ -54,7 +55,7 @@ def test_the_second_start_compiles_in_a_fifth_and_a_corrupt_cache_compiles_again
     tmp_path: Path, tiny_config: Config
 ) -> None:
     first, _ = compile_seconds(tmp_path, tiny_config)
-    folder = cache_folder({"XDG_CACHE_HOME": str(tmp_path)})
+    folder = tmp_path / "jaxcls/compiled"
     assert folder.stat().st_mode & 0o777 == 0o700
     entries = [path for path in folder.iterdir() if path.name.endswith("-cache")]
     assert entries
@@ -80,13 +81,13 @@ def test_a_folder_that_others_may_write_to_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = cache_folder()
+    folder = cache_dir() / "compiled"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     with caplog.at_level(logging.WARNING, "jaxcls"):
         keep_compiled()
     assert jax.config.jax_compilation_cache_dir is None
-    assert "others may write" in caplog.text
+    assert "other users may write" in caplog.text
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -100,4 +101,4 @@ def test_jaxs_own_settings_come_first(tmp_path: Path, monkeypatch: pytest.Monkey
     keep_compiled()
     jax.config.update("jax_enable_compilation_cache", True)
     assert jax.config.jax_compilation_cache_dir is None
-    assert not cache_folder().exists()
+    assert not (cache_dir() / "compiled").exists()

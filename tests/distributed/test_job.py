@@ -153,7 +153,7 @@ def test_who_does_not_come_is_named_in_one_line(case: str) -> None:
     expected = {
         "no coordinator": f"process 0 does not answer at localhost:{port} within 1 s",
         "nobody comes": f"did not all join at localhost:{port} within 1 s",
-        "port taken": f"port {port} cannot be listened at",
+        "port taken": f"cannot listen at port {port}",
     }
     assert expected[case] in line
     assert time.monotonic() - start < 60

@@ -85,7 +85,7 @@ def test_batch_norm_groups_stay_on_one_device() -> None:
     ("extra", "platforms", "warnings"),
     [("cuda", "", 1), ("tpu", "", 1), ("cuda", "cpu", 0), (None, "", 0)],
 )
-def test_an_accelerator_that_lies_idle_is_named_once(
+def test_an_accelerator_that_is_idle_is_named_once(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

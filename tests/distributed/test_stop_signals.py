@@ -115,7 +115,7 @@ def test_what_fails_while_a_process_leaves_is_not_the_run_s_failure(
         while not stop._leaving:
             time.sleep(0.01)
         threading.Timer(0.1, left.set).start()
-        stop._left.set()  # lets the watcher end in place of the process
+        stop._exited.set()  # lets the watcher end in place of the process
         stack.close()
         assert ended == [75]
 
@@ -176,14 +176,14 @@ def assert_true(value: bool) -> None:
 def test_a_signal_does_not_interrupt_a_wait() -> None:
     done = threading.Event()
 
-    def signal_and_go_on() -> None:
+    def signal_and_continue() -> None:
         time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.1)
         done.set()
 
     with StopSignals() as stop:
-        threading.Thread(target=signal_and_go_on).start()
+        threading.Thread(target=signal_and_continue).start()
         assert done.wait(timeout=10)
     assert stop.received == "SIGTERM"
 

@@ -29,7 +29,7 @@ def judge(*processes: Seen, stuck_after: float = 600) -> str | None:
     return verdict(dict(enumerate(processes)), NOW, stuck_after=stuck_after)
 
 
-def test_nothing_is_wrong_while_all_go_on_or_are_done() -> None:
+def test_nothing_is_wrong_while_all_continue_or_are_done() -> None:
     assert judge() is None
     assert judge(seen(), seen(still=599)) is None
     assert judge(seen(), seen(silent=GONE_SECONDS)) is None
@@ -39,7 +39,7 @@ def test_nothing_is_wrong_while_all_go_on_or_are_done() -> None:
 
 def test_a_silent_process_is_gone_after_a_minute() -> None:
     assert judge(seen(), seen(silent=61)) == (
-        "process 1 has not been heard of for 61 s; it was last at step 3 (reading data)"
+        "process 1 has been silent for 61 s; its last report was from step 3 (reading data)"
     )
 
 
@@ -60,8 +60,8 @@ def test_a_process_that_has_said_nothing_yet_is_stuck_and_not_gone(
     monkeypatch.setattr(watchdog, "client", Client)
     monkeypatch.setattr(watchdog, "num_processes", lambda: 2)
     with Watchdog(stuck_after=600) as dog:
-        dog._tell()
-        dog._hear()
+        dog._send()
+        dog._receive()
         seen, start = dog._seen, dog._seen[1].moved_at
     heard = dataclasses.replace(seen[0], heard_at=start + 3601)
     assert verdict({0: heard, 1: seen[1]}, start + 3599, stuck_after=600) is None
@@ -101,7 +101,7 @@ def test_compiling_takes_six_times_as_long(phase: str, limit: float) -> None:
     assert judge(seen(phase=phase, silent=limit / 2), stuck_after=10) is None
     gone = judge(seen(phase=phase, silent=limit / 2 + 1), stuck_after=10)
     assert gone is not None
-    assert "not been heard of" in gone
+    assert "has been silent for" in gone
 
 
 def test_a_message_without_news_is_heard_but_no_move() -> None:

@@ -137,8 +137,8 @@ def test_mistakes_are_one_message(
     for arguments, message in (
         ([str(tmp_path / "no_checkpoint"), "-o", "new"], "has no checkpoint"),
         ([str(tmp_path / "missing"), "-o", "new"], "does not exist"),
-        ([run, "-o", "new", "--step", "7"], "it is missing (steps there: "),
-        ([run, "-o", "new", "--step", "last"], "expected latest, best or a step's number"),
+        ([run, "-o", "new", "--step", "7"], "it is missing (existing steps: "),
+        ([run, "-o", "new", "--step", "last"], "expected latest, best or the number of a step"),
         ([run, "-o", "new", "--platforms", "gpu"], "'gpu'"),
         ([run, "-o", "new", "--platforms", "cpu", "tpus"], "there are cpu, cuda, tpu"),
         ([run, "-o", str(tmp_path / "used")], "is not empty"),

@@ -119,7 +119,7 @@ def test_a_job_outlives_whoever_reads_it(after: str, tmp_path: Path) -> None:
     assert all(len((tmp_path / f"logs/{n}.log").read_text()) == 2000100 for n in "01")
 
 
-def test_a_log_that_cannot_be_written_is_said_once(tmp_path: Path) -> None:
+def test_a_log_that_cannot_be_written_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "0.log").symlink_to("/dev/full")
     status, lines = finish(start("-n", "1", "--log-dir", str(tmp_path), code="print('a\\nb')"))
     assert status == 0

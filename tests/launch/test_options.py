@@ -57,7 +57,7 @@ def test_home_is_expanded_where_a_shell_leaves_it(shell: Fakes) -> None:
         ("--name", "--name: give a value"),
         ("--name --spot", "--name: give a value"),
         ("--name -- c.py", "--name: give a value"),
-        ("--name -x", "--name: give a value (one that begins with -, as --name=VALUE)"),
+        ("--name -x", "--name: give a value (a value that begins with - as --name=VALUE)"),
         ("--name ''", "--name: give a value, got ''"),
         ("--name=", "--name: give a value, got ''"),
         ("--name ' '", "--name: give a value, got ' '"),
@@ -66,9 +66,9 @@ def test_home_is_expanded_where_a_shell_leaves_it(shell: Fakes) -> None:
         ("--nam=a", "unknown option --nam;"),
         ("'--name --data-dir' a", "unknown option --name --data-dir;"),
         ("-n a", "unknown option -n;"),
-        ("--spot c.py", "'c.py' is no option; give the config and arguments of jaxcls train after"),
-        ("''", "'' is no option"),
-        ("-", "'-' is no option"),
+        ("--spot c.py", "'c.py' is not an option; give the config and arguments of jaxcls train"),
+        ("''", "'' is not an option"),
+        ("-", "'-' is not an option"),
     ],
 )
 def test_mistakes(shell: Fakes, arguments: str, message: str) -> None:

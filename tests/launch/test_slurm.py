@@ -41,7 +41,7 @@ def test_a_mistake_is_not_started_again(slurm: Fakes) -> None:
     result = job(slurm, CONFIG)
     assert result.returncode == 2
     assert slurm.calls() == [TRAIN]
-    assert "a mistake that no restart mends" in result.stderr
+    assert "a mistake that a restart cannot fix" in result.stderr
 
 
 def test_crashes_are_started_again_a_few_times(slurm: Fakes) -> None:
@@ -97,6 +97,16 @@ def test_a_dry_run_prints_the_commands_and_runs_none(slurm: Fakes) -> None:
     assert slurm.calls() == []
 
 
+def test_a_dry_run_of_a_sweep_prints_one_task(slurm: Fakes) -> None:
+    sweep = TRAIN.replace("true train", "true sweep")
+    result = job(slurm, "--dry-run", "--sweep", CONFIG, "--seed", "1", SLURM_JOB_ID="")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [f"{sweep} --seed 1 --index N"]
+    result = job(slurm, "--dry-run", "--sweep", CONFIG, **ARRAY)
+    assert result.stdout.splitlines() == [f"{sweep} --index 3"]
+    assert slurm.calls() == []
+
+
 def test_options_in_every_spelling(slurm: Fakes) -> None:
     for options in (["--data-dir", "/my sets/"], ["--data-dir=/my sets", "--"]):
         result = job(slurm, "--dry-run", *options, CONFIG, SLURM_JOB_ID="")
@@ -146,7 +156,7 @@ def test_a_job_that_cannot_be_put_back_says_so(slurm: Fakes) -> None:
     assert "scontrol cannot put job 7 back into the queue" in result.stderr
 
 
-def test_a_run_goes_on_by_its_folder(slurm: Fakes) -> None:
+def test_a_run_resumes_by_its_folder(slurm: Fakes) -> None:
     run = slurm.folder.parent / "runs/x"
     run.mkdir(parents=True)
     (run / "config.json").touch()
@@ -158,14 +168,14 @@ def test_a_run_goes_on_by_its_folder(slurm: Fakes) -> None:
     [
         ((), {}, "give a config"),
         (("configs/none.py",), {}, "there is no such config"),
-        (("--stage", CONFIG), {}, "--stage: give --data-dir"),
+        (("--stage", CONFIG), {}, "--stage: also give --data-dir"),
         (("--data-dir",), {}, "--data-dir: give a value"),
         (("--data-dir", "--stage", CONFIG), {}, "--data-dir: give a value"),
         (("--data-dir", "", CONFIG), {}, "--data-dir: give a value, got ''"),
         (("--data-dir=", CONFIG), {}, "--data-dir: give a value, got ''"),
         (("--stge", CONFIG), {}, "unknown option --stge"),
         (("--stage=true", CONFIG), {}, "unknown option --stage=true"),
-        (("--sweep", CONFIG), {}, "--sweep: for the tasks of a job array"),
+        (("--sweep", CONFIG), {}, "--sweep: needs a job array"),
         ((CONFIG,), {"SLURM_JOB_ID": ""}, "start it with sbatch"),
         ((CONFIG,), {"JAXCLS": "no-such-jaxcls"}, "there is no no-such-jaxcls"),
     ],

@@ -101,7 +101,7 @@ def test_without_delete_the_cost_is_named(gcloud: Fakes) -> None:
     assert f"delete it with: bash launch/tpu_pod.sh delete --name b0 {PLACE}" in result.stderr
 
 
-def test_a_preempted_tpu_is_made_anew_and_the_run_goes_on(gcloud: Fakes) -> None:
+def test_a_preempted_tpu_is_created_again_and_the_run_continues(gcloud: Fakes) -> None:
     gcloud.on(
         "describe", *state("NOT_FOUND", "ACTIVE", "SUSPENDED", "SUSPENDED", "CREATING", "ACTIVE")
     )
@@ -202,7 +202,7 @@ def test_ssh_that_never_works_ends_it(gcloud: Fakes) -> None:
     assert "cannot copy the code to the workers" in result.stderr
 
 
-def test_workers_that_go_on_without_worker_0_are_stopped(gcloud: Fakes) -> None:
+def test_workers_that_continue_without_worker_0_are_stopped(gcloud: Fakes) -> None:
     gcloud.on("describe", *state("ACTIVE"))
     gcloud.on("worker.sh status", ended("exited 1", "running"))
     result = launch(gcloud, "run", "--max-restarts", "0")
@@ -352,7 +352,7 @@ def test_dry_run_prints_and_runs_nothing(gcloud: Fakes) -> None:
     assert len(lines) == 12
 
 
-def test_a_run_in_a_bucket_goes_on_where_it_is(gcloud: Fakes) -> None:
+def test_a_run_in_a_bucket_resumes_there(gcloud: Fakes) -> None:
     for config in ("gs://bucket/run", "gs://bucket/run/config.json"):
         launch(gcloud, "start", training=("--", config))
         assert gcloud.calls()[-1] == worker(f"start {config}")
@@ -376,10 +376,10 @@ def test_printed_commands_can_be_pasted(gcloud: Fakes, phase: str) -> None:
         (("start", "--name"), "--name: give a value"),
         (("start", "--name", "b0", "--sport"), "unknown option --sport"),
         (("run", "--name", "b0", "--max-restarts", "x"), "--max-restarts: give a whole number"),
-        (("run", "--name", "b0", "--stage"), "--stage: give --data-dir"),
+        (("run", "--name", "b0", "--stage"), "--stage: also give --data-dir"),
         (("run", "--name", "b0", "--data-dir", "/x"), "--data-dir: give a gs:// path"),
         (("install", "--name", "b0", "--code", "nowhere.whl"), "there is no wheel nowhere.whl"),
-        (("install", "--name", "b0", "--code", "tests"), "tests holds no pyproject.toml"),
+        (("install", "--name", "b0", "--code", "tests"), "there is no pyproject.toml in tests"),
         (("walk",), "usage: bash launch/tpu_pod.sh PHASE"),
     ],
 )
@@ -392,4 +392,4 @@ def test_mistakes(gcloud: Fakes, arguments: tuple[str, ...], message: str) -> No
 
 def test_a_run_on_the_workers_disks_is_warned_of(gcloud: Fakes) -> None:
     result = launch(gcloud, "start", training=("--", CONFIG))
-    assert "runs/kerascv_b0 lies on the workers' disks" in result.stderr
+    assert "runs/kerascv_b0 is on the workers' disks" in result.stderr

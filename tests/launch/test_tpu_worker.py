@@ -70,7 +70,7 @@ def test_the_exit_status_is_kept(worker: Path, status: str) -> None:
 def test_a_second_start_attaches(worker: Path) -> None:
     call(worker, "start", "config.py", "two words")
     assert state(worker) == "running"
-    assert "runs already" in call(worker, "start", "config.py").stdout
+    assert "already running" in call(worker, "start", "config.py").stdout
     (worker / "end").write_text("0")
     assert call(worker, "logs", "1").stdout == "arguments: train config.py two words\n"
     wait_for(worker, "exited 0")

@@ -195,7 +195,7 @@ def test_a_pattern_must_fit_the_whole_name_of_what_is_missing() -> None:
     assert "head_bn/scale" in refusal(file, allow_missing=["head_conv/.*"])
     message = refusal(file, allow_missing=["head_bn"])
     assert message.startswith("allow_missing: 'head_bn' fits no variable of tiny")
-    with pytest.raises(ConfigError, match="allow_missing: '\\(' is no regular expression"):
+    with pytest.raises(ConfigError, match="allow_missing: '\\(' is not a regular expression"):
         import_variables(file, SPEC, num_classes=None, allow_missing=["("])
 
 
@@ -226,7 +226,7 @@ def test_patterns_of_unused_tensors_are_checked() -> None:
     message = refusal(timm_file(), allow_unused=["extra"])
     assert message.startswith("allow_unused: 'extra' fits no tensor of weights.safetensors; they")
     assert "classifier.bias" in message
-    with pytest.raises(ConfigError, match="allow_unused: '\\(' is no regular expression"):
+    with pytest.raises(ConfigError, match="allow_unused: '\\(' is not a regular expression"):
         import_variables(timm_file(), SPEC, num_classes=None, allow_unused=["("])
 
 

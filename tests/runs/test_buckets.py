@@ -25,7 +25,8 @@ from jaxcls.runs.claim import Claim
 from jaxcls.runs.directory import RunError, TakenOverError, checkpoint_dir
 from jaxcls.system import paths
 from jaxcls.system.errors import UserError
-from jaxcls.system.paths import create_whole, run_path
+from jaxcls.system.paths import run_path
+from jaxcls.system.whole_files import create_whole
 from jaxcls.training.loop import Outcome, train
 
 CHECKPOINTS = "runs/a/checkpoints"
@@ -78,7 +79,7 @@ def test_a_run_leaves_in_a_bucket_what_it_leaves_on_disk(
 
 @pytest.mark.long
 @pytest.mark.usefixtures("store")
-def test_a_stopped_run_goes_on_there(tiny_config: Config, tiny_run: tuple[Path, Outcome]) -> None:
+def test_a_stopped_run_resumes_there(tiny_config: Config, tiny_run: tuple[Path, Outcome]) -> None:
     mesh = make_mesh(jax.devices()[:1])
     half = dataclasses.replace(tiny_config, num_steps=8)
     train(half, "gs://bucket/runs/b", mesh=mesh)
@@ -173,7 +174,7 @@ def test_a_bucket_has_one_writer_a_run(store: Store, monkeypatch: pytest.MonkeyP
         with pytest.raises(TakenOverError, match=r"another training, .* has taken over run"):
             held.require()
     with Claim(run, on_taken_over=noticed.set) as held:
-        assert held.notes.startswith("takes over from process")
+        assert held.message.startswith("takes over from process")
         assert list(claims()) == ["claimed/writer.4.json"]
 
 
@@ -235,7 +236,7 @@ jax.jit(lambda x: x @ x)(jax.numpy.ones((9, 9)))
 """
 
 
-def test_compiled_programs_of_a_run_lie_beside_it(store: Store) -> None:
+def test_compiled_programs_of_a_run_are_beside_it(store: Store) -> None:
     environment = dict(os.environ)
     environment.pop("JAX_COMPILATION_CACHE_DIR", None)
     outs = [

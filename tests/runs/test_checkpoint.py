@@ -274,7 +274,7 @@ DAMAGES = {
     ),
     "another step's folder": (
         lambda f: (shutil.rmtree(f), shutil.copytree(f.parent / "1", f)),
-        "holds step 1",
+        "contains step 1",
     ),
 }
 
@@ -294,7 +294,7 @@ def test_damage_is_named_and_the_next_good_one_used(
         assert any(part in caplog.text for part in message.split("|"))
         with pytest.raises(CheckpointError, match=str(tmp_path / "2")):
             checkpoints.restore(template_of(make_state()), 2)
-        checkpoints.save(2, make_state(2), metadata=METADATA)  # the run goes on and gets there
+        checkpoints.save(2, make_state(2), metadata=METADATA)  # the run continues and gets there
         assert_equal(checkpoints.restore(template_of(make_state())).state, make_state(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "verified.json"]
 
@@ -332,7 +332,9 @@ def test_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"there is no checkpoint in {tmp_path}/nowhere"):
         checkpoints.restore(make_state())
     save_steps(tmp_path, 1)
-    with pytest.raises(CheckpointError, match=r"3 cannot be used: it is missing \(steps there: 1"):
+    with pytest.raises(
+        CheckpointError, match=r"3 cannot be used: it is missing \(existing steps: 1"
+    ):
         Checkpoints(tmp_path).restore(make_state(), 3)
     with pytest.raises(CheckpointError, match="no checkpoint with a metric"):
         Checkpoints(tmp_path).restore(make_state(), "best")
@@ -403,9 +405,7 @@ def test_nothing_older_goes_before_the_newer_is_verified(
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
         monkeypatch.setattr(Checkpoints, "_read_back", damage_first)
         checkpoints.save(2, make_state(2), metadata={})
-        with pytest.raises(
-            CheckpointError, match=r"2 was read back damaged: .*set aside as 2\.dam"
-        ):
+        with pytest.raises(CheckpointError, match=r"2 is damaged: .*renamed to 2\.dam"):
             checkpoints.save(3, make_state(3), metadata={})
         monkeypatch.undo()
         assert checkpoints.steps() == [1]

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from jaxcls.runs import claim
-from jaxcls.runs.claim import Claim, Writer, fate, last_writer
+from jaxcls.runs.claim import Claim, Writer, last_writer, writer_status
 from jaxcls.runs.directory import RunError, TakenOverError
-from jaxcls.system.paths import create_whole
+from jaxcls.system.whole_files import create_whole
 
 ELSEWHERE = "another-host 1234 pid:[5678]"
 
@@ -59,10 +59,10 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
         with pytest.raises(RunError) as refused, claim_of(tmp_path):
             pass
         assert last_writer(tmp_path) is not None
-        assert fate(first, tmp_path) == "there"
+        assert writer_status(first, tmp_path) == "running"
     assert str(refused.value) == (
         f"run {str(tmp_path)!r} is already being trained, by process {os.getpid()} on "
-        f"{first.host} (started {first.since}); let it end, stop it there (kill "
+        f"{first.host} (started {first.since}); wait for its end, stop it (kill "
         f"{os.getpid()}), or use another --workdir"
     )
 
@@ -70,7 +70,7 @@ def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) ->
 def test_who_has_ended_is_followed_and_one_claim_remains(tmp_path: Path) -> None:
     for number in (1, 2, 3):
         with claim_of(tmp_path) as claimed:
-            assert claimed.notes == ""
+            assert claimed.message == ""
         assert names(tmp_path) == [f"writer.{number}.json"]
         writer = last_writer(tmp_path)
         assert writer is not None
@@ -96,7 +96,7 @@ def test_another_process_of_this_machine_is_refused_while_it_lives(
         time.sleep(0.01)
     start = time.monotonic()
     with claim_of(tmp_path) as claimed:
-        assert claimed.notes.startswith(f"takes over from process {other_process.pid} on")
+        assert claimed.message.startswith(f"takes over from process {other_process.pid} on")
     other_process.wait()
     claim_of_process(tmp_path, other_process.pid)
     with claim_of(tmp_path):
@@ -109,11 +109,11 @@ def test_a_process_with_the_number_of_a_dead_one_is_not_taken_for_it(
 ) -> None:
     leave_claim(tmp_path, process=other_process.pid, started="17", token="theirs")
     with claim_of(tmp_path) as claimed:
-        assert claimed.notes
+        assert claimed.message
     # As process 1 of a container is, after each of its starts.
     leave_claim(tmp_path, number=9, process=os.getpid(), token="theirs")
     with claim_of(tmp_path) as claimed:
-        assert claimed.notes
+        assert claimed.message
     assert names(tmp_path) == ["writer.10.json"]
 
 
@@ -145,7 +145,7 @@ def test_a_writer_on_another_machine_that_gives_no_sign_is_followed(
 ) -> None:
     leave_claim(tmp_path, machine=ELSEWHERE, renewed=time.time() + 86400, token="theirs")
     with caplog.at_level(logging.WARNING, logger="jaxcls"), claim_of(tmp_path) as claimed:
-        assert claimed.notes
+        assert claimed.message
     (text,) = caplog.messages
     assert "waiting up to 1 s for a sign of life" in text
 
@@ -156,8 +156,9 @@ def test_a_writer_that_ends_while_it_is_watched_is_followed(tmp_path: Path) -> N
         0.2, lambda: leave_claim(tmp_path, machine=ELSEWHERE, token="theirs", ended="now")
     )
     ends.start()
-    with claim_of(tmp_path):
-        pass
+    with claim_of(tmp_path) as claimed:
+        assert len(names(tmp_path)) == 1
+        assert claimed.message == ""  # the writer has recorded its end
     ends.join()
 
 
@@ -224,7 +225,7 @@ def test_who_comes_late_to_a_number_that_was_tidied_away_does_not_get_the_run(
     # Meanwhile two more have come, and the first of them has gone.
     (tmp_path / "writer.1.json").unlink()
     leave_claim(tmp_path, number=3, machine=ELSEWHERE, token="next")
-    assert late._follow(seen) == 0
+    assert late._try_to_replace(seen) == 0
     assert names(tmp_path) == ["writer.3.json"]
 
 

@@ -61,7 +61,7 @@ def test_a_new_run_records_config_classes_and_versions(tmp_path: Path) -> None:
     assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.json"]
 
 
-def test_nothing_is_recorded_before_it_is_sure_that_the_run_goes_on(tmp_path: Path) -> None:
+def test_nothing_is_recorded_before_it_is_sure_that_the_run_continues(tmp_path: Path) -> None:
     start_run(tmp_path)
     assert prepare_run(tmp_path, changed(seed=3), allow_changes=True) == ["seed: 0 -> 3"]
     assert RunInfo.from_json(record(tmp_path)) == INFO
@@ -73,7 +73,7 @@ def test_a_record_that_cannot_be_written_names_the_directory(tmp_path: Path) -> 
         record_run(tmp_path, INFO)
 
 
-def test_the_same_config_goes_on(tmp_path: Path) -> None:
+def test_the_same_config_resumes(tmp_path: Path) -> None:
     start_run(tmp_path)
     assert start_run(tmp_path) == []
 
@@ -97,8 +97,8 @@ def test_a_changed_config_is_refused_naming_every_change_and_nothing_is_written(
         "  optimizer.options.momentum: None -> 0.9\n"
         "  seed: 0 -> 3\n"
         "  class names of the data\n"
-        "use another --workdir, or --allow-changes to go on with the new values (the network and "
-        "what the optimizer keeps must stay the same)"
+        "use another --workdir, or --allow-changes to resume with the new values (the network "
+        "and the optimizer's state must keep their shapes)"
     )
     assert RunInfo.from_json(record(tmp_path)) == INFO
 
@@ -151,7 +151,7 @@ def test_a_run_to_be_read_must_be_there(tmp_path: Path) -> None:
         require_run(tmp_path / "gone")
     with pytest.raises(
         RunError,
-        match="holds no run, and so has no checkpoint; train one there with: jaxcls train CONFIG",
+        match="is not a run, so it has no checkpoint; train one there with: jaxcls train CONFIG",
     ):
         require_run(tmp_path)
     start_run(tmp_path)
@@ -182,7 +182,7 @@ def test_an_evaluation_that_cannot_be_saved_is_only_a_warning(
     file.write_text("")
     with caplog.at_level(logging.WARNING, logger="jaxcls"):
         save_evaluation(file, {"top1": 0.5})
-    assert caplog.messages == [f"eval.json was not written in {file}: Not a directory"]
+    assert caplog.messages == [f"cannot write eval.json in {file}: Not a directory"]
 
 
 def test_other_training_data_is_a_change(tmp_path: Path) -> None:
@@ -195,6 +195,6 @@ def test_other_training_data_is_a_change(tmp_path: Path) -> None:
     )
 
 
-def test_a_run_that_did_not_record_its_data_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_did_not_record_its_data_resumes(tmp_path: Path) -> None:
     start_run(tmp_path)
     assert start_run(tmp_path, dataclasses.replace(INFO, data="10 examples")) == []

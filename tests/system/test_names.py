@@ -45,7 +45,7 @@ def test_names_are_composed_but_letters_stay_the_same() -> None:
 
 def test_a_name_that_must_be_text_is_refused() -> None:
     require_text("café", what="run")
-    with pytest.raises(UserError, match=r"^run 'caf\\xe9': this name is not UTF-8; take another"):
+    with pytest.raises(UserError, match=r"^run 'caf\\xe9': this name is not UTF-8; use another"):
         require_text("caf\udce9", what="run")
 
 
@@ -54,7 +54,7 @@ def test_runs_have_names_that_checkpoints_can_be_written_under(
 ) -> None:
     with pytest.raises(UserError, match=r"^run '.*/runs/caf\\xe9': this name is not UTF-8"):
         run_path("runs/caf\udce9")
-    with pytest.raises(UserError, match=r"takes a backslash for a slash; take another name"):
+    with pytest.raises(UserError, match=r"reads a backslash as a slash; use another name"):
         run_path("runs\\mine")
     (tmp_path / "caf\udce9").mkdir()
     monkeypatch.chdir(tmp_path / "caf\udce9")
@@ -66,7 +66,7 @@ CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
 FROM_MAC = unicodedata.normalize("NFD", CAFE)
 
 
-def test_a_run_goes_on_with_class_names_stored_in_another_form(tmp_path: Path) -> None:
+def test_a_run_resumes_with_class_names_stored_in_another_form(tmp_path: Path) -> None:
     old = RunInfo(config=Config(num_steps=1), class_names=("cat", FROM_MAC))
     record_run(tmp_path, old)
     new = dataclasses.replace(old, class_names=("cat", CAFE))

@@ -16,7 +16,7 @@ from typing import TextIO
 
 import pytest
 
-from jaxcls.system.output import dropped, lasting, may_draw
+from jaxcls.system.output import drop_reason, may_draw, safe_stream, table
 
 SMALL = '''\
 """A network of seconds, so that a whole training fits into a test."""
@@ -61,26 +61,26 @@ class Terminal(io.StringIO):
 
 def test_text_reaches_its_reader() -> None:
     with pipe() as (reader, stream):
-        print("step 1", file=lasting(stream), flush=True)
+        print("step 1", file=safe_stream(stream), flush=True)
         assert os.read(reader, 100) == b"step 1\n"
-        assert dropped(lasting(stream)) is None
+        assert drop_reason(safe_stream(stream)) is None
 
 
 def test_a_reader_who_leaves_is_noted_and_nothing_more() -> None:
     with pipe() as (reader, stream):
-        lasts = lasting(stream)
+        safe = safe_stream(stream)
         os.close(reader)
         for _ in range(3):
-            print("x" * 10**5, file=lasts, flush=True)
-        lasts.close()  # has nothing left to write
-        assert dropped(lasts) == "Broken pipe"
+            print("x" * 10**5, file=safe, flush=True)
+        safe.close()  # has nothing left to write
+        assert drop_reason(safe) == "Broken pipe"
 
 
 def test_a_disk_that_is_full_is_noted() -> None:
     with open("/dev/full", "w") as stream:
-        lasts = lasting(stream)
-        print("lost", file=lasts, flush=True)
-        assert dropped(lasts) == "No space left on device"
+        safe = safe_stream(stream)
+        print("lost", file=safe, flush=True)
+        assert drop_reason(safe) == "No space left on device"
 
 
 @pytest.mark.parametrize("problem", [BrokenPipeError(32, "Broken pipe"), ValueError("closed")])
@@ -89,9 +89,9 @@ def test_a_stream_that_is_no_file_lasts_too(problem: Exception) -> None:
         def write(self, _: str) -> int:
             raise problem
 
-    lasts = lasting(Gone())
-    print("lost", file=lasts, flush=True)
-    assert (dropped(lasts) or "nothing") in str(problem)
+    safe = safe_stream(Gone())
+    print("lost", file=safe, flush=True)
+    assert (drop_reason(safe) or "nothing") in str(problem)
 
 
 def test_a_stream_that_ends_elsewhere_is_not_written_by_its_number(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_a_stream_that_ends_elsewhere_is_not_written_by_its_number(tmp_path: Pat
 
     with (tmp_path / "terminal").open("w") as terminal:
         cell = Notebook()
-        print("写", file=lasting(cell), flush=True)
+        print("写", file=safe_stream(cell), flush=True)
     assert cell.getvalue() == "写\n"
     assert (tmp_path / "terminal").read_text() == ""
 
@@ -109,27 +109,27 @@ def test_a_stream_that_ends_elsewhere_is_not_written_by_its_number(tmp_path: Pat
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252"])
 def test_what_an_encoding_lacks_is_escaped(encoding: str) -> None:
     with pipe(encoding) as (reader, stream):
-        print("写.jpg", file=lasting(stream), flush=True)
+        print("写.jpg", file=safe_stream(stream), flush=True)
         assert os.read(reader, 100) == b"\\u5199.jpg\n"
 
 
 def test_a_name_that_is_no_text_is_escaped() -> None:
     with pipe() as (reader, stream):
-        print(os.fsdecode(b"\xff.jpg"), file=lasting(stream), flush=True)
+        print(os.fsdecode(b"\xff.jpg"), file=safe_stream(stream), flush=True)
         assert os.read(reader, 100) == b"\\udcff.jpg\n"
 
 
 def test_a_reader_who_does_not_read_is_waited_for_once() -> None:
     with pipe() as (reader, stream):
-        lasts = lasting(stream, patience=0.2)
+        safe = safe_stream(stream, patience=0.2)
         start = time.monotonic()
         for _ in range(50):
-            print("x" * 10**5, file=lasts, flush=True)
+            print("x" * 10**5, file=safe, flush=True)
         assert 0.2 < time.monotonic() - start < 5
-        assert dropped(lasts) == "nobody reads it"
+        assert drop_reason(safe) == "nobody reads it"
         while select.select([reader], [], [], 0)[0]:
             os.read(reader, 10**6)
-        print("there again", file=lasts, flush=True)
+        print("there again", file=safe, flush=True)
         assert os.read(reader, 100).endswith(b"there again\n")
 
 
@@ -138,12 +138,12 @@ def test_a_file_that_does_not_block_is_written_whole() -> None:
         os.set_blocking(stream.fileno(), False)
         code = "import sys; print(len(sys.stdin.read()))"
         with subprocess.Popen([sys.executable, "-c", code], stdin=reader, stdout=-1) as process:
-            lasts = lasting(stream)
-            print("x" * 10**6, file=lasts, flush=True)
+            safe = safe_stream(stream)
+            print("x" * 10**6, file=safe, flush=True)
             stream.close()
             assert process.stdout is not None
             assert process.stdout.read() == b"1000001\n"
-    assert dropped(lasts) is None
+    assert drop_reason(safe) is None
 
 
 @pytest.mark.parametrize(
@@ -251,7 +251,7 @@ def wait_for_steps(run: Path, steps: int) -> None:
 
 
 @pytest.mark.slow
-def test_a_training_whose_reader_leaves_goes_on_and_says_why(tmp_path: Path) -> None:
+def test_a_training_whose_reader_leaves_continues_and_says_why(tmp_path: Path) -> None:
     command = small_training(tmp_path, "写真", "--num-steps", "30")
     with (
         open("/dev/full", "w") as full,
@@ -270,7 +270,7 @@ def test_a_training_whose_reader_leaves_goes_on_and_says_why(tmp_path: Path) -> 
     run = tmp_path / "写真"
     assert json.loads((run / "state.json").read_text())["state"] == "finished"
     log = (run / "log.txt").read_text()
-    assert log.count("messages could not be printed (Broken pipe); the training goes on") == 1
+    assert log.count("messages could not be printed (Broken pipe); the training continues") == 1
     assert "step 30/30" in log
 
 
@@ -296,3 +296,12 @@ def test_a_training_whose_terminal_closes_saves(tmp_path: Path) -> None:
     assert list((tmp_path / "run/checkpoints").iterdir())
     assert b"training: small on digits" in shown
     assert b"\x1b" not in shown, "no bar in a terminal of one column"
+
+
+def test_columns_of_a_table_line_up() -> None:
+    rows = [["name", "count", "note"], ["a", "1,000", ""], ["longer", "7", "x"]]
+    assert table(rows, right=[1]).splitlines() == [
+        "name    count  note",
+        "a       1,000",
+        "longer      7  x",
+    ]

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcls.commands.common import checked_data
+from jaxcls.commands.common import validate_data
 from jaxcls.config import Config, ScheduleConfig, encode
 from jaxcls.data import device
 from jaxcls.data.batches import train_batches
@@ -267,7 +267,7 @@ def test_changes_that_the_checkpoint_does_not_fit_leave_the_run_as_it_was(
     shutil.copytree(tiny_run[0], tmp_path / "run")
     before = (tmp_path / "run/config.json").read_text()
     without = changed(tiny_config, "optimizer", ema_decay=0.0)
-    with pytest.raises(CheckpointError, match=r"other arrays .*; go on with the config that it"):
+    with pytest.raises(CheckpointError, match=r"does not fit .*; resume with the config that it"):
         train(without, tmp_path / "run", mesh=one_device(), allow_changes=True)
     assert (tmp_path / "run/config.json").read_text() == before
     assert train(tiny_config, tmp_path / "run", mesh=one_device()).step == 12
@@ -438,7 +438,7 @@ def test_a_run_of_stages_is_evaluated_at_any_size(staged_run: Path) -> None:
     data = data_of(str(staged_run))
     classifier = ImageClassifier.from_run(staged_run)
     same = classifier.evaluate(data)
-    larger = classifier.evaluate(dataclasses.replace(checked_data(data), image_size=24))
+    larger = classifier.evaluate(dataclasses.replace(validate_data(data), image_size=24))
     last = read_metrics(staged_run / "metrics.csv")[-1]
     assert same["top1"] == pytest.approx(float(last["eval_top1"]), rel=1e-4)
     assert larger["loss"] != same["loss"]

@@ -165,7 +165,7 @@ def test_during_the_first_compile_all_leave_at_once(start: Start, tmp_path: Path
         await_text(tmp_path / process, "compile_step")
     job[1].send_signal(signal.SIGINT)
     assert statuses(job) == [75, 75]
-    assert "nothing was trained" in (tmp_path / "0").read_text()
+    assert "nothing new was trained" in (tmp_path / "0").read_text()
 
 
 @pytest.mark.slow
@@ -176,7 +176,7 @@ def test_a_process_that_stands_still_ends_the_other_and_is_named(
     await_text(tmp_path / "0", "add", count=3)
     job[1].send_signal(signal.SIGSTOP)
     assert job[0].wait(90) == 1  # half a minute if it is thought to compile
-    assert "process 1 has not been heard of" in (tmp_path / "0").read_text()
+    assert "process 1 has been silent" in (tmp_path / "0").read_text()
 
 
 @pytest.mark.long

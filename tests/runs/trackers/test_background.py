@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jaxcls.distributed.job import TRACKER
-from jaxcls.runs import trackers
-from jaxcls.runs.trackers import Background
+from jaxcls.runs.trackers import background as background_module
+from jaxcls.runs.trackers.background import Background
 
 
 class Recorder:
@@ -58,7 +58,7 @@ def test_calls_reach_the_tracker_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("fails", ["begin", "log", "show", "close"])
-def test_what_fails_is_said_once(fails: str) -> None:
+def test_what_fails_is_reported_once(fails: str) -> None:
     said: list[str] = []
     background = Background("T", lambda: Recorder(fails=fails), say=said.append)
     for step in range(5):
@@ -67,7 +67,7 @@ def test_what_fails_is_said_once(fails: str) -> None:
     background.close(failed=False)
     (line,) = said
     assert line.startswith(f"T has failed ({fails}")
-    assert "the training goes on without it" in line
+    assert "the training continues without it" in line
 
 
 def test_a_tracker_that_has_failed_is_closed_and_left_alone() -> None:
@@ -90,11 +90,11 @@ def test_what_hangs_is_waited_for_so_long_and_no_longer(hangs: str) -> None:
     background.close(failed=False)
     assert 0.1 < time.monotonic() - start < 10
     tracker.released.set()
-    assert said == ["T has not ended within 0 s; the training ends without it"]
+    assert said == ["T has not finished within 0 s; the training ends without waiting longer"]
 
 
 def test_a_tracker_that_never_begins_delays_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers, "MOST_WAITING", 3)
+    monkeypatch.setattr(background_module, "MAX_WAITING", 3)
     said: list[str] = []
     released = threading.Event()
 
@@ -109,7 +109,7 @@ def test_a_tracker_that_never_begins_delays_nothing(monkeypatch: pytest.MonkeyPa
     background.close(failed=False)
     assert time.monotonic() - start < 10
     assert "T does not keep up" in said[0]
-    assert "has not ended" in said[1]
+    assert "has not finished" in said[1]
     assert len(said) == 2
     released.set()
     background._calls.put(None)

@@ -1,0 +1,106 @@
+"""Files and folders that appear whole or not at all, whatever interrupts the writing."""
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec.core
+
+from jaxcls.system.paths import RunPath, is_url
+
+
+@contextlib.contextmanager
+def replacing[P: RunPath](path: P) -> Iterator[P]:
+    """Gives a path beside `path` to write a file or folder at, which then takes its place.
+
+    If the block fails, what it wrote is deleted, and `path` stays as it was.
+
+    Raises:
+      OSError: the finished file cannot be moved to `path`.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # on the same disk
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
+            else:
+                temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: RunPath, content: str | bytes) -> None:
+    """Writes a file, or replaces it; raises `OSError`, or in a bucket any error."""
+    data = content.encode() if isinstance(content, str) else content
+    if is_url(path):
+        path.write_bytes(data)  # an object appears once all of it was sent
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def create_whole(path: RunPath, text: str) -> bool:
+    """Writes a new file; of several processes, on any hosts, only one succeeds.
+
+    A disk with hard links gives the file its name in one step, also over NFS. On a disk without
+    them, others may see the file for a moment before its text is there. A bucket takes the object
+    on condition that there is none.
+
+    Returns:
+      False if the file exists already. It may be our own, if the answer of a server was lost.
+    """
+    if is_url(path):
+        fs, name = fsspec.core.url_to_fs(os.fspath(path))
+        try:
+            fs.pipe_file(name, text.encode(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+    path = Path(path)
+    temporary = _random_name_beside(path)  # processes on several hosts can have the same number
+    try:
+        temporary.write_text(text)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            return False
+        except OSError:  # the disk has no hard links
+            return _create(path, text)
+        return True
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def try_writing(path: RunPath) -> None:
+    """Checks that `path` can be written: writes, reads and deletes a small file beside it.
+
+    Raises:
+      OSError: one of the three fails; in a bucket it may be any error.
+    """
+    trial = _random_name_beside(path)
+    try:
+        trial.write_text("can this folder be written?")
+        trial.read_text()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            trial.unlink(missing_ok=True)
+        raise
+    trial.unlink()
+
+
+def _random_name_beside(path: RunPath) -> RunPath:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _create(path: Path, text: str) -> bool:
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True

@@ -1,0 +1,61 @@
+"""Files that appear completely or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from jaxcls.system.whole_files import create_whole, replacing, try_writing, write_whole
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("content", ["text é\n", b"\x00\xff"])
+def test_a_file_is_written_or_replaced(tmp_path: Path, content: str | bytes) -> None:
+    path = tmp_path / "a"
+    path.write_text("something longer, from before")
+    write_whole(path, content)
+    assert path.read_bytes() == (content.encode() if isinstance(content, str) else content)
+    assert names(tmp_path) == ["a"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "nothing"])
+def test_a_failure_leaves_only_what_was_there(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a"
+    path.write_text("before")
+
+    def write_half() -> None:
+        with replacing(path) as temporary:
+            if kind == "file":
+                temporary.write_text("half")
+            elif kind == "folder":
+                temporary.mkdir()
+                (temporary / "b").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_half()
+    assert (names(tmp_path), path.read_text()) == (["a"], "before")
+
+
+def test_a_folder_takes_the_place_of_an_empty_one(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.mkdir()
+    with replacing(path) as temporary:
+        temporary.mkdir()
+        (temporary / "b").write_text("whole")
+    assert (names(tmp_path), names(path)) == (["a"], ["b"])
+
+
+def test_a_new_file_is_created_once(tmp_path: Path) -> None:
+    assert create_whole(tmp_path / "a", "first")
+    assert not create_whole(tmp_path / "a", "second")
+    assert ((tmp_path / "a").read_text(), names(tmp_path)) == ("first", ["a"])
+
+
+def test_a_trial_leaves_nothing_and_names_what_fails(tmp_path: Path) -> None:
+    try_writing(tmp_path / "a")
+    assert names(tmp_path) == []
+    with pytest.raises(FileNotFoundError):
+        try_writing(tmp_path / "gone/a")

@@ -1,7 +1,7 @@
 """Helpers of several commands: the argument CONFIG, the option --step, and joining a job."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,7 +9,6 @@ import tyro
 
 from jaxcls.commands.options import parse
 from jaxcls.config import Config, DataConfig, check_data, decode, encode, load_config
-from jaxcls.config.diff import default_workdir
 from jaxcls.distributed.compile_cache import keep_compiled
 from jaxcls.distributed.job import JobOptions, join
 from jaxcls.system.errors import UserError
@@ -120,25 +119,6 @@ def record_of(name: str) -> RunPath | None:
         return path
     is_run = is_url(name) or (path / "config.json").is_file()
     return path / "config.json" if is_run else None
-
-
-def workdir_of(name: str, pairs: Iterable[tuple[Config, Config]]) -> str:
-    """The default directory for the training of CONFIG: CONFIG itself if it is a run, or in runs/.
-
-    Args:
-      name: CONFIG.
-      pairs: as for `default_workdir`.
-    """
-    record = record_of(name)
-    if record is None:
-        return default_workdir(name, pairs)
-    from jaxcls.runs.directory import recorded_run
-
-    run = recorded_run(record)
-    if run is not None:
-        return str(run)
-    named = record.parent if record.name == "config.json" else record
-    return default_workdir(str(named), pairs)
 
 
 def take_first(

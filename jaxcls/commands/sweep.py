@@ -16,10 +16,11 @@ from typing import Annotated, Self
 import tyro
 
 from jaxcls.commands.common import ALONE, record_of, start_job, take_first, validate
+from jaxcls.commands.default_workdir import default_workdir
 from jaxcls.commands.options import parse
 from jaxcls.commands.train import report_outcome
 from jaxcls.config import Config, encode, load_sweep
-from jaxcls.config.diff import default_workdir, differences, short_names, value_text
+from jaxcls.config.diff import differences, short_names, value_text
 from jaxcls.distributed.job import EXIT_FAILED, EXIT_USER_ERROR, JobOptions
 from jaxcls.system.early_signals import EXIT_STOPPED, stop_signals
 from jaxcls.system.errors import UserError

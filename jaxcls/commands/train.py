@@ -6,13 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxcls.commands.common import (
-    ALONE,
-    start_job,
-    take_config,
-    validate,
-    workdir_of,
-)
+from jaxcls.commands.common import ALONE, start_job, take_config, validate
+from jaxcls.commands.default_workdir import default_workdir
 from jaxcls.commands.options import parse
 from jaxcls.config import Config
 from jaxcls.distributed.job import JobOptions
@@ -46,7 +41,7 @@ def run(arguments: list[str]) -> int:
     config = validate(options.config)
     workdir = options.workdir
     if workdir is None:
-        workdir = workdir_of(name, [(written, config)])
+        workdir = default_workdir(name, [(written, config)])
     workdir = str(run_path(workdir))
     start_job(options.job, stops=True, run=workdir)
     from jaxcls.training.loop import train

@@ -1,17 +1,11 @@
 """Differences between configs, as short texts for names of folders, tables and legends."""
 
-import hashlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jaxcls.config.decoding import encode_fields, flatten, leaves
-from jaxcls.config.schema import Config, changed_fields
-from jaxcls.system.names import printable
-
-MAX_NAME_LENGTH = 100  # of a folder, in characters; file systems allow 255 bytes
+from jaxcls.config.schema import Config
 
 
 def differences(configs: Sequence[Config]) -> dict[str, tuple[Any, ...]]:
@@ -64,32 +58,6 @@ def labels(names: Sequence[str], configs: Sequence[Config]) -> list[str]:
     if len(set(texts)) == len(texts) and all(texts):
         return texts
     return [f"{name}: {text}" if text else name for name, text in zip(names, texts, strict=True)]
-
-
-def default_workdir(path: str | Path, pairs: Iterable[tuple[Config, Config]]) -> str:
-    """The default folder for the runs of a config file: runs/FILE, with the changed fields.
-
-    Args:
-      path: the path of the config file.
-      pairs: the configs in the file, each with the config after the changes of the command line.
-    """
-    changes = {
-        field: after
-        for written, config in pairs
-        for field, (_, after) in changed_fields(written, config).items()
-    }
-    return str(Path("runs") / folder_name(printable(Path(path).stem).replace("\\", "_"), changes))
-
-
-def folder_name(stem: str, changes: Mapping[str, Any]) -> str:
-    """A name of a folder that says what was changed, such as digits-learning_rate=0.05-seed=1.
-
-    A longer name is cut and ends in a digest of the whole name.
-    """
-    whole = "-".join([stem, *(re.sub(r"[^\w.,=+-]+", "_", text) for text in assignments(changes))])
-    if len(whole) <= MAX_NAME_LENGTH:
-        return whole
-    return f"{whole[: MAX_NAME_LENGTH - 9]}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _last_part(name: str) -> str:

@@ -2,16 +2,10 @@ import dataclasses
 
 import pytest
 
+from jaxcls.commands.default_workdir import MAX_NAME_LENGTH, folder_name
 from jaxcls.config import Config, ModelConfig, OptimizerConfig
 from jaxcls.config.augment import CenterCrop, RandAugment, RandomFlip
-from jaxcls.config.diff import (
-    MAX_NAME_LENGTH,
-    assignments,
-    differences,
-    folder_name,
-    labels,
-    short_names,
-)
+from jaxcls.config.diff import assignments, differences, labels, short_names
 
 BASE = Config(num_steps=10)
 FAST = Config(num_steps=10, seed=1, optimizer=OptimizerConfig(learning_rate=0.05))

@@ -20,7 +20,7 @@ from jaxcls import ImageClassifier
 from jaxcls.commands.cli import main
 from jaxcls.config import Config, DataConfig, ModelConfig
 from jaxcls.data.sources import open_source
-from jaxcls.inference.classifier import match_classes
+from jaxcls.inference.class_matching import match_classes
 from jaxcls.models.registry import model_from_config, model_spec
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.files import read_weights
@@ -223,7 +223,7 @@ def test_a_model_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) 
 def test_a_preset_has_no_steps_and_no_data_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     message = error(capsys, "evaluate", LITE0, "--step", "best")
     assert f"--step: only a run has steps, and {LITE0!r} is a preset" in message
-    assert f"data.source: say what {LITE0!r} is to be evaluated on" in error(
+    assert f"data.source: name the data to evaluate {LITE0!r} on" in error(
         capsys, "evaluate", LITE0
     )
 

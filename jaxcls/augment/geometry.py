@@ -21,6 +21,8 @@ import numpy as np
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from jaxcls.config.augment import RandomCropAndResize
+
 _ONE = 256  # the sum of a pixel's weights
 _FRACTION_BITS = 16  # of the fixed-point positions in a warp
 
@@ -192,36 +194,28 @@ def square_windows(sizes: Array, crop_fraction: float, offsets: Array) -> Array:
     return jnp.concatenate([offsets * (sizes - side), side, side], axis=1)
 
 
-def random_windows(
-    draws: Array,
-    sizes: Array,
-    *,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    of_pixels: bool,
-) -> Array:
+def random_windows(entry: RandomCropAndResize, uniforms: Array, sizes: Array) -> Array:
     """Windows of random area, shape and place (KerasCV's RandomCropAndResize).
 
-    Area and aspect are uniform; height sqrt(area / aspect) and width sqrt(area * aspect) are shares
-    of the image's and at most 1; the place is uniform.
+    Area and aspect are uniform. Height sqrt(area / aspect) and width sqrt(area * aspect) are shares
+    of the image's height and width, at most 1; the place is uniform.
 
     Args:
-      draws: float32 [batch, 4] in [0, 1).
-      sizes: int32 [batch, 2].
-      area: smallest and largest share of the image's area.
-      aspect: smallest and largest width / height.
-      of_pixels: the aspect is one of pixels, not relative to the image's.
+      entry: the ranges of area and aspect, and whether aspects are of pixels or relative to the
+        image's.
+      uniforms: float32 [batch, 4] in [0, 1).
+      sizes: int32 [batch, 2], height and width of each image.
 
     Returns:
       float32 [batch, 4]: top, left, height, width.
     """
-    areas = area[0] + (area[1] - area[0]) * draws[:, 0]
-    aspects = aspect[0] + (aspect[1] - aspect[0]) * draws[:, 1]
-    if of_pixels:
+    areas = entry.area[0] + (entry.area[1] - entry.area[0]) * uniforms[:, 0]
+    aspects = entry.aspect[0] + (entry.aspect[1] - entry.aspect[0]) * uniforms[:, 1]
+    if entry.aspect_of == "pixels":
         aspects = aspects * sizes[:, 0] / sizes[:, 1]
     shares = jnp.sqrt(jnp.stack([areas / aspects, areas * aspects], axis=1))
     lengths = jnp.minimum(shares, 1) * sizes
-    return jnp.concatenate([draws[:, 2:] * (sizes - lengths), lengths], axis=1)
+    return jnp.concatenate([uniforms[:, 2:] * (sizes - lengths), lengths], axis=1)
 
 
 # --- Affine warps --------------------------------------------------------------------------------

@@ -40,6 +40,8 @@ from jax.typing import ArrayLike
 
 from jaxcls.augment import color, draws
 from jaxcls.augment.geometry import warp
+from jaxcls.config import progressive
+from jaxcls.config.augment import AugMix, RandAugment, TrivialAugment
 
 
 class Draw(NamedTuple):
@@ -318,50 +320,41 @@ def _select(
 # --- The policies --------------------------------------------------------------------------------
 
 
-def rand_augment(
-    keys: Array,
-    images: Array,
-    *,
-    ops: Sequence[str],
-    num_ops: int,
-    magnitude: Array,
-    magnitude_std: Array,
-    rate: float,
-) -> Array:
+def rand_augment(entry: RandAugment, keys: Array, images: Array, progress: Array) -> Array:
     """RandAugment (Cubuk 2020) on uint8 [batch, 3, size, size], with `num_ops` layers."""
     layers = draw_layers(
-        keys, len(ops), num_ops, magnitude=magnitude, std=magnitude_std, rate=jnp.asarray(rate)
+        keys,
+        len(entry.ops),
+        entry.num_ops,
+        magnitude=progressive.at_progress(entry.magnitude, progress),
+        std=progressive.at_progress(entry.magnitude_std, progress),
+        rate=jnp.asarray(entry.rate),
     )
-    return apply_layers(images, ops, layers)
+    return apply_layers(images, entry.ops, layers)
 
 
-def trivial_augment(keys: Array, images: Array, *, ops: Sequence[str]) -> Array:
+def trivial_augment(entry: TrivialAugment, keys: Array, images: Array, progress: Array) -> Array:
     """TrivialAugment (Müller and Hutter 2021): one operation or none, at a uniform strength.
 
-    Operations and strengths are those of this module's table.
+    Operations and strengths are those of the table at the top of this module.
     """
+    del progress
+    count = len(entry.ops)
     magnitude = draws.uniform(draws.fold_in(keys, 2), 1)
-    rate = jnp.asarray(len(ops) / (len(ops) + 1))
-    layers = draw_layers(keys, len(ops), 1, magnitude=magnitude, std=jnp.zeros(()), rate=rate)
-    return apply_layers(images, ops, layers)
+    rate = jnp.asarray(count / (count + 1))
+    layers = draw_layers(keys, count, 1, magnitude=magnitude, std=jnp.zeros(()), rate=rate)
+    return apply_layers(images, entry.ops, layers)
 
 
-def aug_mix(
-    keys: Array,
-    images: Array,
-    *,
-    ops: Sequence[str],
-    magnitude: Array,
-    magnitude_std: Array,
-    width: int,
-    depth: int,
-    alpha: float,
-) -> Array:
+def aug_mix(entry: AugMix, keys: Array, images: Array, progress: Array) -> Array:
     """AugMix (Hendrycks 2020): the image blended with a mixture of chains of operations.
 
-    Chains have 1 to `depth` layers, their weights are Dirichlet(alpha), and the share of the
+    Chains have 1 to `depth` layers. Their weights are Dirichlet(alpha), and the share of the
     mixture is Beta(alpha, alpha).
     """
+    width, depth, alpha = entry.width, entry.depth, entry.alpha
+    magnitude = progressive.at_progress(entry.magnitude, progress)
+    std = progressive.at_progress(entry.magnitude_std, progress)
     weight_keys = draws.fold_in(keys, width)
     weights = jax.vmap(lambda key: jax.random.dirichlet(key, jnp.full(width, alpha)))(weight_keys)
     share = draws.beta(draws.fold_in(keys, width + 1), jnp.asarray(alpha))
@@ -369,16 +362,11 @@ def aug_mix(
     for chain in range(width):
         chain_keys = draws.fold_in(keys, chain)
         layers = draw_layers(
-            chain_keys,
-            len(ops),
-            depth,
-            magnitude=magnitude,
-            std=magnitude_std,
-            rate=jnp.ones(()),
+            chain_keys, len(entry.ops), depth, magnitude=magnitude, std=std, rate=jnp.ones(())
         )
         length = 1 + jnp.floor(draws.uniform(draws.fold_in(chain_keys, 2), 1) * depth)
-        choice = jnp.where(jnp.arange(depth) < length, layers.choice, len(ops))
-        changed = apply_layers(images, ops, layers._replace(choice=choice))
+        choice = jnp.where(jnp.arange(depth) < length, layers.choice, len(entry.ops))
+        changed = apply_layers(images, entry.ops, layers._replace(choice=choice))
         mixture = mixture + weights[:, chain, None, None, None] * changed
     kept = images.astype(jnp.float32)
     result = kept + share[:, None, None, None] * (mixture - kept)

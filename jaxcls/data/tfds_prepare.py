@@ -18,8 +18,8 @@ from tensorflow_datasets.core.download.extractor import ExtractError
 
 from jaxcls.config.decoding import nearest
 from jaxcls.data.disk import chain, disk_is_full
-from jaxcls.data.tfds import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_convert import convert_to_array_record
+from jaxcls.data.tfds_folders import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_stand_in import without_tensorflow
 from jaxcls.system.errors import DataError
 from jaxcls.system.shell import command, path_word

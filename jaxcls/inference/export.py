@@ -22,7 +22,7 @@ from jax import Array
 
 from jaxcls.config.decoding import nearest
 from jaxcls.data.resize import shorter_side
-from jaxcls.inference.center_crop_jax import traced_center_crop
+from jaxcls.inference.center_crop_jax import center_crop_jax
 from jaxcls.inference.predict_split import probabilities_of
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.pretrained.jaxcls_file import write_weights
@@ -89,7 +89,7 @@ def make_program(restored: RestoredRun, *, platforms: Sequence[str]) -> jax.expo
     interpolation, variables = data.interpolation, jax.device_get(restored.variables)
 
     def predict(images: Array) -> Array:
-        images = traced_center_crop(images, data.image_size, data.crop_fraction, interpolation)
+        images = center_crop_jax(images, data.image_size, data.crop_fraction, interpolation)
         return probabilities_of(predict_logits(restored.model, variables, images), loss=loss)
 
     shape = jax.export.symbolic_shape("batch, height, width, 3")

@@ -42,13 +42,12 @@ ACTIVATIONS: dict[ActivationName, Activation] = {"silu": silu, "relu6": relu6}
 
 
 class Conv(nn.Module):
-    """A convolution, parameter `kernel` (and `bias`)."""
+    """A convolution without bias, parameter `kernel`."""
 
     features: int
     kernel_size: int = 1
     stride: int = 1
     padding: Padding = "same"
-    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -56,24 +55,16 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.zeros, shape, dtype).astype(x.dtype)
         if self.kernel_size == 1 and self.stride == 1:
-            # As a matrix product: its kernel gradient needs no transposed copies on a CPU.
-            y = x @ kernel[0, 0]
-        else:
-            strides = (self.stride, self.stride)
-            zeros = [
-                explicit_padding(
-                    size,
-                    kernel_size=self.kernel_size,
-                    stride=self.stride,
-                    padding=self.padding,
-                )
-                for size in x.shape[1:3]
-            ]
-            y = lax.conv_general_dilated(x, kernel, strides, zeros, dimension_numbers=_DIMENSIONS)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
-            y = y + bias.astype(x.dtype)
-        return y
+            # A matrix product, because its kernel gradient needs no transposed copies on a CPU.
+            return x @ kernel[0, 0]
+        zeros = [
+            explicit_padding(
+                size, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding
+            )
+            for size in x.shape[1:3]
+        ]
+        strides = (self.stride, self.stride)
+        return lax.conv_general_dilated(x, kernel, strides, zeros, dimension_numbers=_DIMENSIONS)
 
 
 class DepthwiseConv(nn.Module):

@@ -55,7 +55,7 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return names
 
 
-def classes_of(variables: Mapping[str, Any]) -> int:
+def num_classes_of(variables: Mapping[str, Any]) -> int:
     """How many classes the classifier among imported variables tells apart; 0 without one."""
     head = variables["params"].get("classifier")
     return 0 if head is None else head["bias"].shape[0]

@@ -11,14 +11,15 @@ import pytest
 from jaxcls.config import Config, DataConfig, decode, encode
 from jaxcls.data import folder_index
 from jaxcls.data.decode import decode_image
-from jaxcls.data.folder import describe_folder, open_folder
+from jaxcls.data.folder import prepare
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source
 from jaxcls.system.errors import DataError, UserError
 
 
 def opened(root, split, *, test_share=0.25, seed=0):
-    return open_folder(str(root), split, test_share=test_share, seed=seed)
+    data = DataConfig(source=f"folder:{root}", test_share=test_share, split_seed=seed)
+    return open_source(data, split, field="split")
 
 
 def fails(match, root, split="train"):
@@ -146,15 +147,16 @@ def test_splits_of_other_names_do_not_become_classes(make_photos, folders, mend)
 
 def test_a_folder_too_many(make_photos):
     root = make_photos({"archive/photos/cat": 2, "archive/photos/dog": 2})
-    fails(f"has one class; .*; is it data.source folder:{root}/archive/photos?", root)
+    fails(f"has one class; .*; did you mean data.source folder:{root}/archive/photos?", root)
 
 
 def test_names_that_are_not_utf8(make_photos):
     root = make_photos({"a": 2, "b": 2})
     with open(os.path.join(os.fsencode(root), b"a", b"caf\xe9.png"), "wb") as file:
         file.write((root / "a/0000.png").read_bytes())
-    for reuse in (False, True):
-        source = open_folder(str(root), "train+test", test_share=0.25, seed=0, reuse_index=reuse)
+    for index in ("rebuild", "reuse"):
+        data = DataConfig(source=f"folder:{root}", test_share=0.25, folder_index=index)
+        source = open_source(data, "train+test")
         assert len(source) == 5
         assert all(source[index].image for index in range(5))
         assert source.identity
@@ -219,7 +221,7 @@ def test_folder_that_may_not_be_read(make_photos, monkeypatch):
     whole = list_images(root)
     shut = dataclasses.replace(whole, unreadable={"a": "Permission denied"})
     monkeypatch.setattr(folder_index, "list_images", lambda _: shut)
-    fails(rf"'{root}/a' cannot be read \(Permission denied\); mend that, .* permissions", root)
+    fails(rf"'{root}/a' cannot be read \(Permission denied\); fix that, .* permissions", root)
 
 
 @pytest.mark.parametrize(("split", "name"), [("test", "test"), ("train+val[:1]", "val")])
@@ -308,7 +310,7 @@ def test_classes_whose_names_are_not_utf8_go_by_text(make_photos, caplog):
 def test_a_folder_whose_own_name_is_not_utf8(make_photos, tmp_path):
     root = make_photos({"a": 2, "b": 2}).rename(tmp_path / "caf\udce9")
     assert opened(root, "train").name == r"caf\xe9"
-    assert r"caf\xe9 is ready" in describe_folder(str(root))
+    assert r"caf\xe9 is ready" in prepare(str(root))
     fails(r"of .*caf\\xe9", root, "trian")
     with pytest.raises(UserError, match=r"^data.source: 'folder:.*caf\\xe9' is not UTF-8; rename"):
         decode(encode(Config(data=DataConfig(source=f"folder:{root}"), num_steps=1)))

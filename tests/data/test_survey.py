@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 
 from jaxcls.config import DataConfig
-from jaxcls.data.folder import open_folder
+from jaxcls.data.sources import open_source
 from jaxcls.data.survey import describe, survey
 
 
@@ -14,7 +14,7 @@ def config(**fields):
 
 
 def opened(root, split="train+test"):
-    return open_folder(str(root), split, test_share=0.2, seed=0)
+    return open_source(DataConfig(source=f"folder:{root}", test_share=0.2), split)
 
 
 def test_everything_is_counted(make_photos):

@@ -394,5 +394,5 @@ def test_the_default_place_is_beside_the_sets(
 ) -> None:
     """Without data.data_dir, that of TFDS."""
     data_dir = by_hand("eurosat/rgb")
-    monkeypatch.setattr("jaxcls.data.tfds.constants.DATA_DIR", str(data_dir))
+    monkeypatch.setattr("jaxcls.data.tfds_folders.constants.DATA_DIR", str(data_dir))
     assert "train 4" in prepare_source("tfds:eurosat/rgb")

@@ -8,7 +8,7 @@ import pytest
 
 from jaxcls.models.registry import model_spec
 from jaxcls.models.weights_info import info_of_spec
-from jaxcls.pretrained.class_names import classes_of, read_class_names, with_class_names
+from jaxcls.pretrained.class_names import num_classes_of, read_class_names, with_class_names
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
 from jaxcls.system.errors import UserError
 
@@ -125,4 +125,4 @@ def test_there_is_a_name_for_each_class() -> None:
     with pytest.raises(UserError, match=r"class_names: 2 names, but .* of 'w\.pth' has 3 classes"):
         with_class_names(info, AB, 3, name="w.pth")
     with pytest.raises(UserError, match=r"'w\.pth' has no classifier"):
-        with_class_names(info, AB, classes_of({"params": {}}), name="w.pth")
+        with_class_names(info, AB, num_classes_of({"params": {}}), name="w.pth")

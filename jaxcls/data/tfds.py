@@ -28,10 +28,10 @@ class TfdsSource(Source):
     """One split of a prepared TFDS set, read without TensorFlow.
 
     Attributes:
-      folder: where the prepared set lies.
-      records: TFDS's data source, with the image left encoded.
-      image_key: feature that holds the image.
-      label_key: feature that holds the label.
+      folder: the folder of the prepared set.
+      records: TFDS's data source, which does not decode the images.
+      image_key: the name of the feature with the image.
+      label_key: the name of the feature with the label.
     """
 
     folder: str
@@ -49,9 +49,9 @@ class TfdsSource(Source):
     def __getitem__(self, index: int) -> Record:
         try:
             example = self.records[index]
-            # Both are None where a file was cut off between two blocks.
+            # Both are None if the file was cut off between two blocks.
             image, label = bytes(example[self.image_key]), int(example[self.label_key])
-        except Exception as error:  # the readers raise anything from RuntimeError to TypeError
+        except Exception as error:  # the readers raise many kinds, from RuntimeError to TypeError
             raise DataError(
                 f"{self.describe(index)}: cannot be read from {self.folder} "
                 f"({first_line(error)}); the prepared files are damaged: delete that folder and "
@@ -59,8 +59,8 @@ class TfdsSource(Source):
             ) from error
         if not 0 <= label < self.num_classes:
             raise DataError(
-                f"{self.describe(index)}: label {label} is none of the {self.num_classes} classes; "
-                f"choose a labelled split"
+                f"{self.describe(index)}: label {label} is not one of the {self.num_classes} "
+                f"classes; choose a labelled split"
             )
         return Record(image, label)
 
@@ -95,18 +95,19 @@ def open_prepared(
     keys: tuple[str | None, str | None] = (None, None),
     field: str = "split",
 ) -> Source:
-    """Opens a split of the TFDS set in `folder`, without the code that made it.
+    """Opens a split of the TFDS set in `folder`, without the code that made the set.
 
     Args:
-      folder: holds dataset_info.json and ArrayRecord files.
-      name: of the set, for messages.
+      folder: the folder with dataset_info.json and ArrayRecord files.
+      name: the name of the set, for error messages.
       split: in TFDS syntax.
-      keys: features that hold the image and the label; None: found by the set's description.
-      field: what an error calls the split.
+      keys: the names of the features with the image and the label (None: found in the set's
+        description).
+      field: the name of the field that gave the split, for error messages.
 
     Raises:
-      DataError: a damaged folder, other files than ArrayRecord, no such split or feature, or no
-        image classification set.
+      DataError: the folder is damaged or has no ArrayRecord files, there is no such split or
+        feature, or it is not an image classification set.
     """
     builder = _read_builder(folder, name=name)
     features: Mapping[str, Any] = builder.info.features
@@ -126,18 +127,18 @@ def open_prepared(
 
 
 def describe_prepared(folder: "os.PathLike[str]", *, name: str) -> str:
-    """Where a prepared set lies and the sizes of its splits."""
+    """Returns a line for the user: the folder of a prepared set and the sizes of its splits."""
     splits = _read_builder(folder, name=name).info.splits
     return f"{name} is ready in {folder}: {describe_splits(splits)}"
 
 
 def _read_builder(folder: "os.PathLike[str]", *, name: str) -> Any:
-    """The set's description and reader (annotated as Any: TFDS's annotations mislead)."""
+    """Returns the set's description and reader (Any, because TFDS's annotations are wrong)."""
     try:
         builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # damaged JSON raises protobuf's, TFDS's and the system's errors
+    except Exception as error:  # damaged JSON raises errors of protobuf, TFDS and the system
         raise DataError(
-            f"data.source: {folder} is no complete TFDS folder ({first_line(error)}); "
+            f"data.source: {folder} is not a complete TFDS folder ({first_line(error)}); "
             f"delete it and prepare {name} again"
         ) from error
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
@@ -145,9 +146,9 @@ def _read_builder(folder: "os.PathLike[str]", *, name: str) -> Any:
         root = epath.Path(folder).parents[len(name.split("/"))]
         raise DataError(
             f"data.source: {name} is prepared in {folder} as {', '.join(sorted(formats))} only, "
-            f"which cannot be read at any place; convert it once with\n"
+            f"which has no random access; convert it once with\n"
             f"  {command('prepare', f'tfds:{name}', '--data-dir', path_word(root))}\n"
-            f"or set data.prepare, and training does it"
+            f"or set data.prepare, so that training does it"
         )
     return builder
 
@@ -159,7 +160,7 @@ def _find_keys(
     *,
     name: str,
 ) -> tuple[str, str]:
-    """Names of the image and the label: as asked for, the supervised pair, or the only ones."""
+    """Returns the features with the image and the label: as given, supervised, or the only ones."""
     found = []
     for field, key, kind, default in zip(
         ("data.image_key", "data.label_key"),
@@ -171,16 +172,16 @@ def _find_keys(
         candidates = sorted(k for k, feature in features.items() if isinstance(feature, kind))
         if key is not None and key not in candidates:
             raise DataError(
-                f"{field}: {key!r} is no {kind.__name__} of {name}{nearest(key, candidates)} "
+                f"{field}: {key!r} is not of type {kind.__name__} in {name}{nearest(key, candidates)} "
                 f"(features: {_describe(features)})"
             )
         chosen = key or (default if default in candidates else None)
         if chosen is None and len(candidates) > 1:
-            raise DataError(f"{field}: {name} has several ({', '.join(candidates)}); say which one")
+            raise DataError(f"{field}: {name} has several ({', '.join(candidates)}); choose one")
         if chosen is None and not candidates:
             raise DataError(
-                f"data.source: {name} is no image classification set: it needs an Image and a "
-                f"ClassLabel, and has {_describe(features)}"
+                f"data.source: {name} is not an image classification set: it needs an Image and a "
+                f"ClassLabel, but has {_describe(features)}"
             )
         found.append(chosen or candidates[0])
     image_key, label_key = found
@@ -204,7 +205,7 @@ def _check_files(
 
 
 def _missing_files(paths: Iterable[epath.Path]) -> list[str]:
-    present: dict[Any, set[str]] = {}  # folder -> its files; one listing instead of many requests
+    present: dict[Any, set[str]] = {}  # folder -> its files: one listing instead of many requests
     missing = []
     for path in paths:
         if path.parent not in present:

@@ -14,24 +14,24 @@ from jaxcls.system.shell import command, path_word
 
 
 class NotPreparedError(DataError):
-    """The set is not there, or not finished; the message says how to prepare it."""
+    """The set is not prepared, or not completely; the message says how to prepare it."""
 
 
 def data_root(data_dir: str | None) -> epath.Path:
-    """The folder that holds the prepared sets: data_dir, or the usual place of TFDS."""
+    """Returns the folder of the prepared sets: data_dir, or the default of TFDS."""
     return epath.Path(expand_home(os.fspath(data_dir or constants.DATA_DIR)))
 
 
 def find_prepared(name: str, data_dir: str | None) -> epath.Path:
-    """The folder of a prepared set: the newest version, unless the name says which.
+    """Returns the folder of a prepared set, of the newest version unless the name gives one.
 
     Args:
       name: NAME, NAME/CONFIG, or either with :VERSION.
-      data_dir: where to look (None: the usual place of TFDS).
+      data_dir: the folder of the prepared sets (None: the default of TFDS).
 
     Raises:
-      NotPreparedError: it is not there; the message has the command that prepares it.
-      DataError: it has several configs and the name does not say which.
+      NotPreparedError: it is not prepared; the message has the command that prepares it.
+      DataError: it has several configs, and the name does not give one.
     """
     name, _, version = name.partition(":")
     root = data_root(data_dir)
@@ -48,13 +48,13 @@ def find_prepared(name: str, data_dir: str | None) -> epath.Path:
     if version and version not in by_version:
         raise NotPreparedError(
             f"data.source: version {version!r} of {name} is not prepared in {root / name} "
-            f"(there: {', '.join(sorted(by_version))})"
+            f"(prepared: {', '.join(sorted(by_version))})"
         )
     return by_version[version or max(by_version, key=_version_key)]
 
 
 def _prepared_folders(base: epath.Path) -> list[epath.Path]:
-    """Finished folders under base, at VERSION or CONFIG/VERSION."""
+    """Returns the complete folders under base, at VERSION or CONFIG/VERSION."""
     if not base.is_dir():
         return []
     children = [child for child in base.iterdir() if child.is_dir()]
@@ -81,7 +81,7 @@ def _why_not_prepared(name: str, root: epath.Path) -> str:
     folder = root / name
     known = tfds.list_builders(with_community_datasets=False)
     if folder.is_dir() and any(child.name.startswith("incomplete.") for child in folder.iterdir()):
-        problem = f"was not finished preparing in {folder}: prepare it"
+        problem = f"is not completely prepared in {folder}: prepare it"
     elif builder in known:
         problem = f"is not prepared (looked in {folder}): prepare it"
     else:
@@ -93,10 +93,10 @@ def _why_not_prepared(name: str, root: epath.Path) -> str:
     return (
         f"data.source: 'tfds:{name}' {problem} once with\n"
         f"  {command('prepare', f'tfds:{name}', '--data-dir', path_word(root))}\n"
-        f"or set data.prepare, and training does it"
+        f"or set data.prepare, so that training does it"
     )
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message, or its type."""
+    """Returns the first line of an error's message, or the name of its type."""
     return next(iter(str(error).splitlines()), type(error).__name__)

@@ -138,7 +138,7 @@ def test_classes_without_a_test_image(make_photos, caplog):
     [
         ({"Train/a": 2, "Train/b": 2, "Test/a": 1}, "rename .*/Train to train"),
         ({"training/a": 2, "validation/a": 1}, "rename .*/training to train"),
-        ({"val/a": 1, "test/a": 1}, "call the one to train on train"),
+        ({"val/a": 1, "test/a": 1}, "rename the one to train on to train"),
     ],
 )
 def test_splits_of_other_names_do_not_become_classes(make_photos, folders, mend):
@@ -170,7 +170,7 @@ def test_files_that_are_passed_over_are_counted(make_photos, caplog):
     assert len(opened(root, "train+test", test_share=0.5)) == 4
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        f"{root}: not used: HEIC files, to be converted to JPEG or PNG first (1, for example "
+        f"{root}: not used: HEIC files, which must be converted to JPEG or PNG (1, for example "
         f"'b/raw.heic'); files without an image extension (2, for example 'README'); hidden names "
         f"(1, for example 'b/._0001.jfif'); symbolic links to a parent folder or to a folder that "
         f"is already listed (1, for example 'a/back'); images outside the class folders (1, for "
@@ -187,9 +187,11 @@ def test_missing_folder(tmp_path):
 
 def test_class_without_images(make_photos):
     root = make_photos({"cat": 2, "dog": 0, "fox": 1})
-    fails(f"data.source: {root}/dog has no images; fill it or remove it$", root)
+    fails(f"data.source: {root}/dog has no images; add some or remove the folder$", root)
     (root / "dog/dog.JXL").touch()
-    fails(r"dog has no images; fill .* \(it has JPEG XL files, to be converted to JPEG", root)
+    fails(
+        r"dog has no images; add .* \(it has JPEG XL files, which must be converted to JPEG", root
+    )
     root = make_photos({"train/cat": 2, "train/dog": 2, "test/cat": 0})
     fails(f"{root}/test/cat has no images", root)
 
@@ -241,7 +243,7 @@ def test_a_split_without_folders_of_classes_is_named_with_what_to_do(make_photos
 
 def test_unlabelled_images_in_a_folder_of_their_own(make_photos):
     root = make_photos({"train/cat": 2, "train/dog": 2, "test/unknown": 1})
-    fails("class 'unknown', .*; if such images have no labels, hold out a part", root, "test")
+    fails("class 'unknown', .*; if such images have no labels, evaluate on a part", root, "test")
 
 
 @pytest.mark.parametrize(
@@ -253,7 +255,7 @@ def test_unlabelled_images_in_a_folder_of_their_own(make_photos):
     ],
 )
 def test_flat_splits_do_not_become_classes(make_photos, folders, bare):
-    fails(f"look like splits, .*, but {bare} no folders of classes; put", make_photos(folders))
+    fails(f"look like splits, .*, but {bare} no class folders; put", make_photos(folders))
 
 
 CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"

@@ -41,7 +41,7 @@ def test_a_part_is_spread_over_the_whole(numbered):
     found = survey(numbered(size=100), config(), limit=10)
     assert (found.num_examples, found.num_seen) == (100, 10)
     assert found.classes == {"0": 10} | dict.fromkeys("123456789", 0)
-    assert "100 images (10 looked at)" in describe(found)
+    assert "100 images (10 of them read)" in describe(found)
     assert survey(numbered(size=5), config(), limit=10).num_seen == 5
 
 

@@ -148,7 +148,7 @@ def test_a_file_names_the_classes_of_weights(
     assert main(["predict", str(nameless), image, "--class-names", "names.json"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "palace"
     out = converted_by(capsys, nameless, Path(), "--class-names", "names.json")
-    assert "prefix model. taken off all names" in out
+    assert "prefix model. removed from all names" in out
     assert weights_info("x.safetensors").class_names == CLASSES
 
 
@@ -379,8 +379,8 @@ def test_a_file_of_pytorch_is_converted_with_a_report(
         (["-o", "out.pth"], "--output: the file is safetensors; call it so, got out.pth"),
         (["-o", "out.safetensors", "--model", "efficientnetv2_b0"], "not of efficientnetv2_b0"),
         (["-o", "out.safetensors", "--step", "best"], "--step: only a run has steps"),
-        (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' fits no variable"),
-        (["-o", "out.safetensors", "--allow-unused", "pred.*"], "'pred.*' fits no tensor"),
+        (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' matches no variable"),
+        (["-o", "out.safetensors", "--allow-unused", "pred.*"], "'pred.*' matches no tensor"),
         (["-o", "../tiny.safetensors/out.safetensors"], "cannot be written"),
     ],
 )
@@ -406,4 +406,4 @@ def test_a_truncated_file_is_named(
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
     message = error(capsys, "predict", str(cut), str(image))
     assert str(cut) in message
-    assert "cut short" in message
+    assert "cut off" in message

@@ -172,8 +172,8 @@ def _find_keys(
         candidates = sorted(k for k, feature in features.items() if isinstance(feature, kind))
         if key is not None and key not in candidates:
             raise DataError(
-                f"{field}: {key!r} is not of type {kind.__name__} in {name}{nearest(key, candidates)} "
-                f"(features: {_describe(features)})"
+                f"{field}: {key!r} is not of type {kind.__name__} in {name}"
+                f"{nearest(key, candidates)} (features: {_describe(features)})"
             )
         chosen = key or (default if default in candidates else None)
         if chosen is None and len(candidates) > 1:

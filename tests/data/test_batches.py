@@ -90,7 +90,7 @@ def test_worker_processes_change_nothing(digits, digits_config):
     data = dataclasses.replace(digits_config, num_workers=2, num_threads=1)
     batches = train_batches(without_nine, data, seed=1, rows=rows, start=3)
     assert_same(itertools.islice(batches, 3), [select(batch, rows) for batch in expected[:3]])
-    with pytest.raises(DataError, match=r"record \d+ of digits 'train': label 9 is not one of the 9"):
+    with pytest.raises(DataError, match=r"record \d+ of digits 'train': label 9 is not one of"):
         next(batches)
     assert not multiprocessing.active_children()
 

@@ -96,7 +96,8 @@ def test_keys_by_supervision_or_kind(make_set):
         named = dataclasses.replace(data, image_key="thumbnail", label_key="kind")
         assert decode_image(open_source(named, "train")[0].image, where="").size == 12
     fails(
-        r"data.label_key: 'kin' is not of type ClassLabel in a; did you mean 'kind'\? \(features: id: Text",
+        r"data.label_key: 'kin' is not of type ClassLabel in a; did you mean 'kind'\? "
+        r"\(features: id: Text",
         dataclasses.replace(config(supervised, "a"), label_key="kin"),
     )
     fails(

@@ -383,7 +383,8 @@ def test_a_set_by_hand_says_what_is_missing(by_hand: Callable[[str], Path]) -> N
         prepare_source("tfds:imagenet2012", str(data_dir))
     message = str(caught.value)
     assert (
-        f"downloaded by hand. [Errno 2] No such file or directory: '{manual}/ILSVRC2012_img" in message
+        f"downloaded by hand. [Errno 2] No such file or directory: '{manual}/ILSVRC2012_img"
+        in message
     )
     assert f"Put them into {manual} (there now: ILSVRC2012_img_train.tar)" in message
     assert "two files: ILSVRC2012_img_train.tar and\nILSVRC2012_img_val.tar" in message

@@ -144,7 +144,8 @@ def test_behind_a_proxy_names_are_its_business(tmp_path, monkeypatch):
 
 
 def test_a_set_to_fetch_by_hand_says_so_without_a_network(tmp_path):
-    fails(r"must be downloaded by hand. Manual directory (.|\n)*ILSVRC2012", tmp_path, "imagenet2012")
+    match = r"must be downloaded by hand. Manual directory (.|\n)*ILSVRC2012"
+    fails(match, tmp_path, "imagenet2012")
 
 
 def test_files_that_must_be_fetched_by_hand(tmp_path, monkeypatch):

@@ -138,7 +138,7 @@ def test_a_file_names_the_classes_of_weights(
     options = ["--data.source", f"folder:{photos}", "--data.batch-size", "5", "--json"]
     options += ["--data.image-size", "32", "--data.canvas-size", "32"]
     message = error(capsys, "evaluate", str(nameless), *options)
-    assert "the weights do not name theirs; --class-names FILE does" in message
+    assert "the weights do not name their classes; use --class-names FILE" in message
     Path("names.txt").write_bytes(b"\xef\xbb\xbfdaisy\r\nespresso\r\npalace\r\n")
     Path("names.json").write_text('{"espresso": 1, "palace": 2, "daisy": 0}')
     assert main(["evaluate", str(nameless), *options, "--class-names", "names.txt"]) == 0

@@ -1,4 +1,6 @@
-"""The layers of the models but batch normalisation: convolutions, squeeze-and-excite, drop-path.
+"""The layers of the models: convolutions, squeeze-and-excite, drop-path, dropout.
+
+Batch normalisation is in `batch_norm.py`.
 
 Images are [batch, height, width, channels] and kernels [height, width, in, out] throughout.
 """
@@ -24,7 +26,7 @@ def silu(x: Array) -> Array:
 
 
 def relu6(x: Array) -> Array:
-    """x cut to [0, 6]; the gradient is 0 at both ends, as in TensorFlow and PyTorch."""
+    """Clips x to [0, 6]; the gradient is 0 at both ends, as in TensorFlow and PyTorch."""
     return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
 
 
@@ -33,7 +35,7 @@ def identity(x: Array) -> Array:
 
 
 def statistics_dtype(dtype) -> jnp.dtype:
-    """float32, or float64 for float64: of parameters, statistics and sums."""
+    """Returns the dtype of parameters, statistics and sums: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -82,11 +84,11 @@ class DepthwiseConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """The parameters of squeeze-and-excite, `reduce` and `expand`; `gate` is what they do.
+    """The parameters of squeeze-and-excite, `reduce` and `expand`; `gate` computes with them.
 
     Attributes:
-      features: width of the bottleneck.
-      channels: what is gated.
+      features: the width of the bottleneck.
+      channels: the number of channels that are gated.
     """
 
     features: int
@@ -94,7 +96,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, dtype) -> GateParams:
-        """For inputs of a dtype: kernels [in, out] and biases [out]."""
+        """Returns kernels [in, out] and biases [out] for inputs of a dtype."""
         sizes = {"reduce": (self.channels, self.features), "expand": (self.features, self.channels)}
         return {name: _Affine(*size, name=name)(dtype) for name, size in sizes.items()}
 
@@ -111,17 +113,17 @@ class _Affine(nn.Module):
 
 
 def channel_means(x: Array) -> Array:
-    """Means over each example's pixels, [batch, 1, 1, channels] in the dtype of `x`."""
+    """Returns means over each example's pixels, [batch, 1, 1, channels] in the dtype of `x`."""
     return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=statistics_dtype(x.dtype)).astype(x.dtype)
 
 
 def gate(means: Array, params: GateParams, activation: Activation) -> Array:
-    """The gate of squeeze-and-excite for each channel, in (0, 1).
+    """Computes the gate of squeeze-and-excite for each channel, in (0, 1).
 
     Args:
-      means: of the channels, [batch, 1, 1, channels].
-      params: of `SqueezeExcite`.
-      activation: elementwise, inside the bottleneck.
+      means: the means of the channels, [batch, 1, 1, channels].
+      params: the output of `SqueezeExcite`.
+      activation: the elementwise function inside the bottleneck.
     """
     for name, function in (("reduce", activation), ("expand", lax.logistic)):
         kernel, bias = params[name]
@@ -130,17 +132,17 @@ def gate(means: Array, params: GateParams, activation: Activation) -> Array:
 
 
 def drop_path(x: Array, uniforms: Array, *, rate: Array | float) -> Array:
-    """Zeroes whole examples at `rate` and scales the others up, keeping the expectation.
+    """Sets whole examples to zero at `rate` and scales the others up, to keep the expectation.
 
     Args:
       x: [batch, height, width, channels].
-      uniforms: [batch] draws from [0, 1).
-      rate: share of the examples to zero, in [0, 1).
+      uniforms: [batch], random numbers in [0, 1).
+      rate: the share of the examples to set to zero, in [0, 1).
     """
     factor = jnp.where(uniforms >= rate, 1 / (1 - rate), 0.0).astype(x.dtype)
     return x * factor[:, None, None, None]
 
 
 def dropout(x: Array, uniforms: Array, *, rate: Array | float) -> Array:
-    """Zeroes elements at `rate` and scales the others up; `uniforms` has the shape of `x`."""
+    """Sets elements to zero at `rate` and scales the others up; `uniforms` has the shape of `x`."""
     return x * jnp.where(uniforms >= rate, 1 / (1 - rate), 0.0).astype(x.dtype)

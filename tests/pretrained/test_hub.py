@@ -236,7 +236,7 @@ def test_offline(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
         fetch_weights(PRESET)
     assert str(cache) in str(raised.value)
     assert BY_HAND in str(raised.value)
-    assert "give the file in place of the preset (in training, --model.weights FILE)" in str(
+    assert "give the file instead of the preset (in training, --model.weights FILE)" in str(
         raised.value
     )
     assert hub.requests == []

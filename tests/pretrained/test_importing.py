@@ -323,7 +323,7 @@ def test_names_of_no_family_are_refused() -> None:
     file = WeightsFile(Path("bert.safetensors"), {"encoder.layer.0": np.zeros(2, np.float32)}, {})
     message = refusal(file)
     assert message.startswith("bert.safetensors: ")
-    assert "none of jaxcls, timm, torchvision, efficientnet-lite" in message
+    assert "any of jaxcls, timm, torchvision, efficientnet-lite" in message
     assert "the first names in the file: encoder.layer.0" in message
     with pytest.raises(WeightsError, match="the first names in the file: none"):
         find_family([])

@@ -165,7 +165,7 @@ def globalize(
 
 
 def _global_size(num_local: int, sharding: jax.sharding.Sharding) -> int:
-    """Rows of the global batch of which this process holds `num_local`."""
+    """Returns the rows of the global batch if this process holds `num_local` of them."""
     probe = sharding.num_devices  # any size that every sharding divides
     num_shards = probe // sharding.shard_shape((probe,))[0]
     num_local_shards = len(process_rows(sharding, num_shards))

@@ -115,7 +115,7 @@ def _check_names(root: Path, names: dict[tuple[str, ...], tuple[str, ...]]) -> N
             raise DataError(
                 f"data.source: {printable(root.joinpath(*parts[:-1]))} has two folders whose "
                 f"names look the same ({found[-1]!r}) but are encoded differently "
-                f"({ascii(other[-1])}, {ascii(parts[-1])}); merge or rename them"
+                f"({other[-1]!a}, {parts[-1]!a}); merge or rename them"
             )
     unprintable = [parts[-1] for parts in names if not is_text(parts[-1])]
     if unprintable:

@@ -159,7 +159,7 @@ class _Walk:
 
 
 def _kind(entry: "os.DirEntry[str]") -> str:
-    """Returns whether an entry is a folder, an image, or of which kind that is left out.
+    """Returns whether an entry is a folder or an image, or its kind if it is left out.
 
     Raises:
       OSError: the entry is a link, and its target cannot be accessed.

@@ -16,8 +16,13 @@ import safetensors
 from jaxcls.config.decoding import nearest
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained import pth
-from jaxcls.pretrained.limits import MAX_BYTES, excerpt, single_precision, widen_bfloat16
-from jaxcls.pretrained.unpickling import RefusedError
+from jaxcls.pretrained.limits import (
+    MAX_BYTES,
+    RefusedError,
+    excerpt,
+    single_precision,
+    widen_bfloat16,
+)
 from jaxcls.pretrained.wrappers import unwrap
 from jaxcls.system.paths import local_path
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.limits import (
     MAX_DIMENSIONS,
+    RefusedError,
     check_total,
     excerpt,
     single_precision,
@@ -18,10 +19,6 @@ from jaxcls.pretrained.limits import (
 
 MAX_OBJECTS = 100_000
 MAX_DEPTH = 64
-
-
-class _RefusedError(Exception):
-    """The file is refused; the message is a clause about it."""
 
 
 def read(path: Path, content: BinaryIO | None = None) -> dict[str, np.ndarray]:
@@ -39,8 +36,9 @@ def read(path: Path, content: BinaryIO | None = None) -> dict[str, np.ndarray]:
       floating-point ones as float32.
 
     Raises:
-      WeightsError: the file is damaged, refers to other files, or has data sets that are not
-        numbers, are compressed, or declare more bytes than the file has.
+      WeightsError: the file is damaged, or declares far too many bytes.
+      RefusedError: the file refers to other files, or has data sets that are not numbers, are
+        compressed, or declare more bytes than the file has.
     """
     try:
         with h5py.File(content or path, "r", locking=False) as file:
@@ -52,8 +50,6 @@ def read(path: Path, content: BinaryIO | None = None) -> dict[str, np.ndarray]:
             tensors = {}
             for name, dataset in datasets.items():
                 tensors[name] = _numbers(np.asarray(dataset[()]))
-    except _RefusedError as error:
-        raise WeightsError(f"{path}: {error}") from None
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         if isinstance(error, WeightsError):
             raise
@@ -74,10 +70,10 @@ def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
         for name in group:
             full = f"{path}/{name}" if path else str(name)
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise _RefusedError(f"{excerpt(full)} is a link, which may lead out of the file")
+                raise RefusedError(f"{excerpt(full)} is a link, which may lead out of the file")
             entry = group[name]
             if entry in seen or full.count("/") > MAX_DEPTH or len(seen) > MAX_OBJECTS:
-                raise _RefusedError(
+                raise RefusedError(
                     f"{excerpt(full)} is reached twice, or there are too many objects"
                 )
             if isinstance(entry, h5py.Group):
@@ -86,35 +82,35 @@ def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
             elif isinstance(entry, h5py.Dataset):
                 datasets[full] = entry
             else:
-                raise _RefusedError(f"{excerpt(full)} is neither a group nor a data set")
+                raise RefusedError(f"{excerpt(full)} is neither a group nor a data set")
             if len(datasets) > MAX_OBJECTS:
-                raise _RefusedError(f"it has more than {MAX_OBJECTS} data sets")
+                raise RefusedError(f"it has more than {MAX_OBJECTS} data sets")
     return datasets
 
 
 def _declared(name: str, dataset: h5py.Dataset) -> int:
     """Returns the bytes that a data set needs as an array; checks that it is plain numbers."""
     if dataset.dtype.kind not in "fiub" and not _is_bfloat16(dataset):
-        raise _RefusedError(
+        raise RefusedError(
             f"data set {excerpt(name)} has the unsupported type {_kind(dataset)}; "
             "save the model with float32 weights"
         )
     if dataset.id.get_type().get_size() != dataset.dtype.itemsize:
-        raise _RefusedError(f"data set {excerpt(name)} has numbers of an impossible size")
+        raise RefusedError(f"data set {excerpt(name)} has numbers of an impossible size")
     plan = dataset.id.get_create_plist()
     if plan.get_layout() == h5py.h5d.VIRTUAL or plan.get_external_count():
-        raise _RefusedError(f"data set {excerpt(name)} is stored in other files")
+        raise RefusedError(f"data set {excerpt(name)} is stored in other files")
     if dataset.shape is None or dataset.ndim > MAX_DIMENSIONS:
-        raise _RefusedError(f"data set {excerpt(name)} has no usable shape")
+        raise RefusedError(f"data set {excerpt(name)} has no usable shape")
     size = math.prod(dataset.shape) * dataset.dtype.itemsize
     stored = dataset.id.get_storage_size()
     if plan.get_nfilters():  # a chunk may expand to far more than its data set declares
-        raise _RefusedError(
+        raise RefusedError(
             f"data set {excerpt(name)} is compressed, which Keras never does; decompress it "
             "with h5repack -f NONE"
         )
     if stored < size:
-        raise _RefusedError(f"data set {excerpt(name)} declares {size} bytes, but has {stored}")
+        raise RefusedError(f"data set {excerpt(name)} declares {size} bytes, but has {stored}")
     if plan.get_layout() == h5py.h5d.CHUNKED:
         size = max(size, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
     return max(size, math.prod(dataset.shape) * 4)

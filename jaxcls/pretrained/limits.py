@@ -12,6 +12,10 @@ ALWAYS_ALLOWED = 64 * 2**20  # bytes; a small file of zeros compresses well
 MAX_DIMENSIONS = 8
 
 
+class RefusedError(Exception):
+    """A file is damaged or does what is not allowed; the message is a clause about "it"."""
+
+
 def check_total(path: Path, declared: int) -> None:
     """Checks that a file's tensors do not need far more memory than the file has bytes.
 

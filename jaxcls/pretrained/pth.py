@@ -20,12 +20,13 @@ import numpy as np
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.limits import (
     MAX_BYTES,
+    RefusedError,
     check_total,
     excerpt,
     single_precision,
     widen_bfloat16,
 )
-from jaxcls.pretrained.unpickling import RefusedError, Storage, Tensor, unpickle
+from jaxcls.pretrained.unpickling import Storage, Tensor, unpickle
 from jaxcls.pretrained.wrappers import state_dict
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from jaxcls.pretrained.dangerous_names import is_dangerous
-from jaxcls.pretrained.limits import MAX_DIMENSIONS, excerpt
+from jaxcls.pretrained.limits import MAX_DIMENSIONS, RefusedError, excerpt
 
 MAX_OPCODES = 2_000_000  # opcodes and copied items; a tensor needs about 30
 MAX_NAME = 1000  # characters of a class or function with its module
@@ -39,10 +39,6 @@ STORAGES = {
     "QInt32Storage": "i4",
     "UntypedStorage": "u1",
 }
-
-
-class RefusedError(Exception):
-    """The pickle is damaged or does what is not allowed; the message is a clause about "it"."""
 
 
 class Storage(NamedTuple):

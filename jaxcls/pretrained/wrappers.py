@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxcls.pretrained.families import FAMILIES
-from jaxcls.pretrained.limits import excerpt
-from jaxcls.pretrained.unpickling import Placeholder, RefusedError, Storage, Tensor
+from jaxcls.pretrained.limits import RefusedError, excerpt
+from jaxcls.pretrained.unpickling import Placeholder, Storage, Tensor
 
 # Keys under which training scripts save the state dict, in the order of the search.
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")

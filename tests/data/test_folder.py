@@ -11,15 +11,15 @@ import pytest
 from jaxcls.config import Config, DataConfig, decode, encode
 from jaxcls.data import folder_index
 from jaxcls.data.decode import decode_image
-from jaxcls.data.folder import prepare
+from jaxcls.data.folder import open_split, prepare
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source
 from jaxcls.system.errors import DataError, UserError
 
 
 def opened(root, split, *, test_share=0.25, seed=0):
-    data = DataConfig(source=f"folder:{root}", test_share=test_share, split_seed=seed)
-    return open_source(data, split, field="split")
+    data = DataConfig(test_share=test_share, split_seed=seed)
+    return open_split(str(root), data, split)
 
 
 def fails(match, root, split="train"):

@@ -215,7 +215,7 @@ def test_skipping_stops_when_too_many_are_broken(damaged, caplog):
     data = config(broken="skip", max_broken=0.02)
     with pytest.raises(
         DataError,
-        match=r"data.max_broken: more than 2.00% of the 100 images .* was: rec.*0.03 or more",
+        match=r"data.max_broken: more than 2.00% of the 100 images .* last one: rec.*0.03 or more",
     ):
         take(12, train_batches(damaged(), data, seed=0, rows=range(16)))
     assert [record.levelno for record in caplog.records] == [logging.WARNING] * 2

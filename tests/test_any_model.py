@@ -20,7 +20,7 @@ from jaxcls import ImageClassifier
 from jaxcls.commands.cli import main
 from jaxcls.config import Config, DataConfig, ModelConfig
 from jaxcls.data.sources import open_source
-from jaxcls.inference.classifier import match_classes
+from jaxcls.inference.class_matching import match_classes
 from jaxcls.models.registry import model_from_config, model_spec
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.files import read_weights
@@ -138,7 +138,7 @@ def test_a_file_names_the_classes_of_weights(
     options = ["--data.source", f"folder:{photos}", "--data.batch-size", "5", "--json"]
     options += ["--data.image-size", "32", "--data.canvas-size", "32"]
     message = error(capsys, "evaluate", str(nameless), *options)
-    assert "the weights do not name theirs; --class-names FILE does" in message
+    assert "the weights do not name their classes; use --class-names FILE" in message
     Path("names.txt").write_bytes(b"\xef\xbb\xbfdaisy\r\nespresso\r\npalace\r\n")
     Path("names.json").write_text('{"espresso": 1, "palace": 2, "daisy": 0}')
     assert main(["evaluate", str(nameless), *options, "--class-names", "names.txt"]) == 0
@@ -148,7 +148,7 @@ def test_a_file_names_the_classes_of_weights(
     assert main(["predict", str(nameless), image, "--class-names", "names.json"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[1] == "palace"
     out = converted_by(capsys, nameless, Path(), "--class-names", "names.json")
-    assert "prefix model. taken off all names" in out
+    assert "prefix model. removed from all names" in out
     assert weights_info("x.safetensors").class_names == CLASSES
 
 
@@ -223,7 +223,7 @@ def test_a_model_that_is_not_there_is_named(capsys: pytest.CaptureFixture[str]) 
 def test_a_preset_has_no_steps_and_no_data_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
     message = error(capsys, "evaluate", LITE0, "--step", "best")
     assert f"--step: only a run has steps, and {LITE0!r} is a preset" in message
-    assert f"data.source: say what {LITE0!r} is to be evaluated on" in error(
+    assert f"data.source: name the data to evaluate {LITE0!r} on" in error(
         capsys, "evaluate", LITE0
     )
 
@@ -379,8 +379,8 @@ def test_a_file_of_pytorch_is_converted_with_a_report(
         (["-o", "out.pth"], "--output: the name must end in .safetensors, got out.pth"),
         (["-o", "out.safetensors", "--model", "efficientnetv2_b0"], "not of efficientnetv2_b0"),
         (["-o", "out.safetensors", "--step", "best"], "--step: only a run has steps"),
-        (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' fits no variable"),
-        (["-o", "out.safetensors", "--allow-unused", "pred.*"], "'pred.*' fits no tensor"),
+        (["-o", "out.safetensors", "--allow-missing", "blok.*"], "'blok.*' matches no variable"),
+        (["-o", "out.safetensors", "--allow-unused", "pred.*"], "'pred.*' matches no tensor"),
         (["-o", "../tiny.safetensors/out.safetensors"], "cannot be written"),
     ],
 )
@@ -406,4 +406,4 @@ def test_a_truncated_file_is_named(
     Image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(image)
     message = error(capsys, "predict", str(cut), str(image))
     assert str(cut) in message
-    assert "cut short" in message
+    assert "cut off" in message

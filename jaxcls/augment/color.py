@@ -1,10 +1,10 @@
-"""What colours become: operations on the 256 levels of a channel, and blends of whole pixels.
+"""Changes of colours: operations on the 256 levels of a channel, and blends of whole pixels.
 
-A photometric operation on 8-bit images is a table of 256 levels. So a run of them is computed on
-the levels alone ([batch, 3, 256], as it were an image that holds every level once, which dm-pix can
-work on), with statistics of the image taken from its histogram; the image is looked up once.
+A photometric operation on 8-bit images is a table of 256 levels. So several of them in a row are
+applied to the table ([batch, 3, 256], like an image with every level once, to which dm-pix can be
+applied), with the image's statistics from its histogram. Then the pixels are looked up once.
 
-Levels and counts are float32 holding whole numbers, levels in 0..255. Images are planar: uint8
+Levels and counts are float32 with whole numbers, levels in 0..255. Images are planar: uint8
 [batch, 3, height, width].
 """
 
@@ -25,7 +25,7 @@ NUM_LEVELS = 256
 
 
 def identity_levels(batch: int) -> Array:
-    """The table that changes nothing, [batch, 3, 256]."""
+    """Returns the table that changes nothing, [batch, 3, 256]."""
     return jnp.broadcast_to(jnp.arange(NUM_LEVELS, dtype=jnp.float32), (batch, 3, NUM_LEVELS))
 
 
@@ -53,7 +53,7 @@ def equalize(levels: Array, counts: Array) -> Array:
 
 
 def solarize(levels: Array, addition: Array, threshold: Array) -> Array:
-    """Adds to what is below a threshold, then inverts what is at or above it (KerasCV).
+    """Adds to levels below a threshold, then inverts those at or above it (KerasCV).
 
     `addition` and `threshold` are [batch], in levels; a threshold of 256 inverts nothing.
     """
@@ -72,7 +72,7 @@ def brightness(levels: Array, delta: Array) -> Array:
 def contrast(levels: Array, counts: Array, factor: Array) -> Array:
     """Scales the distance from each channel's mean by `factor` [batch].
 
-    (dm-pix takes the mean of what it is given, which here are the levels and not the image.)
+    (Not with dm-pix, because that would use the mean of the levels and not of the image.)
     """
     total = jnp.sum(counts, axis=2, keepdims=True)
     mean = jnp.sum(levels * counts, axis=2, keepdims=True) / total
@@ -80,13 +80,13 @@ def contrast(levels: Array, counts: Array, factor: Array) -> Array:
 
 
 def posterize(levels: Array, bits: Array) -> Array:
-    """Keeps the highest `bits` [batch] of the eight, at least one."""
+    """Keeps the highest `bits` [batch] of the eight bits, at least one."""
     step = 2 ** (8 - jnp.clip(jnp.round(bits), 1, 8))[:, None, None]
     return jnp.floor(levels / step) * step
 
 
 def invert(levels: Array) -> Array:
-    """Negative."""
+    """Inverts the levels."""
     return _whole(255 * jnp.asarray(pix.solarize(levels / 255, 0.0)))
 
 
@@ -102,7 +102,7 @@ def _clip(levels: Array) -> Array:
 
 
 def count_levels(levels: Array, counts: Array) -> Array:
-    """The histogram after `levels` was looked up in images of histogram `counts`."""
+    """Returns the histogram of images after `levels`, from their histogram `counts`."""
 
     def by_scatter(levels: Array, counts: Array) -> Array:
         def one(levels: Array, counts: Array) -> Array:
@@ -118,7 +118,7 @@ def count_levels(levels: Array, counts: Array) -> Array:
 
 
 def look_up_levels(levels: Array, table: Array) -> Array:
-    """`table` at each of `levels`, all [batch, 3, 256]."""
+    """Returns `table` at each of `levels`, all [batch, 3, 256]."""
 
     def by_gather(levels: Array, table: Array) -> Array:
         return jnp.take_along_axis(table, levels.astype(jnp.int32), axis=2)
@@ -139,7 +139,7 @@ def histograms(images: Array, needed: Array) -> Array:
 
     Args:
       images: uint8 [batch, 3, height, width].
-      needed: bool [batch]; what is not needed may be computed or not.
+      needed: bool [batch]; the histograms of other images may be wrong.
 
     Returns:
       float32 [batch, 3, 256].
@@ -154,7 +154,7 @@ def histograms(images: Array, needed: Array) -> Array:
 
 
 def histograms_one_by_one(images: Array, needed: Array) -> Array:
-    """`histograms` for a CPU: image after image, and only those that are needed."""
+    """Computes `histograms` on a CPU: one image at a time, and only if it is needed."""
 
     first = jnp.arange(3)[:, None, None] * NUM_LEVELS  # bin of each channel
 
@@ -171,7 +171,7 @@ def histograms_one_by_one(images: Array, needed: Array) -> Array:
 
 
 def histograms_by_scatter(images: Array, needed: Array) -> Array:
-    """`histograms` by adding ones into bins."""
+    """Computes `histograms` by adding ones to bins."""
     del needed
     batch = len(images)
     bins = jnp.arange(batch * 3).reshape(batch, 3, 1, 1) * NUM_LEVELS + images
@@ -181,7 +181,7 @@ def histograms_by_scatter(images: Array, needed: Array) -> Array:
 
 
 def histograms_by_comparison(images: Array, needed: Array) -> Array:
-    """`histograms` without any scatter, which a TPU lacks: each level is compared and summed."""
+    """Computes `histograms` by comparing and summing, because scatter is slow on a TPU."""
     del needed
     every = jnp.arange(NUM_LEVELS, dtype=jnp.uint8)
     return jnp.stack(
@@ -197,16 +197,15 @@ def histograms_by_comparison(images: Array, needed: Array) -> Array:
 
 
 def recolor(images: Array, levels: Array, kept: Array | None) -> Array:
-    """Sends every pixel through its image's and channel's table, then blends it with its grey.
+    """Maps every pixel by its image's and channel's table, then blends it with its grey.
 
-    (Both in one, because a TPU then moves a third of the bytes. dm-pix's rgb_to_grayscale is a
-    matrix product, which costs another 0.65 MB an image of 224 pixels, for three multiplications.)
+    (In one function, because a TPU then moves a third of the bytes. dm-pix's rgb_to_grayscale is a
+    matrix product, which moves another 0.65 MB for each image of 224 pixels.)
 
     Args:
       images: uint8 [batch, 3, height, width].
-      levels: float32 [batch, 3, 256].
-      kept: float32 [batch], the share of each pixel's distance from its grey that stays; None if
-        none is blended.
+      levels: float32 [batch, 3, 256], the tables.
+      kept: float32 [batch], the factor for each pixel's distance from its grey; None for no blend.
 
     Returns:
       uint8 [batch, 3, height, width].
@@ -236,7 +235,7 @@ def _recolor(
 
 
 def look_up_by_gather(images: Array, levels: Array) -> list[Array]:
-    """Each channel [batch, height, width] after its table, read at each pixel."""
+    """Looks up each pixel in its table; returns each channel, [batch, height, width]."""
     start = jnp.arange(len(images), dtype=jnp.int32)[:, None, None] * NUM_LEVELS
     tables = lax.optimization_barrier(levels.astype(jnp.uint8))
     places = [start + images[:, channel] for channel in range(3)]
@@ -247,7 +246,7 @@ def look_up_by_gather(images: Array, levels: Array) -> list[Array]:
 
 
 def look_up_by_comparison(images: Array, levels: Array) -> list[Array]:
-    """The same without a gather: each pixel is compared with every level."""
+    """Does the same without a gather, by comparing each pixel with every level."""
     every = jnp.arange(NUM_LEVELS, dtype=jnp.uint8)
     tables = levels.astype(jnp.bfloat16)[:, :, None, None]  # exact up to 256
     return [
@@ -257,9 +256,9 @@ def look_up_by_comparison(images: Array, levels: Array) -> list[Array]:
 
 
 def sharpen(images: Array, factors: Array) -> Array:
-    """Blends with a smoothed image: factor 0 is smooth, 1 the image, 2 sharp (PIL's Sharpness).
+    """Blends with the smoothed image: factor 0 is smooth, 1 the image, 2 sharp (PIL's Sharpness).
 
-    Smoothed is 3x3 with weights 1, and 5 in the middle, over 13; the border keeps its pixels.
+    Smoothing averages 3x3 pixels with weight 1, and 5 for the middle; the border is not smoothed.
     """
     pixels = images.astype(jnp.float32)
     height, width = pixels.shape[2:]

@@ -1,41 +1,32 @@
 """Covering a rectangle of each image: Cutout (DeVries 2017) and Random Erasing (Zhong 2017).
 
-Images are planar: uint8 [batch, 3, height, width]. dm-pix has neither.
+Images are planar: uint8 [batch, 3, height, width]. dm-pix has neither operation.
 """
-
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxcls.augment import draws
+from jaxcls.config import progressive
+from jaxcls.config.augment import Cutout, RandomErasing
 
-Fill = Literal["constant", "noise"]
 
-
-def cutout(keys: Array, images: Array, *, size: Array, fill: Fill, value: float) -> Array:
-    """Covers a rectangle of height and width U(0, size) of the image's, centred anywhere."""
+def cutout(entry: Cutout, keys: Array, images: Array, progress: Array) -> Array:
+    """Covers a rectangle at a uniform centre; height and width are U(0, size) of the image's."""
+    size = progressive.at_progress(entry.size, progress)
     uniforms = draws.uniform(draws.fold_in(keys, 0), 4)
     lengths = jnp.asarray(images.shape[2:])
     boxes = centred_boxes(uniforms[:, :2], size * uniforms[:, 2:], lengths)
-    return paint(keys, images, boxes, fill=fill, value=value)
+    return paint(keys, images, boxes, fill=entry.fill, value=entry.value)
 
 
-def random_erasing(
-    keys: Array,
-    images: Array,
-    *,
-    probability: Array,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    fill: Fill,
-    value: float,
-) -> Array:
-    """Covers, in a share of the images, a rectangle of uniform area and log-uniform aspect."""
+def random_erasing(entry: RandomErasing, keys: Array, images: Array, progress: Array) -> Array:
+    """Covers, in some of the images, a rectangle of uniform area and log-uniform aspect."""
+    probability = progressive.at_progress(entry.probability, progress)
     uniforms = draws.uniform(draws.fold_in(keys, 0), 5)
-    areas = area[0] + (area[1] - area[0]) * uniforms[:, 0]
-    low, high = jnp.log(jnp.asarray(aspect))
+    areas = entry.area[0] + (entry.area[1] - entry.area[0]) * uniforms[:, 0]
+    low, high = jnp.log(jnp.asarray(entry.aspect))
     aspects = jnp.exp(low + (high - low) * uniforms[:, 1])
     lengths = jnp.asarray(images.shape[2:])
     shares = jnp.sqrt(jnp.stack([areas / aspects, areas * aspects], axis=1))
@@ -43,11 +34,11 @@ def random_erasing(
     sides = jnp.where(uniforms[:, 4:] < probability, sides, 0)
     first = jnp.floor(uniforms[:, 2:4] * (lengths - sides + 1))
     boxes = jnp.concatenate([first, first + sides], axis=1)
-    return paint(keys, images, boxes, fill=fill, value=value)
+    return paint(keys, images, boxes, fill=entry.fill, value=entry.value)
 
 
 def centred_boxes(centres: Array, sides: Array, lengths: Array) -> Array:
-    """Boxes around a place, cut off at the border.
+    """Boxes around a centre, cut off at the image's border.
 
     Args:
       centres: [batch, 2] in [0, 1), y and x as shares of the image.
@@ -55,7 +46,7 @@ def centred_boxes(centres: Array, sides: Array, lengths: Array) -> Array:
       lengths: [2], height and width of the image in pixels.
 
     Returns:
-      float32 [batch, 4] of whole pixels: top, left, bottom, right; the last two are outside.
+      float32 [batch, 4], whole pixels: top, left, bottom, right; the last two are exclusive.
     """
     centre = jnp.floor(centres * lengths)
     whole = jnp.round(sides * lengths)
@@ -64,9 +55,9 @@ def centred_boxes(centres: Array, sides: Array, lengths: Array) -> Array:
 
 
 def inside(boxes: Array, shape: tuple[int, ...]) -> Array:
-    """Which pixels of images [batch, *shape] lie in the boxes of `centred_boxes`: bool.
+    """Whether each pixel is in the image's box (`centred_boxes`): bool [batch, *shape].
 
-    In full shape: a mask of one channel would be a pass of its own on a TPU.
+    The mask has all channels, because on a TPU a mask of one channel would need its own pass.
     """
     full = (len(boxes), *shape)
     rows, cols = (jax.lax.broadcasted_iota(boxes.dtype, full, axis) for axis in (2, 3))
@@ -74,8 +65,8 @@ def inside(boxes: Array, shape: tuple[int, ...]) -> Array:
     return (rows >= top) & (rows < bottom) & (cols >= left) & (cols < right)
 
 
-def paint(keys: Array, images: Array, boxes: Array, *, fill: Fill, value: float) -> Array:
-    """Fills the boxes with one grey, or with uniform noise."""
+def paint(keys: Array, images: Array, boxes: Array, *, fill: str, value: float) -> Array:
+    """Fills the boxes with one grey (fill "constant"), or with uniform noise (fill "noise")."""
     shape = images.shape[1:]
     if fill == "noise":
         noise_keys = draws.fold_in(keys, 1)

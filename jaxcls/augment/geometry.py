@@ -1,14 +1,14 @@
-"""Where pixels come from: crop and resize, flip, and affine warps.
+"""Changes of geometry: crop and resize, flip, and affine warps.
 
 Canvases are uint8 [batch, height, width, 3]. Images are planar, uint8 [batch, 3, height, width], so
 that every platform works on long rows of one channel.
 
-Both kinds of resampling work along one axis after the other, with weights that are whole 256ths and
-add up to 256, in exact integer arithmetic: so a result does not depend on how the batch is cut, and
-the forms for different platforms are equal to the bit. Gathers suit CPU and GPU, but cost a TPU a
-hundred times their worth; it multiplies with dense matrices instead, whose entries (up to 256) and
-products are exact in bfloat16 and float32. (dm-pix's affine_transform gathers floats one image at a
-time: for 128 images of 224 pixels a TPU lacks the memory, and a CPU takes 100 times as long.)
+Resizes and warps work along one axis after the other, in exact integer arithmetic: weights are
+whole numbers that sum to 256. So results do not depend on how the batch is split, and are the same
+to the bit on all platforms. CPU and GPU use gathers. On a TPU gathers are a hundred times slower,
+so it multiplies with dense matrices, whose entries (up to 256) and products are exact in bfloat16
+and float32. (dm-pix's affine_transform gathers floats one image at a time. For 128 images of 224
+pixels a TPU does not have the memory, and a CPU takes 100 times as long.)
 """
 
 import math
@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
+
+from jaxcls.config.augment import RandomCropAndResize
 
 _ONE = 256  # the sum of a pixel's weights
 _FRACTION_BITS = 16  # of the fixed-point positions in a warp
@@ -35,22 +37,22 @@ _SHIFTS = np.array([0, 8, 16], np.uint32)
 
 
 def _pack(images: Array, *, axis: int) -> Array:
-    """The three channels along `axis` as one uint32 a pixel, so that a gather gets whole pixels."""
+    """Packs the three channels along `axis` into a uint32, so that a gather gets whole pixels."""
     shifts = np.expand_dims(_SHIFTS, tuple(range(1, images.ndim - axis)))
     return lax.optimization_barrier(jnp.sum(images.astype(jnp.uint32) << shifts, axis=axis))
 
 
 def _unpack(packed: Array, *, axis: int) -> Array:
-    """The inverse of `_pack`."""
+    """Inverts `_pack`."""
     shifts = np.expand_dims(_SHIFTS, tuple(range(1, packed.ndim + 1 - axis)))
     channels = jnp.expand_dims(packed, axis) >> shifts
     return lax.optimization_barrier(channels.astype(jnp.uint8))
 
 
 def _weigh(terms: Iterable[tuple[Array, Array]]) -> Array:
-    """Sums packed pixels times weights that add up to 256, all channels at once, and rounds.
+    """Sums packed pixels times weights, which add up to 256, in all channels at once; rounds.
 
-    A channel's sum needs 16 bits, so red and blue share one 32-bit word and green has another.
+    A channel's sum needs 16 bits, so red and blue share a 32-bit word and green has another.
     """
     red_blue, green = jnp.uint32(0x00800080), jnp.uint32(0x00008000)
     for pixels, weights in terms:
@@ -61,12 +63,12 @@ def _weigh(terms: Iterable[tuple[Array, Array]]) -> Array:
 
 
 def row_major(images: Array) -> Array:
-    """Pins the layout, so that a TPU's compiler does not turn float32 intermediates about."""
+    """Fixes the layout, so that a TPU's compiler does not transpose float32 intermediates."""
     return with_layout_constraint(images, Layout(major_to_minor=tuple(range(images.ndim))))
 
 
 def _matmul(subscripts: str, weights: Array, images: Array) -> Array:
-    """An einsum of weights that add up to 256 and uint8 images, rounded to uint8."""
+    """Computes an einsum of weights, which add up to 256, and uint8 images; rounds to uint8."""
     total = jnp.einsum(subscripts, weights.astype(jnp.float32), images.astype(jnp.float32))
     return jnp.floor((total + _ONE // 2) / _ONE).astype(jnp.uint8)
 
@@ -77,18 +79,18 @@ def _matmul(subscripts: str, weights: Array, images: Array) -> Array:
 def resize_windows(
     canvases: Array, sizes: Array, windows: Array, mirrored: Array, size: int
 ) -> Array:
-    """Resizes a window of each image to `size` x `size`: bilinear, antialiased where it shrinks.
+    """Resizes a window of each image to `size` x `size`: bilinear, antialiased when shrinking.
 
     Equal to `PIL.Image.resize` with BILINEAR and `box`, up to the rounding of weights and pixels.
-    Mirroring costs nothing here; as a pass of its own (dm-pix's flips) it moves 1.5 MB an image of
+    Mirroring is free here. As a separate pass (dm-pix's flips) it moves 1.5 MB for each image of
     224 pixels on a TPU, a fifth of the whole augmentation.
 
     Args:
-      canvases: uint8 [batch, height, width, 3], each image at the top left. What lies beside the
-        images has no influence.
+      canvases: uint8 [batch, height, width, 3], each image at the top left; other pixels are not
+        used.
       sizes: int32 [batch, 2], height and width of each image on its canvas.
-      windows: float32 [batch, 4]: top, left, height and width in pixels, within the image.
-      mirrored: bool [batch, 2]: top to bottom, left to right.
+      windows: float32 [batch, 4]: top, left, height and width in pixels, inside the image.
+      mirrored: bool [batch, 2]: whether to flip top-bottom and left-right.
       size: height and width of the result.
 
     Returns:
@@ -113,12 +115,12 @@ def resize_windows(
 def _resize_taps(
     start: Array, length: Array, valid: Array, mirrored: Array, *, size: int, extent: int
 ) -> Taps:
-    """Which pixels of one axis make each of `size` pixels, and with what weights.
+    """Computes, along one axis, the source pixels of each of `size` pixels and their weights.
 
     Returns:
       Indices into the axis and weights that add up to 256, both int32 [batch, size, taps].
     """
-    scale = (length / size)[:, None, None]  # pixels of the canvas for each of the result
+    scale = (length / size)[:, None, None]  # pixels of the canvas for each pixel of the result
     reach = jnp.maximum(scale, 1.0)
     num_taps = math.ceil(2 * max(extent / size, 1))
     place = jnp.arange(size)
@@ -129,14 +131,14 @@ def _resize_taps(
     weights = jnp.where((indices >= 0) & (indices < valid[:, None, None]), weights, 0)
     weights = weights / jnp.sum(weights, axis=2, keepdims=True)
     whole = jnp.round(weights * _ONE).astype(jnp.int32)
-    rest = _ONE - jnp.sum(whole, axis=2, keepdims=True)  # goes where it matters least
+    rest = _ONE - jnp.sum(whole, axis=2, keepdims=True)  # added to the largest weight
     largest = jnp.arange(num_taps) == jnp.argmax(weights, axis=2)[:, :, None]
     indices = jnp.clip(indices, 0, valid[:, None, None] - 1)
     return indices, whole + jnp.where(largest, rest, 0)
 
 
 def resize_by_gather(canvases: Array, rows: Taps, cols: Taps) -> Array:
-    """Weighs the lines that the taps name: rows, and columns after turning the image about."""
+    """Sums weighted rows, transposes, and sums weighted columns."""
     rows, cols = lax.optimization_barrier((rows, cols))
     batch, height, width, _ = canvases.shape
     size = rows[0].shape[1]
@@ -147,7 +149,7 @@ def resize_by_gather(canvases: Array, rows: Taps, cols: Taps) -> Array:
 
 
 def _weigh_lines(lines: Array, taps: Taps) -> Array:
-    """Sums of whole lines: uint8 [batch, extent, n] to [batch, size, n]; 16 bits are enough."""
+    """Sums weighted lines: uint8 [batch, extent, n] to [batch, size, n], in 16 bits."""
     indices, weights = taps
     take = jax.vmap(partial(jnp.take, axis=0, mode="clip"))
     total = jnp.uint16(_ONE // 2)
@@ -162,7 +164,7 @@ def _turn(packed: Array) -> Array:
 
 
 def resize_by_matmul(canvases: Array, rows: Taps, cols: Taps) -> Array:
-    """The same as a product with one matrix an axis, with `size` rows of `extent` weights."""
+    """Does the same with one matrix for each axis, with `size` rows of `extent` weights."""
 
     def matrix(taps: Taps, extent: int) -> Array:
         indices, weights = (x[..., None] for x in taps)
@@ -177,13 +179,13 @@ def resize_by_matmul(canvases: Array, rows: Taps, cols: Taps) -> Array:
 
 
 def square_windows(sizes: Array, crop_fraction: float, offsets: Array) -> Array:
-    """Square windows of a share of the shorter side.
+    """Returns square windows with a share of the shorter side.
 
     Args:
-      sizes: int32 [batch, 2].
-      crop_fraction: side of the window as a share of the image's shorter side.
-      offsets: float32 [batch, 2] in [0, 1]: the share of the free height and width that lies above
-        and to the left; 0.5 is the centre.
+      sizes: int32 [batch, 2], height and width of each image.
+      crop_fraction: the side of the window as a share of the image's shorter side.
+      offsets: float32 [batch, 2] in [0, 1]: the place of the window in the image, from the top left
+        to the bottom right; 0.5 is the centre.
 
     Returns:
       float32 [batch, 4]: top, left, height, width.
@@ -192,61 +194,53 @@ def square_windows(sizes: Array, crop_fraction: float, offsets: Array) -> Array:
     return jnp.concatenate([offsets * (sizes - side), side, side], axis=1)
 
 
-def random_windows(
-    draws: Array,
-    sizes: Array,
-    *,
-    area: tuple[float, float],
-    aspect: tuple[float, float],
-    of_pixels: bool,
-) -> Array:
-    """Windows of random area, shape and place (KerasCV's RandomCropAndResize).
+def random_windows(entry: RandomCropAndResize, uniforms: Array, sizes: Array) -> Array:
+    """Returns windows of random area, shape and place (KerasCV's RandomCropAndResize).
 
-    Area and aspect are uniform; height sqrt(area / aspect) and width sqrt(area * aspect) are shares
-    of the image's and at most 1; the place is uniform.
+    Area and aspect are uniform. Height sqrt(area / aspect) and width sqrt(area * aspect) are shares
+    of the image's height and width, at most 1; the place is uniform.
 
     Args:
-      draws: float32 [batch, 4] in [0, 1).
-      sizes: int32 [batch, 2].
-      area: smallest and largest share of the image's area.
-      aspect: smallest and largest width / height.
-      of_pixels: the aspect is one of pixels, not relative to the image's.
+      entry: the ranges of area and aspect, and whether aspects are of pixels or relative to the
+        image's.
+      uniforms: float32 [batch, 4] in [0, 1).
+      sizes: int32 [batch, 2], height and width of each image.
 
     Returns:
       float32 [batch, 4]: top, left, height, width.
     """
-    areas = area[0] + (area[1] - area[0]) * draws[:, 0]
-    aspects = aspect[0] + (aspect[1] - aspect[0]) * draws[:, 1]
-    if of_pixels:
+    areas = entry.area[0] + (entry.area[1] - entry.area[0]) * uniforms[:, 0]
+    aspects = entry.aspect[0] + (entry.aspect[1] - entry.aspect[0]) * uniforms[:, 1]
+    if entry.aspect_of == "pixels":
         aspects = aspects * sizes[:, 0] / sizes[:, 1]
     shares = jnp.sqrt(jnp.stack([areas / aspects, areas * aspects], axis=1))
     lengths = jnp.minimum(shares, 1) * sizes
-    return jnp.concatenate([draws[:, 2:] * (sizes - lengths), lengths], axis=1)
+    return jnp.concatenate([uniforms[:, 2:] * (sizes - lengths), lengths], axis=1)
 
 
 # --- Affine warps --------------------------------------------------------------------------------
 
 
 def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
-    """Moves every pixel by an affine map: bilinear, mirrored beyond the borders.
+    """Applies an affine map to each image: bilinear, mirrored beyond the borders.
 
-    The map is taken apart into one along the columns and one along the rows (Catmull and Smith
-    1980), each linear interpolation along one axis. For shears and shifts that is bilinear
-    interpolation; a rotation differs from it by the order of the two. Where a map works along both
-    axes, what is mirrored beyond the left and right borders is the image after the first pass.
+    The map is split into one along the columns and one along the rows (Catmull and Smith 1980),
+    with linear interpolation along one axis each. For shears and shifts that equals bilinear
+    interpolation; for rotations it differs slightly. If a map works along both axes, the second
+    pass mirrors the result of the first one beyond the left and right borders.
 
     Args:
       images: uint8 [batch, 3, size, size].
-      matrices: float32 [batch, 2, 3], from places in the result to places in the image: x, y, 1 to
-        x, y, in pixels, the middle of the first pixel at (0.5, 0.5).
-      turns: maps may turn by more than 45 degrees, which costs a pass. Two opposite shears near 1
-        do so as well, and come out wrong without it: 0.9 % of RandAugment's images at magnitude 1,
-        none of 20,000 at 0.5.
+      matrices: float32 [batch, 2, 3], map places in the result to places in the image: (x, y, 1) to
+        (x, y), in pixels, with the middle of the first pixel at (0.5, 0.5).
+      turns: whether maps may rotate by more than 45 degrees, which costs another pass. Two opposite
+        shears near 1 do so as well, and are wrong without it: 0.9 % of RandAugment's images at
+        magnitude 1, none of 20,000 at 0.5.
 
     Returns:
       uint8 [batch, 3, size, size].
     """
-    if turns:  # the first pass must not squeeze an axis, so such images are turned before it
+    if turns:  # such images are transposed, because the first pass must not squeeze an axis
         turned = jnp.abs(matrices[:, 1, 0]) > jnp.abs(matrices[:, 0, 0])
         matrices = jnp.where(turned[:, None, None], matrices[:, ::-1], matrices)
         turned = turned[:, None, None, None]
@@ -254,24 +248,24 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
     (xx, xy, x0), (yx, yy, y0) = (matrices[:, row].T for row in (0, 1))
     xx = jnp.where(jnp.abs(xx) < 0.25, jnp.where(xx < 0, -0.25, 0.25), xx)
     slope = yx / xx
-    # Row of the result and column of the image -> row of the image; then columns likewise.
+    # (Row of the result, column of the image) -> row of the image; then the same for columns.
     rows = _positions(jnp.stack([yy - slope * xy, slope, y0 - slope * x0]), images.shape[2])
     cols = _positions(jnp.stack([xx, xy, x0]), images.shape[2])
     return lax.platform_dependent(images, rows, cols, tpu=warp_by_matmul, default=warp_by_gather)
 
 
 def _positions(coefficients: Array, size: int) -> Array:
-    """Where pixel i of line j comes from along its line: a i + b j + c, from middle to middle.
+    """Returns the source of pixel i of line j along its line: a i + b j + c, between middles.
 
     Args:
       coefficients: float32 [3, batch]: a, b and c.
-      size: pixels of a line, and lines.
+      size: the number of lines, and of pixels in a line.
 
     Returns:
-      int32 [batch, lines, size], in 256ths of a pixel, mirrored into 0 ... 256 (size - 1).
+      int32 [batch, lines, size], in 1/256 pixel, mirrored into 0 ... 256 (size - 1).
     """
     a, b, c = coefficients * 2**_FRACTION_BITS
-    # In fixed point the sum is exact.
+    # Sums in fixed point are exact.
     start = jnp.round((a + b - 2**_FRACTION_BITS) / 2 + c).astype(jnp.int32)[:, None, None]
     a, b = (jnp.round(x).astype(jnp.int32)[:, None, None] for x in (a, b))
     places = start + b * jnp.arange(size)[:, None] + a * jnp.arange(size)
@@ -283,7 +277,7 @@ def _positions(coefficients: Array, size: int) -> Array:
 
 
 def warp_by_gather(images: Array, rows: Array, cols: Array) -> Array:
-    """Looks both neighbours of each place up, along the columns, then along the rows."""
+    """Looks up both neighbours of each place, first along the columns, then along the rows."""
     packed = _pack(images, axis=1)
     batch, size, _ = packed.shape
     start = jnp.arange(batch, dtype=jnp.int32)[:, None, None] * size**2
@@ -307,7 +301,7 @@ def warp_by_gather(images: Array, rows: Array, cols: Array) -> Array:
 
 
 def warp_by_matmul(images: Array, rows: Array, cols: Array) -> Array:
-    """The same as products with one matrix a line, of weights that fall off with distance."""
+    """Does the same with one matrix for each line; weights fall linearly with distance."""
 
     def matrices(places: Array) -> Array:
         distance = jnp.abs(jnp.arange(images.shape[2]) * _ONE - places[..., None])

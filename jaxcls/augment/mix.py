@@ -1,32 +1,71 @@
 """Mixing each image and its label with a partner's: CutMix (Yun 2019) and MixUp (Zhang 2018).
 
-Both are one blend, in which every pixel has a weight for the partner's pixel: CutMix's is 1
-inside a rectangle and 0 outside, MixUp's the same everywhere. The label's is the mean of the
-pixels', for CutMix the visible share of the rectangle; so a label's mass stays what it was.
+Both blend an image with its partner, with a weight for each pixel of the partner: with CutMix 1
+inside a rectangle and 0 outside, with MixUp the same everywhere. The weight of the partner's label
+is the mean of its pixels' weights, so the entries of a label still sum to 1.
 
-The partner is the mirror place within an even group of consecutive examples (first with last, and
-so on), so that no image crosses devices and the same pairs meet on any number of them. dm-pix has
-neither.
+Within each group of consecutive examples (an even number) the first is mixed with the last, the
+second with the last but one, and so on. So no image crosses devices, and the pairs do not depend on
+the number of devices. dm-pix has neither operation.
 """
 
+import jax
 import jax.numpy as jnp
 from jax import Array
 
 from jaxcls.augment import draws
 from jaxcls.augment.erase import centred_boxes, inside
+from jaxcls.config import progressive
+from jaxcls.config.augment import Mix
+
+
+def mix_batch(
+    entry: Mix, key: Array, keys: Array, images: Array, labels: Array, progress: Array
+) -> tuple[Array, Array]:
+    """Applies CutMix, MixUp or neither, the same to the whole batch.
+
+    Args:
+      entry: the probabilities and strengths.
+      key: the random key of the batch.
+      keys: a random key for each image.
+      images: uint8 [batch, 3, height, width].
+      labels: float32 [batch, classes].
+      progress: float32 [], the completed share of the training.
+
+    Returns:
+      Images, float32 in [0, 255], and labels.
+    """
+    drawn = jax.random.uniform(key)
+    cutting, mixing = drawn < entry.cutmix, drawn < entry.cutmix + entry.mixup
+    alphas = [
+        progressive.at_progress(alpha, progress)
+        for alpha in (entry.cutmix_alpha, entry.mixup_alpha)
+    ]
+    kept = draws.beta(draws.fold_in(keys, 0), jnp.where(cutting, *alphas))
+    kept = jnp.where(mixing, kept, 1.0)
+    cut = cutmix_weights(draws.fold_in(keys, 1), kept, *images.shape[2:])
+    pixel_weights, label_weights = (
+        jnp.where(cutting, *both) for both in zip(cut, mixup_weights(kept), strict=True)
+    )
+    return (
+        blend(images, pixel_weights, entry.group_size),
+        blend(labels, label_weights[:, None], entry.group_size),
+    )
 
 
 def cutmix_weights(keys: Array, kept: Array, height: int, width: int) -> tuple[Array, Array]:
-    """Rectangles with sides sqrt(1 - kept) of the image's, centred anywhere, cut off at the border.
+    """Draws rectangles at uniform centres, with sides sqrt(1 - kept) of the image's.
+
+    Rectangles are cut off at the image's border.
 
     Args:
-      keys: of the images.
+      keys: a random key for each image.
       kept: float32 [batch], the share of each image that stays if nothing is cut off.
-      height: of the images.
-      width: of the images.
+      height: height of the images in pixels.
+      width: width of the images in pixels.
 
     Returns:
-      The partner's share of each pixel, float32 [batch, 3, height, width], and of the label,
+      The partner's weight for each pixel, float32 [batch, 3, height, width], and for the label,
       [batch].
     """
     side = jnp.sqrt(1 - kept)[:, None] * jnp.ones(2)
@@ -37,17 +76,17 @@ def cutmix_weights(keys: Array, kept: Array, height: int, width: int) -> tuple[A
 
 
 def mixup_weights(kept: Array) -> tuple[Array, Array]:
-    """A share `kept` [batch] stays, of every pixel and of the label; shapes as `cutmix_weights`."""
+    """The partner's weights: 1 - kept [batch] for every pixel and the label; shapes broadcast."""
     return (1 - kept)[:, None, None, None], 1 - kept
 
 
 def blend(own: Array, weights: Array, group_size: int) -> Array:
-    """Gives each row's partner in the same group a weight, and the rest to the own.
+    """Returns own * (1 - weights) + partner * weights for each row and its partner in the group.
 
     Args:
       own: [batch, ...], of any dtype.
       weights: float32, of a shape that broadcasts to that of `own`.
-      group_size: rows a group, even; divides batch.
+      group_size: rows in a group; even, divides the batch.
 
     Returns:
       float32 of the shape of `own`.

@@ -1,4 +1,8 @@
-"""The augmentation that a config describes, as one function."""
+"""The augmentation that a config describes, as one function.
+
+A new operation is an entry in `jaxcls.config.augment`, a function `(entry, keys, images, progress)
+-> images` in this package, and a line in `CHANGES`.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -14,7 +18,6 @@ from jaxcls.config.augment import (
     AugMix,
     CenterCrop,
     Cutout,
-    Mix,
     RandAugment,
     RandomCrop,
     RandomCropAndResize,
@@ -23,11 +26,33 @@ from jaxcls.config.augment import (
     TrivialAugment,
     mix_of,
 )
-from jaxcls.config.progressive import at_progress
 from jaxcls.distributed.mesh import batch_spec
 from jaxcls.distributed.precision import traced_for
 
 Augment = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
+
+# What each resizing entry cuts out: (entry, keys, sizes, crop_fraction) -> windows [batch, 4].
+WINDOWS: dict[type[Augmentation], Callable[..., Array]] = {
+    CenterCrop: lambda entry, keys, sizes, crop_fraction: geometry.square_windows(
+        sizes, crop_fraction, jnp.full(sizes.shape, 0.5)
+    ),
+    RandomCrop: lambda entry, keys, sizes, crop_fraction: geometry.square_windows(
+        sizes, crop_fraction, draws.uniform(keys, 2)
+    ),
+    RandomCropAndResize: lambda entry, keys, sizes, crop_fraction: geometry.random_windows(
+        entry, draws.uniform(keys, 4), sizes
+    ),
+}
+
+# What each other entry does after the resize: (entry, keys, images, progress) -> images, uint8
+# [batch, 3, height, width].
+CHANGES: dict[type[Augmentation], Callable[..., Array]] = {
+    RandAugment: randaugment.rand_augment,
+    TrivialAugment: randaugment.trivial_augment,
+    AugMix: randaugment.aug_mix,
+    Cutout: erase.cutout,
+    RandomErasing: erase.random_erasing,
+}
 
 
 def make_augment(
@@ -40,22 +65,22 @@ def make_augment(
     """Makes `(key, progress, canvases, sizes, labels, positions) -> (images, labels)`.
 
     Args:
-      augment: the list of a checked config. Flips are done by the resize: the mirrored crop of an
+      augment: the list of a checked config. The resize also does the flips: the mirrored crop of an
         image is a crop of the mirrored image.
       image_size: height and width of the result.
       crop_fraction: share of the shorter side that CenterCrop and RandomCrop keep.
-      mesh: devices that the batch is split over by example. Each augments its own rows; nothing is
-        exchanged.
+      mesh: the devices over which the batch is split by example. Each device augments its own rows
+        and exchanges nothing with the others.
 
     Args of the result:
-      key: of this step.
-      progress: float32 [], how much of the training is over
+      key: the random key of this training step.
+      progress: float32 [], the completed share of the training
         (`jaxcls.config.progressive.progress`); strengths may depend on it.
       canvases: uint8 [batch, canvas, canvas, 3], each image at the top left.
       sizes: int32 [batch, 2], height and width of each image on its canvas.
       labels: float32 [batch, classes], one-hot or soft.
-      positions: int32 [batch], each image's place in the global batch. With the key it decides all
-        that happens to the image, however the batch is cut.
+      positions: int32 [batch], each image's place in the global batch. Together with the key it
+        decides everything that happens to the image, however the batch is split.
 
     Returns of the result: images float32 [batch, image_size, image_size, 3] in [0, 1], and labels.
     """
@@ -67,19 +92,23 @@ def make_augment(
     ) -> tuple[Array, Array]:
         image_root, batch_root = jax.random.split(key)
         keys = draws.image_keys(image_root, positions)
+
+        # Cut a window out of each canvas, resize it, and mirror it on the way.
         resizing = next(entry for entry in augment if isinstance(entry, RESIZES))
-        place = list(augment).index(resizing)
-        windows = WINDOWS[type(resizing)](
-            resizing, draws.fold_in(keys, place), sizes, crop_fraction
-        )
+        resize_keys = draws.fold_in(keys, list(augment).index(resizing))
+        windows = WINDOWS[type(resizing)](resizing, resize_keys, sizes, crop_fraction)
         mirrored = _mirrored(augment, keys)
         images = geometry.resize_windows(canvases, sizes, windows, mirrored, image_size)
+
+        # Change the colours, shapes and parts of each image.
         for index, entry in enumerate(augment):
             if type(entry) in CHANGES:
                 images = CHANGES[type(entry)](entry, draws.fold_in(keys, index), images, progress)
+
+        # Mix images and labels of the batch.
         if mixer is not None:
             mix_keys = draws.fold_in(keys, len(augment))
-            images, labels = _mix(mixer, batch_root, mix_keys, images, labels, progress)
+            images, labels = mix.mix_batch(mixer, batch_root, mix_keys, images, labels, progress)
         return jnp.moveaxis(images.astype(jnp.float32) / 255, 1, 3), labels
 
     if mesh is None:
@@ -94,121 +123,11 @@ def make_augment(
     )
 
 
-# --- Windows to resize: (entry, keys, sizes, crop_fraction) -> windows ----------------------------
-
-
-def _center_crop(entry: CenterCrop, keys: Array, sizes: Array, crop_fraction: float) -> Array:
-    return geometry.square_windows(sizes, crop_fraction, jnp.full(sizes.shape, 0.5))
-
-
-def _random_crop(entry: RandomCrop, keys: Array, sizes: Array, crop_fraction: float) -> Array:
-    return geometry.square_windows(sizes, crop_fraction, draws.uniform(keys, 2))
-
-
-def _random_part(
-    entry: RandomCropAndResize, keys: Array, sizes: Array, crop_fraction: float
-) -> Array:
-    return geometry.random_windows(
-        draws.uniform(keys, 4),
-        sizes,
-        area=entry.area,
-        aspect=entry.aspect,
-        of_pixels=entry.aspect_of == "pixels",
-    )
-
-
 def _mirrored(augment: Sequence[Augmentation], keys: Array) -> Array:
-    """Which images the list's flips mirror: bool [batch, 2], top to bottom and left to right."""
+    """Which images the flips of the list mirror: bool [batch, 2], top-bottom and left-right."""
     mirrored = jnp.zeros((len(keys), 2), bool)
     for index, entry in enumerate(augment):
         if isinstance(entry, RandomFlip):
             probabilities = jnp.asarray([entry.vertical, entry.horizontal])
             mirrored ^= draws.uniform(draws.fold_in(keys, index), 2) < probabilities
     return mirrored
-
-
-WINDOWS: dict[type, Callable[..., Array]] = {
-    CenterCrop: _center_crop,
-    RandomCrop: _random_crop,
-    RandomCropAndResize: _random_part,
-}
-
-
-# --- Changes of uint8 images: (entry, keys, images, progress) -> images ---------------------------
-
-
-def _rand_augment(entry: RandAugment, keys: Array, images: Array, progress: Array) -> Array:
-    return randaugment.rand_augment(
-        keys,
-        images,
-        ops=entry.ops,
-        num_ops=entry.num_ops,
-        magnitude=at_progress(entry.magnitude, progress),
-        magnitude_std=at_progress(entry.magnitude_std, progress),
-        rate=entry.rate,
-    )
-
-
-def _trivial_augment(entry: TrivialAugment, keys: Array, images: Array, progress: Array) -> Array:
-    return randaugment.trivial_augment(keys, images, ops=entry.ops)
-
-
-def _aug_mix(entry: AugMix, keys: Array, images: Array, progress: Array) -> Array:
-    return randaugment.aug_mix(
-        keys,
-        images,
-        ops=entry.ops,
-        magnitude=at_progress(entry.magnitude, progress),
-        magnitude_std=at_progress(entry.magnitude_std, progress),
-        width=entry.width,
-        depth=entry.depth,
-        alpha=entry.alpha,
-    )
-
-
-def _cutout(entry: Cutout, keys: Array, images: Array, progress: Array) -> Array:
-    size = at_progress(entry.size, progress)
-    return erase.cutout(keys, images, size=size, fill=entry.fill, value=entry.value)
-
-
-def _random_erasing(entry: RandomErasing, keys: Array, images: Array, progress: Array) -> Array:
-    return erase.random_erasing(
-        keys,
-        images,
-        probability=at_progress(entry.probability, progress),
-        area=entry.area,
-        aspect=entry.aspect,
-        fill=entry.fill,
-        value=entry.value,
-    )
-
-
-CHANGES: dict[type, Callable[..., Array]] = {
-    RandAugment: _rand_augment,
-    TrivialAugment: _trivial_augment,
-    AugMix: _aug_mix,
-    Cutout: _cutout,
-    RandomErasing: _random_erasing,
-}
-
-
-# --- Mixing --------------------------------------------------------------------------------------
-
-
-def _mix(
-    entry: Mix, key: Array, keys: Array, images: Array, labels: Array, progress: Array
-) -> tuple[Array, Array]:
-    """CutMix, MixUp or neither, the same for the whole batch; images stay in 0..255."""
-    drawn = jax.random.uniform(key)
-    cutting, mixing = drawn < entry.cutmix, drawn < entry.cutmix + entry.mixup
-    alphas = [at_progress(alpha, progress) for alpha in (entry.cutmix_alpha, entry.mixup_alpha)]
-    kept = draws.beta(draws.fold_in(keys, 0), jnp.where(cutting, *alphas))
-    kept = jnp.where(mixing, kept, 1.0)
-    cut = mix.cutmix_weights(draws.fold_in(keys, 1), kept, *images.shape[2:])
-    pixel_weights, label_weights = (
-        jnp.where(cutting, *both) for both in zip(cut, mix.mixup_weights(kept), strict=True)
-    )
-    return (
-        mix.blend(images, pixel_weights, entry.group_size),
-        mix.blend(labels, label_weights[:, None], entry.group_size),
-    )

@@ -1,16 +1,17 @@
 """RandAugment, TrivialAugment and AugMix, from one table of operations.
 
-An image draws a few layers, each one operation with a strength. Two things are done in another way
-than one layer after the other, which would take a pass over the images for each:
+Each image draws a few layers, each one operation with a strength. Applying layers one by one costs
+a pass over the images for each; two shortcuts avoid that:
 
-- The geometric operations of an image compose into one warp, which comes first; so an image is
-  interpolated once.
-- The photometric ones follow in the order drawn. Those that are tables of 256 levels compose into
-  one table, until a blend of whole pixels (Color, Sharpness) ends the run. Where a run holds both
-  blends, Color comes first; they commute but for clipping.
+- All geometric operations of an image are combined into one warp, which comes first, so each image
+  is interpolated once.
+- The photometric operations follow in the order drawn. Tables of 256 levels are combined into one
+  table, until a blend of whole pixels (Color, Sharpness) ends the run. If a run has both blends,
+  Color comes first; the order matters only for clipping.
 
-Semantics are those of KerasCV's RandAugment where it has the operation, else torchvision's. With m
-the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], U uniform:
+The operations behave as in KerasCV's RandAugment, or as in torchvision if KerasCV does not have
+them. With m the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], and U
+uniform:
 
     Solarize             adds 110 N below the threshold 255 (1 - m), then inverts at or above it
     Color                blends N of grey
@@ -22,10 +23,12 @@ the magnitude, N a normal of mean m and standard deviation s clipped to [0, 1], 
     Rotate               30 N degrees, either way, about the middle
     Sharpness            factor 1 + U(-m, m)
 
-At m = 0 and s = 0 each of these leaves an image as it is. So Solarize inverts nothing where m is 0,
-or where its threshold is clipped to 255. Here KerasCV, and its guide, differ: there a strength of 0
-turns white to black (as it did in timm before pytorch-image-models#178). AutoContrast, Equalize and
-Invert have no strength.
+At m = 0 and s = 0 none of these changes an image. So Solarize inverts nothing if m is 0, or if its
+threshold is clipped to 255. This differs from KerasCV and its guide, where a strength of 0 turns
+white to black (as in timm before pytorch-image-models#178). AutoContrast, Equalize and Invert have
+no strength.
+
+A new operation is a line in `TABLES`, `KEPT` or `MAPS`, and its name in `config.augment.OpName`.
 """
 
 import functools
@@ -40,6 +43,8 @@ from jax.typing import ArrayLike
 
 from jaxcls.augment import color, draws
 from jaxcls.augment.geometry import warp
+from jaxcls.config import progressive
+from jaxcls.config.augment import AugMix, RandAugment, TrivialAugment
 
 
 class Draw(NamedTuple):
@@ -53,20 +58,20 @@ class Draw(NamedTuple):
     sign: Array  # -1 or 1
 
     def clipped(self) -> Array:
-        """N: a normal clipped to [0, 1]."""
+        """Returns N: a normal clipped to [0, 1]."""
         return jnp.clip(self.magnitude + self.std * self.first, 0, 1)
 
     def symmetric(self) -> Array:
-        """U(-m, m)."""
+        """Returns U(-m, m)."""
         return self.magnitude * self.uniform
 
 
 class Layers(NamedTuple):
-    """What every image draws.
+    """The layers of every image.
 
     Attributes:
-      choice: int32 [batch, layers], an index into the operations; their number for none.
-      draws: of [batch, layers] arrays.
+      choice: int32 [batch, layers], the index of the operation; the number of operations for none.
+      draws: the random parts, with [batch, layers] arrays.
     """
 
     choice: Array
@@ -85,7 +90,7 @@ def _solarize(levels: Array, counts: Array, draw: Draw) -> Array:
     return color.solarize(levels, addition, threshold)
 
 
-# From levels, counts (the image's histogram) and draw to levels, all [batch, …].
+# (levels, the image's histogram, draw) -> levels, all [batch, …].
 TABLES: dict[str, Callable[[Array, Array, Draw], Array]] = {
     "AutoContrast": lambda levels, counts, draw: color.autocontrast(levels, counts),
     "Equalize": lambda levels, counts, draw: color.equalize(levels, counts),
@@ -97,8 +102,8 @@ TABLES: dict[str, Callable[[Array, Array, Draw], Array]] = {
 }
 NEED_COUNTS = ("AutoContrast", "Equalize", "Contrast")
 
-# Blends with another image (grey, smooth): the share of the distance from it that stays. Shares of
-# layers in a row multiply.
+# Blends with another image (grey or smoothed): the factor for the distance from it. The factors of
+# consecutive layers are multiplied.
 KEPT: dict[str, Callable[[Draw], Array]] = {
     "Color": lambda draw: 1 - draw.clipped(),
     "Sharpness": lambda draw: 1 + draw.symmetric(),
@@ -113,7 +118,7 @@ def _matrix(
     yy: ArrayLike = 1.0,
     y0: ArrayLike = 0.0,
 ) -> Array:
-    """[batch, 3, 3] from scalars and [batch] arrays."""
+    """Makes [batch, 3, 3] from scalars and [batch] arrays."""
     entries = jnp.broadcast_arrays(*map(jnp.asarray, (xx, xy, x0, yx, yy, y0, 0.0, 0.0, 1.0)))
     return jnp.stack(entries, axis=-1).reshape(*entries[0].shape, 3, 3)
 
@@ -124,7 +129,7 @@ def _rotation(draw: Draw, size: int) -> Array:
     return _matrix(cos, -sin, middle * (1 - cos + sin), sin, cos, middle * (1 - cos - sin))
 
 
-# From draw and image size to a map from places in the result to places in the image, [batch, 3, 3].
+# (draw, image size) -> the map from places in the result to places in the image, [batch, 3, 3].
 MAPS: dict[str, Callable[[Draw, int], Array]] = {
     "ShearX": lambda draw, size: _matrix(xy=draw.sign * draw.clipped()),
     "ShearY": lambda draw, size: _matrix(yx=draw.sign * draw.clipped()),
@@ -143,12 +148,12 @@ def draw_layers(
     """Draws operations uniformly with replacement.
 
     Args:
-      keys: of the images.
-      num_ops: how many operations there are to draw from.
-      num_layers: for each image.
+      keys: a random key for each image.
+      num_ops: the number of operations to draw from.
+      num_layers: the number of layers for each image.
       magnitude: float32 [] or [batch, layers], in [0, 1].
-      std: standard deviation of the strengths, likewise.
-      rate: probability that a layer does anything.
+      std: the standard deviation of the strengths, with the same shape.
+      rate: the probability that a layer applies an operation.
     """
     shape = (len(keys), num_layers)
     uniforms = draws.uniform(draws.fold_in(keys, 0), num_layers, 4)
@@ -167,11 +172,11 @@ def draw_layers(
 
 
 def apply_layers(images: Array, ops: Sequence[str], layers: Layers) -> Array:
-    """Applies what was drawn: the warp first, then tables and blends in order.
+    """Applies the layers: the warp first, then tables and blends in order.
 
     Args:
       images: uint8 [batch, 3, size, size].
-      ops: names of the operations.
+      ops: the names of the operations.
       layers: indices into `ops`, and their draws.
 
     Returns:
@@ -197,12 +202,12 @@ def apply_layers(images: Array, ops: Sequence[str], layers: Layers) -> Array:
 
 
 def _drawn(ops: Sequence[str], kind: Collection[str], layers: Layers) -> Array:
-    """Whether each image has an operation of this kind, bool [batch]."""
+    """Returns whether each image has an operation of this kind, bool [batch]."""
     return jnp.any(_is_of(ops, kind, layers), axis=1)
 
 
 def _is_of(ops: Sequence[str], kind: Collection[str], layers: Layers) -> Array:
-    """Which layers have an operation of this kind, bool [batch, layers]; without a gather."""
+    """Returns which layers have an operation of this kind, bool [batch, layers]; no gather."""
     members = [layers.choice == index for index, name in enumerate(ops) if name in kind]
     return functools.reduce(jnp.logical_or, members, jnp.zeros(layers.choice.shape, bool))
 
@@ -210,9 +215,9 @@ def _is_of(ops: Sequence[str], kind: Collection[str], layers: Layers) -> Array:
 def only_where(
     needed: Array, change: Callable[..., Array], images: Array, *arguments: Array
 ) -> Array:
-    """`change(images, *arguments)`, which leaves images that are not `needed` as they are.
+    """Computes `change(images, *arguments)`, which does not change images that are not `needed`.
 
-    A CPU takes one image after the other and skips those; with RandAugment, most.
+    A CPU computes one image at a time and skips these; with RandAugment they are the majority.
     """
 
     def one_by_one(needed: Array, images: Array, *arguments: Array) -> Array:
@@ -240,14 +245,14 @@ def _compose_maps(ops: Sequence[str], layers: Layers, size: int) -> Array:
 
 
 def _multiply(first: Array, second: Array) -> Array:
-    """Products of small matrices, without a TPU's matrix unit, which would round to bfloat16."""
+    """Multiplies small matrices without a TPU's matrix unit, which would round to bfloat16."""
     return jnp.sum(first[:, :, :, None] * second[:, None], axis=2)
 
 
 def _runs(ops: Sequence[str], layers: Layers) -> list[Layers]:
-    """Cuts each image's layers into runs of tables that end in blends.
+    """Splits each image's layers into runs of tables that end in blends.
 
-    A blend followed by a table starts a new run, so n layers make at most n // 2 + 1.
+    A table after a blend starts a new run, so n layers have at most n // 2 + 1 runs.
     """
     num_layers, nothing = layers.choice.shape[1], len(ops)
     tables, blends = (_is_of(ops, kind, layers) for kind in (TABLES, KEPT))
@@ -291,7 +296,7 @@ def _compose_kept(name: str, ops: Sequence[str], run: Layers) -> Array:
 
 
 def _each(layers: Layers) -> list[tuple[Array, Draw]]:
-    """Layer after layer: choice [batch], and the draw of [batch] arrays."""
+    """Returns choice [batch] and draw, with [batch] arrays, of each layer."""
     return [
         (layers.choice[:, layer], Draw(*(array[:, layer] for array in layers.draws)))
         for layer in range(layers.choice.shape[1])
@@ -305,7 +310,7 @@ def _select(
     compute: Callable[[str], Array],
     otherwise: Array,
 ) -> Array:
-    """What `compute` gives for the operation that each image chose, if it is of this kind."""
+    """Returns `compute(name)` of each image's operation if it is of this kind, or `otherwise`."""
     result = otherwise
     for index, name in enumerate(ops):
         if name in kind:
@@ -318,50 +323,41 @@ def _select(
 # --- The policies --------------------------------------------------------------------------------
 
 
-def rand_augment(
-    keys: Array,
-    images: Array,
-    *,
-    ops: Sequence[str],
-    num_ops: int,
-    magnitude: Array,
-    magnitude_std: Array,
-    rate: float,
-) -> Array:
+def rand_augment(entry: RandAugment, keys: Array, images: Array, progress: Array) -> Array:
     """RandAugment (Cubuk 2020) on uint8 [batch, 3, size, size], with `num_ops` layers."""
     layers = draw_layers(
-        keys, len(ops), num_ops, magnitude=magnitude, std=magnitude_std, rate=jnp.asarray(rate)
+        keys,
+        len(entry.ops),
+        entry.num_ops,
+        magnitude=progressive.at_progress(entry.magnitude, progress),
+        std=progressive.at_progress(entry.magnitude_std, progress),
+        rate=jnp.asarray(entry.rate),
     )
-    return apply_layers(images, ops, layers)
+    return apply_layers(images, entry.ops, layers)
 
 
-def trivial_augment(keys: Array, images: Array, *, ops: Sequence[str]) -> Array:
+def trivial_augment(entry: TrivialAugment, keys: Array, images: Array, progress: Array) -> Array:
     """TrivialAugment (Müller and Hutter 2021): one operation or none, at a uniform strength.
 
-    Operations and strengths are those of this module's table.
+    Operations and strengths are those of the table at the top of this module.
     """
+    del progress
+    count = len(entry.ops)
     magnitude = draws.uniform(draws.fold_in(keys, 2), 1)
-    rate = jnp.asarray(len(ops) / (len(ops) + 1))
-    layers = draw_layers(keys, len(ops), 1, magnitude=magnitude, std=jnp.zeros(()), rate=rate)
-    return apply_layers(images, ops, layers)
+    rate = jnp.asarray(count / (count + 1))
+    layers = draw_layers(keys, count, 1, magnitude=magnitude, std=jnp.zeros(()), rate=rate)
+    return apply_layers(images, entry.ops, layers)
 
 
-def aug_mix(
-    keys: Array,
-    images: Array,
-    *,
-    ops: Sequence[str],
-    magnitude: Array,
-    magnitude_std: Array,
-    width: int,
-    depth: int,
-    alpha: float,
-) -> Array:
+def aug_mix(entry: AugMix, keys: Array, images: Array, progress: Array) -> Array:
     """AugMix (Hendrycks 2020): the image blended with a mixture of chains of operations.
 
-    Chains have 1 to `depth` layers, their weights are Dirichlet(alpha), and the share of the
+    Chains have 1 to `depth` layers. Their weights are Dirichlet(alpha), and the share of the
     mixture is Beta(alpha, alpha).
     """
+    width, depth, alpha = entry.width, entry.depth, entry.alpha
+    magnitude = progressive.at_progress(entry.magnitude, progress)
+    std = progressive.at_progress(entry.magnitude_std, progress)
     weight_keys = draws.fold_in(keys, width)
     weights = jax.vmap(lambda key: jax.random.dirichlet(key, jnp.full(width, alpha)))(weight_keys)
     share = draws.beta(draws.fold_in(keys, width + 1), jnp.asarray(alpha))
@@ -369,16 +365,11 @@ def aug_mix(
     for chain in range(width):
         chain_keys = draws.fold_in(keys, chain)
         layers = draw_layers(
-            chain_keys,
-            len(ops),
-            depth,
-            magnitude=magnitude,
-            std=magnitude_std,
-            rate=jnp.ones(()),
+            chain_keys, len(entry.ops), depth, magnitude=magnitude, std=std, rate=jnp.ones(())
         )
         length = 1 + jnp.floor(draws.uniform(draws.fold_in(chain_keys, 2), 1) * depth)
-        choice = jnp.where(jnp.arange(depth) < length, layers.choice, len(ops))
-        changed = apply_layers(images, ops, layers._replace(choice=choice))
+        choice = jnp.where(jnp.arange(depth) < length, layers.choice, len(entry.ops))
+        changed = apply_layers(images, entry.ops, layers._replace(choice=choice))
         mixture = mixture + weights[:, chain, None, None, None] * changed
     kept = images.astype(jnp.float32)
     result = kept + share[:, None, None, None] * (mixture - kept)

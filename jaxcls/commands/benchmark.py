@@ -34,10 +34,10 @@ def run(arguments: list[str]) -> int:
     config = validate_and_resolve(options.config)
     require_devices()
     keep_compiled()
-    from jaxcls.measure.benchmark import benchmark, describe
+    from jaxcls.measure.benchmark import benchmark, describe_benchmark
 
     report = benchmark(config, synthetic=options.synthetic, seconds=options.seconds)
-    print(describe(report))
+    print(describe_benchmark(report))
     if options.json:
         print(json.dumps(report))
     return 0

@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
         devices = devices_of(options.topology)
     import jax
 
-    from jaxcls.measure.rehearsal import describe, rehearse
+    from jaxcls.measure.rehearsal import describe_rehearsal, rehearse
 
     config = options.config
     if options.batch_per_chip is not None:
@@ -64,7 +64,7 @@ def run(arguments: list[str]) -> int:
         num_classes=options.num_classes,
         search=options.search,
     )
-    print(describe(report))
+    print(describe_rehearsal(report))
     if options.json:
         print(json.dumps(report))
     return 0 if report["fits"] else 1

@@ -42,7 +42,7 @@ def run(arguments: list[str]) -> int:
             f"--output: the name must end in .safetensors, got {printable(options.output)}"
         )
     from jaxcls.models.registry import model_spec
-    from jaxcls.pretrained.class_names import classes_of, read_class_names, with_class_names
+    from jaxcls.pretrained.class_names import num_classes_of, read_class_names, with_class_names
     from jaxcls.pretrained.importing import import_variables
     from jaxcls.pretrained.jaxcls_file import write_weights
     from jaxcls.pretrained.resolve import run_weights_info
@@ -79,7 +79,7 @@ def run(arguments: list[str]) -> int:
             allow_missing=options.allow_missing,
             allow_unused=options.allow_unused,
         )
-        count = classes_of(variables)
+        count = num_classes_of(variables)
         if class_names is not None:
             info = with_class_names(info, class_names, count, name=options.weights)
         elif info.class_names is not None and len(info.class_names) != count:

@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
     )
     own_data = DataConfig()
     if name is not None:
-        from jaxcls.inference.classifier import data_of
+        from jaxcls.inference.open_weights import data_of
 
         own_data = data_of(name)
     options = parse(Evaluate, prog, rest, default=Evaluate(data=own_data))

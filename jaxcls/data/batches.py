@@ -1,7 +1,8 @@
-"""HostBatches on the host: batch k of a seed, as far as this process' devices hold it.
+"""Batches of images on the host: the rows of each global batch that this process's devices hold.
 
-A process makes only the rows that its devices hold, so that processes, devices, threads and workers
-may change, or a run start anywhere, without changing what any row holds.
+The content of a row depends only on the seed, the batch's number and the row's place in the global
+batch. So it stays the same when the number of processes, devices, threads or workers changes, and
+when a run resumes at any step.
 """
 
 import contextlib
@@ -37,25 +38,25 @@ type HostBatches = Generator[HostBatch, None, None]
 def train_batches(
     source: Source, data: "DataConfig", *, seed: int, rows: Rows, start: int = 0
 ) -> HostBatches:
-    """Endless training batches; closing the iterator ends its threads and worker processes.
+    """Yields training batches without end; closing the iterator ends its threads and workers.
 
     Args:
-      source: where the examples come from.
-      data: how they are batched, and with how many threads or processes.
+      source: the data set.
+      data: the batch size and order, and the number of threads or worker processes.
       seed: decides the order; not negative.
-      rows: the places in the global batch that this process feeds.
-      start: number of the first batch.
+      rows: the rows of the global batch that this process makes.
+      start: the number of the first batch.
 
     Yields:
       images: uint8 [len(rows), canvas_size, canvas_size, 3]; each at the top left, the rest zero.
       sizes: int32 [len(rows), 2]; height and width of each image on its canvas.
       labels: int32 [len(rows)].
-      index: int32 [len(rows)]; record number in the source, as the order has it.
-      broken: bool [len(rows)]; True where that record is broken and another one stands in.
+      index: int32 [len(rows)]; the number of each row's record in the source.
+      broken: bool [len(rows)]; True where that record is broken and another one replaces it.
 
     Raises:
       DataError: the set is smaller than a batch, a record cannot be read, or an image is broken
-        (with data.broken "skip": more than data.max_broken of them).
+        (with data.broken "skip": more than data.max_broken of the images are).
     """
     images = TrainingImages(source, data)
     order = training_order(len(source), data, seed=seed)
@@ -64,21 +65,23 @@ def train_batches(
 
 
 def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: Rows) -> HostBatches:
-    """Every example exactly once, in the source's order; as many batches in every process.
+    """Yields every example exactly once, in the source's order.
+
+    Every process gets the same number of batches.
 
     Args:
-      source: where the examples come from.
-      data: preprocessing, threads and processes (its batch_size is not used).
+      source: the data set.
+      data: the preprocessing, and the number of threads or worker processes (batch_size is not
+        used).
       batch_size: rows of the global batch.
-      rows: the places in the global batch that this process feeds.
+      rows: the rows of the global batch that this process makes.
 
     Yields:
       images: uint8 [len(rows), image_size, image_size, 3]; resized and centre-cropped.
       labels: int32 [len(rows)].
-      mask: bool [len(rows)]; False where the last batch is padded (with zeros), or the image is
-        broken.
-      index: int32 [len(rows)]; record number in the source, -1 for padding.
-      broken: bool [len(rows)]; True where the image is broken and left out.
+      mask: bool [len(rows)]; False for the padding of the last batch (zeros) and for broken images.
+      index: int32 [len(rows)]; the number of each row's record in the source, -1 for padding.
+      broken: bool [len(rows)]; True for broken images.
 
     Raises:
       DataError: as `train_batches`.
@@ -90,7 +93,7 @@ def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: R
 
 @dataclasses.dataclass(frozen=True)
 class _LoadTraining:
-    """Makes this process' rows of batch `step`; travels to the worker processes."""
+    """Makes this process's rows of batch `step`; is pickled for the worker processes."""
 
     images: TrainingImages
     order: Order
@@ -103,7 +106,7 @@ class _LoadTraining:
         sizes = np.empty((len(index), 2), np.int32)
         labels = np.empty(len(index), np.int32)
         broken = np.empty(len(index), bool)
-        for record in dict.fromkeys(index.tolist()):  # an image with several rows is decoded once
+        for record in dict.fromkeys(index.tolist()):  # decode an image of several rows once
             (image, label), is_broken = self.images.or_next(record)
             height, width = image.shape[:2]
             for i in np.flatnonzero(index == record):
@@ -120,7 +123,7 @@ class _LoadTraining:
 
 @dataclasses.dataclass(frozen=True)
 class _LoadEvaluation:
-    """Makes this process' rows of evaluation batch `step`; travels to the worker processes."""
+    """Makes this process's rows of evaluation batch `step`; is pickled for the worker processes."""
 
     images: EvaluationImages
     rows: np.ndarray
@@ -149,10 +152,10 @@ class _LoadEvaluation:
 def _run(
     load: Callable[[int], HostBatch], images: Images, *, start: int, count: int | None = None
 ) -> HostBatches:
-    """Computes `count` batches (None: endless) from `start` ahead, in threads or worker processes.
+    """Yields `count` batches (None: without end) from `start`, made by threads or workers ahead.
 
-    For grain they are always endless: where a worker's batches end, grain keeps the last of them in
-    shared memory, which is then never freed.
+    grain leaks shared memory when the dataset of a worker ends, so it always gets an endless one,
+    and this generator stops reading.
     """
     data = images.data
     read = grain.ReadOptions(
@@ -161,7 +164,7 @@ def _run(
     )
     dataset = grain.MapDataset.range(start, sys.maxsize).map(load).to_iter_dataset(read)
     if data.num_workers:
-        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags, of which we have none
+        if not flags.FLAGS.is_parsed():  # grain's workers read absl flags; jaxcls has none
             flags.FLAGS.mark_as_parsed()
         dataset = dataset.mp_prefetch(
             grain.MultiprocessingOptions(
@@ -169,7 +172,7 @@ def _run(
             ),
             worker_init_fn=_start_worker,
         )
-        # Its start would let signals through again.
+        # Started now, because starting it later would unblock the signals that are held back.
         resource_tracker.ensure_running()
     iterator = iter(dataset)
     try:
@@ -178,7 +181,7 @@ def _run(
                 batch = next(iterator)
             _note_broken(images, batch["index"][batch["broken"]])
             if data.num_workers:
-                # A worker's arrays lie in shared memory, to be let go before the process ends.
+                # Copy out of the workers' shared memory, so that it is freed.
                 batch = {key: np.array(value) for key, value in batch.items()}
             yield batch
     finally:
@@ -186,10 +189,10 @@ def _run(
 
 
 def _note_broken(images: Images, records: np.ndarray) -> None:
-    """Logs each broken image once, and stops when there are too many.
+    """Logs each broken image once.
 
     Raises:
-      DataError: more than data.max_broken of the set, or all of it.
+      DataError: more than data.max_broken of the images are broken, or all of them.
     """
     source, share = images.source, images.data.max_broken
     allowed = min(int(share * len(source) + 1e-9), len(source) - 1)  # 0.29 * 100 is below 29
@@ -199,9 +202,9 @@ def _note_broken(images: Images, records: np.ndarray) -> None:
         if count > allowed:
             raise DataError(
                 f"data.max_broken: more than {share:.2%} of the {len(source)} images of "
-                f"{source.name} {source.split!r} are broken; the last was: "
-                f"{source.broken[record]}; with {math.ceil(1e4 * count / len(source)) / 1e4:g} or "
-                f"more it goes on"
+                f"{source.name} {source.split!r} are broken (the last one: "
+                f"{source.broken[record]}); repair the data, or set the field to "
+                f"{math.ceil(1e4 * count / len(source)) / 1e4:g} or more"
             )
         logger.warning("skipped (%d of at most %d): %s", count, allowed, source.broken[record])
 
@@ -211,4 +214,4 @@ def _reason(images: Images, record: int) -> str:
         images[record]
     except BrokenImageError as error:
         return str(error)
-    raise AssertionError("a broken image stays broken")
+    raise AssertionError("a broken image was readable the second time")

@@ -1,7 +1,7 @@
-"""BMP files of every kind that holds pixels: Windows' and OS/2's headers, bit fields, run lengths.
+"""Reads BMP files of every kind with pixels: Windows' and OS/2's headers, bit masks, run lengths.
 
-Pillow reads eleven layouts of bit fields, takes palettes of greys for something else, and knows no
-files of 2 bits (https://learn.microsoft.com/windows/win32/gdi/bitmap-storage).
+Pillow reads only eleven layouts of bit masks, misreads palettes of greys, and cannot read 2 bits a
+pixel (https://learn.microsoft.com/windows/win32/gdi/bitmap-storage).
 """
 
 import struct
@@ -11,29 +11,29 @@ import numpy as np
 
 _FILE_HEADER = 14
 _CORE = 12  # size of the oldest header
-_OS2 = frozenset({16, 64})  # sizes of OS/2's second header, which numbers compressions otherwise
-_PLAIN, _RLE8, _RLE4, _FIELDS, _ALPHA_FIELDS = 0, 1, 2, 3, 6
+_OS2 = frozenset({16, 64})  # sizes of OS/2's second header, with other numbers for compressions
+_PLAIN, _RLE8, _RLE4, _MASKED, _ALPHA_MASKED = 0, 1, 2, 3, 6  # compressions
 _OTHER = {4: "JPEG", 5: "PNG", 11: "CMYK", 12: "CMYK", 13: "CMYK"}
 _DEFAULT_MASKS = {
     16: (0x7C00, 0x03E0, 0x001F, 0),
     24: (0xFF0000, 0xFF00, 0xFF, 0),
     32: (0xFF0000, 0xFF00, 0xFF, 0),
 }
-_BAND = 1 << 20  # pixels whose bit fields are taken apart at once
+_BAND = 1 << 20  # pixels that are unpacked at once
 
 
 class Header(NamedTuple):
-    """What comes before the pixels.
+    """The part of a file before the pixels.
 
     Attributes:
-      height: in pixels.
-      width: in pixels.
-      top_down: whether the first row is the highest.
-      bits: a pixel: 1, 2, 4, 8, 16, 24 or 32.
-      compression: as the file numbers it.
-      masks: of red, green, blue and alpha in a pixel of 16 bits or more.
-      palette: uint8 [256, 3], black where the file has no colour.
-      offset: of the pixels in the file.
+      height: height of the image in pixels.
+      width: width of the image in pixels.
+      top_down: whether the first row is the top one.
+      bits: bits of a pixel: 1, 2, 4, 8, 16, 24 or 32.
+      compression: the file's number of the compression.
+      masks: the bits of red, green, blue and alpha in a pixel of 16 bits or more.
+      palette: uint8 [256, 3]; black where the file has no colour.
+      offset: where the pixels begin in the file.
     """
 
     height: int
@@ -47,10 +47,10 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes) -> Header:
-    """Reads all that comes before the pixels.
+    """Reads the part of a file before the pixels.
 
     Raises:
-      ValueError: it is cut off, damaged, or of a kind that is not read; the message says which.
+      ValueError: the file is cut off, damaged, or of an unsupported kind; the message says which.
     """
     _require_bytes(data, _FILE_HEADER + 4)
     offset, size = struct.unpack_from("<II", data, 10)
@@ -60,26 +60,28 @@ def read_header(data: bytes) -> Header:
     if size == _CORE:
         width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
     elif 16 <= size <= 1024:
-        fields = data[_FILE_HEADER : _FILE_HEADER + min(size, 40)].ljust(40, b"\0")
+        header = data[_FILE_HEADER : _FILE_HEADER + min(size, 40)].ljust(40, b"\0")
         _, width, height, _, bits, compression, _, _, _, used, _ = struct.unpack(
-            "<IiiHHIIiiII", fields
+            "<IiiHHIIiiII", header
         )
     else:
-        raise ValueError(f"a BMP with a header of {size} bytes is not read")
+        raise ValueError(f"BMP with a header of {size} bytes is not supported")
     if width < 1 or height == 0:
-        raise ValueError(f"a BMP of {width} x {height} pixels")
+        raise ValueError(f"BMP of {width} x {height} pixels")
     if compression in _OTHER or (size in _OS2 and compression > _RLE4):
         kind = "OS/2's compression" if size in _OS2 else f"{_OTHER[compression]} inside"
-        raise ValueError(f"a BMP with {kind} is not read; convert it to PNG")
+        raise ValueError(f"BMP with {kind} is not supported; convert it to PNG")
     allowed = {_PLAIN: (1, 2, 4, 8, 16, 24, 32), _RLE8: (8,), _RLE4: (4,)}
-    allowed[_FIELDS] = allowed[_ALPHA_FIELDS] = (16, 24, 32)
+    allowed[_MASKED] = allowed[_ALPHA_MASKED] = (16, 24, 32)
     if bits not in allowed.get(compression, ()):
-        raise ValueError(f"a BMP of {bits} bits a pixel and compression {compression} is not read")
+        raise ValueError(
+            f"BMP of {bits} bits a pixel and compression {compression} is not supported"
+        )
     end = _FILE_HEADER + size
     masks = _DEFAULT_MASKS.get(bits, (0, 0, 0, 0))
-    if compression in (_FIELDS, _ALPHA_FIELDS):
-        # They follow the shortest header, and lie in the same place within the longer ones.
-        count = 4 if compression == _ALPHA_FIELDS or size >= 56 else 3
+    if compression in (_MASKED, _ALPHA_MASKED):
+        # Masks follow the shortest header, and are at the same place inside longer ones.
+        count = 4 if compression == _ALPHA_MASKED or size >= 56 else 3
         end = max(end, _FILE_HEADER + 40 + 4 * count)
         _require_bytes(data, _FILE_HEADER + 40 + 4 * count)
         stored = struct.unpack_from(f"<{count}I", data, _FILE_HEADER + 40)
@@ -106,10 +108,10 @@ def read_header(data: bytes) -> Header:
 
 
 def _require_bytes(data: bytes, needed: int) -> None:
-    """Refuses a file that ends before the pixels begin.
+    """Checks that the file does not end before the pixels begin.
 
     Raises:
-      ValueError: it has fewer than `needed` bytes.
+      ValueError: the file has fewer than `needed` bytes.
     """
     if len(data) < needed:
         raise ValueError("the file is cut off, it ends before the pixels")
@@ -136,18 +138,18 @@ def read_pixels(data: bytes, header: Header) -> np.ndarray:
         if header.bits <= 8:
             pixels = header.palette[_unpack(rows, header.bits)[:, : header.width]]
         else:
-            pixels = _fields(rows, header)
+            pixels = _unpack_channels(rows, header)
     return pixels if header.top_down else pixels[::-1]
 
 
 def _unpack(rows: np.ndarray, bits: int) -> np.ndarray:
-    """Indices of 1, 2, 4 or 8 bits, the first pixel in the highest."""
+    """Returns palette indices of 1, 2, 4 or 8 bits; the first pixel is in the highest bits."""
     shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
     return (rows[:, :, None] >> shifts & ((1 << bits) - 1)).reshape(len(rows), -1)
 
 
-def _fields(rows: np.ndarray, header: Header) -> np.ndarray:
-    """Colours (and alpha) from bit fields, scaled to 8 bits."""
+def _unpack_channels(rows: np.ndarray, header: Header) -> np.ndarray:
+    """Returns the colours (and alpha) that the masks select, scaled to 8 bits."""
     size, width = header.bits // 8, header.width
     masks = header.masks if header.masks[3] else header.masks[:3]
     pixels = np.empty((len(rows), width, len(masks)), np.uint8)
@@ -163,21 +165,21 @@ def _fields(rows: np.ndarray, header: Header) -> np.ndarray:
 
 
 def _scaled(numbers: np.ndarray, mask: int) -> np.ndarray | int:
-    """The field under a mask, from 0 to its highest value, as 0 to 255."""
+    """Returns the bits under a mask, scaled from their range to 0 to 255."""
     if mask == 0:
         return 0
     lowest = (mask & -mask).bit_length() - 1
-    lowest = max(lowest, mask.bit_length() - 16)  # bits below the highest 16 make no difference
+    lowest = max(lowest, mask.bit_length() - 16)  # lower bits than the highest 16 do not matter
     highest = mask >> lowest
     table = (np.arange(highest + 1) * 255 + highest // 2) // highest
     return table.astype(np.uint8)[(numbers & mask) >> lowest]
 
 
 def _run_lengths(data: bytes, header: Header) -> np.ndarray:
-    """Indices [height, width] from runs; those that are passed over have index 0.
+    """Decodes run lengths to palette indices [height, width]; skipped pixels have index 0.
 
     Raises:
-      ValueError: the file ends before the pixels do.
+      ValueError: the file ends before the last pixel.
     """
     height, width = header.height, header.width
     four = header.compression == _RLE4

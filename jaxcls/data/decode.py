@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import struct
 import warnings
 from typing import cast
@@ -20,108 +19,22 @@ import PIL.WebPImagePlugin
 import simplejpeg
 
 from jaxcls.data import bmp, png
+from jaxcls.data.formats import format_of
 from jaxcls.data.orientation import jpeg_orientation, orientation, upright
 from jaxcls.system.errors import BrokenImageError
 
-IMAGE_SUFFIXES = frozenset(
-    {
-        ".apng",
-        ".avif",
-        ".bmp",
-        ".gif",
-        ".jfif",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".png",
-        ".tif",
-        ".tiff",
-        ".webp",
-    }
-)
-
-# Suffixes of files that are images too, and by what name their format goes: to be converted first.
-UNREADABLE_FORMATS = {
-    ".arw": "camera raw",
-    ".cr2": "camera raw",
-    ".cr3": "camera raw",
-    ".dcm": "DICOM",
-    ".dng": "camera raw",
-    ".exr": "OpenEXR",
-    ".heic": "HEIC",
-    ".heif": "HEIF",
-    ".hif": "HEIF",
-    ".ico": "ICO",
-    ".j2k": "JPEG 2000",
-    ".jp2": "JPEG 2000",
-    ".jxl": "JPEG XL",
-    ".jxr": "JPEG XR",
-    ".nef": "camera raw",
-    ".orf": "camera raw",
-    ".pbm": "Netpbm",
-    ".pgm": "Netpbm",
-    ".pnm": "Netpbm",
-    ".ppm": "Netpbm",
-    ".psd": "Photoshop",
-    ".raf": "camera raw",
-    ".rw2": "camera raw",
-    ".svg": "SVG",
-    ".tga": "TGA",
-    ".xcf": "GIMP",
-}
-
-# Of a JPEG, which is decoded at a fraction of its size in little memory; whatever else is decoded
-# whole, and there Pillow's own bound holds, which lets the largest scans pass.
+# A large JPEG is decoded at a fraction of its size, in little memory. Other formats are decoded
+# whole, with Pillow's own limit, which allows the largest scans.
 MAX_PIXELS = 300_000_000
 MAX_WHOLE_PIXELS = 178_956_970
 
-# Ours are the bounds that hold here.
+# This module checks the number of pixels itself.
 warnings.filterwarnings("ignore", category=PIL.Image.DecompressionBombWarning)
-# Of photos whose EXIF block is damaged nobody wants to know.
+# A damaged EXIF block in a photo does not matter.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-# It logs what it raises too.
+# It logs the same as it raises.
 logging.getLogger("PIL.TiffImagePlugin").setLevel(logging.CRITICAL)
 
-_WEB_PAGE = "a web page"
-_LFS_POINTER = "a Git LFS pointer"
-# The first bytes of files, those that are decoded and others that may lie among them.
-_SIGNATURES = {
-    b"\xff\xd8": "JPEG",
-    png.SIGNATURE: "PNG",
-    b"GIF87a": "GIF",
-    b"GIF89a": "GIF",
-    b"BM": "BMP",
-    b"II*\0\x10\0\0\0CR": "camera raw",
-    **dict.fromkeys(PIL.TiffImagePlugin.PREFIXES, "TIFF"),
-    b"\xff\x0a": "JPEG XL",
-    b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
-    b"\xff\x4f\xff\x51": "JPEG 2000",
-    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000",
-    b"II\xbc\x01": "JPEG XR",
-    b"IIRO": "camera raw",
-    b"IIRS": "camera raw",
-    b"IIU\0": "camera raw",
-    b"MMOR": "camera raw",
-    b"FUJIFILMCCD-RAW": "camera raw",
-    b"8BPS": "Photoshop",
-    b"gimp xcf": "GIMP",
-    b"v/1\x01": "OpenEXR",
-    b"%PDF": "PDF",
-    b"<svg": "SVG",
-    b"<?xml": "XML, such as SVG",
-    b"version https://git-lfs": _LFS_POINTER,
-    b"<!doctype html": _WEB_PAGE,
-    b"<html": _WEB_PAGE,
-}
-# Brands of ISO's media files (ISO/IEC 14496-12); what a file names first in this order, it is.
-_BRANDS = {
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"), "HEIC"),
-    b"crx ": "camera raw",
-    b"mif1": "HEIF",
-    b"msf1": "HEIF",
-}
 _PLUGINS: dict[str, type[PIL.ImageFile.ImageFile]] = {
     "AVIF": PIL.AvifImagePlugin.AvifImageFile,
     "GIF": PIL.GifImagePlugin.GifImageFile,
@@ -133,14 +46,14 @@ _PLUGINS: dict[str, type[PIL.ImageFile.ImageFile]] = {
 
 _JPEG = b"\xff\xd8"
 _BOMB = (
-    "as in a decompression bomb; if it is a true picture, raise data.max_pixels (predict: "
+    "as in a decompression bomb; if it is a real picture, raise data.max_pixels (predict: "
     "--max-pixels)"
 )
-_SCALES = (8, 4, 2)  # those that libjpeg decodes fast
-_ENOUGH = 0.9
-_WHITE_IS_ZERO = 0  # of TIFF's photometric interpretations
+_SCALES = (8, 4, 2)  # reductions that libjpeg decodes fast
+_ENOUGH = 0.9  # of the pixels that the caller needs
+_WHITE_IS_ZERO = 0  # a TIFF photometric interpretation
 _REDUCED = 1  # a bit of TIFF's NewSubfileType
-_SUBFILE, _BITS, _PHOTOMETRIC, _PLANAR, _DNG = 254, 258, 262, 284, 50706  # tags of TIFF
+_SUBFILE, _BITS, _PHOTOMETRIC, _PLANAR, _DNG = 254, 258, 262, 284, 50706  # TIFF tags
 
 _UNREADABLE = (
     OSError,
@@ -155,11 +68,6 @@ _UNREADABLE = (
 )
 
 
-def is_image_name(name: str) -> bool:
-    """Whether a file's name says that it is an image; what it holds is another matter."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
 def decode_image(
     data: bytes,
     *,
@@ -169,30 +77,30 @@ def decode_image(
     scale_above: int | None = None,
     max_pixels: int | None = None,
 ) -> np.ndarray:
-    """Decodes an image file's content, whatever its name says.
+    """Decodes the content of an image file, whatever its name.
 
-    Grey, palettes and CMYK become RGB, 16 bits become 8, transparency is laid over `background`,
-    and an image that a camera marked as turned (EXIF or XMP) is put upright. Of several frames or
-    pages the first is taken.
+    Grey, palettes and CMYK become RGB, 16 bits become 8, transparent pixels get the background's
+    colour, and images are turned upright by their EXIF or XMP orientation. If there are several
+    frames or pages, only the first is decoded.
 
     Args:
       data: a whole file: JPEG, PNG, WebP, AVIF, GIF, TIFF or BMP.
-      where: what to call this image in an error, for example "record 7 of digits train".
-      background: colour behind transparent pixels, "#rrggbb".
-      longest: the caller will shrink the image until its longer side has this many pixels. So a
-        JPEG may be decoded at a half, a quarter or an eighth of its size, as long as that leaves
-        nine tenths of them: an antialiased reduction that costs less than none.
-      scale_above: a JPEG of more pixels than this may be decoded at a half, a quarter or an eighth
-        of its size, until it has no more.
-      max_pixels: an image of more is refused, by what its header says and before memory is taken
-        for it (None: MAX_PIXELS for a JPEG, MAX_WHOLE_PIXELS for others).
+      where: the name of the image in errors, for example "record 7 of digits train".
+      background: the colour behind transparent pixels, "#rrggbb".
+      longest: the length in pixels to which the caller will shrink the longer side. A JPEG may be
+        decoded at 1/2, 1/4 or 1/8 of its size if that leaves nine tenths of this length; it is
+        antialiased and faster than decoding the whole image.
+      scale_above: a JPEG of more pixels than this may be decoded at 1/2, 1/4 or 1/8 of its size,
+        until it has no more than this.
+      max_pixels: the largest number of pixels; checked against the header before memory is
+        allocated (None: MAX_PIXELS for a JPEG, MAX_WHOLE_PIXELS for others).
 
     Returns:
       uint8 [height, width, 3], RGB.
 
     Raises:
-      BrokenImageError: the bytes are no image that is read, a damaged or incomplete one, or one of
-        too many pixels.
+      BrokenImageError: the data is not an image of a supported format, is damaged or incomplete, or
+        has too many pixels.
     """
     limit = max_pixels or (MAX_PIXELS if data[:2] == _JPEG else MAX_WHOLE_PIXELS)
     try:
@@ -211,42 +119,13 @@ def decode_image(
 
 
 def image_header(data: bytes) -> tuple[str, int, int]:
-    """Format, height and width, in pixels as stored, of an image that `decode_image` decodes."""
+    """Returns format, height and width (as stored, in pixels) of an image that can be decoded."""
     kind = format_of(data)
     if kind == "BMP":
         header = bmp.read_header(data)
         return kind, header.height, header.width
     with _PLUGINS[kind](io.BytesIO(png.read_png(data).pixels if kind == "PNG" else data)) as image:
         return kind, image.height, image.width
-
-
-def format_of(data: bytes) -> str:
-    """The format that a file's first bytes say, one of those that are decoded.
-
-    Raises:
-      ValueError: it is none of them; the message says what it is, where that is known.
-    """
-    text = data[:64].lstrip().lower()
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        kind = "WEBP"
-    elif data[4:8] == b"ftyp":
-        named = data[8 : min(int.from_bytes(data[:4]), 1024)]
-        brands = {named[place : place + 4] for place in range(0, len(named), 4)}
-        kind = next((kind for brand, kind in _BRANDS.items() if brand in brands), None)
-    else:
-        starts = (kind for start, kind in _SIGNATURES.items() if data.startswith(start))
-        kind = next(starts, None) or next(
-            (kind for start, kind in _SIGNATURES.items() if text.startswith(start)), None
-        )
-    if kind is None:
-        raise ValueError("not an image of a known kind")
-    if kind == _WEB_PAGE:  # such as an error or login page
-        raise ValueError("it is a web page, not an image; download the image again")
-    if kind == _LFS_POINTER:
-        raise ValueError("it is a Git LFS pointer, not an image; fetch the file with git lfs pull")
-    if kind not in _PLUGINS and kind != "BMP":
-        raise ValueError(f"it is {kind}, which is not read; convert it to JPEG or PNG")
-    return kind
 
 
 def _decode_jpeg(
@@ -272,7 +151,7 @@ def _decode_jpeg(
             )
             return upright(image, jpeg_orientation(data))
         except ValueError:
-            pass  # Pillow tolerates more and explains better
+            pass  # Pillow accepts more files and has better messages
     with PIL.JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
         _check_size(image.height, image.width, limit)
         scale = _decoding_scale(image.height, image.width, longest, scale_above)
@@ -281,7 +160,7 @@ def _decode_jpeg(
 
 
 def _decoding_scale(height: int, width: int, longest: int | None, scale_above: int | None) -> int:
-    """The largest scale that leaves about `longest` pixels, or the least for `scale_above`."""
+    """Returns the largest scale that leaves `longest`, or the smallest that meets `scale_above`."""
     side, pixels = max(height, width), height * width
     if longest is not None:
         for scale in _SCALES:
@@ -311,15 +190,15 @@ def _decode_png(data: bytes, background: str, limit: int) -> np.ndarray:
 
 
 def _decode_other(data: bytes, kind: str, background: str, limit: int) -> np.ndarray:
-    """AVIF, GIF, TIFF and WebP, by Pillow."""
+    """Decodes AVIF, GIF, TIFF and WebP with Pillow."""
     own = PIL.Image.MAX_IMAGE_PIXELS
-    if own is not None and limit > 2 * own:  # Pillow's error; it warns of half of that
+    if own is not None and limit > 2 * own:  # Pillow raises an error above twice its limit
         PIL.Image.MAX_IMAGE_PIXELS = -(-limit // 2)
     try:
         image = _PLUGINS[kind](io.BytesIO(data))
     except SyntaxError as error:
         raise ValueError(
-            f"{kind} that is damaged or of a kind that is not read, {error}; convert it to 8 or 16 "
+            f"{kind} that is damaged or of an unsupported kind, {error}; convert it to 8 or 16 "
             f"bits of grey or RGB"
         ) from error
     except PIL.Image.DecompressionBombError as error:
@@ -327,18 +206,18 @@ def _decode_other(data: bytes, kind: str, background: str, limit: int) -> np.nda
     with image:
         _check_size(image.height, image.width, limit)
         if isinstance(image, PIL.TiffImagePlugin.TiffImageFile):
-            return _decode_tiff(image, background)  # Pillow puts it upright
+            return _decode_tiff(image, background)  # Pillow turns it upright
         frame = image.tile[0].extents if kind == "GIF" else None
         pixels = _to_rgb(image, background)
         if frame not in (None, (0, 0, image.width, image.height)):
             pixels = _on_canvas(pixels, frame, background)
-        # Where an AVIF says otherwise than its EXIF, Pillow has mended that; XMP has no say.
+        # Pillow has already adapted an AVIF's EXIF to its own rotation; XMP does not count there.
         blocks = ("exif",) if kind == "AVIF" else ("exif", "xmp")
         return upright(pixels, orientation(image.info.get(name, b"") for name in blocks))
 
 
 def _on_canvas(pixels: np.ndarray, frame: tuple[int, int, int, int], background: str) -> np.ndarray:
-    """Puts the background where a GIF's first frame leaves its canvas free."""
+    """Fills the part of a GIF's canvas that its first frame does not cover with the background."""
     left, top, right, bottom = frame
     canvas = np.empty_like(pixels)
     canvas[:] = PIL.ImageColor.getrgb(background)
@@ -347,21 +226,24 @@ def _on_canvas(pixels: np.ndarray, frame: tuple[int, int, int, int], background:
 
 
 def _decode_tiff(image: PIL.TiffImagePlugin.TiffImageFile, background: str) -> np.ndarray:
-    """The first page."""
+    """Decodes the first page."""
     tags = image.tag_v2
     if _DNG in tags or tags.get(_SUBFILE, 0) & _REDUCED:
         raise ValueError("it is camera raw or begins with a preview; convert it to JPEG or PNG")
     bits = max(tags.get(_BITS, (1,)))
     if tags.get(_PLANAR, 1) != 1 and bits != 8:
-        raise ValueError(f"TIFF of {bits} bits with a plane a colour is not read; convert it")
-    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # of 16 bits Pillow does not say so
+        raise ValueError(
+            f"TIFF of {bits} bits with a separate plane for each colour is not supported; "
+            f"convert it to one plane"
+        )
+    inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow ignores it for 16 bits
     if image.mode.startswith("I;16"):
         return _grey_of_words(image, bits) ^ (255 if inverted else 0)
     return _to_rgb(image, background)
 
 
 def _grey_of_words(image: PIL.Image.Image, bits: int) -> np.ndarray:
-    """The highest 8 of each sample's bits, thrice."""
+    """Returns the highest 8 bits of each sample, in three equal channels."""
     grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
     return np.repeat(grey[:, :, None], 3, axis=2)
 
@@ -371,8 +253,8 @@ def _to_rgb(image: PIL.Image.Image, background: str) -> np.ndarray:
         return _grey_of_words(image, 16)
     if image.mode in ("I", "F"):
         raise ValueError(
-            "grey of 32 bits, signed or of floating point, which does not say what is white; "
-            "convert it to 8 or 16 bits"
+            "grey of 32 bits, signed or floating point, has no defined white; convert it to 8 or "
+            "16 bits"
         )
     if image.has_transparency_data:
         if image.mode == "La":

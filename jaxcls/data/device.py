@@ -1,4 +1,4 @@
-"""Host batches to global arrays on the devices, ahead of their use."""
+"""Moves host batches to the devices as global arrays, ahead of their use."""
 
 import contextlib
 import queue
@@ -52,9 +52,10 @@ def device_batches(
 
 
 def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
-    """The places in the global batch that this process' devices hold, ascending, each once.
+    """Returns the rows of the global batch that this process's devices hold, ascending, each once.
 
-    Taken from the sharding, never from the process number: a mesh may order devices as it likes.
+    They follow from the sharding and not from the process number, because a mesh may order devices
+    in any way.
 
     Raises:
       DataError: the sharding does not divide the batch.
@@ -75,7 +76,7 @@ _WAIT_SECONDS = 0.5
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
-    """HostBatches already on the devices; made by `to_device`. Close it, or use it in a `with`."""
+    """Batches on the devices, made by `to_device`. Close it, or use it in a `with` statement."""
 
     def __init__(
         self,
@@ -86,7 +87,7 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
     ):
         self._ready = ready
         self._on_wait = on_wait
-        # Also when the iterator is dropped, and at exit.
+        # Also stops when the iterator is garbage-collected, and at exit.
         self._finalizer = weakref.finalize(self, _stop, ready, stop, thread)
 
     def __next__(self) -> dict[str, jax.Array]:
@@ -105,7 +106,7 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
             self._on_wait()
 
     def close(self) -> None:
-        """Ends the thread and closes the batches behind it. Waits for the batch in the making."""
+        """Ends the thread after its current batch, and closes the host batches."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -122,18 +123,18 @@ def to_device(
     depth: int,
     on_wait: Callable[[], None] = lambda: None,
 ) -> DeviceBatches:
-    """Moves this process' rows to its devices, as global arrays, ahead of their use.
+    """Moves this process's rows to its devices, as global arrays, ahead of their use.
 
     Args:
-      batches: this process' rows, in the order of `process_rows`; belongs to the result from now on
-        and is closed with it.
+      batches: this process's rows, in the order of `process_rows`; closing the result closes it.
       sharding: splits the leading axis; the other axes stay whole.
-      depth: batches kept ready.
-      on_wait: called twice a second while the next batch is awaited; what it raises ends the wait.
+      depth: the number of batches to keep ready.
+      on_wait: called twice a second while waiting for the next batch; an error it raises ends the
+        wait.
 
     Returns:
-      An iterator of dicts of global arrays, in the same order. It raises what `batches` raises,
-      after the batches before that.
+      An iterator of dicts of global arrays, in the same order. An error of `batches` is raised
+      after the batches before it.
     """
     ready: queue.Queue = queue.Queue(maxsize=depth)
     stop = threading.Event()
@@ -150,7 +151,7 @@ def _feed(
     ready: queue.Queue,
     stop: threading.Event,
 ) -> None:
-    """The thread of `to_device`: puts (batch, None), and at the end (None, error or None)."""
+    """Runs in the thread of `to_device`: puts (batch, None), at the end (None, error or None)."""
     error = None
     try:
         for batch in batches:
@@ -201,7 +202,7 @@ def globalize(
 
 
 def _global_size(num_local: int, sharding: jax.sharding.Sharding) -> int:
-    """Rows of the global batch of which this process holds `num_local`."""
+    """Returns the rows of the global batch if this process holds `num_local` of them."""
     probe = sharding.num_devices  # any size that every sharding divides
     num_shards = probe // sharding.shard_shape((probe,))[0]
     num_local_shards = len(process_rows(sharding, num_shards))

@@ -2,8 +2,8 @@
 
 scikit-learn ships 1,797 of the handwritten digits of the UCI repository (the test part of
 "Optical Recognition of Handwritten Digits": 8x8 pixels, 17 grey levels, 13 writers). It has no
-split of its own. Ours is fixed: of each class, every fifth digit in scikit-learn's order is in
-`test` (355 digits), the others are in `train` (1,442). The same writers appear in both.
+splits, so jaxcls defines them: in scikit-learn's order, every fifth digit of each class is in
+`test` (355 digits) and the others are in `train` (1,442). The same writers appear in both.
 """
 
 import contextlib
@@ -12,23 +12,29 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxcls.data.disk import disk_is_full
+from jaxcls.data.source import Source
+from jaxcls.data.tfds import describe_prepared, open_prepared
 from jaxcls.system.caches import cache_dir, cache_dirs
 from jaxcls.system.errors import DataError
 from jaxcls.system.paths import local_path
+
+if TYPE_CHECKING:
+    from jaxcls.config import DataConfig
 
 
 class Digits(tfds.core.GeneratorBasedBuilder):
     """scikit-learn's handwritten digits as grey 8x8 PNGs."""
 
     VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded; looking for checksums would need importlib_resources, which TFDS 4.9.10
-    # does not install.
+    # Nothing is downloaded. Without this, TFDS 4.9.10 looks for checksums with importlib_resources,
+    # which it does not install.
     url_infos = None
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -61,14 +67,50 @@ class Digits(tfds.core.GeneratorBasedBuilder):
                 yield number, {"image": png, "label": int(label)}
 
 
-def prepare(data_dir: Path) -> Path:
-    """Writes the data set to data_dir/digits/VERSION as ArrayRecord, unless it is there.
+def open_split(name: str, data: "DataConfig", split: str, *, field: str) -> Source:
+    """Opens a split of the digits; see `jaxcls.data.sources.open_source`."""
+    del name
+    return open_prepared(prepared_digits(data.data_dir), name="digits", split=split, field=field)
 
-    Several processes may do so at once: each prepares a folder of its own and renames it, the first
-    one wins, and no one ever sees a half-written folder.
 
-    Returns:
-      The folder data_dir/digits/VERSION.
+def prepare(name: str, data_dir: str | None) -> str:
+    """Writes the data set where needed; see `jaxcls.data.sources.prepare_source`."""
+    del name
+    return describe_prepared(prepared_digits(data_dir), name="digits")
+
+
+def prepared_digits(data_dir: str | None) -> Path:
+    """Returns the folder of the digits in data_dir (None: the user's cache); writes it if needed.
+
+    Raises:
+      DataError: the folder cannot be written, or the disk is full.
+    """
+    if data_dir:
+        root = local_path(data_dir)
+    else:  # a cache that is now read-only may hold them already
+        holding = (folder for folder in cache_dirs() if _is_folder(_folder_in(folder)))
+        root = next(holding, None) or cache_dir()
+    try:
+        return _write(root)
+    except Exception as error:  # ArrayRecord's writer raises RuntimeErrors
+        if disk_is_full(error):
+            raise DataError(
+                f"data.data_dir: cannot prepare digits in {root}: the disk is full; free some "
+                f"space, or name another folder"
+            ) from error
+        if not isinstance(error, OSError):
+            raise
+        raise DataError(
+            f"data.data_dir: cannot prepare digits in {root} ({error}); name a folder "
+            f"that can be written"
+        ) from error
+
+
+def _write(data_dir: Path) -> Path:
+    """Writes the data set to data_dir/digits/VERSION as ArrayRecord, unless it exists.
+
+    Several processes may do this at the same time: each writes to its own temporary folder and
+    renames that. The first one wins, and nobody ever sees a half-written folder.
 
     Raises:
       OSError: data_dir cannot be written.
@@ -78,7 +120,7 @@ def prepare(data_dir: Path) -> Path:
         return final
     final.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=data_dir, prefix=".preparing-digits-") as scratch:
-        quiet = io.StringIO()  # a second's work needs no progress bars
+        quiet = io.StringIO()  # no progress bars for a second's work
         with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet):
             Digits(data_dir=scratch).download_and_prepare(file_format="array_record")
         try:
@@ -89,39 +131,12 @@ def prepare(data_dir: Path) -> Path:
     return final
 
 
-def _there(folder: Path) -> bool:
+def _is_folder(path: Path) -> bool:
     try:
-        return folder.is_dir()
+        return path.is_dir()
     except OSError:
         return False
 
 
 def _folder_in(data_dir: Path) -> Path:
     return data_dir / "digits" / str(Digits.VERSION)
-
-
-def prepared_digits(data_dir: str | None) -> Path:
-    """The folder of the digits in data_dir (None: the user's cache), prepared if need be.
-
-    Raises:
-      DataError: the folder cannot be written, or the disk is full.
-    """
-    if data_dir:
-        root = local_path(data_dir)
-    else:  # they may lie where nothing can be written any more
-        there = (folder for folder in cache_dirs() if _there(_folder_in(folder)))
-        root = next(there, None) or cache_dir()
-    try:
-        return prepare(root)
-    except Exception as error:  # ArrayRecord's writer raises RuntimeErrors
-        if disk_is_full(error):
-            raise DataError(
-                f"data.data_dir: cannot prepare digits in {root}: the disk is full; free some "
-                f"space, or name another folder"
-            ) from error
-        if not isinstance(error, OSError):
-            raise
-        raise DataError(
-            f"data.data_dir: cannot prepare digits in {root} ({error}); "
-            f"name a folder that can be written"
-        ) from error

@@ -1,8 +1,8 @@
-"""A folder of photos: PATH/SPLIT/CLASS/*, or PATH/CLASS/* with a split of our own.
+"""A folder of photos: PATH/SPLIT/CLASS/*, or PATH/CLASS/*, which jaxcls splits.
 
-Files are put in an order in which every stretch holds the classes in proportion, by a seeded hash
-of their names. So any slice, such as train[:90%], is stratified, and so is the split that
-PATH/CLASS/* gets: of each class the same share goes to `test`.
+Files are ordered, by a seeded hash of their names, so that every part of the order has the classes
+in proportion. So any slice, such as train[:90%], is stratified, and so are the `train` and `test`
+of PATH/CLASS/*: the same share of each class is in `test`.
 """
 
 import dataclasses
@@ -10,11 +10,12 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jaxcls.config.decoding import nearest
-from jaxcls.data.folder_index import read_index
+from jaxcls.data.folder_index import index_folder
 from jaxcls.data.folder_layout import HOLD_OUT, FolderLayout, read_layout
 from jaxcls.data.listing import is_hidden
 from jaxcls.data.source import Record, Source
@@ -23,6 +24,9 @@ from jaxcls.system.errors import DataError
 from jaxcls.system.names import composed, printable
 from jaxcls.system.output import warn_once
 from jaxcls.system.paths import local_path
+
+if TYPE_CHECKING:
+    from jaxcls.config import DataConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,15 +64,15 @@ class FolderSource(Source):
             data = Path(self.root, self.files[index]).read_bytes()
         except OSError as error:
             raise DataError(
-                f"{self.describe(index)}: cannot be read ({error.strerror}); restore it, or start "
-                f"again without it"
+                f"{self.describe(index)}: cannot be read ({error.strerror}); restore it, or remove "
+                f"it and start again"
             ) from error
         return Record(data, self.labels[index])
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSplit:
-    """Files of a stored split in their order, each with the name of its class."""
+    """The files of a split in order, each with the name of its class."""
 
     files: tuple[tuple[str, str], ...]
 
@@ -78,43 +82,35 @@ class FolderSplit:
 
     @property
     def shard_lengths(self) -> list[int]:
-        return [len(self.files)]  # what TFDS's split syntax wants to know
+        return [len(self.files)]  # TFDS's split syntax needs this
 
 
-def open_folder(
-    path: str,
-    split: str,
-    *,
-    test_share: float,
-    seed: int,
-    reuse_index: bool = False,
-    field: str = "split",
-) -> FolderSource:
+def open_split(path: str, data: "DataConfig", split: str, *, field: str = "split") -> FolderSource:
     """Opens one split of a folder of photos.
 
     Args:
-      path: PATH/SPLIT/CLASS/* if it has a folder `train` of folders, else PATH/CLASS/*. Images may
-        lie deeper; `jaxcls.data.listing` says what counts as one.
+      path: PATH/SPLIT/CLASS/* if it has a folder `train` with folders, else PATH/CLASS/*. Images
+        may be in deeper folders; `jaxcls.data.listing` defines what counts as an image.
+      data: `test_share` (of PATH/CLASS/*: the share of each class in `test`), `split_seed` (decides
+        the order of the files, and so what is in `test`), and `folder_index` ("reuse" takes the
+        saved list of files, which may be out of date).
       split: in TFDS syntax; PATH/CLASS/* has `train` and `test`.
-      test_share: of each class of PATH/CLASS/*, how much belongs to `test`.
-      seed: decides the order of the files, and so what is in `test`.
-      reuse_index: take the list of files that was made last, which may be out of date.
-      field: what an error calls the split.
+      field: the name of the field that gave the split, for error messages.
 
     Raises:
-      DataError: no such folder or split, a split without folders of classes, a class without
-        images, two classes of one name, a class that is not in `train`, or fewer than two classes.
+      DataError: there is no such folder or split, a split has no class folders, a class has no
+        images or is not in `train`, two classes have the same name, or there are fewer than two
+        classes.
     """
     root = local_path(path)
     where = printable(root)
-    layout = read_layout(root, read_index(root, reuse=reuse_index))
-    splits = _splits(layout, test_share=test_share, seed=seed)
+    layout = read_layout(root, index_folder(root, reuse=data.folder_index == "reuse"))
+    splits = _splits(layout, test_share=data.test_share, seed=data.split_seed)
     class_names = _class_names(root, splits["train"])
-    hint = (
-        ""
-        if splits.get("test", splits["train"]).files
-        else (f"; data.test_share, {test_share:g}, is too small for the test set of so few images")
-    )
+    share = data.test_share
+    hint = f"; data.test_share, {share:g}, is too small for the test set of so few images"
+    if splits.get("test", splits["train"]).files:
+        hint = ""
     split = composed(split)
     layout.require_labels(split, field=field)
     numbers = {name: number for number, name in enumerate(class_names)}
@@ -141,36 +137,37 @@ def open_folder(
     )
 
 
-def describe_folder(path: str) -> str:
-    """What a folder of photos holds, as a line for a person; its index is built and kept."""
+def prepare(path: str, data_dir: str | None = None) -> str:
+    """Indexes the folder and saves the index; see `jaxcls.data.sources.prepare_source`."""
+    del data_dir
     root = local_path(path)
-    splits = _splits(read_layout(root, read_index(root)), test_share=0, seed=0)
+    splits = _splits(read_layout(root, index_folder(root)), test_share=0, seed=0)
     sizes = describe_splits({name: split for name, split in splits.items() if split.files})
     num_classes = len(_class_names(root, splits["train"]))
     return f"{printable(root)} is ready: {num_classes} classes, {sizes}"
 
 
 def _splits(layout: FolderLayout, *, test_share: float, seed: int) -> dict[str, FolderSplit]:
-    """The stored splits, by name; of PATH/CLASS/*, `train` and `test`."""
+    """The splits by name: those of PATH/SPLIT/CLASS/*, or `train` and `test` of PATH/CLASS/*."""
     if layout.has_splits:
         return {split: _split(_spread(found, seed)) for split, found in layout.classes.items()}
-    train, test, met = [], [], set()
+    train, test, seen = [], [], set()
     for place, file, name in _spread(layout.classes.get("", {}), seed):
-        # The first of a class is always in train.
-        (test if place >= 1 - test_share and name in met else train).append((place, file, name))
-        met.add(name)
-    untested = sorted(met - {name for _, _, name in test})
+        # The first file of a class is always in train.
+        (test if place >= 1 - test_share and name in seen else train).append((place, file, name))
+        seen.add(name)
+    untested = sorted(seen - {name for _, _, name in test})
     if untested and test_share:
         warn_once(
-            f"{printable(layout.root)}: {len(untested)} of {len(met)} classes have no image in the "
-            f"split test, for example {untested[0]!r}; data.test_share, {test_share:g}, is too "
+            f"{printable(layout.root)}: {len(untested)} of {len(seen)} classes have no image in "
+            f"the split test, for example {untested[0]!r}; data.test_share, {test_share:g}, is too "
             f"small for them"
         )
     return {"train": _split(train), "test": _split(test)}
 
 
 def _spread(by_class: Mapping[str, list[str]], seed: int) -> list[tuple[float, str, str]]:
-    """(place in [0, 1], file, class), ordered; each class lies evenly over the whole range."""
+    """Sorted (place in [0, 1], file, class); the files of a class are spread evenly over [0, 1]."""
     placed = []
     for name, members in by_class.items():
         shuffled = sorted(members, key=lambda file: _hash(file, seed))
@@ -190,7 +187,7 @@ def _class_names(root: Path, train: FolderSplit) -> tuple[str, ...]:
     classes = {name for _, name in train.files}
     if len(classes) < 2:
         deeper = _deeper(root, classes)
-        hint = f"; is it data.source folder:{deeper}?" if deeper != root else ""
+        hint = f"; did you mean data.source folder:{deeper}?" if deeper != root else ""
         raise DataError(
             f"data.source: {root} has {'one class' if classes else 'no classes'}; a classifier "
             f"needs two or more, as PATH/CLASS/* or PATH/train/CLASS/*{hint}"
@@ -199,7 +196,7 @@ def _class_names(root: Path, train: FolderSplit) -> tuple[str, ...]:
 
 
 def _deeper(root: Path, names: Iterable[str]) -> Path:
-    """The folder of classes or splits that seems to be meant, where root has one folder only."""
+    """The deeper folder that the user seems to mean, where root has one folder only; else root."""
     folder, inner = root, [root / name for name in names]
     while len(inner) == 1 and inner[0].is_dir():
         folder = inner[0]

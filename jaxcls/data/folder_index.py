@@ -1,12 +1,12 @@
-"""The list of a folder's images: made anew at every start, or that which was made last.
+"""The index of a folder: the list of its images, saved for later starts.
 
-Nothing that is cheap to look at tells whether a list is out of date. The time of a folder is set
-back by tar, rsync, cp -a and unzip, and stands still on some network and FUSE disks, as do ctime
-and inode numbers there; where ctime can be trusted, on a local disk, listing is quick. So a list
-that nobody chose to trust is made anew: of 100,000 files on a local disk, that takes 0.4 s (looking
-at each of them would take four times as long), and to read the list that was made last 0.02 s.
+Nothing that is cheap to check tells whether a saved index is out of date: tar, rsync, cp -a and
+unzip set back the time of a folder, and on some network and FUSE disks neither that time nor ctime
+nor inode numbers change. So the folder is listed at every start, unless the user chooses to reuse
+the index. For 100,000 files on a local disk, listing takes 0.4 s (looking at each file would take
+four times as long) and reading the index 0.02 s.
 
-A list holds names alone. So a file that was replaced by another of its name needs no new one.
+An index holds names only, so replacing a file by another of the same name needs no new one.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from jaxcls.system.whole_files import write_whole
 logger = logging.getLogger("jaxcls")
 
 
-def read_index(root: Path, *, reuse: bool = False) -> Listing:
-    """Lists the images under a folder, and remembers the list.
+def index_folder(root: Path, *, reuse: bool = False) -> Listing:
+    """Lists the images under a folder, and saves the list as its index.
 
     Args:
       root: the folder.
-      reuse: take the list that was made last, if there is one, and say how old it is.
+      reuse: take the saved index if there is one, and warn how old it is.
 
     Raises:
       DataError: the folder is missing, or something in it cannot be read.
@@ -40,37 +40,37 @@ def read_index(root: Path, *, reuse: bool = False) -> Listing:
     if not root.is_dir():
         problem = "is a file" if root.exists() else "does not exist"
         raise DataError(f"data.source: folder {str(root)!r} {problem}; name a folder of images")
-    memory = _memory_file(root)
-    if reuse and (remembered := _recall(memory)):
-        made, listing = remembered
+    index = _index_file(root)
+    if reuse and (saved := _read(index)):
+        made, listing = saved
         logger.warning(
             "%s: the list of its %s images was made on %s and may be out of date; "
-            "--data.folder-index rebuild makes it anew",
+            "--data.folder-index rebuild makes a new one",
             printable(str(root)),
             f"{len(listing.files):,}",
             f"{made:%Y-%m-%d at %H:%M:%S}",
         )
         return listing
-    made = datetime.datetime.now().astimezone()  # a change while it is made is a change after it
+    made = datetime.datetime.now().astimezone()  # before listing: later changes may be missing
     listing = list_images(root)
     for path, reason in listing.unreadable.items():
         raise DataError(
-            f"data.source: {str(root / path)!r} cannot be read ({reason}); mend that, for example "
+            f"data.source: {str(root / path)!r} cannot be read ({reason}); fix that, for example "
             f"its permissions, or move it out of the folder"
         )
-    _remember(memory, made, listing)
+    _write(index, made, listing)
     return listing
 
 
-def _memory_file(root: Path) -> Path:
+def _index_file(root: Path) -> Path:
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
     return cache_dir() / "folders" / f"{name}.json"
 
 
-def _recall(memory: Path) -> tuple[datetime.datetime, Listing] | None:
-    """A list, and when it was made; None if it is missing, cut short, or of another version."""
+def _read(index: Path) -> tuple[datetime.datetime, Listing] | None:
+    """Returns when an index was made, and its list; None if it is missing or cannot be used."""
     try:
-        values = json.loads(memory.read_text())
+        values = json.loads(index.read_text())
         listing = Listing(
             folders=tuple(values["folders"]),
             files=tuple(values["files"]),
@@ -82,9 +82,9 @@ def _recall(memory: Path) -> tuple[datetime.datetime, Listing] | None:
         return None
 
 
-def _remember(memory: Path, made: datetime.datetime, listing: Listing) -> None:
-    """Writes a list; where that is not possible, it is made again next time."""
+def _write(index: Path, made: datetime.datetime, listing: Listing) -> None:
+    """Saves a list. If that fails, the next start makes it again."""
     values = {"made": made.isoformat(timespec="seconds"), **dataclasses.asdict(listing)}
     with contextlib.suppress(OSError):
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(memory, json.dumps(values))
+        index.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(index, json.dumps(values))

@@ -1,4 +1,4 @@
-"""Which split and class a photo belongs to, by the folders that it lies in."""
+"""Finds the split and class of each photo from the folders that it is in."""
 
 import collections
 import dataclasses
@@ -13,11 +13,11 @@ from jaxcls.system.output import warn_once
 
 logger = logging.getLogger("jaxcls")
 
-# What a folder of a split may be called by others; a class with folders of its own is not.
+# Names of folders that other tools use for splits.
 _SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "eval"}
 
 HOLD_OUT = (
-    "hold out a part of train instead, with --data.train-split 'train[:80%]' "
+    "evaluate on a part of train instead, with --data.train-split 'train[:80%]' "
     "--data.eval-split 'train[80%:]'"
 )
 
@@ -26,14 +26,14 @@ HOLD_OUT = (
 class FolderLayout:
     """The splits and classes of a folder of photos.
 
-    They go by the names of their folders in Unicode's form NFC, so that train and test may come
-    from disks that store accents in different ways. Bytes that are not UTF-8 are written as \\xe9.
+    Their names are the names of the folders in Unicode form NFC, so train and test may come from
+    disks that store accents differently. Bytes that are not UTF-8 are written like \\xe9.
 
     Attributes:
       root: the folder.
-      has_splits: whether it is PATH/SPLIT/CLASS/*, and not PATH/CLASS/*.
-      classes: split -> class -> files; of PATH/CLASS/*, the only split is "".
-      unlabelled: split without folders of classes -> how many images it has.
+      has_splits: whether it is PATH/SPLIT/CLASS/* rather than PATH/CLASS/*.
+      classes: split -> class -> files; PATH/CLASS/* has one split, "".
+      unlabelled: split without class folders -> number of its images.
     """
 
     root: Path
@@ -42,10 +42,10 @@ class FolderLayout:
     unlabelled: dict[str, int]
 
     def require_labels(self, split: str, *, field: str) -> None:
-        """Refuses a split, in TFDS syntax, that is there but has no folders of classes.
+        """Checks that the splits that are asked for, in TFDS syntax, have class folders.
 
         Raises:
-          DataError: it asks for such a split; `field` says where.
+          DataError: one has none; the message names `field`.
         """
         for term in split.split("+"):
             name = term.partition("[")[0].strip()
@@ -59,17 +59,17 @@ class FolderLayout:
 
 
 def read_layout(root: Path, listing: Listing) -> FolderLayout:
-    """Sorts the files of a folder into splits and classes, and says what is left out.
+    """Sorts the files of a folder into splits and classes, and warns about files that are not used.
 
     Raises:
-      DataError: folders look like splits, and are none; or a split or class has the name of another
-        one; or a class has no images.
+      DataError: folders look like splits but are not usable as such, two splits or classes have the
+        same name, or a class has no images.
     """
     folders = [tuple(folder.split("/")) for folder in listing.folders]
     has_splits = any(len(parts) > 1 and parts[0] == "train" for parts in folders)
     if not has_splits:
         _check_split_names(root, folders)
-    depth = 2 if has_splits else 1  # of the folders of classes
+    depth = 2 if has_splits else 1  # of the class folders
     names = {parts: tuple(map(_name, parts)) for parts in folders if len(parts) <= depth}
     _check_names(root, names)
     files: dict[tuple[str, ...], list[str]] = {parts: [] for parts in names}
@@ -98,24 +98,24 @@ def read_layout(root: Path, listing: Listing) -> FolderLayout:
 
 
 def _name(folder: str) -> str:
-    """What a split or class is called whose folder has this name."""
+    """Returns the name of the split or class in this folder."""
     return composed(printable(folder))
 
 
 def _check_names(root: Path, names: dict[tuple[str, ...], tuple[str, ...]]) -> None:
-    """Refuses folders beside each other that would be one split or class.
+    """Checks that no two folders have names that are equal as a split or class.
 
     Raises:
-      DataError: there are two such folders; it names both.
+      DataError: two folders do; the message names both.
     """
-    met: dict[tuple[str, ...], tuple[str, ...]] = {}
+    first: dict[tuple[str, ...], tuple[str, ...]] = {}
     for parts, found in names.items():
-        other = met.setdefault(found, parts)
+        other = first.setdefault(found, parts)
         if other != parts:
             raise DataError(
                 f"data.source: {printable(root.joinpath(*parts[:-1]))} has two folders whose "
                 f"names look the same ({found[-1]!r}) but are encoded differently "
-                f"({_stored(other[-1])}, {_stored(parts[-1])}); merge or rename them"
+                f"({other[-1]!a}, {parts[-1]!a}); merge or rename them"
             )
     unprintable = [parts[-1] for parts in names if not is_text(parts[-1])]
     if unprintable:
@@ -123,11 +123,6 @@ def _check_names(root: Path, names: dict[tuple[str, ...], tuple[str, ...]]) -> N
             f"{printable(root)}: names of folders that are not UTF-8 ({len(unprintable):,}) are "
             f"written with the codes of their bytes, for example '{_name(unprintable[0])}'"
         )
-
-
-def _stored(name: str) -> str:
-    """A name character by character: what looks the same differs."""
-    return ascii(name)
 
 
 def _tell_left_out(root: Path, listing: Listing, outside: Sequence[str]) -> None:
@@ -141,17 +136,17 @@ def _tell_left_out(root: Path, listing: Listing, outside: Sequence[str]) -> None
 def _no_images(folder: Path) -> DataError:
     inside = describe_left_out(list_images(folder).left_out)
     return DataError(
-        f"data.source: {printable(folder)} has no images; fill it or remove it"
+        f"data.source: {printable(folder)} has no images; add some or remove the folder"
         + (f" (it has {inside})" if inside else "")
     )
 
 
 def _check_split_names(root: Path, folders: Iterable[Sequence[str]]) -> None:
-    """Refuses folders that are meant as splits, which would become classes called Train and Test.
+    """Checks that no class folder seems to be a split, such as Train or Test.
 
     Raises:
-      DataError: there is no `train` with folders, but another folder with folders has the name of a
-        split; or there are no folders in folders, and all have the names of splits.
+      DataError: without `train/CLASS`, a folder with subfolders is named like a split, or no folder
+        has subfolders and all are named like splits.
     """
     where = printable(root)
     tops = {parts[0] for parts in folders}
@@ -166,12 +161,14 @@ def _check_split_names(root: Path, folders: Iterable[Sequence[str]]) -> None:
     if bare:
         raise DataError(
             f"data.source: {listed} ({', '.join(sorted(split_like))}), but {' and '.join(bare)} "
-            f"{'have' if len(bare) > 1 else 'has'} no folders of classes; put each image into the "
-            f"folder of its class, as train/CLASS/*"
+            f"{'have' if len(bare) > 1 else 'has'} no class folders; put each image into the "
+            f"folder of its class, as in train/CLASS/*"
         )
     found = sorted(split_like & deep)
     training = next((top for top in found if top.lower().startswith("train")), None)
-    mend = f"rename {where}/{training} to train" if training else "call the one to train on train"
+    advice = (
+        f"rename {where}/{training} to train" if training else "rename the one to train on to train"
+    )
     raise DataError(
-        f"data.source: {listed} ({', '.join(found)}), and none of them is called train; {mend}"
+        f"data.source: {listed} ({', '.join(found)}), but none of them is named train; {advice}"
     )

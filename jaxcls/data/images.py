@@ -1,4 +1,4 @@
-"""Decoded images by record number, for training and evaluation; safe to use from many threads."""
+"""Decoded images by record number, for training and evaluation; thread-safe."""
 
 import abc
 import itertools
@@ -14,17 +14,17 @@ from jaxcls.system.errors import BrokenImageError, DataError
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig
 
-LARGE_PIXELS = 89_478_485  # 256 MiB once they are decoded
+LARGE_PIXELS = 89_478_485  # 256 MiB when decoded
 
 type Example = tuple[np.ndarray, int]  # uint8 [height, width, 3], label
 
 
 class Images(abc.ABC):
-    """Images of a source, as far as the host prepares them.
+    """The images of a source after the host's preprocessing.
 
     Attributes:
-      source: where they come from.
-      data: how they are prepared.
+      source: the data set.
+      data: the preprocessing.
     """
 
     def __init__(self, source: Source, data: "DataConfig"):
@@ -33,10 +33,11 @@ class Images(abc.ABC):
 
     @abc.abstractmethod
     def __getitem__(self, record: int) -> Example:
-        """The image and label of a record.
+        """Returns the image and label of a record.
 
         Raises:
-          DataError: it cannot be read; a BrokenImageError: it cannot be decoded.
+          BrokenImageError: the image cannot be decoded.
+          DataError: the record cannot be read.
         """
 
     def _unless_skipping(self, error: BrokenImageError) -> None:
@@ -48,9 +49,9 @@ class Images(abc.ABC):
 
 
 class TrainingImages(Images):
-    """Images no larger than the canvas.
+    """Images shrunk to the canvas size.
 
-    They are kept in memory when the canvases of the whole set would fit into `data.cache_gib`.
+    They are cached in memory if the canvases of the whole set fit into `data.cache_gib`.
     """
 
     def __init__(self, source: Source, data: "DataConfig"):
@@ -69,13 +70,13 @@ class TrainingImages(Images):
         return example
 
     def or_next(self, record: int) -> tuple[Example, bool]:
-        """A record, or with data.broken "skip" the next one that is not broken; and which it was.
+        """Returns an example, and whether it replaces the record's own broken image.
 
-        What stands in for a broken image follows from the set alone, so every process, thread and
-        resumed run finds the same.
+        With data.broken "skip", the next record with a good image replaces a broken one. This
+        depends on the data only, so it is the same in every process, thread and resumed run.
 
         Raises:
-          DataError: as for a record; or no image of the set can be decoded.
+          DataError: a record cannot be read or decoded, or no image of the set can be decoded.
         """
         for candidate in itertools.chain(range(record, len(self.source)), range(record)):
             try:
@@ -86,7 +87,7 @@ class TrainingImages(Images):
 
 
 class EvaluationImages(Images):
-    """Images as the network sees them: resized and centre-cropped."""
+    """Images as the network gets them: resized and centre-cropped."""
 
     def __getitem__(self, record: int) -> Example:
         stored = self.source[record]
@@ -94,10 +95,10 @@ class EvaluationImages(Images):
         return evaluation_image(image, self.data), stored.label
 
     def or_none(self, record: int) -> Example | None:
-        """A record, or with data.broken "skip" None if it is broken.
+        """Returns an example; None if its image is broken and data.broken is "skip".
 
         Raises:
-          DataError: as for a record.
+          DataError: the record cannot be read or decoded.
         """
         try:
             return self[record]
@@ -107,12 +108,12 @@ class EvaluationImages(Images):
 
 
 def training_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndarray:
-    """Decodes an image for its canvas.
+    """Decodes an image and shrinks it to the canvas size.
 
     Args:
-      encoded: content of an image file.
+      encoded: the content of an image file.
       data: `canvas_size`, `background` and `max_pixels` are used.
-      where: what to call the image in an error.
+      where: the name of the image in errors.
 
     Returns:
       uint8 [height, width, 3], both at most canvas_size.
@@ -134,13 +135,13 @@ def whole_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndarray
     """Decodes an image for evaluation and prediction.
 
     Args:
-      encoded: content of an image file.
+      encoded: the content of an image file.
       data: `background` and `max_pixels` are used.
-      where: what to call the image in an error.
+      where: the name of the image in errors.
 
     Returns:
-      uint8 [height, width, 3], as stored but for JPEGs of more than LARGE_PIXELS: those have no
-      more, and still many times what a network sees.
+      uint8 [height, width, 3] of the stored size. Only JPEGs of more than LARGE_PIXELS are decoded
+      at a fraction of it, still many times what a network sees.
 
     Raises:
       BrokenImageError: it cannot be decoded.
@@ -164,5 +165,5 @@ def evaluation_image(image: np.ndarray, data: "DataConfig") -> np.ndarray:
     Returns:
       uint8 [image_size, image_size, 3].
     """
-    assert data.interpolation != "auto", "resolved before data is read"
+    assert data.interpolation != "auto", "resolve() has replaced it"
     return center_crop(image, data.image_size, data.crop_fraction, data.interpolation)

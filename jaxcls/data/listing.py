@@ -1,16 +1,17 @@
-"""Which images lie under a folder: the one rule for training, evaluation, surveys and prediction.
+"""Lists the images under a folder, in the same way for training, evaluation and prediction.
 
-Images are told by their names, in whatever case. Links are followed. Left out, but counted, are
+Images are recognised by the suffix of their names, upper or lower case. Links are followed. These
+are left out, but counted:
 
-- names that begin with a dot, such as the ._NAME.jpg that a Mac puts beside NAME.jpg, and the
-  folders that systems keep for themselves, such as __MACOSX;
-- links back to a folder above them, or to one that is listed already in the same part of the
-  folder: they lead to the same images again, perhaps without end;
+- names that begin with a dot, such as the ._NAME.jpg that a Mac writes beside NAME.jpg, and system
+  folders such as __MACOSX;
+- links to a parent folder, or to a folder that is already listed in the same part of the tree,
+  because they lead to the same images again, perhaps without end;
 - links that lead nowhere, pipes, sockets and devices;
-- images of formats that are not decoded, and files that are no images by their names.
+- images of unsupported formats, and files without an image's suffix.
 
-What cannot be read, because its permissions or the disk forbid it, is told apart: whoever asks for
-the list decides whether that is an error.
+Files and folders that cannot be read, because of permissions or the disk, are listed separately, so
+that the caller can decide whether that is an error.
 """
 
 import collections
@@ -20,15 +21,15 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxcls.data.decode import UNREADABLE_FORMATS, is_image_name
+from jaxcls.data.formats import UNREADABLE_FORMATS, is_image_name
 from jaxcls.system.names import printable
 
-# Of macOS, disks of Synology and QNAP, Windows, and Linux' file systems.
+# Folders of macOS, of Synology and QNAP disks, of Windows, and of Linux file systems.
 _SYSTEM_NAMES = frozenset(
     {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 )
 
-# What is left out, in words for a person.
+# Kinds of entries that are left out, as users see them.
 HIDDEN = "hidden names"
 BACK = "symbolic links to a parent folder or to a folder that is already listed"
 NOWHERE = "links that lead nowhere"
@@ -42,7 +43,7 @@ _IMAGE = "image"
 
 @dataclasses.dataclass(frozen=True)
 class LeftOut:
-    """How many entries of a kind were left out, and the path of the first of them."""
+    """The number of entries of one kind that were left out, and the path of the first one."""
 
     count: int
     example: str
@@ -50,12 +51,12 @@ class LeftOut:
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What lies under a folder; paths are seen from it, with "/" between their parts.
+    """The content of a folder; paths are relative to it, with "/" between their parts.
 
     Attributes:
-      folders: all of them but the folder itself, sorted.
-      files: those that are images by their names, sorted.
-      left_out: what was passed over, by its kind, such as "hidden names".
+      folders: all folders under it, sorted.
+      files: all images, sorted.
+      left_out: what was left out, by its kind, such as "hidden names".
       unreadable: folders and links that cannot be read, with the reason; "" is the folder itself.
     """
 
@@ -66,12 +67,12 @@ class Listing:
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name is left out, as not meant for people."""
+    """Returns whether a file or folder of this name is hidden or belongs to the system."""
     return name.startswith(".") or name in _SYSTEM_NAMES
 
 
 def list_images(root: Path) -> Listing:
-    """Lists the images under a folder by the rule of this module; raises nothing."""
+    """Lists the images under a folder by the rules of this module; raises no errors."""
     walk = _Walk(os.path.realpath(root))
     return Listing(
         folders=tuple(sorted(walk.folders)),
@@ -84,7 +85,7 @@ def list_images(root: Path) -> Listing:
 
 
 def describe_left_out(left_out: Mapping[str, LeftOut]) -> str:
-    """What was passed over, as words for a person; empty if it was nothing."""
+    """Describes for the user what was left out; empty if that is nothing."""
     return "; ".join(
         f"{kind} ({found.count:,}, for example '{printable(found.example)}')"
         for kind, found in left_out.items()
@@ -92,7 +93,7 @@ def describe_left_out(left_out: Mapping[str, LeftOut]) -> str:
 
 
 class _Walk:
-    """Goes through a folder: first through all that lies in it, then where its links lead."""
+    """Walks through a folder: first through everything inside, then to where its links lead."""
 
     def __init__(self, root: str):
         self.root = root
@@ -100,13 +101,13 @@ class _Walk:
         self.files: list[str] = []
         self.left_out: dict[str, list[str]] = collections.defaultdict(list)
         self.unreadable: dict[str, str] = {}
-        # Real paths of what was listed under each folder in the root. A split may be a link to
-        # another one; within a split or class nothing comes twice. A link in such a folder that
-        # leads out of the root may be a class of its own, and has a set of its own.
+        # Real paths that were listed, for each folder in the root. A split may be a link to another
+        # split, but within a split or class nothing is listed twice. A link in such a folder that
+        # leads out of the root may be a class, so it gets a set of its own.
         self._seen: dict[str, set[str]] = collections.defaultdict(set)
         self._leading_out: set[str] = set()
-        self._folders = [("", root)]  # to be listed: path, real path
-        self._links: collections.deque[tuple[str, str]] = collections.deque()  # path, where it lies
+        self._folders = [("", root)]  # still to list: path, real path
+        self._links: collections.deque[tuple[str, str]] = collections.deque()  # path, its folder
         while self._folders or self._links:
             if self._folders:
                 self._list(*self._folders.pop())
@@ -135,7 +136,7 @@ class _Walk:
     def _list(self, folder: str, real: str) -> None:
         try:
             with os.scandir(os.path.join(self.root, folder)) as entries:
-                # The disk's own order would decide which of two links to one folder counts.
+                # Sorted, because of two links to the same folder the first one counts.
                 for entry in sorted(entries, key=lambda entry: entry.name):
                     self._take(entry, f"{folder}/{entry.name}" if folder else entry.name, real)
         except OSError as error:
@@ -158,10 +159,10 @@ class _Walk:
 
 
 def _kind(entry: "os.DirEntry[str]") -> str:
-    """Whether an entry is a folder, an image, or of a kind that is left out.
+    """Returns whether an entry is a folder or an image, or its kind if it is left out.
 
     Raises:
-      OSError: it is a link, and what it leads to cannot be looked at.
+      OSError: the entry is a link, and its target cannot be accessed.
     """
     if is_hidden(entry.name):
         return HIDDEN
@@ -177,9 +178,9 @@ def _kind(entry: "os.DirEntry[str]") -> str:
     if is_image_name(entry.name):
         return _IMAGE
     name = UNREADABLE_FORMATS.get(os.path.splitext(entry.name)[1].lower())
-    return f"{name} files, to be converted to JPEG or PNG first" if name else OTHER
+    return f"{name} files, which must be converted to JPEG or PNG" if name else OTHER
 
 
 def _contains(folder: str, other: str) -> bool:
-    """Whether a real path is that of the other one or of a folder above it."""
+    """Returns whether one real path is the other one or a parent folder of it."""
     return other == folder or other.startswith(folder.rstrip("/") + "/")

@@ -1,9 +1,9 @@
-"""Which record each row of each training batch holds: a function of (seed, step) alone.
+"""The record in each row of each training batch: a function of seed and step only.
 
-Batch k takes examples k * n to k * n + n - 1 of an endless sequence that visits the whole set once
-an epoch, each epoch in another order. n is batch_size, or with repeated augmentation (Hoffer et
-al., 2020) batch_size / repeats: each example then has `repeats` rows, n rows apart. An epoch is one
-visit of every example in any case, so with `repeats` it has that many times as many rows.
+Batch k takes examples k * n to k * n + n - 1 of an endless sequence that contains the whole data
+set once an epoch, each epoch in another order. n is batch_size, or with repeated augmentation
+(Hoffer et al., 2020) batch_size / repeats: each example then has `repeats` rows, n rows apart. An
+epoch always contains every example once, so with `repeats` it has that many times as many rows.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ type Rows = np.ndarray | range
 
 
 def steps_per_epoch(num_examples: int, data: "DataConfig") -> int | float:
-    """Batches an epoch: whole with last_batch "drop", fractional with "straddle".
+    """Returns the batches in an epoch: whole with last_batch "drop", fractional with "straddle".
 
     Raises:
-      DataError: "drop" leaves no batch at all.
+      DataError: with "drop", an epoch would have no batch.
     """
     examples_per_batch = data.batch_size // data.repeats
     if data.last_batch == "straddle":
@@ -40,15 +40,16 @@ def steps_per_epoch(num_examples: int, data: "DataConfig") -> int | float:
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """Which record each row of each training batch holds.
+    """The record in each row of each training batch.
 
     Attributes:
-      num_examples: records in the source.
-      examples_per_batch: different examples of a batch; row i holds the one of number
+      num_examples: the number of records in the source.
+      examples_per_batch: the number of different examples in a batch; row i has the example
         i % examples_per_batch.
-      examples_per_epoch: how many places of the sequence share a permutation; those that are left
-        of it (last_batch "drop") belong to no batch.
-      seed: of the first epoch's permutation; a permutation is computed place by place, never whole.
+      examples_per_epoch: the number of examples used in an epoch; with last_batch "drop" the
+        remainder of the epoch's permutation is skipped.
+      seed: the seed of the first epoch's permutation. A permutation is computed element by element,
+        never as a whole.
     """
 
     num_examples: int
@@ -57,7 +58,7 @@ class Order:
     seed: int
 
     def records(self, step: int, rows: Rows) -> np.ndarray:
-        """Record numbers of the rows of batch `step`, int32 [len(rows)]."""
+        """Returns the record numbers of some rows of batch `step`, int32 [len(rows)]."""
         records = np.empty(len(rows), np.int32)
         for i, row in enumerate(rows):
             example = step * self.examples_per_batch + int(row) % self.examples_per_batch
@@ -72,7 +73,7 @@ class Order:
 
 
 def training_order(num_examples: int, data: "DataConfig", *, seed: int) -> Order:
-    """The order of a training run.
+    """Returns the order of a training run.
 
     Raises:
       DataError: an epoch would have no batch.
@@ -84,6 +85,6 @@ def training_order(num_examples: int, data: "DataConfig", *, seed: int) -> Order
         num_examples=num_examples,
         examples_per_batch=examples_per_batch,
         examples_per_epoch=int(steps) * examples_per_batch if dropping else num_examples,
-        # Hashed, because epoch 1 of a seed is epoch 0 of the next one.
+        # Hashed, because otherwise epoch 1 of a seed would equal epoch 0 of the next seed.
         seed=int(np.random.SeedSequence(seed).generate_state(1)[0]),
     )

@@ -1,7 +1,7 @@
-"""How the camera was held, from what an image file says about itself, and how to undo it.
+"""Reads the orientation of an image from its EXIF or XMP data, and turns the image upright.
 
-A reader of our own, because only one tag is wanted: Pillow's takes five times as long for every
-photo, reads blocks that the tag has nothing to do with, and warns of damaged ones.
+This reads one tag only. Pillow's reader takes five times as long for each photo, reads unrelated
+blocks, and warns about damaged ones.
 """
 
 import contextlib
@@ -14,27 +14,27 @@ import numpy as np
 _EXIF = b"Exif\0"
 _XMP = b"http://ns.adobe.com/xap/1.0/\0"
 _ORIENTATION = 0x0112
-# TIFF 6.0's types that hold whole numbers, by their number: what `struct` calls them.
-_WHOLE = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L"}
+# `struct` formats of the integer types of TIFF 6.0, by the number of the type.
+_INTEGERS = {1: "B", 3: "H", 4: "L", 6: "b", 8: "h", 9: "l", 13: "L"}
 
 _TIFF_PREFIX = re.compile(rb"xmlns:([\w.-]+)\s*=\s*[\"']http://ns\.adobe\.com/tiff/1\.0/[\"']")
 
-_ALONE = frozenset({0x01, *range(0xD0, 0xD9)})  # markers of JPEG without a length
+_WITHOUT_LENGTH = frozenset({0x01, *range(0xD0, 0xD9)})  # JPEG markers without a segment
 _START_OF_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """The orientation of a JPEG file, from the segments before its first scan; 1 to 8.
+    """Returns the orientation of a JPEG file, 1 to 8, from the segments before its first scan.
 
-    They may come in any order, and XMP or a colour profile of megabytes before EXIF.
+    Segments may be in any order, for example megabytes of XMP or a colour profile before EXIF.
     """
     exif, xmp = [], b""
     place = 2
     while (place := data.find(b"\xff", place)) >= 0 and place + 4 <= len(data):
         marker = data[place + 1]
-        if marker in (0x00, 0xFF):  # stuffed, or filling before a marker
+        if marker in (0x00, 0xFF):  # an escaped 0xFF byte, or filling before a marker
             place += 1
-        elif marker in _ALONE:
+        elif marker in _WITHOUT_LENGTH:
             place += 2
         elif marker in (_START_OF_SCAN, _END):
             break
@@ -45,43 +45,43 @@ def jpeg_orientation(data: bytes) -> int:
             elif marker == _APP1 and not xmp and data.startswith(_XMP, place + 4):
                 xmp = data[place + 4 + len(_XMP) : end]
             place = end
-    # A block of more than 64 KiB goes on in further segments; but they may be blocks of their own.
+    # Several segments may be one block of more than 64 KiB, or separate blocks: try both.
     return orientation([b"".join(exif), *exif[1:], xmp]) if exif or xmp else 1
 
 
 def orientation(blocks: Iterable[bytes]) -> int:
-    """The first orientation that one of the blocks says, 1 to 8; 1, upright, if none does.
+    """Returns the orientation in the first block that has one, 1 to 8; else 1, upright.
 
     Args:
-      blocks: of EXIF or XMP, with or without their names in front, the most trusted first.
+      blocks: EXIF or XMP blocks, with or without their header, the most trusted first.
     """
-    said = (_of_exif(block) or _of_xmp(block) for block in blocks)
-    return next(filter(None, said), 1)
+    found = (_exif_orientation(block) or _xmp_orientation(block) for block in blocks)
+    return next(filter(None, found), 1)
 
 
-def _of_exif(block: bytes) -> int | None:
-    """The orientation in the first directory (EXIF 2.32, section 4.6.4); None if it is not said."""
+def _exif_orientation(block: bytes) -> int | None:
+    """Returns the orientation in the first directory (EXIF 2.32, section 4.6.4), or None."""
     while block.startswith(_EXIF):
         block = block[len(_EXIF) + 1 :]
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None:
         return None
-    with contextlib.suppress(struct.error):  # it ends too early
+    with contextlib.suppress(struct.error):  # the block is cut off
         (directory,) = struct.unpack_from(f"{order}L", block, 4)
         (count,) = struct.unpack_from(f"{order}H", block, directory)
         for start in range(directory + 2, directory + 2 + 12 * count, 12):
             tag, kind, length = struct.unpack_from(f"{order}HHL", block, start)
-            if tag == _ORIENTATION and kind in _WHOLE:
-                form = f"{order}{_WHOLE[kind]}"
+            if tag == _ORIENTATION and kind in _INTEGERS:
+                form = f"{order}{_INTEGERS[kind]}"
                 place = start + 8
-                if length * struct.calcsize(form) > 4:  # the value lies elsewhere
+                if length * struct.calcsize(form) > 4:  # here is only the offset of the value
                     (place,) = struct.unpack_from(f"{order}L", block, place)
                 return _valid(*struct.unpack_from(form, block, place))
     return None
 
 
-def _of_xmp(packet: bytes) -> int | None:
-    """`tiff:Orientation`, as an attribute or an element; None if it is not said."""
+def _xmp_orientation(packet: bytes) -> int | None:
+    """Returns `tiff:Orientation`, an attribute or an element, or None."""
     prefix = _TIFF_PREFIX.search(packet)
     name = re.escape(prefix[1]) if prefix else b"tiff"
     found = re.search(rb"\b" + name + rb":Orientation\s*(?:=\s*[\"']|>)\s*(\d)\s*[\"'<]", packet)
@@ -93,14 +93,14 @@ def _valid(value: int) -> int | None:
 
 
 def upright(image: np.ndarray, orientation: int) -> np.ndarray:
-    """Undoes an orientation (EXIF 2.32, section 4.6.4): a transposition, then flips.
+    """Turns an image upright (EXIF 2.32, section 4.6.4): a transposition, then flips.
 
     Args:
       image: [height, width, channel].
       orientation: 1 to 8.
 
     Returns:
-      The image itself for 1, else another, contiguous.
+      The image itself if the orientation is 1, else a contiguous copy.
     """
     if orientation == 1:
         return image

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of jaxcls: random access to (encoded image, label)."""
+"""The interface of a data set: random access to encoded images and their labels."""
 
 import abc
 import dataclasses
@@ -12,8 +12,8 @@ class Record:
     """One example as stored.
 
     Attributes:
-      image: content of an image file.
-      label: class number in [0, num_classes).
+      image: the content of an image file.
+      label: the class number, in [0, num_classes).
     """
 
     image: bytes
@@ -22,14 +22,14 @@ class Record:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source(abc.ABC):
-    """Random access to the records of one split; picklable, and safe to read from many threads.
+    """Random access to the records of one split; picklable and thread-safe.
 
     Attributes:
-      name: the data set, for messages and charts.
-      split: the split as asked for, for example "train[:90%]".
-      class_names: one name a class, in the order of the labels.
-      broken: images that turned out broken since the split was opened: record -> what is wrong.
-        Filled where batches are consumed, in this process only.
+      name: the name of the data set, for messages and charts.
+      split: the split as the user named it, for example "train[:90%]".
+      class_names: the names of the classes, in the order of the labels.
+      broken: broken images found since the split was opened: record -> error message. Filled in the
+        process that reads the batches.
     """
 
     name: str
@@ -43,15 +43,15 @@ class Source(abc.ABC):
 
     @property
     def identity(self) -> str:
-        """What must be the same when a run goes on: version, if it has one, and size."""
+        """A text that must be the same when a run resumes: the version, if any, and the size."""
         return f"{len(self)} examples"
 
     def describe(self, index: int) -> str:
-        """What an error calls record `index`."""
+        """Returns the name of record `index` in error messages."""
         return f"record {index} of {self.name} {self.split!r}"
 
     def class_counts(self) -> np.ndarray:
-        """How many examples each class has, int64 [num_classes]; reads every record.
+        """Counts the examples of each class, int64 [num_classes]; reads every record.
 
         Raises:
           DataError: a record cannot be read.
@@ -61,7 +61,7 @@ class Source(abc.ABC):
         return np.bincount(labels, minlength=self.num_classes)
 
     def example_name(self, index: int) -> str:
-        """What a list of examples calls record `index`: its file, or else its number."""
+        """Returns the name of record `index` in lists of examples: its file, or its number."""
         return str(index)
 
     @abc.abstractmethod
@@ -72,5 +72,5 @@ class Source(abc.ABC):
         """Reads record `index`, 0 <= index < len(self).
 
         Raises:
-          DataError: the record cannot be read, or its label is no class number.
+          DataError: the record cannot be read, or its label is not a class number.
         """

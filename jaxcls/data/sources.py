@@ -1,9 +1,14 @@
 """Opens and prepares the data set that a config names: digits, tfds:NAME or folder:PATH.
 
-A new kind of source is a subclass of `Source` in a file of its own, and a branch here.
+A new kind of source is a module with a subclass of `Source` and two functions, and a line in
+`KINDS`. The functions are
+
+- `open_split(name, data, split, *, field) -> Source`, as `open_source`;
+- `prepare(name, data_dir) -> str`, as `prepare_source`.
 """
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from jaxcls.config.decoding import nearest
 from jaxcls.data.source import Source
@@ -12,93 +17,63 @@ from jaxcls.system.errors import DataError
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig
 
-KNOWN = ("digits", "tfds:NAME", "tfds:NAME:VERSION", "folder:PATH")
+# Kind -> its module, imported only when needed (TFDS takes a second), and what users write.
+KINDS = {
+    "digits": ("jaxcls.data.digits", ("digits",)),
+    "tfds": ("jaxcls.data.tfds", ("tfds:NAME", "tfds:NAME:VERSION")),
+    "folder": ("jaxcls.data.folder", ("folder:PATH",)),
+}
 
 
 def open_source(data: "DataConfig", split: str, *, field: str | None = None) -> Source:
     """Opens one split of the data set that `data.source` names.
 
-    With `data.prepare`, a set that is not there yet is prepared first.
+    With `data.prepare`, a set that is not prepared yet is prepared first.
 
     Args:
-      data: `source`, and the fields that belong to its kind.
+      data: `source`, and the fields that its kind uses.
       split: a split in TFDS syntax, for example "train[:90%]".
-      field: where it was asked for, for messages (None: the field of `data` that has it).
+      field: the name of the field or option that gave the split, for error messages (None: the
+        field of `data` with this value).
 
     Raises:
-      DataError: no such source, set or split, or a set that is not prepared, damaged, empty, or no
-        image classification set.
+      DataError: there is no such source, set or split, or the set is not prepared, damaged, empty,
+        or not an image classification set.
     """
-    kind, name = _parse(data.source)
+    module, name = _parse(data.source)
     fields = {data.eval_split: "data.eval_split", data.train_split: "data.train_split"}
-    field = field or fields.get(split, "--split")
-    if kind == "folder":
-        from jaxcls.data.folder import open_folder
-
-        return open_folder(
-            name,
-            split,
-            test_share=data.test_share,
-            seed=data.split_seed,
-            reuse_index=data.folder_index == "reuse",
-            field=field,
-        )
-    from jaxcls.data import tfds
-
-    if kind == "digits":
-        from jaxcls.data.digits import prepared_digits
-
-        folder = prepared_digits(data.data_dir)
-        return tfds.open_prepared(folder, name="digits", split=split, field=field)
-    if data.prepare:
-        from jaxcls.data.tfds_prepare import prepare_set
-
-        folder = prepare_set(name, data.data_dir)
-    else:
-        folder = tfds.find_prepared(name, data.data_dir)
-    keys = (data.image_key, data.label_key)
-    name = name.partition(":")[0]
-    return tfds.open_prepared(folder, name=name, split=split, keys=keys, field=field)
+    return module.open_split(name, data, split, field=field or fields.get(split, "--split"))
 
 
 def prepare_source(source: str, data_dir: str | None = None) -> str:
-    """Makes a data set ready to be opened, as far as it is not: downloads, converts, indexes.
+    """Makes a data set ready to be opened: downloads, converts or indexes it where needed.
 
     Args:
       source: as `data.source`.
       data_dir: as `data.data_dir`.
 
     Returns:
-      Where it lies and how many examples its splits have, as a line for a person.
+      A line for the user: the place of the data set and the sizes of its splits.
 
     Raises:
       DataError: it cannot be prepared; the message says what to do.
     """
-    kind, name = _parse(source)
-    if kind == "folder":
-        from jaxcls.data.folder import describe_folder
-
-        return describe_folder(name)
-    from jaxcls.data import tfds
-
-    if kind == "digits":
-        from jaxcls.data.digits import prepared_digits
-
-        return tfds.describe_prepared(prepared_digits(data_dir), name="digits")
-    from jaxcls.data.tfds_prepare import prepare_set
-
-    return tfds.describe_prepared(prepare_set(name, data_dir), name=name.partition(":")[0])
+    module, name = _parse(source)
+    return module.prepare(name, data_dir)
 
 
-def _parse(source: str) -> tuple[str, str]:
-    """Kind and name of a source.
+def _parse(source: str) -> tuple[Any, str]:
+    """Returns the module of a source's kind, and the name after the colon.
 
     Raises:
-      DataError: an unknown kind, or no name.
+      DataError: an unknown kind, or a missing name.
     """
-    kind, _, name = source.partition(":")
-    if source == "digits" or (kind in ("tfds", "folder") and name):
-        return kind, name
-    kinds = ["digits", "tfds", "folder"]
-    hint = "" if kind in kinds else nearest(kind, kinds)
-    raise DataError(f"data.source: unknown source {source!r}{hint} (known: {', '.join(KNOWN)})")
+    kind, colon, name = source.partition(":")
+    if kind in KINDS:
+        module, forms = KINDS[kind]
+        takes_name = forms[0] != kind
+        if name if takes_name else not colon:
+            return importlib.import_module(module), name
+    hint = "" if kind in KINDS else nearest(kind, KINDS)
+    known = ", ".join(form for _, forms in KINDS.values() for form in forms)
+    raise DataError(f"data.source: unknown source {source!r}{hint} (known: {known})")

@@ -1,4 +1,4 @@
-"""What a split holds: classes, sizes, formats, broken images, and how fast it is read."""
+"""Surveys a split: classes, sizes, formats, broken images, and reading speed."""
 
 import collections
 import dataclasses
@@ -23,20 +23,20 @@ SHOWN_BROKEN = 10
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Survey:
-    """Findings about a split.
+    """The findings about a split.
 
     Attributes:
-      name: of the set.
-      split: as asked for.
-      num_examples: in the split.
-      num_seen: how many of them were looked at.
-      classes: images of each class among those, in the order of the labels.
-      formats: file formats by their content -> images.
-      heights: smallest, median and largest, in pixels as stored.
-      widths: the same.
-      megabytes: encoded, of those that were looked at.
-      broken: what is wrong with each broken image.
-      images_per_second: read, decoded and brought to the canvas by data.num_threads threads.
+      name: the name of the data set.
+      split: the split as the user named it.
+      num_examples: the number of examples in the split.
+      num_seen: the number of examples that were read; the rest counts only these.
+      classes: class name -> number of images, in the order of the labels.
+      formats: file format by content -> number of images.
+      heights: smallest, median and largest stored height in pixels.
+      widths: the same of the widths.
+      megabytes: the size of the encoded images.
+      broken: the error message of each broken image.
+      images_per_second: the speed of reading, decoding and shrinking with data.num_threads threads.
     """
 
     name: str
@@ -62,12 +62,12 @@ class _Seen:
 
 
 def survey(source: Source, data: "DataConfig", *, limit: int | None = None) -> Survey:
-    """Reads and decodes a split as training does, and counts.
+    """Reads and decodes a split as training does, and counts what it has.
 
     Args:
       source: the split.
       data: canvas_size, background, max_pixels and num_threads are used.
-      limit: look at no more images than this, evenly spread (None: at all of them).
+      limit: the largest number of images to read, evenly spread (None: all).
 
     Raises:
       DataError: a record cannot be read. Broken images are findings, not errors.
@@ -101,7 +101,7 @@ def _look(source: Source, record: int, data: "DataConfig") -> _Seen:
         training_image(stored.image, data, where=source.describe(record))
     except BrokenImageError as error:
         return _Seen(stored.label, len(stored.image), problem=str(error))
-    kind, height, width = image_header(stored.image)  # pixels are not decoded again
+    kind, height, width = image_header(stored.image)  # does not decode the pixels again
     return _Seen(stored.label, len(stored.image), kind, (height, width))
 
 
@@ -110,12 +110,12 @@ def _range(values: np.ndarray) -> tuple[int, int, int]:
 
 
 def describe(found: Survey) -> str:
-    """The findings as lines for a person; long lists are cut."""
+    """Formats the findings for the user; long lists are shortened."""
     return "\n".join(_lines(found))
 
 
 def _lines(found: Survey) -> Iterator[str]:
-    seen = "" if found.num_seen == found.num_examples else f" ({found.num_seen:,} looked at)"
+    seen = "" if found.num_seen == found.num_examples else f" ({found.num_seen:,} of them read)"
     yield f"{found.name} {found.split!r}: {found.num_examples:,} images{seen}"
     yield f"  {len(found.classes)} classes:"
     ordered = sorted(found.classes.items(), key=lambda entry: -entry[1])

@@ -1,6 +1,6 @@
-"""TFRecord files of a prepared TFDS set to ArrayRecord files beside them, without TensorFlow.
+"""Converts the TFRecord files of a prepared TFDS set to ArrayRecord, without TensorFlow.
 
-Both hold the same serialized examples; only an ArrayRecord file can be read at any place.
+Both hold the same serialized examples, but only ArrayRecord files have random access.
 """
 
 import json
@@ -18,15 +18,16 @@ from jaxcls.system.whole_files import replacing, write_whole
 
 
 def convert_to_array_record(folder: epath.Path) -> None:
-    """Converts a set that is there as TFRecord only; leaves any other as it is.
+    """Converts a set that has TFRecord files only; leaves any other set unchanged.
 
-    The description, which says that there are ArrayRecord files, is written last and at once.
+    The new files are written beside the old ones. The description, which names the formats, is
+    replaced last and in one step.
 
     Args:
-      folder: of the prepared set; holds dataset_info.json.
+      folder: the folder of the prepared set, with dataset_info.json.
 
     Raises:
-      DataError: a file is damaged, missing, or cannot be written.
+      DataError: a file is damaged or missing, or cannot be written.
     """
     description = folder / "dataset_info.json"
     try:
@@ -51,7 +52,7 @@ def convert_to_array_record(folder: epath.Path) -> None:
                 f"some space, then do the same again"
             ) from error
         raise DataError(
-            f"data.source: {folder} cannot be converted to ArrayRecord ({error}); mend that, or "
+            f"data.source: {folder} cannot be converted to ArrayRecord ({error}); fix that, or "
             f"delete the folder and prepare it again"
         ) from error
 
@@ -68,11 +69,11 @@ def _convert_file(path: epath.Path) -> None:
 
 
 def _read_tfrecord(path: epath.Path) -> Iterator[bytes]:
-    """Records of a TFRecord file: length (uint64), its checksum, the bytes, their checksum."""
+    """Yields the records of a TFRecord file: length (uint64), checksum, content, checksum."""
     with path.open("rb") as file:
         while header := file.read(12):
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
             content = file.read(length + 4)
             if len(header) < 12 or len(content) < length + 4:
-                raise ValueError(f"{path} is cut short")
+                raise ValueError(f"{path} is cut off")
             yield content[:-4]

@@ -1,4 +1,4 @@
-"""Prepares a set of TensorFlow Datasets as ArrayRecord, and explains what went wrong."""
+"""Prepares a set of TensorFlow Datasets as ArrayRecord, and explains errors."""
 
 import contextlib
 import errno
@@ -18,31 +18,30 @@ from tensorflow_datasets.core.download.extractor import ExtractError
 
 from jaxcls.config.decoding import nearest
 from jaxcls.data.disk import chain, disk_is_full
-from jaxcls.data.tfds import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_convert import convert_to_array_record
+from jaxcls.data.tfds_folders import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_stand_in import without_tensorflow
 from jaxcls.system.errors import DataError
 from jaxcls.system.shell import command, path_word
 
 
 def prepare_set(name: str, data_dir: str | None) -> epath.Path:
-    """Downloads and prepares a set with TFDS's own code and progress bars, unless it is there.
+    """Downloads and prepares a set with TFDS's code and progress bars, unless it is prepared.
 
-    Files in `downloads/manual` beside the sets are taken from there, under the names that their
-    addresses or the set's instructions give them. A folder takes its final name only when it is
-    complete, so a broken attempt is simply repeated. A set that is there as TFRecord only is
-    converted.
+    Files that the user has put into `downloads/manual` beside the sets are used, with the names in
+    their addresses or in the set's instructions. A folder gets its final name only when it is
+    complete, so a failed attempt can be repeated. A set with TFRecord files only is converted.
 
     Args:
       name: NAME, NAME/CONFIG, or either with :VERSION.
-      data_dir: where prepared sets lie (None: the usual place of TFDS).
+      data_dir: the folder of the prepared sets (None: the default of TFDS).
 
     Returns:
       The set's folder.
 
     Raises:
-      DataError: no such set, no network, a full disk, files that must be fetched by hand, or a set
-        that needs TensorFlow to be prepared; the message says what to do.
+      DataError: there is no such set, there is no network, the disk is full, files must be
+        downloaded by hand, or preparing needs TensorFlow; the message says what to do.
     """
     with contextlib.suppress(NotPreparedError):
         folder = find_prepared(name, data_dir)
@@ -52,7 +51,7 @@ def prepare_set(name: str, data_dir: str | None) -> epath.Path:
     try:
         with without_tensorflow():
             builder = tfds.builder(name, data_dir=root)
-    except Exception as error:  # whatever TFDS's registry and the set's code raise
+    except Exception as error:  # TFDS's registry and the set's code raise anything
         base, known = name.partition("/")[0], tfds.list_builders(with_community_datasets=False)
         near = "" if base in known else nearest(base, known)
         raise DataError(
@@ -61,16 +60,16 @@ def prepare_set(name: str, data_dir: str | None) -> epath.Path:
     try:
         with without_tensorflow(), _no_waiting_for_a_network():
             builder.download_and_prepare(file_format="array_record")
-    except Exception as error:  # and whatever reading, writing and downloading do
+    except Exception as error:  # and so do reading, writing and downloading
         raise DataError(_why_it_failed(name, builder, root, error)) from error
     return find_prepared(name, data_dir)
 
 
 class _NoNetworkError(Exception):
-    """No host has an address where TFDS wants to download from.
+    """The host that TFDS wants to download from has no address.
 
     Attributes:
-      url: what it wants.
+      url: the address of the file.
     """
 
     def __init__(self, url: str):
@@ -80,11 +79,11 @@ class _NoNetworkError(Exception):
 
 @contextlib.contextmanager
 def _no_waiting_for_a_network() -> Iterator[None]:
-    """Inside, a download fails at once where TFDS would try for minutes to find its host."""
+    """Makes downloads fail at once if the host is unknown; TFDS would retry for minutes."""
     open_url = downloader._open_url
 
     def checked(url: str, **kwargs: Any) -> Any:
-        if not urllib.request.getproxies():  # behind a proxy, names are the proxy's business
+        if not urllib.request.getproxies():  # a proxy looks up the host itself
             try:
                 socket.getaddrinfo(urllib.parse.urlsplit(url).hostname, None)
             except OSError as error:
@@ -107,13 +106,13 @@ def _why_it_failed(name: str, builder: Any, root: epath.Path, error: BaseExcepti
         if isinstance(cause, _NoNetworkError):
             return _no_network(name, builder, manual, cause.url)
         if isinstance(cause, NonMatchingChecksumError | ExtractError):
-            return f"{problem}a file is damaged, or not the one that is meant. {cause}"
+            return f"{problem}a file is damaged or the wrong one. {cause}"
     if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in causes):
         again = command("prepare", f"tfds:{name}", "--data-dir", path_word(root), extra="prepare")
         return (
-            f"{problem}this set needs TensorFlow for that one step, though not for training; "
+            f"{problem}this set needs TensorFlow to be prepared, but not for training; "
             f"run\n  {again}\n"
-            f"or, without uv, pip install -e '.[prepare]' and do the same again"
+            f"or, without uv, pip install -e '.[prepare]' and repeat the command"
         )
     if disk_is_full(error):
         return f"{problem}the disk is full; free some space, or choose another data.data_dir"
@@ -123,26 +122,26 @@ def _why_it_failed(name: str, builder: Any, root: epath.Path, error: BaseExcepti
         there = sorted(path.name for path in manual.iterdir()) if manual.is_dir() else []
         said = inspect.cleandoc(str(error))
         return (
-            f"{problem}its files must be fetched by hand. {said}\n"
-            f"Put them into {manual} (there now: {', '.join(there) or 'nothing'}), and do the same "
-            f"again" + ("" if instructions in said else f":\n{instructions}")
+            f"{problem}its files must be downloaded by hand. {said}\n"
+            f"Put them into {manual} (there now: {', '.join(there) or 'nothing'}), and repeat the "
+            f"command" + ("" if instructions in said else f":\n{instructions}")
         )
     if any(isinstance(e, OSError | requests.RequestException) for e in causes):
-        return f"{problem}{first_line(error)}; check disk and network, then do the same again"
+        return f"{problem}{first_line(error)}; check disk and network, then repeat the command"
     return f"{problem}{type(error).__name__}: {first_line(error)}"
 
 
 def _no_network(name: str, builder: Any, manual: epath.Path, url: str) -> str:
     known = (builder.url_infos or {}).get(url)
     by_hand = (
-        f"; or fetch {url} there and put it here as {manual / known.filename}"
+        f"; or download {url} there and put it here as {manual / known.filename}"
         if known is not None and known.filename
         else ""
     )
     return (
-        f"data.source: 'tfds:{name}' must be downloaded, and there is no network "
-        f"({urllib.parse.urlsplit(url).hostname} cannot be found); prepare it where there is one, "
-        f"and copy its folder into data.data_dir{by_hand}"
+        f"data.source: 'tfds:{name}' must be downloaded, but there is no network "
+        f"({urllib.parse.urlsplit(url).hostname} cannot be found); prepare it on a machine with a "
+        f"network, and copy its folder into data.data_dir{by_hand}"
     )
 
 

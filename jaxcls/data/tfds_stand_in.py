@@ -1,7 +1,7 @@
-"""What TFDS needs of TensorFlow to prepare sets of images, for where TensorFlow is not installed.
+"""Replaces the few TensorFlow functions that TFDS needs to prepare most sets of images.
 
-TFDS opens files and archives through `tf.io.gfile`, and encodes pixels with `tf.image`. That is all
-that most sets of images need. Pillow's codecs are those of TensorFlow, with the same settings.
+TFDS opens files and archives with `tf.io.gfile`, and encodes pixels with `tf.image`. Pillow has the
+same codecs as TensorFlow, used here with the same settings.
 """
 
 import contextlib
@@ -22,16 +22,16 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of Pillow, by number of chann
 
 @contextlib.contextmanager
 def without_tensorflow() -> Iterator[None]:
-    """Inside, TFDS, and nobody else, finds the functions below where it looks for TensorFlow.
+    """Gives TFDS, and no other module, the functions below in place of TensorFlow.
 
-    Where TensorFlow is installed, TFDS uses it. Anything else of TensorFlow raises an ImportError
+    If TensorFlow is installed, TFDS uses it. Any other part of TensorFlow raises an ImportError
     that names it.
     """
     if _is_tensorflow_there():
         yield
         return
     lazy: Any = lazy_imports_utils.tensorflow
-    lazy.__dict__["_module"] = _TENSORFLOW  # setting attributes is the module's business
+    lazy.__dict__["_module"] = _TENSORFLOW  # setattr would set it on the wrapped module
     try:
         yield
     finally:
@@ -39,7 +39,7 @@ def without_tensorflow() -> Iterator[None]:
 
 
 def _is_tensorflow_there() -> bool:
-    # As a key of sys.modules TFDS believes in it, and asks it for types.
+    # If it is in sys.modules, TFDS uses it, for example for its types.
     return "tensorflow" in sys.modules or importlib.util.find_spec("tensorflow") is not None
 
 
@@ -51,7 +51,7 @@ def _open(path: epath.PathLike, mode: str = "r") -> IO[Any]:
 
 
 def _listdir(path: epath.PathLike) -> list[str]:
-    """Sorted, because some sets draw their splits from the order."""
+    """Returns sorted names, because some sets derive their splits from the order."""
     return sorted(child.name for child in epath.Path(path).iterdir())
 
 
@@ -81,7 +81,7 @@ def _makedirs(path: epath.PathLike) -> None:
 
 
 class _Tensor:
-    """A value as TensorFlow hands it out."""
+    """A value with the one method of TensorFlow's tensors that TFDS uses."""
 
     def __init__(self, value: Any):
         self._value = value
@@ -91,7 +91,7 @@ class _Tensor:
 
 
 def _decode(content: Any, channels: int = 0) -> _Tensor:
-    """Pixels [height, width, channels], as many as the file has, or 1 or 3. Not turned by Exif."""
+    """Returns pixels [height, width, channels]; `channels` 0 keeps the file's. Ignores Exif."""
     with Image.open(io.BytesIO(_value(content))) as image:
         mode = _MODES.get(channels) or (image.mode if image.mode in _MODES.values() else "RGB")
         pixels = np.asarray(image.convert(mode), np.uint8)
@@ -124,7 +124,7 @@ def _value(given: Any) -> Any:
 
 
 class _Part(types.SimpleNamespace):
-    """A module, or one inside it."""
+    """A module, or a module inside it."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -1,4 +1,4 @@
-"""Worker processes that decode images: how they start, meet signals, and end."""
+"""Worker processes that decode images: how they start, handle signals, and end."""
 
 import contextlib
 import multiprocessing
@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 from jaxcls.system.early_signals import SIGNALS
 
-GRACE_SECONDS = 60.0  # that a worker goes on after SIGTERM, for its training to save and end it
+GRACE_SECONDS = 60.0  # how long a worker runs after SIGTERM, so that its training can save
 
 
 @contextlib.contextmanager
 def _signals_held_back() -> Iterator[None]:
-    """Lets worker processes start without a signal, until `_start_worker` knows what to do."""
+    """Blocks signals while worker processes start, until `_start_worker` handles them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -24,10 +24,10 @@ def _signals_held_back() -> Iterator[None]:
 
 
 def _start_worker(number: int, count: int) -> None:
-    """Lets a worker process leave signals to its training, and end when that has ended.
+    """Makes a worker process ignore signals, and end when the training process has ended.
 
-    A terminal or a scheduler may signal all processes of a group, and the training still needs data
-    while it saves; a training that is killed cannot end its workers.
+    A terminal or a scheduler may signal all processes of a group, but the training needs data until
+    it has saved. And a training that is killed cannot end its workers, so they end by themselves.
     """
     del number, count
     for number in (signal.SIGINT, signal.SIGHUP):
@@ -39,7 +39,7 @@ def _start_worker(number: int, count: int) -> None:
 
 def _end_later() -> None:
     timer = threading.Timer(GRACE_SECONDS, os._exit, [1])
-    timer.daemon = True  # it must not keep a worker whose work is over
+    timer.daemon = True  # does not keep a finished worker alive
     timer.start()
 
 

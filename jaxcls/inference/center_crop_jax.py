@@ -1,36 +1,36 @@
-"""The evaluation's crop and resize as arithmetic on arrays, for programs without Pillow.
+"""The crop and resize of evaluation in JAX, for exported programs, which have no Pillow.
 
-It equals `center_crop` in `resize.py` to the bit. Evaluation and prediction use that one, which
-takes images of many sizes without compiling anew for each.
+The result equals that of `jaxcls.data.resize.center_crop` to the bit. Evaluation and prediction use
+that one, because this one is compiled again for each image size.
 
-Pillow resizes along the width, rounds to 8 bits, and then along the height. Its weights are whole
-2**-22ths, so a pass is exact in 32-bit integers, whatever the order of its sums.
+Pillow resizes along the width, rounds to 8 bits, and then resizes along the height. Its weights are
+multiples of 2**-22, so each pass is exact in 32-bit integers, in whatever order it is summed.
 """
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcls.data.resize import Interpolation, shorter_side
+from jaxcls.data.resize import Interpolation, crop_range, shorter_side
 
 _FRACTION_BITS = 22  # of a weight: 32, less 8 of a pixel and 2 to spare
 
-type Dimension = int | Array  # pixels of an axis; a symbol where the shape is not known yet
+type Dimension = int | Array  # pixels along an axis; symbolic where the shape is not known yet
 
 
-def traced_center_crop(
+def center_crop_jax(
     images: Array,
     image_size: int,
     crop_fraction: float,
     interpolation: Interpolation = "bilinear",
 ) -> Array:
-    """Resizes the shorter side and cuts the centre square, as `center_crop` does.
+    """Resizes the shorter side and crops the centre square, as `center_crop` does.
 
     Args:
-      images: uint8 [batch, height, width, 3]; each of these but the 3 may be symbolic.
+      images: uint8 [batch, height, width, 3]; all sizes but the 3 may be symbolic.
       image_size: height and width of the result, in pixels.
-      crop_fraction: share of the resized shorter side that is kept, in (0, 1].
-      interpolation: the resize's kernel.
+      crop_fraction: the share of the resized shorter side that the crop keeps, in (0, 1].
+      interpolation: the kernel of the resize.
 
     Returns:
       uint8 [batch, image_size, image_size, 3].
@@ -58,17 +58,17 @@ def _weights(
     image_size: int,
     interpolation: Interpolation,
 ) -> Array:
-    """How much each of `side` pixels counts for each of the result's along an axis.
+    """Computes the weight of each of `side` pixels for each pixel of the result, along one axis.
 
-    In float64, like Pillow's.
+    In float64, as Pillow does.
 
     Returns:
-      int32 [image_size, side], in 2**-22ths.
+      int32 [image_size, side], in units of 2**-22.
     """
     with jax.enable_x64(True):
         side64 = jnp.asarray(side).astype(jnp.float64)
         resized = jnp.round(side64 * shorter / jnp.asarray(shortest).astype(jnp.float64))
-        begin, first, last = _window(side64, resized, image_size)
+        begin, first, last = crop_range(side64, resized, image_size, xp=jnp)
         scale = side64 / resized
         box = jnp.stack([first * scale, jnp.minimum(side64, last * scale)]).astype(jnp.float32)
         scale = (box[1] - box[0]).astype(jnp.float64) / (last - first)
@@ -79,15 +79,6 @@ def _weights(
         weights = _KERNELS[interpolation](distances)
         weights = weights / jnp.sum(weights, axis=1, keepdims=True) * (1 << _FRACTION_BITS)
         return jnp.trunc(weights + jnp.where(weights < 0, -0.5, 0.5)).astype(jnp.int32)
-
-
-def _window(side: Array, resized: Array, image_size: int) -> tuple[Array, Array, Array]:
-    """Where the crop begins, and what of the resized axis `center_crop` has made for it."""
-    begin = jnp.floor((resized - image_size) / 2)
-    margin = jnp.ceil(2 / (side / resized)) + 2
-    first = jnp.maximum(0, begin - margin)
-    last = jnp.minimum(resized, begin + image_size + margin)
-    return begin, first, last
 
 
 def _triangle(distance: Array) -> Array:

@@ -1,9 +1,9 @@
-"""A run as a folder to serve: a program for jax alone, weights, class names, config, a model card.
+"""Exports a run as a folder for serving, which needs only jax:
 
 model.stablehlo        uint8 images to probabilities, with the weights inside (`jax.export`)
 weights.safetensors    the same weights for jaxcls, as `jaxcls convert` writes them
-classes.json           the classes' names, in the order of the probabilities
-config.json            the training's config, as in the run
+classes.json           the names of the classes, in the order of the probabilities
+config.json            the config of the training, as in the run
 README.md              the model card
 """
 
@@ -21,7 +21,7 @@ from jax import Array
 
 from jaxcls.config.decoding import nearest
 from jaxcls.data.resize import shorter_side
-from jaxcls.inference.center_crop_jax import traced_center_crop
+from jaxcls.inference.center_crop_jax import center_crop_jax
 from jaxcls.inference.predict_split import probabilities_of
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.pretrained.jaxcls_file import write_weights
@@ -47,16 +47,16 @@ def export_run(
     """Writes the whole folder or nothing.
 
     Args:
-      run: directory of the run.
-      output: folder to make; one that is there must be empty.
-      step: "latest", "best" (by top-1 during training) or a step's number.
+      run: the run's directory.
+      output: the folder to create; an existing one must be empty.
+      step: "latest", "best" (by top-1 during training) or the number of a step.
       platforms: some of `PLATFORMS`.
 
     Returns:
-      The step.
+      The number of the step.
 
     Raises:
-      UserError: no such run, step or platform, or the folder cannot be written.
+      UserError: there is no such run, step or platform, or the folder cannot be written.
     """
     _require_platforms(platforms)
     _require_empty(output)
@@ -75,21 +75,22 @@ def export_run(
 
 
 def make_program(restored: RestoredRun, *, platforms: Sequence[str]) -> jax.export.Exported:
-    """What `ImageClassifier.predict` does to decoded images, compiled by whoever calls it.
+    """Exports what `ImageClassifier.predict` does to decoded images.
 
     Args:
       restored: the network.
       platforms: some of `PLATFORMS`.
 
     Returns:
-      From uint8 [batch, height, width, 3], all three of any size, to float32 [batch, classes].
+      A program from uint8 [batch, height, width, 3] of any batch and size to float32
+      [batch, classes]; the caller compiles it.
     """
     data, loss = restored.info.config.data, restored.info.config.loss.name
-    assert data.interpolation != "auto", "a run keeps a resolved config"
+    assert data.interpolation != "auto", "a run records a resolved config"
     interpolation, variables = data.interpolation, jax.device_get(restored.variables)
 
     def predict(images: Array) -> Array:
-        images = traced_center_crop(images, data.image_size, data.crop_fraction, interpolation)
+        images = center_crop_jax(images, data.image_size, data.crop_fraction, interpolation)
         return probabilities_of(predict_logits(restored.model, variables, images), loss=loss)
 
     shape = jax.export.symbolic_shape("batch, height, width, 3")
@@ -105,13 +106,13 @@ def model_card(
     *,
     platforms: Sequence[str],
 ) -> str:
-    """The folder's README.md, in Markdown.
+    """Returns the folder's README.md in Markdown.
 
     Args:
-      restored: what is exported.
-      info: of its weights.
+      restored: the exported run.
+      info: the info of its weights.
       evaluation: loss, top1 and top5 of the step; empty if it was not evaluated.
-      platforms: of the program.
+      platforms: the platforms of the program.
     """
     config, names = restored.info.config, restored.info.class_names
     data, optimizer = config.data, config.optimizer
@@ -119,7 +120,7 @@ def model_card(
     averaged = f", averaged with a decay of {optimizer.ema_decay}" if optimizer.ema_decay else ""
     length = f"{config.num_steps} steps" if config.num_steps else f"{config.num_epochs} epochs"
     started = config.model.weights or "random values"
-    outcome = "Not evaluated at this step; `jaxcls evaluate` tells."
+    outcome = "Not evaluated at this step; run `jaxcls evaluate`."
     if evaluation:
         outcome = (
             f"On the split `{data.eval_split}`: top-1 {evaluation['top1']:.2%}, "
@@ -179,7 +180,7 @@ subtracts {_triple(info.mean)} and divides by {_triple(info.std)}. The probabili
 
 ## Licence
 
-To be named by whoever publishes this; mind that of the data and of the weights it started from.
+To be chosen by the publisher; consider the licences of the data and of the initial weights.
 """
 
 
@@ -188,7 +189,7 @@ def _triple(values: Sequence[float]) -> str:
 
 
 def _evaluation(run: RunPath, step: int) -> dict[str, float]:
-    """Loss, top1 and top5 of a step's evaluation during training; empty if none can be read."""
+    """Reads loss, top1 and top5 of a step's evaluation during training; empty if there is none."""
     names = ("loss", "top1", "top5")
     found: dict[str, float] = {}
     try:
@@ -198,7 +199,7 @@ def _evaluation(run: RunPath, step: int) -> dict[str, float]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        logger.warning("the card is without metrics, as metrics.csv cannot be read: %r", error)
+        logger.warning("README.md has no metrics, because metrics.csv cannot be read: %r", error)
         return {}
     return found
 
@@ -208,7 +209,7 @@ def _require_platforms(platforms: Sequence[str]) -> None:
         if platform not in PLATFORMS:
             raise UserError(
                 f"--platforms: unknown platform {platform!r}{nearest(platform, PLATFORMS)}; "
-                f"there are {', '.join(PLATFORMS)}"
+                f"known: {', '.join(PLATFORMS)}"
             )
     if not platforms:
         raise UserError(f"--platforms: name at least one of {', '.join(PLATFORMS)}")
@@ -220,17 +221,18 @@ def _require_empty(folder: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(f"--output: {str(folder)!r}: {error.strerror}; name another") from error
+        message = f"--output: {str(folder)!r}: {error.strerror}; name another folder"
+        raise UserError(message) from error
     if used:
-        raise UserError(f"--output: folder {str(folder)!r} is not empty; name another")
+        raise UserError(f"--output: folder {str(folder)!r} is not empty; name another folder")
 
 
 @contextlib.contextmanager
 def _whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its place when the block ends well, and otherwise vanishes.
+    """Makes a folder to fill, which appears at `path` only if the block ends without an error.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the folder cannot be written.
     """
     target = Path(os.path.realpath(path))
     try:

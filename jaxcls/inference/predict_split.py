@@ -1,4 +1,4 @@
-"""What a network says to each example of a split, beside its metrics."""
+"""Predicts each example of a split, in the same pass as its metrics."""
 
 import dataclasses
 from collections import defaultdict
@@ -24,16 +24,15 @@ PredictStep = Callable[[Variables, Mapping[str, Array]], tuple[Sums, Rows]]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """The network's best guesses for each example of a split, in the split's order.
+    """The best predictions for each example of a split, in the split's order.
 
     Broken images that were skipped have no row.
 
     Attributes:
       index: record numbers in the source, int32 [examples].
-      labels: the network's class that is right, int32 [examples].
-      classes: the network's best classes, best first, int32 [examples, top]; equal ones rank by
-        class number.
-      probabilities: of those classes, float32 [examples, top].
+      labels: the correct classes, as the network's numbers, int32 [examples].
+      classes: the best classes, best first, int32 [examples, top]; ties by class number.
+      probabilities: the probabilities of these classes, float32 [examples, top].
     """
 
     index: np.ndarray
@@ -48,7 +47,7 @@ class Predictions:
 
 
 def probabilities_of(logits: Array, *, loss: str) -> Array:
-    """Probabilities [batch, classes]: rows sum to 1, unless the loss is "sigmoid"."""
+    """Returns probabilities [batch, classes]; rows sum to 1, unless the loss is "sigmoid"."""
     return jax.nn.sigmoid(logits) if loss == "sigmoid" else jax.nn.softmax(logits)
 
 
@@ -56,14 +55,14 @@ def make_predict_step(model: EfficientNet, *, loss: str, mesh: Mesh, top: int = 
     """Makes the jitted `(variables, batch) -> (sums, rows)`.
 
     The sums are those of `make_eval_step`. The rows are index, labels, classes, probabilities and
-    mask of the whole batch, on every device; only the `top` best classes leave the device that
-    computed them, because all of them would be gigabytes with many classes.
+    mask of the whole batch, on every device. Devices exchange only the `top` best classes, because
+    with many classes all probabilities would be gigabytes.
     """
     top = min(top, model.num_classes)
     names = ("images", "labels", "mask", "index")
 
     def best(logits: Array) -> tuple[Array, Array]:
-        ranked = jnp.where(jnp.isnan(logits), -jnp.inf, logits)  # last, as where hits are counted
+        ranked = jnp.where(jnp.isnan(logits), -jnp.inf, logits)  # NaN last, as in `eval_sums`
         _, classes = jax.lax.top_k(ranked, top)
         probabilities = probabilities_of(logits, loss=loss).astype(jnp.float32)
         return classes, jnp.take_along_axis(probabilities, classes, axis=-1)
@@ -104,20 +103,20 @@ def predict_split(
     mesh: Mesh,
     class_map: Sequence[int] | None = None,
 ) -> tuple[dict[str, float], Predictions]:
-    """Predicts every example of a split once, and evaluates it in the same pass.
+    """Predicts every example of a split once, and computes the metrics in the same pass.
 
-    Every process calls this with its own share of the devices, and gets the same result.
+    All processes call this together, and get the same result.
 
     Args:
-      predict_step: of `make_predict_step`.
-      variables: the network's, on every device.
+      predict_step: the result of `make_predict_step`.
+      variables: the network's variables, on every device.
       source: the split.
-      data: how its images are brought to the network.
+      data: the preprocessing.
       mesh: the devices.
-      class_map: the network's class of each class of the source (None: they are the same).
+      class_map: the network's number for each class of the source (None: they are the same).
 
     Returns:
-      What `evaluate` returns, and the predictions.
+      The metrics of `evaluate_split`, and the predictions.
     """
     sums, parts = [], defaultdict(list)
     for batch_sums, rows in each_batch(

@@ -1,4 +1,4 @@
-"""What an evaluation tells beside its metrics: classes, their confusion, and every example."""
+"""The details of an evaluation: results of each class, confusion matrix, table of predictions."""
 
 import contextlib
 import csv
@@ -19,7 +19,7 @@ from jaxcls.system.whole_files import replacing, try_writing
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Confused:
-    """A class that another one is taken for, and how often."""
+    """The class that another class is confused with most often, and how often."""
 
     id: int
     name: str
@@ -28,16 +28,17 @@ class Confused:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClassResult:
-    """How a class fared.
+    """The results of a class.
 
     Attributes:
-      id: number of the class.
-      name: of the class.
-      num_examples: of this class.
-      top1: share of them that the network takes for this class (recall); None without examples.
-      precision: share of what the network takes for this class that is of it; None if it never
-        does.
-      confused_with: the other class that it is most often taken for; None if for no other.
+      id: the number of the class.
+      name: the name of the class.
+      num_examples: the number of examples of this class.
+      top1: the share of its examples that are predicted as this class (recall); None without
+        examples.
+      precision: the share of the predictions of this class that are correct; None without
+        predictions.
+      confused_with: the other class that is predicted most often for it; None if there is none.
     """
 
     id: int
@@ -55,10 +56,11 @@ class Evaluation:
     Attributes:
       metrics: as `ImageClassifier.evaluate` returns them.
       source: the split.
-      class_names: the network's, in the order of its class numbers.
-      predictions: for each example.
-      class_map: the network's class of each class of the source (None: they are the same).
-      num_known: classes that the network knows; later numbers stand for other classes of the data.
+      class_names: the network's classes by number, then the classes of the data.
+      predictions: the predictions for each example.
+      class_map: the network's number for each class of the source (None: they are the same).
+      num_known: the number of classes that the network knows; higher numbers are other classes of
+        the data.
     """
 
     metrics: Mapping[str, float]
@@ -70,13 +72,13 @@ class Evaluation:
 
     @property
     def classes(self) -> list[int]:
-        """The network's classes of which the data may have examples, ascending."""
+        """The numbers of the classes that the data may have examples of, ascending."""
         return sorted(
             set(range(len(self.class_names)) if self.class_map is None else self.class_map)
         )
 
     def per_class(self) -> list[ClassResult]:
-        """Every class of the data, lowest accuracy first; those without examples last."""
+        """Returns the result of each class, lowest accuracy first; without examples last."""
         labels, predicted = self.predictions.labels, self.predictions.predicted
         num_classes = len(self.class_names)
         known = num_classes if self.num_known is None else self.num_known
@@ -98,17 +100,17 @@ class Evaluation:
         return sorted(results, key=_worst_first)
 
     def confusion_matrix(self) -> np.ndarray:
-        """Examples of class i that are taken for class j, int64 [classes, classes]."""
+        """Counts the examples of class i predicted as class j, int64 [classes, classes]."""
         num_classes = len(self.class_names)
         pairs = _pairs(self.predictions.labels, self.predictions.predicted, num_classes)
         counts = np.bincount(pairs, minlength=num_classes**2)
         return counts.reshape(num_classes, num_classes)
 
     def write_predictions(self, file: TextIO) -> None:
-        """Writes CSV: a row an example, in the order of the split.
+        """Writes a CSV file with one row for each example, in the order of the split.
 
-        The columns are the example (its file, or else its record number), its class, the class that
-        is predicted, that one's probability, and then the next best classes with theirs.
+        The columns are the example (its file or record number), its class, the predicted class and
+        its probability, then the next best classes and their probabilities.
         """
         writer = csv.writer(file, lineterminator="\n")
         top = self.predictions.classes.shape[1]
@@ -131,7 +133,7 @@ class Evaluation:
 
 
 def describe_classes(results: Sequence[ClassResult]) -> str:
-    """The classes as a table for a person."""
+    """Formats the classes as a table for the user."""
     lines = [["class", "examples", "top1", "precision", "most confused with"]]
     for result in results:
         other = result.confused_with
@@ -148,13 +150,13 @@ def describe_classes(results: Sequence[ClassResult]) -> str:
 
 
 def require_writable(path: Path) -> None:
-    """Checks that a file can be written, before hours are spent on what shall stand in it.
+    """Checks that a file can be written, before its content takes hours to compute.
 
     Raises:
-      UserError: it cannot; the message names it.
+      UserError: it cannot be written; the message names it.
     """
     if path.exists() and not path.is_file():
-        raise UserError(f"cannot write {str(path)!r}: it is no file")
+        raise UserError(f"cannot write {str(path)!r}: it is not a file")
     try:
         try_writing(_target(path))
     except OSError as error:
@@ -163,15 +165,15 @@ def require_writable(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[TextIO]:
-    """A text file to write, which appears when the block ends well, and otherwise not at all.
+    """Opens a text file for writing, which appears only if the block ends without an error.
 
     Raises:
-      UserError: it cannot be written.
+      UserError: the file cannot be written.
     """
     try:
         with (
             replacing(_target(path)) as temporary,
-            # A photo's name need not be UTF-8.
+            # The name of a photo may not be UTF-8.
             temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
         ):
             yield file
@@ -180,7 +182,7 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
 
 def _target(path: Path) -> Path:
-    return Path(os.path.realpath(path))  # what a link points to is replaced, not the link
+    return Path(os.path.realpath(path))  # replaces the target of a link, not the link
 
 
 def _not_written(path: Path, error: OSError) -> UserError:
@@ -188,17 +190,17 @@ def _not_written(path: Path, error: OSError) -> UserError:
 
 
 def _pairs(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """One number for each pair of label and prediction."""
+    """Returns one number for each pair of label and prediction."""
     return labels.astype(np.int64) * num_classes + predicted
 
 
 def _most_confused(
     labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
 ) -> dict[int, Confused]:
-    """For each class with a mistake, the class that it is most often taken for.
+    """Returns, for each class with mistakes, the class that is predicted most often instead.
 
-    Of two as frequent, the one of the lower number. Needs no matrix, which is large with many
-    classes.
+    Ties go to the lower class number. No confusion matrix is used, because with many classes it is
+    large.
     """
     wrong = labels != predicted
     pairs = _pairs(labels[wrong], predicted[wrong], len(class_names))

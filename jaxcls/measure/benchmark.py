@@ -1,4 +1,4 @@
-"""How fast the parts of a training run: data, augmentation, step, and all together."""
+"""Measures the speed of a training's parts: data, augmentation, step, and all together."""
 
 import dataclasses
 import functools
@@ -24,24 +24,24 @@ from jaxcls.training.losses import soft_labels
 IMAGENET_CLASSES, IMAGENET_EXAMPLES = 1000, 1_281_167  # of the training split
 COPY_BYTES = 1 << 28
 
-Report = dict[str, Any]
+type Benchmark = dict[str, Any]
 
 
-def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) -> Report:
-    """Measures each part for at least `seconds`; rates come from the median step.
+def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) -> Benchmark:
+    """Measures each part for at least `seconds`; the speed is that of the median step.
 
-    Where the image size rises by stage, this is the last and largest one.
+    If the image size grows by stage, the last and largest size is measured.
 
     Args:
       config: the training to measure.
-      synthetic: leave the data out and use 1,000 classes; the data's figures are then None.
-      seconds: for each part.
+      synthetic: use random images of 1,000 classes; the speeds of the data are then None.
+      seconds: the time for each part.
 
     Returns:
-      Images a second of data, augment, step and end_to_end; trace and compile seconds; FLOPs and
-      bytes an image (`cost_per_image`), and those of the augmentation alone (on a CPU it loops over
-      images, and the compiler counts a loop once); and the share of the device's measured memory
-      bandwidth that the step's bytes amount to.
+      Images per second of data, augment, step and end_to_end; trace and compile seconds; FLOPs and
+      bytes for each image (`cost_per_image`), and those of the augmentation alone (on a CPU it
+      loops over images, and the compiler counts a loop once); and the step's bytes as a share of
+      the device's measured memory bandwidth.
 
     Raises:
       UserError: the config does not fit the devices or the data.
@@ -77,14 +77,14 @@ def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) 
 
 
 def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
-    """FLOPs and bytes that a training step costs an image, as the compiler counts them.
+    """Returns the FLOPs and bytes of a training step for each image, as the compiler counts them.
 
-    The compiler counts the body of a loop once. So where micro-batches follow one another, the cost
-    is that of a step on one of them, compiled for the purpose. On a CPU the loop over rows in the
-    depthwise kernel gradient stays: it hides 0.4 % of the FLOPs and 17 % of the bytes of B0 at 224.
+    The compiler counts the body of a loop once. So with several micro-batches, a step on a single
+    one is compiled and counted. On a CPU the loop over rows in the depthwise kernel gradient is
+    still counted once, which hides 0.4 % of the FLOPs and 17 % of the bytes of B0 at 224.
 
     Args:
-      training: what was assembled.
+      training: the training.
       program: its compiled step.
     """
     data, micro_batches = training.config.data, training.config.optimizer.micro_batches
@@ -96,7 +96,7 @@ def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
 
 
 def _one_micro_batch(training: Training) -> Training:
-    """A training whose whole batch is one micro-batch of `training`."""
+    """Builds a training whose whole batch is one micro-batch of `training`."""
     config = training.config
     batch_size = config.data.batch_size // config.optimizer.micro_batches
     config = dataclasses.replace(
@@ -119,7 +119,7 @@ def _rates(
     batch: Any,
     source: Source | None,
     seconds: float,
-) -> Report:
+) -> Benchmark:
     batch_size = training.config.data.batch_size
     state = training.init()
 
@@ -128,7 +128,7 @@ def _rates(
         state, metrics = program(state, batch)
         return metrics["loss"]
 
-    keys = map(random_key, itertools.count())  # other draws each time
+    keys = map(random_key, itertools.count())  # new draws each time
     seconds_a_step = {
         "augment": _median_seconds(lambda: augment(next(keys), batch), seconds),
         "step": _median_seconds(lambda: train_step(batch), seconds),
@@ -153,7 +153,7 @@ def _rates(
 
 
 def synthetic_batch(training: Training) -> Any:
-    """Random pixels that fill their canvases, and random labels, on the training's devices."""
+    """Makes a batch of random pixels that fill the canvases, and random labels, on the devices."""
     generator = np.random.default_rng(0)
     data = training.config.data
     limits = {"images": 256, "labels": training.model.num_classes}
@@ -169,7 +169,7 @@ def synthetic_batch(training: Training) -> Any:
 
 
 def compile_augment(training: Training) -> tuple[Any, float]:
-    """The augmentation, compiled as (key, batch) -> (images, labels), and the seconds it took."""
+    """Compiles the augmentation as (key, batch) -> (images, labels); also returns the seconds."""
     config = training.config
     augment = make_augment(
         config.augment,
@@ -190,7 +190,7 @@ def compile_augment(training: Training) -> tuple[Any, float]:
 
 
 def _median_seconds(run: Callable[[], Any], seconds: float, *, mean: bool = False) -> float:
-    """Seconds a call, after two calls of warm-up; the mean where calls differ by buffering."""
+    """Measures the seconds of a call after two warm-up calls: the median, or the mean."""
     for _ in range(2):
         jax.block_until_ready(run())
     times = []
@@ -202,14 +202,14 @@ def _median_seconds(run: Callable[[], Any], seconds: float, *, mean: bool = Fals
 
 
 def copy_bandwidth(seconds: float = 1.0) -> float:
-    """Bytes a second that one device reads and writes when it adds one to a large array."""
+    """Measures the bytes per second that a device reads and writes when it adds 1 to an array."""
     array = jnp.zeros(COPY_BYTES // 4, jnp.float32)
     add = jax.jit(lambda x: x + 1)
     return 2 * COPY_BYTES / _median_seconds(lambda: add(array), seconds)
 
 
-def describe(report: Report) -> str:
-    """The report as lines for a person."""
+def describe_benchmark(report: Benchmark) -> str:
+    """Formats the results for the user."""
 
     def rate(part: str) -> str:
         value = report[f"{part}_images_per_second"]

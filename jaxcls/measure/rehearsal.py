@@ -1,4 +1,4 @@
-"""Compiles the step of a training without running it, and tells what it would take."""
+"""Compiles a training step without running it, and reports what it would need."""
 
 import dataclasses
 import math
@@ -25,7 +25,7 @@ WIDTHS = {"pred": 1, "bf16": 2, "f16": 2} | {
     f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
 }
 
-Report = dict[str, Any]
+type Rehearsal = dict[str, Any]
 
 
 def rehearse(
@@ -35,26 +35,26 @@ def rehearse(
     chip: Chip | None = None,
     num_classes: int | None = None,
     search: bool = False,
-) -> Report:
+) -> Rehearsal:
     """Compiles the training step and reports memory, traffic and collectives of one device.
 
-    Where the image size rises by stage, this is the last stage's step, which needs most.
+    If the image size grows by stage, the step of the last stage is used, which needs most memory.
 
     Args:
-      config: resolved.
-      devices: to compile for (None: this machine's).
-      chip: their kind, if known; needed for the estimate of time.
-      num_classes: None: the data's, or ImageNet's if those are not there.
-      search: find the largest batch a device that fits, too, by a few more compiles.
+      config: the resolved config.
+      devices: the devices to compile for (None: this machine's).
+      chip: the kind of the devices, if known; needed to estimate the time.
+      num_classes: the number of classes (None: the data's, or ImageNet's if the data is missing).
+      search: also find the largest batch for each device that fits, by compiling a few more times.
 
     Raises:
-      UserError: the config does not fit the devices, the classes are unknown, or a search where
-        the devices' memory is unknown.
+      UserError: the config does not fit the devices, the number of classes is unknown, or `search`
+        is set and the size of the devices' memory is unknown.
     """
     mesh = make_mesh(devices, parallel=config.parallel)
     limit = chip.hbm_bytes if chip else _local_limit(mesh.devices.flat[0])
     if search and limit is None:
-        raise UserError("--search: these devices do not tell how much memory they have")
+        raise UserError("--search: the memory size of these devices is unknown")
     classes, examples = _sizes_of_data(config, num_classes)
 
     def make(batch_size: int) -> Training:
@@ -64,7 +64,7 @@ def rehearse(
 
     training = make(config.data.batch_size)
     state = training.abstract_state()
-    report: Report = {
+    report: Rehearsal = {
         "num_devices": mesh.size,
         "device_kind": mesh.devices.flat[0].device_kind,
         "image_size": config.data.image_size,
@@ -98,20 +98,20 @@ def rehearse(
     return report
 
 
-def largest_batch(attempt: Any, *, unit: int, limit: int, first: tuple[int, Report]) -> int:
-    """The largest multiple of `unit` for which `attempt(batch)` fits, by few attempts.
+def largest_batch(attempt: Any, *, unit: int, limit: int, first: tuple[int, Rehearsal]) -> int:
+    """Finds the largest multiple of `unit` for which `attempt(batch)` fits, with few attempts.
 
-    Memory grows nearly linearly with the batch: two attempts give a line, and each further one is
-    made where the line, or half of what is open, says.
+    Memory grows nearly linearly with the batch: two attempts give a line, and the next attempt is
+    where the line reaches the limit, or in the middle of the open range.
 
     Args:
-      attempt: from a batch to a report with "fits" and "memory_bytes_per_device".
-      unit: what the batch must be a multiple of.
-      limit: bytes a device has.
+      attempt: batch -> report with "fits" and "memory_bytes_per_device".
+      unit: the batch must be a multiple of this.
+      limit: the bytes of a device's memory.
       first: a batch that was tried, and its report.
 
     Returns:
-      0 if not even `unit` fits. After `MAX_SEARCH_COMPILES` attempts, the largest that did.
+      The largest batch that fitted within `MAX_SEARCH_COMPILES` attempts; 0 if not even `unit` did.
     """
     tried = {first[0] // unit: first[1]}
     for _ in range(MAX_SEARCH_COMPILES):
@@ -123,7 +123,7 @@ def largest_batch(attempt: Any, *, unit: int, limit: int, first: tuple[int, Repo
         points = sorted(
             (size, report["memory_bytes_per_device"])
             for size, report in tried.items()
-            if report["memory_bytes_per_device"] is not None  # the compiler may not tell
+            if report["memory_bytes_per_device"] is not None  # the compiler may not report it
         )
         if len(points) > 1:
             (low, low_bytes), (high, high_bytes) = points[0], points[-1]
@@ -135,8 +135,8 @@ def largest_batch(attempt: Any, *, unit: int, limit: int, first: tuple[int, Repo
     return max((size for size, report in tried.items() if report["fits"]), default=0) * unit
 
 
-def _try(training: Training, limit: int | None) -> Report:
-    """Compiles, and reports what the compiler tells; also if it says that memory is too small."""
+def _try(training: Training, limit: int | None) -> Rehearsal:
+    """Compiles the step and returns what the compiler reports, also if memory is too small."""
     start = time.perf_counter()
     try:
         program = training.compile_step().program
@@ -175,9 +175,9 @@ def _try(training: Training, limit: int | None) -> Report:
 
 
 def collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Collectives of a compiled program: how many of each kind, and the bytes of their results.
+    """Counts the collectives of a compiled program by kind, and the bytes of their results.
 
-    One inside a loop counts once. Of an asynchronous one, the end counts.
+    A collective in a loop counts once. An asynchronous one counts where it ends.
     """
     counts: dict[str, int] = {}
     sizes: dict[str, int] = {}
@@ -191,14 +191,14 @@ def collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:
 
 
 def bytes_wanted(message: str) -> int | None:
-    """How much memory the compiler asked for, as its message of failure tells; None if not."""
+    """Returns the memory that the compiler's error message says it needs, or None."""
     found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?) of", message)
     found = found or re.search(r"allocate ([\d.]+) ?([KMGT]?)(?:i?B|bytes)", message)
     return found and int(float(found[1]) * 1024 ** " KMGT".index(found[2] or " "))
 
 
 def _sizes_of_data(config: Config, num_classes: int | None) -> tuple[int, int]:
-    """Classes and examples; the data need not be there."""
+    """Returns the numbers of classes and examples; works without the data for ImageNet."""
     if num_classes is not None:
         return num_classes, IMAGENET_EXAMPLES
     try:
@@ -206,18 +206,18 @@ def _sizes_of_data(config: Config, num_classes: int | None) -> tuple[int, int]:
     except DataError as error:
         if config.data.source.startswith("tfds:imagenet2012"):
             return IMAGENET_CLASSES, IMAGENET_EXAMPLES
-        raise UserError(f"{error}\nwithout the data, give --num-classes") from error
+        raise UserError(f"{error}\nor give --num-classes, without the data") from error
     return source.num_classes, len(source)
 
 
 def _local_limit(device: Any) -> int | None:
-    """Bytes of a local device, if it tells."""
+    """Returns the bytes of a local device's memory, or None if it does not report them."""
     statistics = device.memory_stats()
     return statistics.get("bytes_limit") if statistics else None
 
 
 def _remedies(config: Config) -> list[str]:
-    """What would lower the memory, by fields of the config."""
+    """Returns ways to need less memory, by fields of the config."""
     remedies = ["a smaller data.batch_size (--search finds the largest that fits)"]
     if not config.model.remat:
         remedies.append("--model.remat True: keeps only each block's input")
@@ -229,8 +229,8 @@ def _remedies(config: Config) -> list[str]:
     return remedies
 
 
-def describe(report: Report) -> str:
-    """The report as lines for a person."""
+def describe_rehearsal(report: Rehearsal) -> str:
+    """Formats the results for the user."""
 
     def megabytes(name: str) -> str:
         value = report[name]

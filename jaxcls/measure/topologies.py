@@ -1,4 +1,4 @@
-"""TPU topologies that this machine need not have, for the TPU's compiler. Imports no JAX."""
+"""TPU topologies to compile for; this machine does not need to have them. Imports no JAX."""
 
 import dataclasses
 import importlib.util
@@ -12,13 +12,13 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A TPU chip, by its maker's published figures.
+    """A TPU chip, with its published numbers.
 
     Attributes:
-      hbm_bytes: memory.
-      bandwidth: of the memory, bytes a second.
-      bfloat16_rate: FLOP a second.
-      shapes: topologies that are offered.
+      hbm_bytes: the size of its memory.
+      bandwidth: the bandwidth of its memory, in bytes per second.
+      bfloat16_rate: its speed in bfloat16, in FLOP per second.
+      shapes: the available topologies.
     """
 
     hbm_bytes: int
@@ -39,10 +39,10 @@ CHIPS = {
 
 
 def chip_of(topology: str) -> Chip:
-    """The chip of a topology such as "v5e:4x4".
+    """Returns the chip of a topology such as "v5e:4x4".
 
     Raises:
-      UserError: an unknown topology; the message lists the known ones.
+      UserError: the topology is unknown; the message lists the known ones.
     """
     name, _, shape = topology.partition(":")
     if name not in CHIPS or shape not in CHIPS[name].shapes:
@@ -52,14 +52,14 @@ def chip_of(topology: str) -> Chip:
 
 
 def prepare_environment() -> None:
-    """Lets the TPU's compiler run without a TPU; call it before JAX is imported.
+    """Prepares the TPU's compiler to run without a TPU; must be called before JAX is imported.
 
     Raises:
       UserError: the compiler is not installed.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError(
-            "--topology: the TPU's compiler is not installed; it is the extra tpu-compiler: "
+            "--topology: the TPU's compiler is not installed; install the extra tpu-compiler: "
             "uv run --isolated --extra tpu-compiler jaxcls compile CONFIG --topology …"
         )
     os.environ.update(
@@ -71,7 +71,7 @@ def prepare_environment() -> None:
 
 
 def devices_of(topology: str) -> list[Any]:
-    """The devices of a topology, to compile for."""
+    """Returns the devices of a topology, to compile for."""
     from jax.experimental import topologies
 
     return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices

@@ -1,7 +1,7 @@
-"""Batch normalisation, with the activation after it, and where there is one, squeeze-and-excite.
+"""Batch normalisation together with the following activation and squeeze-and-excite.
 
-They are one function each with a gradient of its own, because what counts is how often they read
-and write an image: x is [batch, height, width, channels] throughout.
+They form one function with its own gradient, because their speed depends on how often they read and
+write the features. x is [batch, height, width, channels] throughout.
 """
 
 from typing import Literal
@@ -25,21 +25,21 @@ BatchNormGroups = int | Literal["global"]
 
 
 def _grouped(x: Array, group_size: int) -> Array:
-    """[batch, ...] as [groups, group_size, ...] of consecutive examples."""
+    """Reshapes [batch, ...] to [groups, group_size, ...] of consecutive examples."""
     return x.reshape(x.shape[0] // group_size, group_size, *x.shape[1:])
 
 
 def _group_mean(x: Array, group_size: int) -> Array:
-    """The mean over each group's examples and pixels, [groups, 1, 1, 1, channels].
+    """Returns the mean over each group's examples and pixels, [groups, 1, 1, 1, channels].
 
-    Each example is summed before the group: the CPU compiler splits that over its threads.
+    Each example is averaged first, because the CPU compiler splits that over threads.
     """
     per_example = jnp.mean(x, axis=(1, 2))
     return jnp.mean(_grouped(per_example, group_size), axis=1)[:, None, None, None, :]
 
 
 def _normed(x: Array, mean: Array, inverse: Array, group_size: int) -> Array:
-    """x less its group's mean, times the inverse deviation: [groups, group_size, ...]."""
+    """Returns (x - mean) * inverse for each group, [groups, group_size, ...]."""
     return (_grouped(x.astype(mean.dtype), group_size) - mean) * inverse
 
 
@@ -48,14 +48,14 @@ def _normalize(
 ) -> tuple[Array, Array, Array]:
     """Normalises each group of consecutive examples by its own statistics.
 
-    The gradient is written out so that only `x` is kept for it, not the normalised or activated
-    values; `mean` and `variance` feed the moving statistics and carry no gradient.
+    The gradient is written by hand, so that only `x` is stored for it, and not the normalised or
+    activated values. The mean and variance are for the moving statistics and have no gradient.
 
     Args:
       x: [batch, height, width, channels].
       scale: [channels].
       bias: [channels].
-      group_size: examples a group; divides batch.
+      group_size: the examples in a group; divides the batch.
       epsilon: added to the variance.
       activation: elementwise, applied to the result.
 
@@ -82,7 +82,7 @@ def _normalize_backward(group_size, epsilon, activation, residuals, cotangents):
     grad = cotangents[0].astype(mean.dtype)
     normed = _normed(x, mean, inverse, group_size)
     (grad,) = jax.vjp(activation, normed * scale + bias)[1](_grouped(grad, group_size))
-    # Rounded as a layer's gradient is: a TPU else writes it in float32, 5.6 MB more in one block.
+    # Rounded like a layer's gradient; otherwise a TPU writes it in float32, 5.6 MB more in a block.
     grad = grad.astype(x.dtype).astype(mean.dtype)
     grad_mean = _group_mean(grad.reshape(x.shape), group_size)
     dot_mean = _group_mean((grad * normed).reshape(x.shape), group_size)
@@ -106,14 +106,14 @@ def _normalize_and_gate(
     epsilon: float,
     activation: Activation,
 ) -> tuple[Array, Array, Array]:
-    """`normalize`, and squeeze-and-excite of its result.
+    """Applies `normalize`, then squeeze-and-excite.
 
-    Together, because the gate and its gradient are one number an example and channel: the sums that
-    the gradient of the batch statistics needs then follow from sums over each example's pixels, and
-    one pass over `x` and the cotangent gives all of them. Apart, they take three more passes.
+    As one function, because the gate and its gradient are constant over an example's pixels: all
+    sums for the gradient of the batch statistics then come from one pass over `x` and the
+    cotangent. As two functions, they need three more passes.
 
     Args:
-      gate_params: of `SqueezeExcite`; the others are as for `normalize`.
+      gate_params: the output of `SqueezeExcite`; the others are as for `normalize`.
     """
     return _normalize_and_gate_forward(
         x, scale, bias, gate_params, group_size, epsilon, activation
@@ -142,7 +142,7 @@ def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cot
         return jnp.sum(values, axis=(1, 2), keepdims=True)
 
     grad_means, grad_gate_params = gate_vjp(sum_over_pixels(grad * y).astype(x.dtype))
-    # The cotangent of y is grad * gates + shift, of which both factors are constants of an example.
+    # The cotangent of y is grad * gates + shift; gates and shift are constant over the pixels.
     gates, pixels = gates.astype(mean.dtype), x.shape[1] * x.shape[2]
     shift = grad_means.astype(mean.dtype) / pixels
     sums = gates * sum_over_pixels(grad * slope) + shift * sum_over_pixels(slope)
@@ -161,17 +161,17 @@ normalize_and_gate.defvjp(_normalize_and_gate_forward, _normalize_and_gate_backw
 class BatchNorm(nn.Module):
     """Batch normalisation over the global batch or fixed groups of examples, and the activation.
 
-    Statistics are float32 (float64 for float64 inputs) whatever the compute dtype. The moving
-    statistics take one step a call, toward the mean over the groups of the groups' means and
-    biased variances: linear in the groups, so averaging `batch_stats` over micro-batches of whole
-    groups gives the large batch's.
+    Statistics are float32 (float64 for float64 inputs) for any compute dtype. Each call updates the
+    moving statistics with the average of the groups' means and biased variances. This is linear in
+    the groups, so averaging `batch_stats` over micro-batches of whole groups gives the same as one
+    large batch.
 
     Attributes:
-      groups: "global", or how many consecutive examples are normalised together.
-      momentum: how much of the moving statistics a step keeps.
+      groups: "global", or the number of consecutive examples that are normalised together.
+      momentum: the share of the moving statistics that an update keeps.
       epsilon: added to the variance.
       activation: elementwise function of the result.
-      frozen: use the moving statistics in training too, and leave them as they are.
+      frozen: normalise by the moving statistics in training too, and do not update them.
     """
 
     groups: BatchNormGroups = "global"
@@ -182,7 +182,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool, gate_params: GateParams | None = None) -> Array:
-        """With `gate_params`, of `SqueezeExcite`, the result is gated by its channels' means."""
+        """Normalises x; with `gate_params` (from `SqueezeExcite`) also gates the result."""
         dtype, shape = statistics_dtype(x.dtype), (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
@@ -209,7 +209,7 @@ class BatchNorm(nn.Module):
 
 
 def batch_norm_group_size(batch: int, groups: BatchNormGroups) -> int:
-    """How many examples are normalised together in a batch of `batch`."""
+    """Returns the number of examples that are normalised together in a batch of `batch`."""
     if groups == "global":
         return batch
     if groups < 1 or batch % groups:

@@ -1,9 +1,9 @@
-"""Depthwise convolution in the form that suits the platform.
+"""Depthwise convolution in the fastest form for each platform.
 
-XLA's grouped convolution is right for TPU and GPU. On CPU it is 4 to 20 times slower than shifted
-multiply-adds, which in turn cost a TPU half more memory traffic.
+XLA's grouped convolution is best on TPU and GPU. On CPU it is 4 to 20 times slower than shifted
+multiply-adds, which on TPU need 50 % more memory traffic.
 
-Images are [batch, height, width, channels], kernels [size, size, 1, channels] of an odd size.
+Images are [batch, height, width, channels], kernels [size, size, 1, channels] with an odd size.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ def depthwise_conv(x: Array, kernel: Array, *, stride: int, padding: Padding = "
 
     Args:
       x: [batch, height, width, channels].
-      kernel: [size, size, 1, channels], of the dtype of `x`; size 3 or 5.
+      kernel: [size, size, 1, channels], with the dtype of `x`; size 3 or 5.
       stride: 1 or 2, of both axes.
       padding: "same" as in TensorFlow, or "symmetric" as in PyTorch.
 
@@ -34,8 +34,8 @@ def depthwise_conv(x: Array, kernel: Array, *, stride: int, padding: Padding = "
     return _by_platform(x, kernel, stride, padding)
 
 
-# The gradient chooses by platform too. (Differentiating through `platform_dependent` would keep
-# the residuals of both forms.)
+# The gradient depends on the platform too. (The derivative of `platform_dependent` would store the
+# residuals of both forms.)
 def _choose(x: Array, kernel: Array, stride: int, padding: Padding) -> Array:
     return lax.platform_dependent(
         x,
@@ -69,7 +69,7 @@ _by_platform.defvjp(_forward, _backward)
 
 
 def grouped(x: Array, kernel: Array, *, stride: int, padding: Padding = "same") -> Array:
-    """`depthwise_conv` as one grouped convolution."""
+    """Computes `depthwise_conv` as one grouped convolution."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -83,12 +83,12 @@ def grouped(x: Array, kernel: Array, *, stride: int, padding: Padding = "same") 
 def grouped_gradients(
     x: Array, kernel: Array, grad: Array, *, stride: int, padding: Padding = "same"
 ) -> tuple[Array, Array]:
-    """The gradients of `grouped` for x and kernel, given that for its result."""
+    """Returns the gradients of `grouped` for x and kernel, given the gradient for its result."""
     return jax.vjp(partial(grouped, stride=stride, padding=padding), x, kernel)[1](grad)
 
 
 def shifted(x: Array, kernel: Array, *, stride: int, padding: Padding = "same") -> Array:
-    """`depthwise_conv` as a shifted multiply-add for each entry of the kernel."""
+    """Computes `depthwise_conv` with a shifted multiply-add for each entry of the kernel."""
     rows, cols = _axes(x, kernel, stride, padding)
     padded = _padded(x, rows, cols)
     terms = (
@@ -102,7 +102,7 @@ def shifted(x: Array, kernel: Array, *, stride: int, padding: Padding = "same") 
 def shifted_gradients(
     x: Array, kernel: Array, grad: Array, *, stride: int, padding: Padding = "same"
 ) -> tuple[Array, Array]:
-    """The gradients of `shifted` for x and kernel, given that for its result."""
+    """Returns the gradients of `shifted` for x and kernel, given the gradient for its result."""
     rows, cols = _axes(x, kernel, stride, padding)
     return _input_gradient(x, kernel, grad, rows, cols), _kernel_gradient(
         x, kernel, grad, rows, cols
@@ -111,7 +111,7 @@ def shifted_gradients(
 
 @dataclasses.dataclass(frozen=True)
 class _Axis:
-    """One axis of a convolution: its length, and that of the kernel along it."""
+    """One axis of a convolution: the sizes of image and kernel, stride and padding."""
 
     size: int
     kernel_size: int
@@ -124,13 +124,13 @@ class _Axis:
 
     @property
     def zeros(self) -> tuple[int, int]:
-        """How many go before and after."""
+        """The number of zeros before and after the image."""
         return explicit_padding(
             self.size, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding
         )
 
     def live_taps(self) -> Iterator[int]:
-        """The taps that see anything but padding; one of three on a 1-pixel image."""
+        """Yields the taps that do not see only padding; one of three on a 1-pixel image."""
         before = self.zeros[0]
         last = (self.outputs - 1) * self.stride
         return (
@@ -147,12 +147,12 @@ def _axes(x: Array, kernel: Array, stride: int, padding: Padding) -> tuple[_Axis
 
 
 def _padded(x: Array, rows: _Axis, cols: _Axis) -> Array:
-    # The barrier keeps the compiler from testing for the border at every multiply-add.
+    # Without the barrier, the compiler tests for the border at every multiply-add.
     return lax.optimization_barrier(jnp.pad(x, ((0, 0), rows.zeros, cols.zeros, (0, 0))))
 
 
 def _input_gradient(x: Array, kernel: Array, grad: Array, rows: _Axis, cols: _Axis) -> Array:
-    """The turned-round kernel over the result's gradient, spread out by the stride."""
+    """Convolves the result's gradient, spread out by the stride, with the rotated kernel."""
     config = [(0, 0, 0)]
     for axis in (rows, cols):
         low = axis.kernel_size - 1 - axis.zeros[0]
@@ -174,9 +174,9 @@ def _input_gradient(x: Array, kernel: Array, grad: Array, rows: _Axis, cols: _Ax
 def _kernel_gradient(x: Array, kernel: Array, grad: Array, rows: _Axis, cols: _Axis) -> Array:
     """Sums image times gradient for each tap.
 
-    A loop over rows that adds into [batch, width, channels] runs along the channels with vector
-    instructions, 8 times faster than the compiler's own reduction over batch, height and width. It
-    also takes longer to compile, so images of few rows do without.
+    A loop over rows that adds to [batch, width, channels] uses vector instructions along the
+    channels, which is 8 times faster than the compiler's reduction over batch, height and width.
+    But it takes longer to compile, so it is not used for images with few rows.
     """
     stride = rows.stride
     padded = _padded(x, rows, cols)
@@ -205,12 +205,12 @@ def _kernel_gradient(x: Array, kernel: Array, grad: Array, rows: _Axis, cols: _A
 
 
 def _tap(padded: Array, i: int, j: int, rows: int, cols: int, stride: int) -> Array:
-    """What the kernel's entry [i, j] sees: [batch, rows, cols, channels]."""
+    """Returns the pixels that the kernel's entry [i, j] sees: [batch, rows, cols, channels]."""
     return padded[
         :, i : i + (rows - 1) * stride + 1 : stride, j : j + (cols - 1) * stride + 1 : stride
     ]
 
 
 def _wide(x: Array) -> jnp.dtype:
-    """The dtype to add up in."""
+    """Returns the dtype for sums."""
     return jnp.promote_types(x.dtype, jnp.float32)

@@ -19,16 +19,16 @@ from jaxcls.models.padding import Padding
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockSpec:
-    """One row of the table: equal blocks, one after another.
+    """One row of the block table: equal blocks, one after another.
 
     Attributes:
-      fused: Fused-MBConv blocks (one 3x3 convolution) in place of MBConv (1x1, then depthwise).
-      repeats: number of blocks.
-      filters: channels out.
-      expansion: channels inside a block, as a multiple of the block's input channels.
-      stride: of the first block; the others have 1.
-      se_ratio: squeeze-and-excite bottleneck as a share of the block's input channels; 0 for none.
-      kernel_size: height and width of the blocks' spatial convolution.
+      fused: Fused-MBConv blocks (one 3x3 convolution) instead of MBConv (1x1, then depthwise).
+      repeats: the number of blocks.
+      filters: the output channels.
+      expansion: the channels inside a block, as a multiple of its input channels.
+      stride: the stride of the first block; the others have 1.
+      se_ratio: the squeeze-and-excite bottleneck as a share of the input channels; 0 for none.
+      kernel_size: height and width of the spatial convolution.
     """
 
     fused: bool
@@ -45,16 +45,16 @@ class ModelSpec:
     """A model's block table, and the input that its published weights expect.
 
     Attributes:
-      name: what `create_model` calls it.
-      stem_filters: channels of the first convolution.
-      blocks: the rows of the table, in order.
-      head_filters: channels of the last 1x1 convolution, the features before the classifier.
-      image_size: native height and width in pixels.
-      mean: red, green, blue, to be subtracted from images in [0, 1].
-      std: red, green, blue, to divide the difference by.
-      padding: of the convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
+      name: the model's name for `create_model`.
+      stem_filters: the channels of the first convolution.
+      blocks: the rows of the block table, in order.
+      head_filters: the channels of the last 1x1 convolution, which are the features.
+      image_size: the native height and width in pixels.
+      mean: red, green, blue; subtracted from images in [0, 1].
+      std: red, green, blue; the difference is divided by it.
+      padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
       batch_norm_epsilon: added to the variances.
-      activation: after the batch norms, and inside squeeze-and-excite.
+      activation: the activation after batch norms and inside squeeze-and-excite.
     """
 
     name: str
@@ -74,7 +74,7 @@ class ModelSpec:
 
 
 def block_names(spec: ModelSpec) -> Iterator[tuple[str, BlockSpec, int]]:
-    """Every block's name ("block1a", "block1b", …), row of the table and stride, in order."""
+    """Yields every block's name ("block1a", "block1b", …), row of the table and stride."""
     for number, row in enumerate(spec.blocks, start=1):
         for repeat in range(row.repeats):
             name = f"block{number}{_letters(repeat)}"
@@ -82,18 +82,18 @@ def block_names(spec: ModelSpec) -> Iterator[tuple[str, BlockSpec, int]]:
 
 
 def _above_zero(rate: float | tuple[float, ...]) -> bool:
-    """Whether a rate, or that of any stage, drops anything."""
+    """Returns whether a rate is above 0 in any stage."""
     return any(rate) if isinstance(rate, tuple) else rate > 0
 
 
 def _letters(index: int) -> str:
-    """0 is a, 25 is z, 26 is aa."""
+    """Returns "a" for 0, "z" for 25, "aa" for 26."""
     return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Norm:
-    """Makes a model's batch norms, all alike but for the activation."""
+    """Makes a model's batch norms, which differ only in their activation."""
 
     groups: BatchNormGroups
     momentum: float
@@ -115,9 +115,9 @@ class Block(nn.Module):
     """An inverted residual block, MBConv or Fused-MBConv.
 
     Attributes:
-      spec: the model's.
-      row: the row of the table.
-      stride: of this block.
+      spec: the model's spec.
+      row: the row of the block table.
+      stride: the stride of this block.
       norm: makes the batch norms.
     """
 
@@ -134,12 +134,12 @@ class Block(nn.Module):
 
         Args:
           x: the features.
-          uniforms: [batch], decides which examples drop the branch; None keeps all.
-          drop_path: [], the probability of that; given together with `uniforms`.
-          train: use batch statistics.
+          uniforms: [batch], decides which examples drop the residual branch; None keeps all.
+          drop_path: [], the probability to drop the branch; given together with `uniforms`.
+          train: whether to use batch statistics.
         """
         row, inputs, features = self.row, x, x.shape[-1]
-        assert not (row.fused and row.se_ratio), "none of the networks has both"
+        assert not (row.fused and row.se_ratio), "no network has both"
         activation = layers.ACTIVATIONS[self.spec.activation]
         window = {
             "kernel_size": row.kernel_size,
@@ -175,24 +175,23 @@ class EfficientNet(nn.Module):
 
     V2 is Tan and Le 2021, https://arxiv.org/abs/2104.00298.
 
-    Dropout and drop-path depend on the "dropout" key, the layer and the example's position in the
-    global batch alone: not on how the batch is cut over devices or micro-batches.
+    Dropout and drop-path depend only on the "dropout" key, the layer and the example's place in the
+    global batch, and not on how the batch is split over devices or micro-batches.
 
     Attributes:
-      spec: the block table, and the input's convention.
-      num_classes: width of the classifier; 0 for none.
-      dropout: rate before the classifier; one number, or one a stage of the training.
-      drop_path: rate that the blocks' rates rise to linearly, from 0 at the first block (block i
-        of n has i / n of it); one number, or one a stage of the training.
-      batch_norm: "global", or how many consecutive examples are normalised together.
-      batch_norm_momentum: how much of the moving statistics a step keeps.
-      freeze_batch_norm: normalise by the moving statistics in training too, and leave them as they
-        are.
+      spec: the block table and the input's preprocessing.
+      num_classes: the width of the classifier; 0 for none.
+      dropout: the dropout rate before the classifier: one number, or one for each training stage.
+      drop_path: the stochastic-depth rate, which rises linearly from 0 at the first block (block i
+        of n has i / n of it): one number, or one for each training stage.
+      batch_norm: "global", or the number of consecutive examples that are normalised together.
+      batch_norm_momentum: the share of the moving statistics that a training step keeps.
+      freeze_batch_norm: normalise by the moving statistics in training too, and do not update them.
       pooling: how the last features are pooled over height and width.
-      head_scale: factor on the classifier's initial kernel; 0 makes it zeros.
-      compute_dtype: of the activations. Parameters, statistics and results are float32, or float64
-        if this is.
-      remat: compute each block again in the backward pass to save its memory.
+      head_scale: a factor for the classifier's initial kernel; 0 makes it zeros.
+      compute_dtype: the dtype of activations. Parameters, statistics and results are float32, or
+        float64 if this is float64.
+      remat: compute each block again in the backward pass, to save memory.
     """
 
     spec: ModelSpec
@@ -220,13 +219,13 @@ class EfficientNet(nn.Module):
         """Returns logits [batch, num_classes], or pooled features [batch, spec.head_filters].
 
         Args:
-          images: [batch, height, width, 3], normalised with the numbers of `spec`.
-          train: use batch statistics, dropout and drop-path; needs the "dropout" rng if either
-            rate is above 0, and "batch_stats" to be mutable.
+          images: [batch, height, width, 3], normalised with the mean and std of `spec`.
+          train: whether to use batch statistics, dropout and drop-path; needs the "dropout" rng if
+            a rate is above 0, and mutable "batch_stats".
           positions: int32 [batch], each example's place in the global batch; default 0, 1, ….
-          progress: how much of the training is over
-            (`jaxcls.config.progressive.progress`); decides the rates where there is one a stage.
-          features: stop before dropout and classifier; so does a model without classes.
+          progress: the completed share of the training (`jaxcls.config.progressive.progress`),
+            which selects the rates if there is one for each stage.
+          features: whether to return the features; always so for a model without classes.
         """
         spec, activation = self.spec, layers.ACTIVATIONS[self.spec.activation]
         norm = _Norm(
@@ -254,8 +253,8 @@ class EfficientNet(nn.Module):
 
         dtype = jnp.promote_types(self.compute_dtype, jnp.float32)
         if self.pooling == "max":
-            # Not jnp.max: its gradient looks for what equals the largest, and finds nothing, so
-            # divides by 0, where the compiler computes x a second time with other rounding.
+            # Not jnp.max: its gradient compares x with the maximum. If the compiler computes x
+            # again with other rounding, nothing is equal, and the gradient divides by 0.
             x = nn.max_pool(x, x.shape[1:3])[:, 0, 0].astype(dtype)
         else:
             x = jnp.mean(x, axis=(1, 2), dtype=dtype)
@@ -273,9 +272,10 @@ class EfficientNet(nn.Module):
         )(x)
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """The variables, kernels drawn at random; arguments as those of `nn.Module.init`.
+        """Returns the initial variables, with random kernels; arguments as of `nn.Module.init`.
 
-        All kernels come from one draw: a draw a layer takes 13 s to compile on a CPU, this one 2.
+        All kernels come from one draw, which compiles in 2 s on a CPU; one draw for each layer
+        takes 13 s.
         """
         shapes = jax.eval_shape(
             lambda key: super(EfficientNet, self).init(key, *args, **kwargs), rngs
@@ -287,9 +287,9 @@ class EfficientNet(nn.Module):
         }
 
     def _uniforms(self, batch: int, positions: Array | None) -> Array | None:
-        """Every draw of the step at once, [batch, num_blocks + head_filters], in [0, 1).
+        """Draws all numbers of the step at once, [batch, num_blocks + head_filters] in [0, 1).
 
-        One draw from one key an example compiles in a fraction of the time of a draw a layer.
+        One draw for each example compiles much faster than one for each layer.
         """
         if not _above_zero(self.drop_path) and not _above_zero(self.dropout):
             return None

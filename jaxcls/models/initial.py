@@ -1,10 +1,11 @@
 """The initial values of a model's variables, from their names and shapes.
 
-Kernels are drawn as in the reference code (EfficientNet, https://arxiv.org/abs/1905.11946):
-convolutions from a truncated normal of variance 2 / fan-out. Fan-out counts the outputs of one
-input channel: height * width * out, and height * width alone for a depthwise kernel. The classifier
-is drawn from a uniform of variance 1 / (3 fan), where fan is the mean of inputs and classes. The
-reference takes the classes, which is close for 1,000, but makes ten classes start at a loss of 6.
+Convolution kernels are drawn as in the reference code (EfficientNet,
+https://arxiv.org/abs/1905.11946): from a truncated normal of variance 2 / fan-out, where fan-out is
+height * width * out, or height * width for a depthwise kernel. The classifier is drawn from a
+uniform of variance 1 / (3 fan), where fan is the mean of the numbers of inputs and classes. The
+reference uses the number of classes, which is similar for 1,000, but gives ten classes an initial
+loss of 6.
 """
 
 import math
@@ -19,22 +20,22 @@ _TRUNCATED_STD = 0.87962566103423978
 
 
 def initial_params(key: Array, shapes: Any, *, head_scale: float = 1.0) -> Any:
-    """Values for a tree of parameters, of the shapes and dtypes in `shapes`.
+    """Draws values for a tree of parameters with the shapes and dtypes in `shapes`.
 
-    All convolution kernels are cut from one draw, because a draw a kernel takes 13 s to compile on
-    a CPU and this one 2.
+    All convolution kernels are parts of one draw, which compiles in 2 s on a CPU; one draw for each
+    kernel takes 13 s.
 
     Args:
-      key: random key.
+      key: the random key.
       shapes: nested dicts of `jax.ShapeDtypeStruct`; leaves are named kernel, scale or bias.
-      head_scale: factor on the classifier's kernel.
+      head_scale: a factor for the classifier's kernel.
     """
     conv_key, dense_key = jax.random.split(key)
     leaves, structure = jax.tree_util.tree_flatten_with_path(shapes)
     sizes = [leaf.size if leaf.ndim == 4 else 0 for _, leaf in leaves]
     dtype = jnp.result_type(*(leaf.dtype for _, leaf in leaves))
     normals = jax.random.truncated_normal(conv_key, -2, 2, (sum(sizes),), dtype) / _TRUNCATED_STD
-    normals = lax.optimization_barrier(normals)  # else the draw is compiled again for each kernel
+    normals = lax.optimization_barrier(normals)  # otherwise compiled again for each kernel
     values, start = [], 0
     for (path, leaf), size in zip(leaves, sizes, strict=True):
         name = path[-1].key
@@ -53,7 +54,7 @@ def initial_params(key: Array, shapes: Any, *, head_scale: float = 1.0) -> Any:
 
 
 def initial_batch_stats(shapes: Any) -> Any:
-    """Means of 0 and variances of 1, of the shapes and dtypes in `shapes`."""
+    """Returns means of 0 and variances of 1 with the shapes and dtypes in `shapes`."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var"), leaf.dtype), shapes
     )

@@ -1,4 +1,6 @@
-"""The layers of the models but batch normalisation: convolutions, squeeze-and-excite, drop-path.
+"""The layers of the models: convolutions, squeeze-and-excite, drop-path, dropout.
+
+Batch normalisation is in `batch_norm.py`.
 
 Images are [batch, height, width, channels] and kernels [height, width, in, out] throughout.
 """
@@ -24,7 +26,7 @@ def silu(x: Array) -> Array:
 
 
 def relu6(x: Array) -> Array:
-    """x cut to [0, 6]; the gradient is 0 at both ends, as in TensorFlow and PyTorch."""
+    """Clips x to [0, 6]; the gradient is 0 at both ends, as in TensorFlow and PyTorch."""
     return lax.clamp(jnp.zeros((), x.dtype), x, jnp.full((), 6, x.dtype))
 
 
@@ -33,7 +35,7 @@ def identity(x: Array) -> Array:
 
 
 def statistics_dtype(dtype) -> jnp.dtype:
-    """float32, or float64 for float64: of parameters, statistics and sums."""
+    """Returns the dtype of parameters, statistics and sums: float32, or float64 for float64."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
@@ -42,13 +44,12 @@ ACTIVATIONS: dict[ActivationName, Activation] = {"silu": silu, "relu6": relu6}
 
 
 class Conv(nn.Module):
-    """A convolution, parameter `kernel` (and `bias`)."""
+    """A convolution without bias, parameter `kernel`."""
 
     features: int
     kernel_size: int = 1
     stride: int = 1
     padding: Padding = "same"
-    use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -56,24 +57,16 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.zeros, shape, dtype).astype(x.dtype)
         if self.kernel_size == 1 and self.stride == 1:
-            # As a matrix product: its kernel gradient needs no transposed copies on a CPU.
-            y = x @ kernel[0, 0]
-        else:
-            strides = (self.stride, self.stride)
-            zeros = [
-                explicit_padding(
-                    size,
-                    kernel_size=self.kernel_size,
-                    stride=self.stride,
-                    padding=self.padding,
-                )
-                for size in x.shape[1:3]
-            ]
-            y = lax.conv_general_dilated(x, kernel, strides, zeros, dimension_numbers=_DIMENSIONS)
-        if self.use_bias:
-            bias = self.param("bias", nn.initializers.zeros, (self.features,), dtype)
-            y = y + bias.astype(x.dtype)
-        return y
+            # A matrix product, because its kernel gradient needs no transposed copies on a CPU.
+            return x @ kernel[0, 0]
+        zeros = [
+            explicit_padding(
+                size, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding
+            )
+            for size in x.shape[1:3]
+        ]
+        strides = (self.stride, self.stride)
+        return lax.conv_general_dilated(x, kernel, strides, zeros, dimension_numbers=_DIMENSIONS)
 
 
 class DepthwiseConv(nn.Module):
@@ -91,11 +84,11 @@ class DepthwiseConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """The parameters of squeeze-and-excite, `reduce` and `expand`; `gate` is what they do.
+    """The parameters of squeeze-and-excite, `reduce` and `expand`; `gate` computes with them.
 
     Attributes:
-      features: width of the bottleneck.
-      channels: what is gated.
+      features: the width of the bottleneck.
+      channels: the number of channels that are gated.
     """
 
     features: int
@@ -103,7 +96,7 @@ class SqueezeExcite(nn.Module):
 
     @nn.compact
     def __call__(self, dtype) -> GateParams:
-        """For inputs of a dtype: kernels [in, out] and biases [out]."""
+        """Returns kernels [in, out] and biases [out] for inputs of a dtype."""
         sizes = {"reduce": (self.channels, self.features), "expand": (self.features, self.channels)}
         return {name: _Affine(*size, name=name)(dtype) for name, size in sizes.items()}
 
@@ -120,17 +113,17 @@ class _Affine(nn.Module):
 
 
 def channel_means(x: Array) -> Array:
-    """Means over each example's pixels, [batch, 1, 1, channels] in the dtype of `x`."""
+    """Returns means over each example's pixels, [batch, 1, 1, channels] in the dtype of `x`."""
     return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=statistics_dtype(x.dtype)).astype(x.dtype)
 
 
 def gate(means: Array, params: GateParams, activation: Activation) -> Array:
-    """The gate of squeeze-and-excite for each channel, in (0, 1).
+    """Computes the gate of squeeze-and-excite for each channel, in (0, 1).
 
     Args:
-      means: of the channels, [batch, 1, 1, channels].
-      params: of `SqueezeExcite`.
-      activation: elementwise, inside the bottleneck.
+      means: the means of the channels, [batch, 1, 1, channels].
+      params: the output of `SqueezeExcite`.
+      activation: the elementwise function inside the bottleneck.
     """
     for name, function in (("reduce", activation), ("expand", lax.logistic)):
         kernel, bias = params[name]
@@ -139,17 +132,17 @@ def gate(means: Array, params: GateParams, activation: Activation) -> Array:
 
 
 def drop_path(x: Array, uniforms: Array, *, rate: Array | float) -> Array:
-    """Zeroes whole examples at `rate` and scales the others up, keeping the expectation.
+    """Sets whole examples to zero at `rate` and scales the others up, to keep the expectation.
 
     Args:
       x: [batch, height, width, channels].
-      uniforms: [batch] draws from [0, 1).
-      rate: share of the examples to zero, in [0, 1).
+      uniforms: [batch], random numbers in [0, 1).
+      rate: the share of the examples to set to zero, in [0, 1).
     """
     factor = jnp.where(uniforms >= rate, 1 / (1 - rate), 0.0).astype(x.dtype)
     return x * factor[:, None, None, None]
 
 
 def dropout(x: Array, uniforms: Array, *, rate: Array | float) -> Array:
-    """Zeroes elements at `rate` and scales the others up; `uniforms` has the shape of `x`."""
+    """Sets elements to zero at `rate` and scales the others up; `uniforms` has the shape of `x`."""
     return x * jnp.where(uniforms >= rate, 1 / (1 - rate), 0.0).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""The zeros around an image before a convolution: TensorFlow's way, or PyTorch's."""
+"""The zero padding of convolutions, as in TensorFlow or as in PyTorch."""
 
 from typing import Literal
 
@@ -8,15 +8,16 @@ Padding = Literal["same", "symmetric"]
 def explicit_padding(
     size: int, *, kernel_size: int, stride: int, padding: Padding
 ) -> tuple[int, int]:
-    """How many zeros go before and after one axis, so that ceil(size / stride) values come out.
+    """Returns the zeros before and after an axis, such that ceil(size / stride) values result.
 
-    "same" is TensorFlow's: as few as it takes, an odd one after. "symmetric" is PyTorch's, half a
-    kernel on both sides; of those after, the ones that no window reaches are left out.
+    "same" is TensorFlow's padding: the smallest number of zeros, with an odd one after the image.
+    "symmetric" is PyTorch's: half a kernel on both sides, without zeros at the end that no window
+    reaches.
 
     Args:
-      size: of the axis.
-      kernel_size: of the axis; odd.
-      stride: of the axis.
+      size: the image's size along the axis.
+      kernel_size: the kernel's size along the axis; odd.
+      stride: the stride along the axis.
       padding: "same" or "symmetric".
     """
     lacking = max((-(-size // stride) - 1) * stride + kernel_size - size, 0)

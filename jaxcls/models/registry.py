@@ -1,4 +1,4 @@
-"""The models by name."""
+"""Makes models by name or from a config, and the templates of their variables."""
 
 import dataclasses
 from typing import Any, Literal
@@ -17,21 +17,21 @@ from jaxcls.system.errors import UserError
 
 
 def model_names() -> tuple[str, ...]:
-    """Every name that `create_model` knows, family by family, smallest model first."""
+    """Returns every name that `create_model` knows, by family, with the smallest model first."""
     return tuple(SPECS)
 
 
 def model_spec(name: str) -> ModelSpec:
-    """The block table and the input convention of the model called `name`.
+    """Returns the block table and preprocessing of the model `name`.
 
     Raises:
-      UserError: no such model; the message names the nearest one.
+      UserError: there is no such model; the message names the nearest one.
     """
     if name in SPECS:
         return SPECS[name]
     raise UserError(
         f"model.name: unknown model {name!r}{nearest(name, SPECS)}; known: {', '.join(SPECS)} "
-        f"(one that a config file adds is known where that file is given as CONFIG)"
+        f"(a model that a config file adds is known only if that file is given as CONFIG)"
     )
 
 
@@ -53,13 +53,13 @@ def create_model(
     compute_dtype: str = "float32",
     remat: bool = False,
 ) -> EfficientNet:
-    """The model called `name`, as a Linen module (see `EfficientNet` for the arguments).
+    """Makes the model `name` as a Linen module (see `EfficientNet` for the arguments).
 
-    `batch_norm_epsilon`, `padding`, `mean` and `std` replace those of the model's spec where they
-    are given, so that `spec` of what is returned always holds what is used.
+    `batch_norm_epsilon`, `padding`, `mean` and `std` replace those of the model's spec if they are
+    given, so the `spec` of the result always has the values in use.
 
     Raises:
-      UserError: no such model; the message names the nearest one.
+      UserError: there is no such model; the message names the nearest one.
 
     Example:
       >>> model = create_model("efficientnetv2_b0", num_classes=10)
@@ -89,10 +89,11 @@ def create_model(
 
 
 def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
-    """The network that the config describes.
+    """Makes the network that the config describes.
 
     Raises:
-      ConfigError: an unknown name, or float64 while JAX has it switched off.
+      UserError: there is no model of this name.
+      ConfigError: compute_dtype is float64, but it is not enabled in JAX.
     """
     if config.compute_dtype == "float64" and not jax.config.read("jax_enable_x64"):
         raise ConfigError(
@@ -124,7 +125,7 @@ Variables = dict[str, PyTree]
 
 
 def overlay(variables: PyTree, given: PyTree) -> PyTree:
-    """The variables, with the values of those that are given; nested dicts both."""
+    """Returns the variables (nested dicts) with the values in `given` replaced."""
     if not isinstance(variables, dict):
         assert given.shape == variables.shape, "weights are checked when they are read"
         return given.astype(variables.dtype)
@@ -136,16 +137,16 @@ def overlay(variables: PyTree, given: PyTree) -> PyTree:
 
 
 def eval_variables_template(model: nn.Module, *, image_size: int, use_ema: bool) -> PyTree:
-    """Shapes and dtypes of the part of a `TrainState` that `eval_variables` needs.
+    """Returns shapes and dtypes of the part of a `TrainState` that `eval_variables` needs.
 
-    Its paths are those of the whole state, so that a checkpoint can be read in part.
+    Its paths are those of the whole state, so a part of a checkpoint can be read with it.
     """
     kept = variables_template(model, image_size=image_size)
     return {"ema": kept} if use_ema else kept
 
 
 def variables_template(model: nn.Module, *, image_size: int) -> PyTree:
-    """Shapes and dtypes of a model's {"params", "batch_stats"}."""
+    """Returns shapes and dtypes of a model's {"params", "batch_stats"}."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     variables = jax.eval_shape(model.init, random_key(0), images)
     return {"params": variables["params"], "batch_stats": variables["batch_stats"]}

@@ -1,8 +1,8 @@
-"""The block tables, and what belongs to each network's weights.
+"""The block tables of the networks, and the preprocessing of their weights.
 
 Sources: the papers (Tan and Le 2019, https://arxiv.org/abs/1905.11946, table 1; 2021,
 https://arxiv.org/abs/2104.00298, table 4) and their reference code; timm's block strings for its
-own `rw` variant. The tests import `keras.applications` weights to prove the tables.
+own `rw` variant. The tests check the tables with the weights of `keras.applications`.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from jaxcls.models.efficientnet import BlockSpec, ModelSpec
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-ONE_HALF = (0.5, 0.5, 0.5)  # mean and std that take [0, 1] to [-1, 1]
-# (x - 128) / 128 and (x - 127) / 128 on 0..255 images, written for images in [0, 1].
+ONE_HALF = (0.5, 0.5, 0.5)  # as mean and std, maps [0, 1] to [-1, 1]
+# For (x - 128) / 128 and (x - 127) / 128 on 0..255 images, but for images in [0, 1].
 _128 = (128 / 255, 128 / 255, 128 / 255)
 _127 = (127 / 255, 127 / 255, 127 / 255)
 
@@ -21,7 +21,7 @@ _SE_RATIO = 0.25
 
 # --- EfficientNet and EfficientNet-Lite ----------------------------------------------------------
 
-# Repeats, filters, expansion, kernel size, stride of every row of B0; all MBConv.
+# Repeats, filters, expansion, kernel size and stride of each row of B0; all are MBConv.
 _V1_BLOCKS = (
     (1, 16, 1, 3, 1),
     (2, 24, 6, 3, 2),
@@ -34,7 +34,7 @@ _V1_BLOCKS = (
 
 
 def _v1(name: str, *, width: float, depth: float, image_size: int, lite: bool = False) -> ModelSpec:
-    """A variant of V1; Lite leaves out what fixed-point hardware is slow or inexact at."""
+    """Makes a variant of V1; Lite has only operations that suit fixed-point hardware."""
     first_and_last = (0, len(_V1_BLOCKS) - 1)
     blocks = tuple(
         BlockSpec(
@@ -110,7 +110,7 @@ def _v2(
 
 
 def _rw_t() -> ModelSpec:
-    """timm's tiny V2, made for PyTorch's conventions."""
+    """Makes timm's tiny V2, with PyTorch's conventions."""
     return dataclasses.replace(
         _v2(
             "efficientnetv2_rw_t",
@@ -131,12 +131,12 @@ def _rw_t() -> ModelSpec:
 
 
 def _round_filters(filters: int, width: float) -> int:
-    """`filters` times `width`, to the nearest multiple of 8."""
+    """Rounds `filters` times `width` to the nearest multiple of 8."""
     return max(8, int(filters * width + 4) // 8 * 8)
 
 
 def _round_up_filters(filters: int, width: float) -> int:
-    """As `_round_filters`, but 8 more where that would take away more than a tenth."""
+    """As `_round_filters`, but adds 8 if rounding removes more than a tenth."""
     rounded = _round_filters(filters, width)
     return rounded + 8 if rounded < 0.9 * filters * width else rounded
 

@@ -1,4 +1,4 @@
-"""What one needs to know to use weights: the network, and how images are brought to it."""
+"""What must be known to use weights: the network and its preprocessing."""
 
 import dataclasses
 from typing import Any, Literal
@@ -10,7 +10,7 @@ Triple = tuple[float, float, float]
 
 
 class WeightsError(UserError):
-    """Weights that cannot be found, read or used; the message names the file or preset."""
+    """Weights cannot be found, read or used; the message names the file or preset."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,17 +18,17 @@ class WeightsInfo:
     """The network that weights belong to, and the preprocessing that they were evaluated with.
 
     Attributes:
-      model: name of the network (`create_model`).
-      mean: red, green, blue, to be subtracted from images in [0, 1].
-      std: red, green, blue, to divide the difference by.
-      padding: of the convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
+      model: the network's name for `create_model`.
+      mean: red, green, blue; subtracted from images in [0, 1].
+      std: red, green, blue; the difference is divided by it.
+      padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
       batch_norm_epsilon: added to the variances.
-      pooling: of the last features.
-      activation: of the classifier's logits: "softmax" over the classes, or "sigmoid" for each.
-      image_size: height and width in pixels.
-      crop_fraction: share of the resized image's height and width that the crop keeps.
-      interpolation: of the resize.
-      class_names: in the order of the logits; None where nobody says.
+      pooling: how the last features are pooled.
+      activation: "softmax" over the logits of all classes, or "sigmoid" of each logit.
+      image_size: height and width of images in pixels.
+      crop_fraction: the share of the resized image's height and width that the crop keeps.
+      interpolation: the kernel of the resize.
+      class_names: in the order of the logits; None if unknown.
     """
 
     model: str
@@ -45,7 +45,7 @@ class WeightsInfo:
 
 
 def info_of_spec(spec: ModelSpec, **changes: Any) -> WeightsInfo:
-    """What holds for a network whose weights say nothing more, with some fields changed."""
+    """Returns the info of a network with the values of its spec, with some fields changed."""
     fields = {
         "model": spec.name,
         "mean": spec.mean,

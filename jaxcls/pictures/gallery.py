@@ -1,4 +1,4 @@
-"""What a config's augmentation does to its own training images, stage by stage."""
+"""Shows what a config's augmentation does to its training images, one operation after another."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ class Row:
     Attributes:
       title: what was done to the images.
       images: uint8 [height, width, 3] each, of any sizes.
-      captions: one an image.
+      captions: a caption for each image.
     """
 
     title: str
@@ -44,39 +44,39 @@ class Row:
 def training_images(
     config: Config, source: Source, *, count: int
 ) -> tuple[list[np.ndarray], list[str]]:
-    """The first images of the first training batch, as they are before augmentation.
+    """Returns the first images of the first training batch, before augmentation.
 
     Args:
-      config: of the training.
+      config: the config of the training.
       source: its training data.
-      count: images; there are fewer where the batch or the data set has fewer.
+      count: the number of images; fewer if the batch or the data set has fewer.
 
     Returns:
-      uint8 [height, width, 3] each, and the names of their classes.
+      Images, uint8 [height, width, 3] each, and the names of their classes.
     """
-    data = dataclasses.replace(config.data, last_batch="straddle")  # a set may be small
+    data = dataclasses.replace(config.data, last_batch="straddle")  # for small data sets
     count = min(count, config.data.batch_size, len(source))
     batch = _first_images(dataclasses.replace(config, data=data), source, step=0, count=count)
     return _valid_images(batch), [source.class_names[label] for label in batch["labels"]]
 
 
 def augmentation_rows(config: Config, source: Source, *, step: int, count: int) -> list[Row]:
-    """The first images of a training batch: raw, after each stage, and as the network gets them.
+    """Returns images of a training batch: raw, after each operation, and as the network gets them.
 
-    The draws are those of the training step; for CutMix and MixUp, those that it would make if the
-    batch had that one.
+    The random draws are those of the training step. CutMix and MixUp are both shown, with the draws
+    that the step would use if it applied them.
 
     Args:
-      config: of the training.
+      config: the config of the training.
       source: its training data.
-      step: of the training, from 0.
-      count: images; rounded up to whole mixing groups.
+      step: the training step, from 0.
+      count: the number of images; rounded up to whole mixing groups.
 
     Raises:
       UserError: the batch has fewer images.
     """
     _check_count(count, config)
-    count = whole_groups(count, config.augment)  # a batch holds whole groups, too
+    count = whole_groups(count, config.augment)  # a batch has whole groups, so it is large enough
     batch = _first_images(config, source, step=step, count=count)
     ends = make_plan(config, len(source)).stage_ends
 
@@ -102,18 +102,18 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
                     one = dataclasses.replace(entry, cutmix=chosen[0], mixup=chosen[1])
                     rows.append(row(title, [*before, one]))
         else:
-            stage = [*before, entry]
-            if not any(isinstance(other, RESIZES) for other in stage):
-                stage.append(CenterCrop())
-            rows.append(row(type(entry).__name__, stage))
+            entries = [*before, entry]
+            if not any(isinstance(other, RESIZES) for other in entries):
+                entries.append(CenterCrop())
+            rows.append(row(type(entry).__name__, entries))
     rows.append(row("final", config.augment))
     return rows
 
 
 def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: int) -> list[Row]:
-    """One operation at magnitudes from 0 to 1: a row an image.
+    """Applies one operation at magnitudes from 0 to 1; returns a row for each image.
 
-    What an operation draws uniformly within its magnitude has its highest value here.
+    If the operation draws its strength uniformly up to the magnitude, the highest strength is used.
     """
     _check_count(count, config)
     batch = _first_images(config, source, step=step, count=count)
@@ -148,7 +148,7 @@ def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: 
 
 
 def _valid_images(batch: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    """The images of a training batch without the rest of their canvases."""
+    """Cuts the images of a training batch out of their canvases."""
     return [
         canvas[:height, :width]
         for canvas, (height, width) in zip(batch["images"], batch["sizes"], strict=True)
@@ -169,7 +169,7 @@ def _first_images(config: Config, source: Source, *, step: int, count: int) -> d
 
 
 def _captions(labels: jax.Array, names: Sequence[str]) -> list[str]:
-    """The classes of each row of soft labels, with their weights if there are several."""
+    """Returns the classes of each row of soft labels, with their weights if there are several."""
     captions = []
     for weights in np.asarray(labels):
         classes = [

@@ -1,4 +1,4 @@
-"""Pictures of a run, as Matplotlib figures."""
+"""Figures of runs, schedules, images and confusion matrices, with Matplotlib."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,14 +19,14 @@ from jaxcls.pictures.gallery import Row
 from jaxcls.system.errors import UserError
 from jaxcls.training.schedules import Plan
 
-COUNTED = 20  # classes whose counts still fit into a confusion matrix
-NAMED = 40  # classes whose names still fit beside it
-LISTED = 20  # pairs of confused classes
-MARKED = 50  # points of a curve that are marked one by one
+COUNTED = 20  # the most classes for which a confusion matrix shows counts
+NAMED = 40  # the most classes for which it shows names
+LISTED = 20  # the most pairs of confused classes that are listed
+MARKED = 50  # the most points of a curve that get a marker each
 
 
 def plot_schedule(plan: Plan) -> Figure:
-    """The learning rate over all steps, with the epochs above; dashed lines part the stages."""
+    """Plots the learning rate over steps and epochs; dashed lines separate the stages."""
     steps = np.unique(np.linspace(0, plan.num_steps, 1001).round())
     rates = jax.vmap(plan.learning_rate)(jnp.asarray(steps, jnp.float32))
     figure = Figure(figsize=(7, 3.5), layout="constrained")
@@ -50,16 +50,16 @@ def plot_run(
     *,
     title: str = "",
 ) -> Figure:
-    """The curves of a training beside the confusion of its classes, or the one that is given.
+    """Plots the curves of a training beside its confusion matrix, or the one that is given.
 
     Args:
-      metrics: as for `plot_curves`.
-      confusion: as for `plot_confusion`.
+      metrics: as for `plot_curves`, or None.
+      confusion: as for `plot_confusion`, or None.
       class_names: as for `plot_confusion`.
-      title: of the confusion.
+      title: the title of the confusion matrix.
     """
     if confusion is None:
-        assert metrics is not None, "one of the two"
+        assert metrics is not None, "one of the two is given"
         return plot_curves(metrics)
     if metrics is None:
         return plot_confusion(confusion, class_names, title=title)
@@ -72,11 +72,11 @@ def plot_run(
 
 
 def plot_curves(metrics: Mapping[str, np.ndarray]) -> Figure:
-    """Loss, accuracy and learning rate over the steps of a training, with the epochs above.
+    """Plots loss, accuracy and learning rate over the steps and epochs of a training.
 
     Args:
-      metrics: the columns of metrics.csv, float [rows]; not a number where a row has no value.
-        Drawn are loss, top1 and top5, the same with eval_ before them, and learning_rate.
+      metrics: the columns of metrics.csv, float [rows]; NaN where a row has no value. Used are
+        loss, top1, top5, the same with the prefix eval_, and learning_rate.
     """
     figure = Figure(figsize=(7, 8), layout="constrained")
     _draw_curves(figure, metrics)
@@ -84,10 +84,10 @@ def plot_curves(metrics: Mapping[str, np.ndarray]) -> Figure:
 
 
 def plot_comparison(runs: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Figure:
-    """Loss, top-1 and learning rate of several trainings over their steps.
+    """Plots loss, top-1 and learning rate of several trainings over their steps.
 
     Args:
-      runs: the name of each and its metrics, as for `plot_curves`; at least one.
+      runs: the name of each run and its metrics, as for `plot_curves`; at least one.
     """
     columns = 1 if max(len(name) for name, _ in runs) > 40 else 2
     height = 8 + 0.22 * -(-len(runs) // columns)
@@ -113,22 +113,22 @@ def plot_comparison(runs: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Fig
 
 
 def _draw_curve(axes: Axes, metrics: Mapping[str, np.ndarray], column: str, **style: Any) -> None:
-    """One column over the steps, where it has values."""
+    """Draws one column over the steps, where it has values."""
     there = np.isfinite(metrics[column])
     marker = "o" if there.sum() == 1 else None  # a line needs two points
     axes.plot(metrics["step"][there], metrics[column][there], marker=marker, **style)
 
 
 def plot_confusion(confusion: np.ndarray, class_names: Sequence[str], *, title: str = "") -> Figure:
-    """Which classes are taken for which, as shares of the examples of each class.
+    """Plots a confusion matrix as shares of the examples of each class.
 
-    Up to 20 classes, the counts stand in the matrix; above 40 it has no names, and the pairs that
-    are confused most often are listed below it.
+    With up to 20 classes it shows the counts. With more than 40 it shows no names, and the pairs
+    that are confused most often are listed below it.
 
     Args:
-      confusion: examples of class i that are taken for class j, int [classes, classes].
-      class_names: in the order of the matrix; long ones are cut.
-      title: what it is the confusion of.
+      confusion: the number of examples of class i predicted as class j, int [classes, classes].
+      class_names: the names of the classes; long ones are shortened.
+      title: the title of the figure.
     """
     figure = Figure(figsize=_confusion_size(len(class_names)), layout="constrained")
     _draw_confusion(figure, confusion, class_names, title=title)
@@ -147,7 +147,7 @@ def _mark_epochs(axes: Axes, steps_per_epoch: float) -> None:
 
 
 def _scale_axes(accuracy: Axes, rate: Axes, *, last_step: float) -> None:
-    """Accuracies as shares of all, the learning rate from 0, and the steps below."""
+    """Sets the scales: accuracies from 0 to 100 %, the learning rate from 0, steps below."""
     accuracy.set_ylim(-0.02, 1.02)
     accuracy.yaxis.set_major_formatter(PercentFormatter(1))
     rate.set_ylim(bottom=0)
@@ -156,7 +156,7 @@ def _scale_axes(accuracy: Axes, rate: Axes, *, last_step: float) -> None:
 
 
 def _scale_loss(axes: Axes, runs: Sequence[Mapping[str, np.ndarray]]) -> None:
-    """Leaves out evaluations far above all of training, as at another size than the stage's."""
+    """Cuts off evaluation losses far above the training's, for example at another image size."""
     highest = {
         name: max((np.nanmax(metrics[name], initial=0) for metrics in runs), default=0)
         for name in ("loss", "eval_loss")
@@ -205,17 +205,17 @@ def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
 
 
 def _steps_per_epoch(metrics: Mapping[str, np.ndarray]) -> float:
-    """From the last row, whose rounding of the epoch matters least."""
+    """Computes steps per epoch from the last row, where the rounding of the epoch matters least."""
     last = np.argmax(metrics["step"])
     return metrics["step"][last] / max(metrics["epoch"][last], 1e-4)
 
 
 def _confusion_size(num_classes: int) -> tuple[float, float]:
-    """Width and height of the picture in inches."""
+    """Returns width and height of the figure in inches."""
     if num_classes > NAMED:
         return 9.0, 12.0
     side = max(5.0, 2.0 + 0.3 * num_classes)
-    return side + 1.5, side  # room for what stands beside a matrix that is square
+    return side + 1.5, side  # the matrix is square; the rest is for the colour bar
 
 
 def _draw_confusion(
@@ -224,13 +224,13 @@ def _draw_confusion(
     num_classes = len(class_names)
     examples = confusion.sum(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        shares = confusion / examples  # not a number without examples, which is drawn grey
+        shares = confusion / examples  # NaN without examples, drawn grey
     if num_classes > NAMED:
         figure, below = figure.subfigures(2, 1, squeeze=False, height_ratios=(3, 2))[:, 0]
         _draw_confused_pairs(below.add_subplot(), confusion, class_names)
     axes = figure.add_subplot()
     colors = colormaps["Blues"].with_extremes(bad="lightgrey")
-    # The root makes rare confusions visible.
+    # The square root makes rare confusions visible.
     image = axes.imshow(shares, cmap=colors, norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     beside = axes.inset_axes((1.03, 0, 0.04, 1))  # as high as the matrix
     bar = figure.colorbar(image, cax=beside, format=PercentFormatter(1, decimals=0))
@@ -263,7 +263,7 @@ def _draw_confused_pairs(axes: Axes, confusion: np.ndarray, class_names: Sequenc
     pairs = [pair for pair in pairs if wrong[pair]]
     if not pairs:
         axes.set_axis_off()
-        axes.text(0.5, 0.5, "no class is taken for another", ha="center", va="center")
+        axes.text(0.5, 0.5, "no class is confused with another", ha="center", va="center")
         return
     counts = [wrong[pair] for pair in pairs]
     shares = [wrong[pair] / confusion[pair[0]].sum() for pair in pairs]
@@ -279,15 +279,15 @@ def _draw_confused_pairs(axes: Axes, confusion: np.ndarray, class_names: Sequenc
 
 
 def shorten(name: str, length: int) -> str:
-    """The name, cut to a length and ending in … where it is longer."""
+    """Shortens a name to a length, with … at the end."""
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
 def plot_gallery(rows: Sequence[Row]) -> Figure:
-    """Rows of images, each with its title at the left and a caption under every image.
+    """Plots rows of images, each with its title on the left and a caption below every image.
 
     Args:
-      rows: at least one; images may differ in size.
+      rows: at least one row; images may differ in size.
     """
     columns = max(len(row.images) for row in rows)
     longest = max(len(caption) for row in rows for caption in row.captions)
@@ -308,11 +308,11 @@ def plot_gallery(rows: Sequence[Row]) -> Figure:
 
 
 def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
-    """A gallery of images, each with a title and its size.
+    """Plots images, each with a title and its size.
 
     Args:
       images: uint8 [height, width, 3] each, of any sizes; at least one.
-      titles: one an image; long ones are cut.
+      titles: a title for each image; long ones are shortened.
     """
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
@@ -346,10 +346,10 @@ def require_picture(path: Path) -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Writes a figure in the format that the file's name asks for.
+    """Writes a figure in the format of the file's suffix.
 
     Raises:
-      UserError: the format is unknown or the file cannot be written.
+      UserError: the format is unknown, or the file cannot be written.
     """
     try:
         figure.savefig(path, dpi=150, format=path.suffix.removeprefix("."))

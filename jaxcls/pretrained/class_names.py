@@ -1,4 +1,4 @@
-"""Names of classes in a file of the user's, for weights that do not say what their classes are."""
+"""Reads class names from a user's file, for weights that do not contain them."""
 
 import collections
 import dataclasses
@@ -10,31 +10,31 @@ from typing import Any
 
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
-from jaxcls.pretrained.limits import printable
+from jaxcls.pretrained.limits import excerpt
 from jaxcls.system.errors import UserError
 from jaxcls.system.names import composed
 
 MAX_BYTES = 64 * 2**20
 
-type _Entry = tuple[str, ...]  # a name; or an id and a name, as ImageNet's files have them
+type _Entry = tuple[str, ...]  # a name, or an id and a name as in ImageNet's files
 
 
 def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """The names of classes that a file lists, in the order of the logits.
+    """Reads the names of classes, in the order of the logits.
 
     Args:
-      path: of a text in UTF-8: JSON, or one name a line. JSON is a list of names, or names by their
-        numbers ({"0": "cat"}), or numbers by their names ({"cat": 0}); a name may be a pair of an
-        id and a name, as in Keras' and PyTorch's files of ImageNet's classes
-        ({"0": ["n01440764", "tench"]}), of which the names are taken, or the ids where two names
-        are the same. A config.json of Hugging Face has them under "id2label".
+      path: a UTF-8 text file: JSON, or one name on each line. JSON is a list of names, a table of
+        names by number ({"0": "cat"}), or a table of numbers by name ({"cat": 0}). A name may be a
+        pair of an id and a name, as in the files of ImageNet's classes by Keras and PyTorch
+        ({"0": ["n01440764", "tench"]}): the names are used, or the ids if two names are the same. A
+        config.json of Hugging Face has the names under "id2label".
 
     Returns:
-      Different names, in Unicode's composed form.
+      Different names, in Unicode form NFC.
 
     Raises:
-      UserError: the file cannot be read, is no such text, leaves a number out, or has a name twice,
-        an empty one, or one that cannot be shown.
+      UserError: the file cannot be read, has another format, skips a number, or has a name that is
+        empty, repeated or not printable.
     """
     path = Path(path)
     text = _read(path)
@@ -55,8 +55,8 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
     return names
 
 
-def classes_of(variables: Mapping[str, Any]) -> int:
-    """How many classes the classifier among imported variables tells apart; 0 without one."""
+def num_classes_of(variables: Mapping[str, Any]) -> int:
+    """Returns the number of classes of the classifier in imported variables; 0 without one."""
     head = variables["params"].get("classifier")
     return 0 if head is None else head["bias"].shape[0]
 
@@ -64,13 +64,13 @@ def classes_of(variables: Mapping[str, Any]) -> int:
 def with_class_names(
     info: WeightsInfo, names: Sequence[str], num_classes: int, *, name: str
 ) -> WeightsInfo:
-    """What is known of the weights `name`, with the names that the user gives their classes.
+    """Returns the info of the weights `name` with the user's class names.
 
     Raises:
       UserError: there are more or fewer names than classes.
     """
     if num_classes == 0:
-        raise UserError(f"class_names: {name!r} has no classifier, so there is nothing to name")
+        raise UserError(f"class_names: {name!r} has no classifier, so it has no classes to name")
     if len(names) != num_classes:
         raise UserError(
             f"class_names: {len(names)} names, but the classifier of {name!r} has "
@@ -82,7 +82,7 @@ def with_class_names(
 def _read(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UserError(f"{path}: is too large for a file of names")
+            raise UserError(f"{path}: is too large for a file of class names")
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"{path}: the class names cannot be read ({error.strerror})") from None
@@ -91,7 +91,7 @@ def _read(path: Path) -> str:
 
 
 def _json(path: Path, text: str) -> Any:
-    """What a JSON file holds; None if the file is none."""
+    """Parses a JSON file; returns None for other text."""
     if path.suffix.lower() != ".json" and text.lstrip()[:1] not in ("[", "{"):
         return None
     try:
@@ -101,7 +101,7 @@ def _json(path: Path, text: str) -> Any:
             raise
         if path.suffix.lower() != ".json":  # names that begin with a bracket
             return None
-        raise UserError(f"{path}: is no valid JSON ({error})") from None
+        raise UserError(f"{path}: is not valid JSON ({error})") from None
     if isinstance(content, dict) and isinstance(content.get("id2label"), dict):
         return content["id2label"]
     return content
@@ -110,28 +110,28 @@ def _json(path: Path, text: str) -> Any:
 def _table(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     table = dict(pairs)
     if len(table) != len(pairs):
-        raise UserError(f"{path}: has {printable(_first_twice(pairs))!r} twice")
+        raise UserError(f"{path}: has {excerpt(_first_twice(pairs))!r} twice")
     return table
 
 
 def _first_twice[K](pairs: Sequence[tuple[K, Any]]) -> K:
-    """The first key that comes again, where one does."""
+    """Returns the first key that is repeated."""
     counts = collections.Counter(key for key, _ in pairs)
     return next(key for key, count in counts.items() if count > 1)
 
 
 def _lines(path: Path, text: str) -> list[_Entry]:
     if path.suffix.lower() == ".csv":
-        raise UserError(f"{path}: is a table; write one class name a line, or a list in JSON")
+        raise UserError(f"{path}: is a table; write one class name on each line, or a list in JSON")
     lines = [line.strip() for line in text.rstrip().split("\n")]
     if not any(lines):
         return []
     if "" in lines:
         raise UserError(
-            f"{path}: line {lines.index('') + 1} is empty; write one class name a line, in the "
-            "order of the classes"
+            f"{path}: line {lines.index('') + 1} is empty; write one class name on each line, in "
+            "the order of the classes"
         )
-    # A tab stands between an id and a name, as in ImageNet's own lists.
+    # A tab separates an id and a name, as in ImageNet's own lists.
     return [_entry(path, line.split("\t") if line.count("\t") == 1 else line) for line in lines]
 
 
@@ -155,8 +155,8 @@ def _entries(path: Path, content: Any) -> list[_Entry]:
 def _number(path: Path, key: str) -> int:
     if not (key.isascii() and key.isdecimal() and len(key) < 10):
         raise UserError(
-            f"{path}: {printable(key)!r} is no number of a class; expected names by their numbers "
-            "from 0, or numbers by their names"
+            f"{path}: {excerpt(key)!r} is not the number of a class; expected names by their "
+            "numbers from 0, or numbers by their names"
         )
     return int(key)
 
@@ -178,16 +178,16 @@ def _entry(path: Path, value: Any) -> _Entry:
     parts: list[Any] = value if isinstance(value, list) and 1 <= len(value) <= 2 else [value]
     if not all(isinstance(part, str) for part in parts):
         raise UserError(
-            f"{path}: {printable(json.dumps(value))} is no class name; expected a text, or an id "
-            "and a text"
+            f"{path}: {excerpt(json.dumps(value))} is not a class name; expected a text, or an "
+            "id and a text"
         )
     return tuple(composed(part.strip()) for part in parts)
 
 
 def _choose(entries: Sequence[_Entry]) -> tuple[str, ...]:
-    """One name for each class: where there are ids too, the names if they differ."""
+    """Returns one name for each class: with ids and names, the names if all are different."""
     ids = tuple(entry[0] for entry in entries)
-    if ids == imagenet_wordnet_ids():  # ImageNet's own names repeat; ours do not
+    if ids == imagenet_wordnet_ids():  # ImageNet's own names repeat; jaxcls's do not
         return imagenet_class_names()
     names = tuple(entry[-1] for entry in entries)
     return names if len(set(names)) == len(names) else ids
@@ -198,5 +198,5 @@ def _check(path: Path, number: int, name: str) -> None:
         raise UserError(f"{path}: the name of class {number} is empty")
     if any(unicodedata.category(character) in ("Cc", "Cs") for character in name):
         raise UserError(
-            f"{path}: the name of class {number}, {printable(name)}, contains a control character"
+            f"{path}: the name of class {number}, {excerpt(name)}, contains a control character"
         )

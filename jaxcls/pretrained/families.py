@@ -1,4 +1,4 @@
-"""The naming conventions of weight files, one `Family` each."""
+"""The naming conventions of weights files, one `Family` for each library."""
 
 import dataclasses
 import re
@@ -14,22 +14,22 @@ from jaxcls.pretrained.variables import variable_shapes
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """How one library names and lays out the variables of an EfficientNet.
+    """The names and layout that one library uses for the variables of an EfficientNet.
 
     Attributes:
-      name: of the library.
-      telltale: regular expression of a tensor's whole name; a file that has one is of this family.
-      separator: what ends each name that a wrapper puts before a tensor's; empty where the names
-        have the groups around a network anyway.
-      head: regular expression of the whole names of tensors beside which the classifier cannot be
-        one by itself: other layers of a foreign head.
-      names: (spec, the file's tensor names) to the tensor's name for each of our variables
-        ("params/stem_conv/kernel", collection first), the classifier's among them; a variable that
-        such a file cannot have may be left out.
-      convert: (our name, the tensor) to our layout, values unchanged.
-      ignored: regular expression of the whole names of tensors that carry no weights.
-      info: (spec, the file's tensors) to what the library's weights expect of a network when
-        nothing else says so.
+      name: the name of the library.
+      telltale: a regular expression for a whole tensor name; a file with a match is of this family.
+      separator: the end of the prefixes that wrappers add to tensor names; empty if this library's
+        names contain the groups around a network anyway.
+      head: a regular expression for whole names of tensors of another head, without which the
+        classifier does not work.
+      names: (spec, the file's tensor names) -> for each of jaxcls's variables
+        ("params/stem_conv/kernel", collection first), the classifier's included, the tensor's name.
+        A variable that such a file cannot have may be left out.
+      convert: (variable, tensor) -> the tensor in jaxcls's layout, with the same values.
+      ignored: a regular expression for whole names of tensors that are not weights.
+      info: (spec, the file's tensors) -> the preprocessing and settings that the library's weights
+        expect if the file does not say more.
     """
 
     name: str
@@ -50,7 +50,7 @@ def _own_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
 def _of_network(
     info: Callable[[ModelSpec], WeightsInfo],
 ) -> Callable[[ModelSpec, Mapping[str, np.ndarray]], WeightsInfo]:
-    """Whatever the tensors are."""
+    """Makes an `info` that does not depend on the tensors."""
     return lambda spec, tensors: info(spec)
 
 
@@ -126,10 +126,10 @@ FAMILIES = (
 
 
 def find_family(names: Collection[str]) -> Family:
-    """The family of a file with tensors of these names.
+    """Returns the family of a file with tensors of these names.
 
     Raises:
-      WeightsError: none; the message says what was looked for, and what the file has.
+      WeightsError: there is none; the message lists the known families and the first names.
     """
     for family in FAMILIES:
         if any(re.fullmatch(family.telltale, name) for name in names):
@@ -137,6 +137,6 @@ def find_family(names: Collection[str]) -> Family:
     known = ", ".join(family.name for family in FAMILIES)
     found = ", ".join(list(names)[:5]) or "none"
     raise WeightsError(
-        f"its tensors are named as those of an EfficientNet in none of {known}; "
+        f"its tensors are not named as an EfficientNet's in any of {known}; "
         f"the first names in the file: {found}"
     )

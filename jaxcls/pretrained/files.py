@@ -1,4 +1,4 @@
-"""Weights files of every format to named arrays. Nothing in a file is run or believed unchecked."""
+"""Reads weights files of every format into named arrays; runs nothing, and checks everything."""
 
 import dataclasses
 import functools
@@ -16,8 +16,13 @@ import safetensors
 from jaxcls.config.decoding import nearest
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained import pth
-from jaxcls.pretrained.limits import MAX_BYTES, printable, single_precision, widen_bfloat16
-from jaxcls.pretrained.unpickling import RefusedError
+from jaxcls.pretrained.limits import (
+    MAX_BYTES,
+    RefusedError,
+    excerpt,
+    single_precision,
+    widen_bfloat16,
+)
 from jaxcls.pretrained.wrappers import unwrap
 from jaxcls.system.paths import local_path
 
@@ -43,15 +48,15 @@ _SAFETENSORS = {
 
 @dataclasses.dataclass(frozen=True)
 class WeightsFile:
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
       path: the file.
-      tensors: of the network, by the names that the file gives them, but without what stands
-        before all of them; floating-point ones are float32 whatever the file has.
-      metadata: what a safetensors file says beside; other formats have none.
-      notes: sentences on what was done to find the tensors.
-      outside: tensors that stand beside the network, by the file's own names.
+      tensors: the network's tensors by their names in the file, without a prefix that all have;
+        floating-point ones are converted to float32.
+      metadata: the metadata of a safetensors file; empty for other formats.
+      notes: sentences on how the tensors were found.
+      outside: tensors that do not belong to the network, by their names in the file.
     """
 
     path: Path
@@ -62,26 +67,25 @@ class WeightsFile:
 
 
 def read_weights(path: str | Path, *, ema: bool = True) -> WeightsFile:
-    """Reads safetensors, HDF5, Keras' archives, or PyTorch's archives and streams, by their bytes.
+    """Reads a safetensors, HDF5, Keras or PyTorch file; the format is found from its first bytes.
 
-    Weights in several files, as Keras and Hugging Face's libraries write them, are read by the JSON
-    file that lists those (`.weights.json`, `.index.json`).
+    Weights in several files, as Keras and Hugging Face's libraries write them, are read with the
+    JSON file that lists them (`.weights.json`, `.index.json`).
 
     Args:
       path: a file with any suffix.
-      ema: which weights to take from a file that has two: the moving averages of a training, or
-        the weights that they are averages of. A file with one kind of weights needs no choice,
-        but moving averages alone are refused where they are not wanted.
+      ema: if the file has both, whether to take the moving averages or the weights themselves. A
+        file with moving averages only is refused if this is False.
 
     Raises:
-      WeightsError: there is no such file, or it is none of these, damaged, cut short, hostile, or
-        has no tensors.
+      WeightsError: there is no such file, or it has another format, is damaged, cut off or
+        dangerous, or has no tensors.
     """
     path = local_path(path)
     try:
         file = _reader(path, ema=ema)(path)
         if not file.tensors:
-            raise WeightsError(f"{path}: holds no tensors")
+            raise WeightsError(f"{path}: contains no tensors")
         tensors, outside, notes = unwrap(file.tensors, ema=ema)
     except OSError as error:
         raise WeightsError(f"{path}: cannot be read ({error.strerror or error})") from None
@@ -93,19 +97,19 @@ def read_weights(path: str | Path, *, ema: bool = True) -> WeightsFile:
 
 
 def _reader(path: Path, *, ema: bool, within: Path | None = None) -> Callable[[Path], WeightsFile]:
-    """The function that reads this kind of file, which may be one of a list `within`."""
+    """Returns the function that reads this kind of file; `within` is the list that names it."""
     if not path.exists():
         there = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise WeightsError(f"{path}: no such file{nearest(path.name, there)}")
     if path.is_dir():
         raise WeightsError(f"{path}: is a folder; name the weights file in it")
     if not path.is_file():
-        raise WeightsError(f"{path}: is no regular file")
+        raise WeightsError(f"{path}: is not a regular file")
     size = path.stat().st_size
     if size == 0:
-        raise WeightsError(f"{path}: is empty; fetch it again")
+        raise WeightsError(f"{path}: is empty; download it again")
     if size > MAX_BYTES:
-        raise WeightsError(f"{path}: has {size} bytes; at most {MAX_BYTES} are read")
+        raise WeightsError(f"{path}: has {size} bytes; at most {MAX_BYTES} are allowed")
     with path.open("rb") as file:
         start = file.read(1024)
     if start.startswith(b"\x89HDF\r\n\x1a\n"):
@@ -116,12 +120,12 @@ def _reader(path: Path, *, ema: bool, within: Path | None = None) -> Callable[[P
         return lambda path: _read_torch(path, functools.partial(pth.read_zip, ema=ema))
     if (shards := _shards(path, start)) is not None:
         if within is not None:
-            raise WeightsError(f"{path}: is a list of other files, within {within}")
+            raise WeightsError(f"{path}: is another list of files, named in {within}")
         return lambda path: _read_shards(path, shards, ema=ema)
     if text := _text(start):
         raise WeightsError(f"{path}: {text}")
     if start[8:9] == b"{":
-        return _read_safetensors  # before PyTorch's: its first byte can be 0x80, too
+        return _read_safetensors  # checked before PyTorch's: the first byte can be 0x80 too
     if start[0] == 0x80:
         return lambda path: _read_torch(path, functools.partial(pth.read_stream, ema=ema))
     if start[257:262] == b"ustar":
@@ -130,22 +134,22 @@ def _reader(path: Path, *, ema: bool, within: Path | None = None) -> Callable[[P
             "0.1.10 wrote such files: load and save it again with a newer one)"
         )
     raise WeightsError(
-        f"{path}: begins with {start[:8].hex(' ')}, which is neither safetensors, HDF5 nor a file "
-        "of PyTorch's; if it was fetched, fetch it again"
+        f"{path}: begins with {start[:8].hex(' ')}, which is neither safetensors, HDF5 nor a "
+        "PyTorch file; if it was downloaded, download it again"
     )
 
 
 def _text(start: bytes) -> str | None:
-    """What a text file is that somebody took for weights, from its first bytes."""
+    """Describes a text file that was named as weights, by its first bytes; None if it is binary."""
     if start.startswith(b"version https://git-lfs"):
-        return "is a pointer of Git LFS, not the file it stands for; run `git lfs pull`"
+        return "is a Git LFS pointer, not the file itself; run `git lfs pull`"
     text = start.decode("utf-8", errors="replace").rstrip("\N{REPLACEMENT CHARACTER}")
     if not all(character in string.whitespace or character.isprintable() for character in text):
         return None
     if "\N{REPLACEMENT CHARACTER}" in text or not text.strip():
         return None
     if text.lstrip().lower().startswith(("<!doctype html", "<html")):
-        return "is a web page, such as an error or login page, saved as weights; fetch it again"
+        return "is a web page, such as an error or login page, saved as weights; download it again"
     return f"is a text file, not weights; it begins with {text[:60]!r}"
 
 
@@ -156,7 +160,7 @@ def _read_hdf5(path: Path) -> WeightsFile:
 
 
 def _records(path: Path) -> list[str]:
-    """Names in a zip archive; none if it is damaged, which its reader says."""
+    """Returns the names in a zip archive; none if it is damaged, which its reader reports."""
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
@@ -173,22 +177,22 @@ def _read_keras(path: Path) -> WeightsFile:
             record = archive.getinfo(_KERAS_WEIGHTS)
             if record.compress_type != zipfile.ZIP_STORED or record.file_size > path.stat().st_size:
                 raise WeightsError(
-                    f"{path}: {_KERAS_WEIGHTS} in it is compressed, which Keras never does; unpack "
-                    "it and name that file"
+                    f"{path}: its {_KERAS_WEIGHTS} is compressed, which Keras never does; unpack "
+                    "the archive and name that file"
                 )
             content = io.BytesIO(archive.read(record))
     except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"{path}: the Keras archive is damaged or cut short ({printable(error, 200)}); "
-            "fetch it again"
+            f"{path}: the Keras archive is damaged or cut off ({excerpt(error, 200)}); "
+            "download it again"
         ) from None
     return WeightsFile(path, hdf5.read(path, content), {})
 
 
 def _shards(path: Path, start: bytes) -> list[Path] | None:
-    """The files that a list of shards names, in their order; None if it is no such list."""
+    """Returns the files that a JSON list of shards names, in order; None for any other file."""
     if not start.lstrip().startswith(b"{") or path.stat().st_size > MAX_HEADER:
         return None
     try:
@@ -199,26 +203,26 @@ def _shards(path: Path, start: bytes) -> list[Path] | None:
         name for place in places for name in (place if isinstance(place, list) else [place])
     )
     if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise WeightsError(f"{path}: lists {printable(wrong[0])}, which is no file beside it")
+        raise WeightsError(f"{path}: lists {excerpt(wrong[0])}, which is not a file beside it")
     shards = [path.with_name(name) for name in names]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise WeightsError(
-            f"{path}: lists {len(shards)} files of weights, and {len(missing)} of them "
+            f"{path}: lists {len(shards)} files of weights, but {len(missing)} of them "
             f"{'is' if len(missing) == 1 else 'are'} not beside it, such as "
-            f"{printable(missing[0])}; put all of them into {path.parent}"
+            f"{excerpt(missing[0])}; put all of them into {path.parent}"
         )
     return shards
 
 
 def _read_shards(path: Path, shards: list[Path], *, ema: bool) -> WeightsFile:
-    """Reads the tensors of all files of a list."""
+    """Reads the tensors of all files in a list."""
     tensors: dict[str, np.ndarray] = {}
     notes: dict[str, None] = {}
     for shard in shards:
         part = _reader(shard, ema=ema, within=path)(shard)
         if twice := tensors.keys() & part.tensors.keys():
             raise WeightsError(
-                f"{shard}: has {printable(min(twice))}, which another file of {path.name} has too"
+                f"{shard}: has {excerpt(min(twice))}, which another file of {path.name} has too"
             )
         tensors |= part.tensors
         notes |= dict.fromkeys(part.notes)
@@ -237,20 +241,20 @@ def _read_safetensors(path: Path) -> WeightsFile:
     length = int.from_bytes(data[:8], "little")
     if length > MAX_HEADER:
         raise WeightsError(
-            f"{path}: as safetensors its header would have {length} bytes, and at most "
-            f"{MAX_HEADER} are read; it is damaged or something else: fetch it again"
+            f"{path}: its safetensors header has {length} bytes, but at most {MAX_HEADER} are "
+            "allowed; it is damaged or of another format: download it again"
         )
     if length > len(data) - 8:
         raise WeightsError(
-            f"{path}: is cut short: its header has {length} bytes, the file {len(data)}; "
-            "fetch it again"
+            f"{path}: is cut off: its header has {length} bytes, the file {len(data)}; "
+            "download it again"
         )
     try:
         entries = safetensors.deserialize(data)  # checks sizes, offsets and overlaps
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: is damaged or cut short ({printable(error, 200)}); fetch it again"
+            f"{path}: is damaged or cut off ({excerpt(error, 200)}); download it again"
         ) from None
     tensors = {}
     for name, entry in entries:
@@ -265,7 +269,7 @@ def _safetensors_array(
 ) -> np.ndarray:
     if kind not in _SAFETENSORS:
         raise WeightsError(
-            f"{path}: tensor {printable(name)} is of type {kind}, which is not read; "
+            f"{path}: tensor {excerpt(name)} is of type {kind}, which is not supported; "
             "save it as float32"
         )
     numbers = np.frombuffer(data, _SAFETENSORS[kind])
@@ -276,4 +280,4 @@ def _safetensors_array(
     try:
         return single_precision(numbers.reshape(shape).copy())
     except ValueError:
-        raise WeightsError(f"{path}: tensor {printable(name)} has an impossible shape") from None
+        raise WeightsError(f"{path}: tensor {excerpt(name)} has an impossible shape") from None

@@ -1,4 +1,4 @@
-"""HDF5 files, as Keras writes them: data sets by their paths."""
+"""Reads HDF5 files, as Keras writes them: data sets by their paths."""
 
 import math
 from pathlib import Path
@@ -10,8 +10,9 @@ import numpy as np
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.limits import (
     MAX_DIMENSIONS,
+    RefusedError,
     check_total,
-    printable,
+    excerpt,
     single_precision,
     widen_bfloat16,
 )
@@ -20,27 +21,24 @@ MAX_OBJECTS = 100_000
 MAX_DEPTH = 64
 
 
-class _RefusedError(Exception):
-    """The message is a clause about the file."""
-
-
 def read(path: Path, content: BinaryIO | None = None) -> dict[str, np.ndarray]:
-    """Reads all data sets of a file that stand in it as plain numbers.
+    """Reads all data sets of a file, which must be plain numbers.
 
-    HDF5 has no bfloat16. Keras writes its bits as two bytes without a meaning, and says what they
-    are in an attribute of the data set, or nowhere in the older format.
+    HDF5 has no bfloat16. Keras writes it as two opaque bytes, and names the type in an attribute of
+    the data set; in the older format it does not name the type.
 
     Args:
-      path: an HDF5 file.
-      content: what to read instead of the file at `path`, which holds it.
+      path: an HDF5 file, or an archive that contains one.
+      content: the HDF5 file inside the archive (None: the file itself).
 
     Returns:
-      By full path without the leading slash, "block1a_expand_conv/kernel:0"; floating-point ones as
-      float32.
+      Arrays by full path without the leading slash, such as "block1a_expand_conv/kernel:0";
+      floating-point ones as float32.
 
     Raises:
-      WeightsError: it is damaged, has links or storage outside, or data sets that are no numbers,
-        are compressed, or declare more than the file has.
+      WeightsError: the file is damaged, or declares far too many bytes.
+      RefusedError: the file refers to other files, or has data sets that are not numbers, are
+        compressed, or declare more bytes than the file has.
     """
     try:
         with h5py.File(content or path, "r", locking=False) as file:
@@ -52,20 +50,18 @@ def read(path: Path, content: BinaryIO | None = None) -> dict[str, np.ndarray]:
             tensors = {}
             for name, dataset in datasets.items():
                 tensors[name] = _numbers(np.asarray(dataset[()]))
-    except _RefusedError as error:
-        raise WeightsError(f"{path}: {error}") from None
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"{path}: the HDF5 file is damaged or cut short ({printable(error, 200)}); "
-            "fetch it again"
+            f"{path}: the HDF5 file is damaged or cut off ({excerpt(error, 200)}); "
+            "download it again"
         ) from None
     return tensors
 
 
 def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """All data sets, without following any link outside."""
+    """Returns all data sets, without following links out of the file."""
     datasets: dict[str, h5py.Dataset] = {}
     seen: set[h5py.Group] = {file}
     waiting: list[tuple[str, h5py.Group]] = [("", file)]
@@ -74,11 +70,11 @@ def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
         for name in group:
             full = f"{path}/{name}" if path else str(name)
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
-                raise _RefusedError(f"{printable(full)} is a link, which may lead out of the file")
+                raise RefusedError(f"{excerpt(full)} is a link, which may lead out of the file")
             entry = group[name]
             if entry in seen or full.count("/") > MAX_DEPTH or len(seen) > MAX_OBJECTS:
-                raise _RefusedError(
-                    f"{printable(full)} is reached twice, or there are too many objects"
+                raise RefusedError(
+                    f"{excerpt(full)} is reached twice, or there are too many objects"
                 )
             if isinstance(entry, h5py.Group):
                 seen.add(entry)
@@ -86,44 +82,44 @@ def _walk(file: h5py.File) -> dict[str, h5py.Dataset]:
             elif isinstance(entry, h5py.Dataset):
                 datasets[full] = entry
             else:
-                raise _RefusedError(f"{printable(full)} is neither a group nor a data set")
+                raise RefusedError(f"{excerpt(full)} is neither a group nor a data set")
             if len(datasets) > MAX_OBJECTS:
-                raise _RefusedError(f"it has more than {MAX_OBJECTS} data sets")
+                raise RefusedError(f"it has more than {MAX_OBJECTS} data sets")
     return datasets
 
 
 def _declared(name: str, dataset: h5py.Dataset) -> int:
-    """Bytes that a data set takes as an array, if it is plain numbers that lie in the file."""
+    """Returns the bytes that a data set needs as an array; checks that it is plain numbers."""
     if dataset.dtype.kind not in "fiub" and not _is_bfloat16(dataset):
-        raise _RefusedError(
-            f"data set {printable(name)} holds no numbers that are read, but {_kind(dataset)}; "
+        raise RefusedError(
+            f"data set {excerpt(name)} has the unsupported type {_kind(dataset)}; "
             "save the model with float32 weights"
         )
     if dataset.id.get_type().get_size() != dataset.dtype.itemsize:
-        raise _RefusedError(f"data set {printable(name)} has numbers of an impossible size")
+        raise RefusedError(f"data set {excerpt(name)} has numbers of an impossible size")
     plan = dataset.id.get_create_plist()
     if plan.get_layout() == h5py.h5d.VIRTUAL or plan.get_external_count():
-        raise _RefusedError(f"data set {printable(name)} lies in other files")
+        raise RefusedError(f"data set {excerpt(name)} is stored in other files")
     if dataset.shape is None or dataset.ndim > MAX_DIMENSIONS:
-        raise _RefusedError(f"data set {printable(name)} has no usable shape")
+        raise RefusedError(f"data set {excerpt(name)} has no usable shape")
     size = math.prod(dataset.shape) * dataset.dtype.itemsize
     stored = dataset.id.get_storage_size()
-    if plan.get_nfilters():  # a chunk may inflate to far more than its data set declares
-        raise _RefusedError(
-            f"data set {printable(name)} is compressed, which Keras never does; save it again "
-            "without: h5repack -f NONE"
+    if plan.get_nfilters():  # a chunk may expand to far more than its data set declares
+        raise RefusedError(
+            f"data set {excerpt(name)} is compressed, which Keras never does; decompress it "
+            "with h5repack -f NONE"
         )
     if stored < size:
-        raise _RefusedError(f"data set {printable(name)} declares {size} bytes, but has {stored}")
+        raise RefusedError(f"data set {excerpt(name)} declares {size} bytes, but has {stored}")
     if plan.get_layout() == h5py.h5d.CHUNKED:
         size = max(size, math.prod(dataset.chunks or ()) * dataset.dtype.itemsize)
     return max(size, math.prod(dataset.shape) * 4)
 
 
 def _kind(dataset: h5py.Dataset) -> str:
-    """The type of the numbers, as Keras or HDF5 calls it."""
+    """Returns the name of the numbers' type in Keras or HDF5."""
     said = dataset.attrs.get("dtype")
-    return printable(said) if isinstance(said, str) else str(dataset.dtype)
+    return excerpt(said) if isinstance(said, str) else str(dataset.dtype)
 
 
 def _is_bfloat16(dataset: h5py.Dataset) -> bool:

@@ -1,6 +1,6 @@
-"""Fetching a preset's file: from Hugging Face's cache, the Hub, or an installed package.
+"""Fetches a preset's file from Hugging Face's cache, the Hub, or an installed package.
 
-`huggingface_hub` takes half a second to import, so that only what needs it does.
+`huggingface_hub` takes half a second to import, so it is imported only where it is needed.
 """
 
 import hashlib
@@ -14,17 +14,18 @@ from jaxcls.system.caches import set_library_caches
 
 
 def fetch_weights(preset: Preset) -> Path:
-    """The preset's file on this machine, downloaded if need be, with its digest verified.
+    """Returns the preset's file on this machine, downloaded if needed, with a verified digest.
 
-    A file of the Hub lies in the cache that all of Hugging Face's tools share, and once there needs
-    no network. Their variables hold: HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN.
-    A file of a package lies where the package is installed.
+    Files of the Hub are stored in the cache that all of Hugging Face's tools share, and then need
+    no network. The variables of these tools apply: HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE,
+    HF_ENDPOINT, HF_TOKEN. Files of a package are used where the package is installed.
 
     Returns:
-      The file; its name ends as in `preset.file`.
+      The path, with the suffix of `preset.file`.
 
     Raises:
-      WeightsError: it cannot be had or is not the published file; the message says what to do.
+      WeightsError: the file cannot be fetched or is not the published one; the message says what to
+        do.
     """
     path = _installed(preset) if preset.repository is None else _from_hub(preset, preset.repository)
     _verify(preset, path)
@@ -32,7 +33,7 @@ def fetch_weights(preset: Preset) -> Path:
 
 
 def _installed(preset: Preset) -> Path:
-    """The file in the installed package, which is not imported."""
+    """Returns the file in the installed package, without importing the package."""
     assert preset.package is not None
     spec = importlib.util.find_spec(preset.package.replace("-", "_"))
     if spec is None or not spec.submodule_search_locations:
@@ -56,7 +57,7 @@ def _from_hub(preset: Preset, repository: str) -> Path:
     if isinstance(cached, str):
         return Path(cached)
     try:
-        # Asked first because hf_hub_download retries for minutes where there is no network.
+        # This request comes first, because hf_hub_download retries for minutes without a network.
         served = huggingface_hub.get_hf_file_metadata(
             huggingface_hub.hf_hub_url(repository, preset.file)
         )
@@ -64,12 +65,12 @@ def _from_hub(preset: Preset, repository: str) -> Path:
         return Path(huggingface_hub.hf_hub_download(repository, preset.file))
     except WeightsError:
         raise
-    except Exception as error:  # OSError, the HTTP client's own, RuntimeError of a native part
+    except Exception as error:  # OSError, errors of the HTTP client, RuntimeError of native code
         raise WeightsError(f"{preset.name}: {_why(preset, error)}. {_by_hand(preset)}") from error
 
 
 def _check_served(preset: Preset, etag: str | None) -> None:
-    """Downloads nothing that would be refused afterwards."""
+    """Checks the Hub's digest before downloading."""
     if preset.sha256 and _is_sha256(etag) and etag != preset.sha256:
         raise WeightsError(
             f"{preset.name}: {preset.repository} has another {preset.file} now (sha256 {etag}, not "
@@ -78,7 +79,7 @@ def _check_served(preset: Preset, etag: str | None) -> None:
 
 
 def _why(preset: Preset, error: Exception) -> str:
-    """What an error of the Hub's client means for the user."""
+    """Explains an error of the Hub's client to the user."""
     from huggingface_hub import constants, errors
 
     status = error.response.status_code if isinstance(error, errors.HfHubHTTPError) else None
@@ -99,7 +100,7 @@ def _why(preset: Preset, error: Exception) -> str:
         return f"{constants.ENDPOINT} answered {status} to the request for {what}; try again later"
     if isinstance(error, OSError) and error.errno is not None:
         return (
-            f"{what} cannot be written to {constants.HF_HUB_CACHE} ({error.strerror}); mend that, "
+            f"{what} cannot be written to {constants.HF_HUB_CACHE} ({error.strerror}); fix that, "
             f"or set HF_HUB_CACHE to another folder"
         )
     return f"{what} cannot be fetched from {constants.ENDPOINT} ({type(error).__name__}: {said})"
@@ -107,16 +108,16 @@ def _why(preset: Preset, error: Exception) -> str:
 
 def _by_hand(preset: Preset) -> str:
     return (
-        f"`hf download {preset.repository} {preset.file}` fetches it into the cache where there is "
-        f"a connection; then copy that cache, or give the file in place of the preset "
+        f"on a machine with a connection, run `hf download {preset.repository} {preset.file}`; "
+        f"then copy its cache, or give the file instead of the preset "
         f"(in training, --model.weights FILE)"
     )
 
 
 def _verify(preset: Preset, path: Path) -> None:
-    """Refuses a file that is not the published one.
+    """Checks that a file is the published one.
 
-    The cache names large files by their digests, so that damage shows without a published one.
+    The Hub's cache names large files by their digests, which are used if none was published.
     """
     path = path.resolve()
     expected = preset.sha256 or (path.name if _is_sha256(path.name) else None)
@@ -125,14 +126,14 @@ def _verify(preset: Preset, path: Path) -> None:
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != expected:
-        mend = (
+        advice = (
             f"pip install --force-reinstall {preset.package}"
             if preset.repository is None
-            else f"delete {path} and give the same command again"
+            else f"delete {path} and repeat the command"
         )
         raise WeightsError(
             f"{preset.name}: {path} is damaged or not the published file: its sha256 is {found}, "
-            f"not {expected}; {mend}"
+            f"not {expected}; {advice}"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def imagenet_class_names() -> tuple[str, ...]:
-    """The 1000 names, each another, such as "tench", "tabby" and "crane (bird)".
+    """Returns the 1000 different names, such as "tench", "tabby" and "crane (bird)".
 
     They are the first words of WordNet's synsets.
     """
@@ -16,12 +16,12 @@ def imagenet_class_names() -> tuple[str, ...]:
 
 
 def imagenet_wordnet_ids() -> tuple[str, ...]:
-    """The 1000 WordNet 3.0 ids, such as "n01440764", which name ImageNet's folders."""
+    """Returns the 1000 WordNet 3.0 ids, such as "n01440764", which name ImageNet's folders."""
     return tuple(wordnet_id for wordnet_id, _ in _classes())
 
 
 def other_imagenet_names(names: tuple[str, ...]) -> tuple[str, ...] | None:
-    """ImageNet's WordNet ids for its class names, and the names for the ids; None for others."""
+    """Returns the WordNet ids for ImageNet's class names, or the names for the ids, else None."""
     class_names, wordnet_ids = imagenet_class_names(), imagenet_wordnet_ids()
     return {class_names: wordnet_ids, wordnet_ids: class_names}.get(names)
 

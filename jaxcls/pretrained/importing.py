@@ -1,4 +1,4 @@
-"""Tensors of a file to our variables, strictly, with a report of all that was done."""
+"""Maps a file's tensors to a network's variables, strictly, with a report of what was done."""
 
 import dataclasses
 import re
@@ -14,7 +14,7 @@ from jaxcls.models.registry import model_names, model_spec
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.families import Family, find_family
 from jaxcls.pretrained.files import WeightsFile
-from jaxcls.pretrained.limits import printable
+from jaxcls.pretrained.limits import excerpt
 from jaxcls.pretrained.variables import variable_shapes, without_collection
 
 type Variables = dict[str, Any]
@@ -26,21 +26,21 @@ _STEM = "params/stem_conv/kernel"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImportReport:
-    """What became of a file's tensors and a network's variables.
+    """The mapping of a file's tensors to a network's variables.
 
-    Variables go by their path without the collection ("stem_bn/mean"), tensors by their names in
-    the file.
+    Variables are named by their path without the collection ("stem_bn/mean"), tensors by their
+    names in the file.
 
     Attributes:
-      family: the naming convention that the file follows.
-      mapped: how many variables were filled.
-      missing: variables that the file does not have and that must be there.
-      allowed: variables that the file does not have, as `allow_missing` permits.
-      unused: tensors that belong to no variable.
-      allowed_unused: tensors that belong to no variable, as `allow_unused` permits.
-      reshaped: sentences on what was changed besides the layout.
-      ignored: how many tensors carry no weights, such as PyTorch's counters.
-      notes: sentences on what was done to find the tensors in the file.
+      family: the naming convention of the file.
+      mapped: the number of variables with a tensor.
+      missing: variables without a tensor, which is an error.
+      allowed: variables without a tensor that `allow_missing` allows.
+      unused: tensors without a variable, which is an error.
+      allowed_unused: tensors without a variable that `allow_unused` allows.
+      reshaped: sentences on changes other than the layout.
+      ignored: the number of tensors that are not weights, such as PyTorch's counters.
+      notes: sentences on how the tensors were found in the file.
     """
 
     family: str
@@ -76,28 +76,29 @@ def import_variables(
     allow_missing: Sequence[str] = (),
     allow_unused: Sequence[str] = (),
 ) -> tuple[Variables, ImportReport]:
-    """The variables of a network with a file's values.
+    """Returns a network's variables with the values in a file.
 
-    A stem kernel for one input channel is spread over three, so that grey images give the same.
+    A stem kernel with one input channel is repeated for three, so that grey images give the same
+    result.
 
     Args:
       file: what `read_weights` returned.
-      spec: the network that the weights are for.
-      num_classes: of the network; None for as many as the file has, 0 if its network ends in
-        pooled features. If the file has another number, the classifier is left out of the result.
-      allow_missing: regular expressions of variables (whole path, without the collection) that the
-        file may lack; those are left out of the result.
-      allow_unused: regular expressions of tensors (whole name in the file) that may be left over,
-        as the layers of another library's head. If some of its head are, the file's classifier is
-        not one by itself, and is left out of the result too.
+      spec: the network.
+      num_classes: the network's number of classes (None: the file's; 0: no classifier). If the file
+        has another number, the classifier is left out of the result.
+      allow_missing: regular expressions of variables (whole path without the collection) that may
+        be missing in the file; they are left out of the result.
+      allow_unused: regular expressions of tensors (whole name in the file) that may stay unused,
+        such as the layers of another library's head. If some of them belong to the head, the file's
+        classifier does not work without them, and is left out of the result too.
 
     Returns:
-      {"params": …, "batch_stats": …}, nested, of NumPy float32 arrays; and the report.
+      {"params": …, "batch_stats": …}, nested, with NumPy float32 arrays; and the report.
 
     Raises:
-      WeightsError: the file's names are of no known family, a tensor has another shape or no finite
-        floating-point values, a variable is missing, or a tensor is left over; the message lists
-        all of them. Or a pattern fits no variable, or no tensor.
+      WeightsError: the tensors' names follow no known convention, a tensor has the wrong shape or
+        type or values that are not finite, a variable is missing, or a tensor is unused; the
+        message lists all of them. Or a pattern matches nothing.
     """
     family = _family(file)
     left_over = _left_over(allow_unused, file)
@@ -121,10 +122,10 @@ def import_variables(
 
 
 def fitting_models(file: WeightsFile) -> tuple[str, ...]:
-    """The networks that a file's names and shapes fit, whatever its number of classes.
+    """Returns the networks that fit a file's names and shapes, with any number of classes.
 
     Raises:
-      WeightsError: the file's names are of no known family.
+      WeightsError: the file's names follow no known convention.
     """
     family = _family(file)
     return tuple(
@@ -135,10 +136,10 @@ def fitting_models(file: WeightsFile) -> tuple[str, ...]:
 
 
 def nearest_model(file: WeightsFile) -> str:
-    """The network that a file's names and shapes come closest to.
+    """Returns the network that fits a file's names and shapes best.
 
     Raises:
-      WeightsError: the file's names are of no known family.
+      WeightsError: the file's names follow no known convention.
     """
     family = _family(file)
 
@@ -153,14 +154,14 @@ def _family(file: WeightsFile) -> Family:
     try:
         return find_family(file.tensors)
     except WeightsError as error:
-        raise WeightsError(f"{file.path}: {printable(error, 1000)}") from None
+        raise WeightsError(f"{file.path}: {excerpt(error, 1000)}") from None
 
 
 def count_classes(file: WeightsFile, spec: ModelSpec) -> int:
-    """How many classes a file's classifier tells apart; 0 if it has none.
+    """Returns the number of classes of a file's classifier; 0 without one.
 
     Raises:
-      WeightsError: the file's names are of no known family.
+      WeightsError: the file's names follow no known convention.
     """
     family = _family(file)
     return _num_classes(file, family, family.names(spec, file.tensors))
@@ -168,16 +169,16 @@ def count_classes(file: WeightsFile, spec: ModelSpec) -> int:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Match:
-    """A file laid beside a network.
+    """The comparison of a file with a network.
 
     Attributes:
-      names: what the file's family calls the network's variables.
-      views: our path to the tensor in our layout, where its shape and type are right.
-      missing: our paths without a tensor.
+      names: variable -> its tensor's name by the convention of the file.
+      views: variable -> the tensor in jaxcls's layout, if its shape and type are right.
+      missing: variables without a tensor.
       unused: tensors without a variable.
-      wrong: sentences on tensors of another shape or type.
+      wrong: sentences on tensors of the wrong shape or type.
       reshaped: sentences on what was changed.
-      ignored: how many tensors carry no weights.
+      ignored: the number of tensors that are not weights.
     """
 
     names: dict[str, str]
@@ -201,7 +202,7 @@ def _match(
     num_classes: int | None,
     left_over: Collection[str] = (),
 ) -> _Match:
-    """Looks every variable up and compares shapes; reads no values."""
+    """Finds the tensor of each variable and compares the shapes; reads no values."""
     names = family.names(spec, file.tensors)
     found = _num_classes(file, family, names)
     layers_beside = _beside_classifier(file, family, names, left_over)
@@ -224,13 +225,15 @@ def _match(
             reshaped.append(f"stem_conv/kernel: {_text(view.shape)} spread over 3 channels")
             view = np.repeat(view, 3, axis=2) / np.float32(3)
         if not np.issubdtype(tensor.dtype, np.floating):
-            quantised = "; save the model as it was before it was quantised"
+            quantised = "; save the model before it is quantised"
             wrong.append(
-                f"{name}: {tensor.dtype} is no floating-point type"
+                f"{name}: {tensor.dtype} is not a floating-point type"
                 f"{quantised if tensor.dtype.itemsize == 1 else ''}"
             )
         elif view.shape != shape:
-            turned = "" if view.shape == tensor.shape else f", in our layout {_text(view.shape)}"
+            turned = (
+                "" if view.shape == tensor.shape else f", in jaxcls's layout {_text(view.shape)}"
+            )
             ours = f"{without_collection(path)} {_text(shape)}"
             wrong.append(f"{ours}: {name} is {_text(tensor.shape)}{turned}")
         else:
@@ -250,7 +253,7 @@ def _match(
 
 
 def _num_classes(file: WeightsFile, family: Family, names: Mapping[str, str]) -> int:
-    """How many classes the file's classifier tells apart; 0 if it has none."""
+    """Returns the number of classes of the file's classifier; 0 without one."""
     kernel = file.tensors.get(names.get(_KERNEL, ""))
     return family.convert(_KERNEL, kernel).shape[-1] if kernel is not None and kernel.ndim else 0
 
@@ -258,7 +261,7 @@ def _num_classes(file: WeightsFile, family: Family, names: Mapping[str, str]) ->
 def _beside_classifier(
     file: WeightsFile, family: Family, names: Mapping[str, str], left_over: Collection[str]
 ) -> list[str]:
-    """Tensors of the file's head that no classifier has, if they may be left over."""
+    """Returns unused tensors, allowed by the user, that belong to the head around a classifier."""
     classifier = {names.get(_KERNEL), names.get(_BIAS)}
     if names.get(_KERNEL) not in file.tensors:
         return []
@@ -275,36 +278,36 @@ def _beside_classifier(
 def _replaced(found: int, wanted: int, layers_beside: Sequence[str]) -> str:
     if layers_beside:
         return (
-            f"classifier: left out, for its head has other layers, such as "
-            f"{printable(layers_beside[0])}" + (f"; {wanted} classes begin anew" * bool(wanted))
+            f"classifier: left out, because its head has other layers, such as "
+            f"{excerpt(layers_beside[0])}" + (f"; {wanted} new classes" * bool(wanted))
         )
     if not wanted:
         return f"classifier: {found} classes left out"
     if not found:
-        return f"classifier: none in the file, {wanted} classes begin anew"
+        return f"classifier: none in the file, {wanted} new classes"
     return f"classifier: {found} classes replaced by {wanted}"
 
 
 def _fitting(patterns: Iterable[str], spec: ModelSpec) -> set[str]:
-    """The variables that one of the patterns fits."""
+    """Returns the variables that match one of the patterns."""
     names = [without_collection(path) for path in variable_shapes(spec, num_classes=1)]
     return _matching(
         patterns,
         names,
         field="allow_missing",
-        otherwise=f"fits no variable of {spec.name}; "
+        otherwise=f"matches no variable of {spec.name}; "
         "they are named like stem_conv/kernel, block1a/project_bn/scale and head_bn/mean",
     )
 
 
 def _left_over(patterns: Iterable[str], file: WeightsFile) -> set[str]:
-    """The tensors that one of the patterns fits."""
+    """Returns the tensors that match one of the patterns."""
     some = ", ".join([*file.tensors, *file.outside][-3:])
     return _matching(
         patterns,
         [*file.tensors, *file.outside],
         field="allow_unused",
-        otherwise=f"fits no tensor of {file.path}; they are named like {printable(some, 300)}",
+        otherwise=f"matches no tensor of {file.path}; they are named like {excerpt(some, 300)}",
     )
 
 
@@ -322,7 +325,7 @@ def _matching(
 
 
 def _values(file: WeightsFile, match: _Match) -> dict[str, np.ndarray]:
-    """The values as float32."""
+    """Reads the values as float32, and checks that they are finite."""
     arrays, bad = {}, []
     for path, view in match.views.items():
         with np.errstate(over="ignore"):
@@ -336,7 +339,7 @@ def _values(file: WeightsFile, match: _Match) -> dict[str, np.ndarray]:
 
 
 def _misfit(file: WeightsFile, spec: ModelSpec, match: _Match, report: ImportReport) -> str:
-    """The message that says why a file does not fit."""
+    """Returns the message that explains why a file does not fit."""
     wanted = report.mapped + len(match.wrong) + len(match.missing)
     lines = [
         f"{file.path} does not fit {spec.name}: {report.mapped} of {wanted} variables are good"
@@ -350,24 +353,24 @@ def _misfit(file: WeightsFile, spec: ModelSpec, match: _Match, report: ImportRep
         lines.append("allow_missing takes patterns of variables that may be missing: 'head_.*'")
     if report.unused and not others:
         lines.append(
-            "allow_unused takes patterns of tensors that may be left over, such as those of a "
-            f"foreign head: {re.escape(printable(report.unused[0], 300))!r}"
+            "allow_unused takes patterns of tensors that may stay unused, such as those of "
+            f"another library's head: {re.escape(excerpt(report.unused[0], 300))!r}"
         )
     return "\n".join(lines)
 
 
 def _called(name: str, match: _Match) -> str:
-    """A missing variable, and what the file's family calls it."""
+    """Returns a missing variable, and its tensor's name by the convention of the file."""
     path = next(path for path in match.missing if without_collection(path) == name)
     theirs = match.names.get(path, path)
     return name if theirs == path else f"{name} ({theirs})"
 
 
 def _listing(title: str, items: Sequence[str]) -> Iterator[str]:
-    """Lines that list the first items, and how many there are."""
+    """Yields lines with the number of items and the first of them."""
     if items:
         yield f"{title} ({len(items)}):"
-        yield from (f"  {printable(item, 300)}" for item in items[:_LISTED])
+        yield from (f"  {excerpt(item, 300)}" for item in items[:_LISTED])
         if len(items) > _LISTED:
             yield f"  and {len(items) - _LISTED} more"
 

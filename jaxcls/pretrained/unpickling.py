@@ -1,11 +1,11 @@
-"""A pickle machine that can make tables of tensors and nothing else. It imports and calls nothing.
+"""An unpickler that builds only tables of tensors. It imports and calls nothing that a file names.
 
-`pickle.Unpickler` with another `find_class` would still take memory that a lying length or memo
-number asks for, and runs whatever an allowed class does on BUILD. This one knows the opcodes that
-`torch.save` writes (`pickletools` describes them), and of PyTorch's functions only those that put a
-tensor together from a storage; it answers with descriptions (`Tensor`, `Storage`) that are checked
-before they are read. Every other name is a `Placeholder`, and so is whatever a pickle makes by it:
-trainers keep their options, metrics and callbacks beside the tensors.
+`pickle.Unpickler` with its own `find_class` would still allocate as much memory as a false length
+or memo number says, and run the code of allowed classes on BUILD. This one knows the opcodes that
+`torch.save` writes (`pickletools` describes them), and of PyTorch's functions only those that build
+a tensor from a storage. It returns descriptions (`Tensor`, `Storage`), which are checked before the
+numbers are read. Every other name becomes a `Placeholder`, and so does every object made with it:
+trainers save options, metrics and callbacks beside the tensors.
 """
 
 import io
@@ -13,14 +13,14 @@ import pickletools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxcls.pretrained.hostile import is_hostile
-from jaxcls.pretrained.limits import MAX_DIMENSIONS, printable
+from jaxcls.pretrained.dangerous_names import is_dangerous
+from jaxcls.pretrained.limits import MAX_DIMENSIONS, RefusedError, excerpt
 
-MAX_OPCODES = 2_000_000  # and copied items; a tensor needs about 30
+MAX_OPCODES = 2_000_000  # opcodes and copied items; a tensor needs about 30
 MAX_NAME = 1000  # characters of a class or function with its module
 MAX_INT = 2**80  # PyTorch's magic number has 79 bits
 
-# Name of the storage's class in torch -> its numbers, without the byte order.
+# Name of the storage's class in torch -> dtype of its numbers, without the byte order.
 STORAGES = {
     "DoubleStorage": "f8",
     "FloatStorage": "f4",
@@ -41,17 +41,13 @@ STORAGES = {
 }
 
 
-class RefusedError(Exception):
-    """The pickle is damaged or wants what is not allowed; the message is a clause about "it"."""
-
-
 class Storage(NamedTuple):
-    """A run of numbers of one type somewhere in the file.
+    """A block of numbers of one type somewhere in the file.
 
     Attributes:
       kind: a value of `STORAGES`.
       key: its name in the file.
-      numel: how many numbers it has, as the pickle says.
+      numel: the number of its elements that the pickle declares.
     """
 
     kind: str
@@ -60,7 +56,7 @@ class Storage(NamedTuple):
 
 
 class Tensor(NamedTuple):
-    """A view of a storage; offset and strides count numbers, not bytes. Nothing is checked yet."""
+    """An unchecked view of a storage; offset and strides count elements, not bytes."""
 
     storage: Storage
     offset: int
@@ -69,11 +65,11 @@ class Tensor(NamedTuple):
 
 
 class Placeholder:
-    """What stands for an object that is no tensor or plain value; it does nothing.
+    """Replaces an object that is neither a tensor nor a plain value; it does nothing.
 
     Attributes:
-      name: of the global that it is, or that it was made by.
-      table: the items that the pickle set, as of a subclass of dict.
+      name: the name of the global that it is, or that it was made with.
+      table: the items that the pickle set, as for a subclass of dict.
       is_model: whether it looks like a PyTorch module with its variables inside.
     """
 
@@ -86,43 +82,41 @@ class Placeholder:
 
 
 class _Global(NamedTuple):
-    """A name that we know, with what we do when it is called."""
+    """A known name, and the function to use when the pickle calls it."""
 
     name: str
     build: Callable[..., Any] | None = None
-    kind: str | None = None  # of a storage's class
+    kind: str | None = None  # the dtype of a storage's class
 
 
 class _Mark:
-    """Where the arguments of a later opcode begin."""
+    """Marks the beginning of the arguments of a later opcode on the stack."""
 
 
 _MARK = _Mark()
 
 
 def unpickle(stream: io.BytesIO, storages: dict[str, Storage] | None = None) -> Any:
-    """Reads one pickle and leaves the stream behind it.
+    """Reads one pickle, and leaves the stream at its end.
 
     Args:
-      stream: bytes in memory, so that no length can ask for more than there is.
-      storages: gets every storage that the pickle refers to, wherever it does, by its key.
+      stream: bytes in memory, so that a false length cannot allocate more than there is.
+      storages: a dict that gets every storage that the pickle refers to, by its key.
 
     Returns:
       None, bool, int, float, str, bytes, list, tuple, dict, `Tensor`, `Storage` or `Placeholder`,
-      nested. Ordered dictionaries are plain ones, without attributes. A key of a dictionary that is
-      neither a text, a number nor None is a `Placeholder`.
+      nested. Ordered dictionaries become plain ones, without attributes. A dictionary's key that is
+      not a text, a number or None becomes a `Placeholder`.
 
     Raises:
-      RefusedError: it is cut short or damaged, or names what only an attack would.
+      RefusedError: the pickle is cut off or damaged, or has a name that only an attack would use.
     """
     machine = _Machine({} if storages is None else storages)
     try:
         for opcode, argument, _ in pickletools.genops(stream):
             machine.step(opcode.name, argument)
     except (ValueError, IndexError, OverflowError) as error:
-        raise RefusedError(
-            f"its pickle is damaged or cut short ({printable(error, 120)})"
-        ) from None
+        raise RefusedError(f"its pickle is damaged or cut off ({excerpt(error, 120)})") from None
     return machine.result()
 
 
@@ -131,18 +125,18 @@ class _Machine:
 
     def __init__(self, storages: dict[str, Storage]) -> None:
         self._stack: list[Any] = []
-        self._memo: dict[int, Any] = {}  # a list would grow to whatever number a pickle says
+        self._memo: dict[int, Any] = {}  # a list would grow to any number in the pickle
         self._spent = 0
         self._storages = storages
 
     def result(self) -> Any:
-        """What is left at the end."""
+        """Returns the one value that is left at the end."""
         if len(self._stack) != 1 or self._stack[0] is _MARK:
             raise RefusedError("its pickle is damaged (it does not end with one value)")
         return self._stack[0]
 
     def step(self, opcode: str, argument: Any) -> None:
-        """Carries out one opcode with the argument that follows it in the file."""
+        """Executes one opcode with the argument that follows it in the file."""
         self._spend(1)
         stack = self._stack
         match opcode:
@@ -155,7 +149,7 @@ class _Machine:
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(opcode == "NEWTRUE")
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4":
-                # Random generators keep longer ones, which nobody asks for.
+                # States of random generators have longer integers, which are not needed.
                 stack.append(argument if abs(argument) < MAX_INT else Placeholder("builtins.int"))
             case (
                 "BINFLOAT"
@@ -211,7 +205,7 @@ class _Machine:
                 if not (isinstance(name, str) and isinstance(module, str)):
                     raise RefusedError("its pickle is damaged (a name that is no text)")
                 stack.append(_find(module, name))
-            case "POP":  # with the next, what Python writes for an object that holds itself
+            case "POP":  # Python writes POP and POP_MARK for an object that contains itself
                 stack.pop()
             case "POP_MARK":
                 self._pop_mark()
@@ -239,11 +233,11 @@ class _Machine:
         if isinstance(function, Placeholder):
             return Placeholder(function.name)
         if not isinstance(function, _Global) or function.build is None:
-            raise RefusedError("its pickle calls something that is no function")
+            raise RefusedError("its pickle calls something that is not a function")
         if not isinstance(arguments, tuple):
             raise RefusedError(f"its pickle calls {function.name} without arguments")
         self._spend(len(arguments))
-        # One list may be recalled for many calls, and each call copies it.
+        # Many calls may use the same list from the memo, and each call copies it.
         self._spend(sum(len(items) for items in arguments if isinstance(items, list | tuple)))
         try:
             return function.build(*arguments)
@@ -251,9 +245,9 @@ class _Machine:
             raise RefusedError(f"its pickle calls {function.name} with wrong arguments") from None
 
     def _build(self, state: Any) -> None:
-        """Passes over what an object is given besides its items.
+        """Ignores the attributes of an object.
 
-        PyTorch hangs versions on a state dict (_metadata); no tensor depends on them.
+        PyTorch adds versions to a state dict (_metadata), on which no tensor depends.
         """
         target = self._top()
         if isinstance(target, Placeholder):
@@ -263,9 +257,9 @@ class _Machine:
             raise RefusedError("its pickle sets the state of something other than an object")
 
     def _persistent(self, description: Any) -> Any:
-        """What lies outside of the pickle, as both of PyTorch's formats describe it.
+        """Returns the object for a persistent id, which is outside the pickle.
 
-        That is a storage; or, in the older one, the class of a module with its source code.
+        That is a storage, or in the older format the class of a module with its source code.
         """
         match description:
             case ("module", (Placeholder() | _Global()) as kind, *_):
@@ -273,7 +267,7 @@ class _Machine:
         storage = _storage(description)
         other = self._storages.setdefault(storage.key, storage)
         if other.kind != storage.kind:
-            raise RefusedError(f"storage {printable(storage.key, 40)} has two types")
+            raise RefusedError(f"storage {excerpt(storage.key, 40)} has two types")
         return storage
 
     def _pop(self) -> Any:
@@ -310,16 +304,16 @@ class _Machine:
 
 def _fill(table: dict[Any, Any], pairs: Any) -> None:
     for key, value in pairs:
-        # Not tuples: the hash of one that holds another twice, many times over, takes for ever.
+        # Not tuples: hashing deeply nested tuples that repeat each other takes forever.
         plain = isinstance(key, str | int | float | bytes | None)
         table[key if plain else Placeholder(type(key).__name__)] = value
 
 
 def _find(module: str, name: str) -> _Global | Placeholder:
-    """What stands for this name; importing it is never needed.
+    """Returns the replacement for a global name; nothing is imported.
 
     Raises:
-      RefusedError: only an attack has it.
+      RefusedError: only an attack would use the name.
     """
     full = f"{module}.{name}"
     if full in _BUILDERS:
@@ -328,16 +322,16 @@ def _find(module: str, name: str) -> _Global | Placeholder:
         return _Global(full, kind=STORAGES[name])
     if len(full) > MAX_NAME:
         raise RefusedError(f"its pickle has a name of {len(full)} characters")
-    if is_hostile(module, name):
+    if is_dangerous(module, name):
         raise RefusedError(
-            f"its pickle names {printable(full)}, which no checkpoint needs and an attack would "
-            "run; nothing of it was run"
+            f"its pickle names {excerpt(full)}, which no checkpoint needs and an attack would "
+            "run; nothing in it was run"
         )
     return Placeholder(full)
 
 
 def _storage(description: Any) -> Storage:
-    """The storage of a persistent id, as both of PyTorch's formats write it."""
+    """Returns the storage of a persistent id, as both of PyTorch's formats write it."""
     match description:
         case ("storage", _Global(kind=str(kind)), str(key), str(), int(numel)) | (
             "storage",
@@ -375,7 +369,7 @@ def _device(kind: Any, index: Any = None) -> str:
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> Tensor:
-    """rest: requires_grad, hooks and metadata, of which none changes the numbers."""
+    """Builds a tensor; rest is requires_grad, hooks and metadata, which change no numbers."""
     if not isinstance(storage, Storage) or len(rest) > 3:
         raise TypeError
     (start,) = _integers((offset,))
@@ -383,14 +377,14 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> 
 
 
 def _parameter(data: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Any:
-    """A tensor; or whatever stands for one of a kind that is not read."""
+    """Returns the tensor, or the placeholder of an unsupported kind of tensor."""
     if not isinstance(data, Tensor | Placeholder):
         raise TypeError
     return data
 
 
 def _of_subclass(function: Any, kind: Any, arguments: Any, state: Any) -> Any:
-    """A tensor of a subclass, or one that carries attributes."""
+    """Builds a tensor of a subclass, or one with attributes."""
     if not isinstance(function, _Global | Placeholder) or not isinstance(arguments, tuple):
         raise TypeError
     known = function.name in _TENSORS

@@ -1,7 +1,7 @@
-"""The names and shapes of a network's variables, from its block table alone.
+"""Computes the names and shapes of a network's variables from its block table.
 
-A name is the path of a leaf, its collection first: "params/block1a/expand_conv/kernel",
-"batch_stats/stem_bn/mean". What lies between collection and leaf is the layer:
+A name is the path of a leaf, with its collection first: "params/block1a/expand_conv/kernel",
+"batch_stats/stem_bn/mean". The part between collection and leaf is the layer:
 "block1a/expand_conv", "block4a/se/reduce".
 """
 
@@ -13,9 +13,9 @@ type Shapes = dict[str, tuple[int, ...]]
 
 
 def variable_shapes(spec: ModelSpec, *, num_classes: int) -> Shapes:
-    """Every variable of the network, in the order of the layers; no classifier for 0 classes.
+    """Returns every variable in the order of the layers, with no classifier for 0 classes.
 
-    The same as the leaves of `EfficientNet.init`, without tracing the network.
+    They equal the leaves of `EfficientNet.init`, but the network is not traced.
     """
     shapes = _conv("stem_conv", 3, 3, spec.stem_filters) | _norm("stem_bn", spec.stem_filters)
     features = spec.stem_filters
@@ -32,17 +32,17 @@ def variable_shapes(spec: ModelSpec, *, num_classes: int) -> Shapes:
 
 
 def layer_of(path: str) -> str:
-    """ "params/block4a/se/reduce/bias" is of the layer "block4a/se/reduce"."""
+    """Returns the layer: "block4a/se/reduce" for "params/block4a/se/reduce/bias"."""
     return path.partition("/")[2].rpartition("/")[0]
 
 
 def without_collection(path: str) -> str:
-    """ "params/stem_conv/kernel" as "stem_conv/kernel"; no two variables get the same name."""
+    """Returns "stem_conv/kernel" for "params/stem_conv/kernel"; the results are unique."""
     return path.partition("/")[2]
 
 
 def _block(row: BlockSpec, features: int) -> Iterator[Shapes]:
-    """The layers of a block with so many channels in; see `efficientnet.Block`."""
+    """Yields the layers of a block with `features` input channels; see `efficientnet.Block`."""
     expanded, window = features * row.expansion, row.kernel_size
     if row.expansion != 1:
         yield _conv("expand_conv", window if row.fused else 1, features, expanded)

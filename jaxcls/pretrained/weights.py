@@ -1,4 +1,4 @@
-"""Weights by name: a preset, a file, or a run (whose checkpoint is read elsewhere)."""
+"""Finds weights by name: a preset, a file, or a run (whose checkpoint `runs.restore` reads)."""
 
 import dataclasses
 from typing import Literal
@@ -18,10 +18,10 @@ from jaxcls.system.paths import is_url, local_path
 
 
 def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
-    """What a name stands for. A preset comes first, and a folder or a URL is a run.
+    """Returns what a name means: a preset if there is one, a run for a folder or URL, or a file.
 
     Raises:
-      WeightsError: there is nothing of that name.
+      WeightsError: nothing has this name.
     """
     if find_preset(name):
         return "preset"
@@ -41,7 +41,7 @@ def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
 
 
 def weights_info(name: str, *, model: str | None = None, ema: bool = True) -> WeightsInfo:
-    """The network and the preprocessing that belong to weights. Fetches nothing.
+    """Returns the network and preprocessing of weights, without downloading anything.
 
     Args and raises as `load_weights`.
     """
@@ -53,21 +53,22 @@ def weights_info(name: str, *, model: str | None = None, ema: bool = True) -> We
 def load_weights(
     name: str, *, model: str | None = None, ema: bool = True
 ) -> tuple[WeightsFile, WeightsInfo]:
-    """The tensors of a preset, which is fetched if need be, or of a file, and what belongs to them.
+    """Returns the tensors and the info of a file, or of a preset, which is downloaded if needed.
 
     Args:
       name: a preset or a file.
-      model: name of the network that the caller wants; None: whichever the weights are for.
-      ema: which weights to take from a file that has two (see `read_weights`).
+      model: the name of the network (None: the network of the weights).
+      ema: whether to take the moving averages from a file with both (see `read_weights`).
 
     Raises:
-      WeightsError: no such weights, or they cannot be fetched or read, or are of another network.
+      WeightsError: there are no such weights, they cannot be fetched or read, or they are of
+        another network.
     """
     if preset := find_preset(name):
         info = _require_model(name, preset.info, model)  # before anything is fetched
         return read_weights(fetch_weights(preset)), info
     file = read_weights(name, ema=ema)
-    info, notes = _file_info(file, model=model)
+    info, notes = file_info(file, model=model)
     _require_model(name, info, model)
     return dataclasses.replace(file, notes=file.notes + notes), info
 
@@ -78,23 +79,20 @@ def _require_model(name: str, info: WeightsInfo, model: str | None) -> WeightsIn
     return info
 
 
-def file_info(file: WeightsFile, *, model: str | None = None) -> WeightsInfo:
-    """What a file says of itself, or what its naming and the network's name imply.
+def file_info(
+    file: WeightsFile, *, model: str | None = None
+) -> tuple[WeightsInfo, tuple[str, ...]]:
+    """Returns the info in a file, or what its tensors' names imply, and notes on what is unsure.
 
-    The classes of another library's file with 1000 of them are taken for ImageNet's.
+    If another library's file has 1000 classes, they are assumed to be ImageNet's.
 
     Args:
-      file: what `read_weights` gave.
-      model: name of the network; None: the one that the tensors fit, or come closest to.
+      file: what `read_weights` returned.
+      model: the name of the network (None: the one that the tensors fit, or fit best).
 
     Raises:
       WeightsError: the tensors fit several networks.
     """
-    return _file_info(file, model=model)[0]
-
-
-def _file_info(file: WeightsFile, *, model: str | None) -> tuple[WeightsInfo, tuple[str, ...]]:
-    """`file_info`, and sentences on what of it is not sure."""
     if info := stored_info(file):
         return info, ()
     if model is None:
@@ -103,7 +101,7 @@ def _file_info(file: WeightsFile, *, model: str | None) -> tuple[WeightsInfo, tu
             raise WeightsError(
                 f"{file.path}: its tensors fit {' and '.join(fitting)}; name the network"
             )
-        model = fitting[0] if fitting else nearest_model(file)  # the import says what is wrong
+        model = fitting[0] if fitting else nearest_model(file)  # the import reports what is wrong
     spec, names = model_spec(model), imagenet_class_names()
     family, note = find_family(file.tensors), None
     info = family.info(spec, file.tensors)

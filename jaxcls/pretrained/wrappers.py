@@ -1,9 +1,9 @@
-"""Where the tensors of a network are in a file: in which table, and behind which prefix.
+"""Finds the tensors of a network in a file: in which table, and behind which prefix.
 
-Trainers wrap networks (DataParallel, torch.compile, Lightning, a class of one's own), and each
-wrapper puts its name before all names: `module.`, `_orig_mod.`, `model.`, `backbone.`. A checkpoint
-may hold several tables, among them moving averages of the weights. This is the one place, for files
-of every format, that finds the network in all that.
+Trainers wrap networks (DataParallel, torch.compile, Lightning, the user's own classes), and each
+wrapper adds a prefix to all names: `module.`, `_orig_mod.`, `model.`, `backbone.`. A checkpoint may
+have several tables, some with moving averages of the weights. This module finds the network in
+files of every format.
 """
 
 import dataclasses
@@ -12,18 +12,18 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from jaxcls.pretrained.families import FAMILIES
-from jaxcls.pretrained.limits import printable
-from jaxcls.pretrained.unpickling import Placeholder, RefusedError, Storage, Tensor
+from jaxcls.pretrained.limits import RefusedError, excerpt
+from jaxcls.pretrained.unpickling import Placeholder, Storage, Tensor
 
-# Where training scripts put the state dict, first what is looked at first.
+# Keys under which training scripts save the state dict, in the order of the search.
 AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 STATE_DICTS = ("state_dict", "model", "model_state_dict", "model_state", "current_model_state")
 MAX_DEPTH = 8  # of tables within tables
 MAX_NETWORKS = 16
 
-# DataParallel and AveragedModel, torch.compile, Lightning: taken off networks that we do not know.
+# Prefixes of DataParallel and AveragedModel, torch.compile, and Lightning, for unknown networks.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-_AVERAGED = "n_averaged"  # AveragedModel's counter stands beside its "module."
+_AVERAGED = "n_averaged"  # AveragedModel's counter, beside its "module."
 _NAMES_OF_AVERAGES = re.compile(
     r"(?i:(?:.*[^a-z])?(?:ema|swa|avg|averaged?|shadow|polyak)(?:[^a-z].*)?)|EMA[A-Z].*"
 )
@@ -31,58 +31,58 @@ _LISTED = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Network:
-    """A place where a network is.
+class NetworkPlace:
+    """Where a file has a network.
 
     Attributes:
-      place: its table as a path of keys, or what stands before all its names; empty at the top.
-      averaged: whether it holds moving averages of the weights.
+      path: the keys that lead to its table, or the prefix of its tensors' names; "" at the top.
+      averaged: whether its weights are moving averages.
     """
 
-    place: str
+    path: str
     averaged: bool
 
 
 def unwrap[T](
     tensors: Mapping[str, T], *, ema: bool
 ) -> tuple[dict[str, T], dict[str, T], tuple[str, ...]]:
-    """Takes off what stands before all names of the network that a file holds.
+    """Removes the prefix that all names of the network in a file have.
 
     Args:
-      tensors: by their names in the file.
-      ema: which network to take where the file has two: its moving averages, or the weights.
+      tensors: the file's tensors by name.
+      ema: if the file has both, whether to take the moving averages or the weights.
 
     Returns:
-      inside: the network's tensors by their names in it.
-      outside: tensors that stand beside it, by their names in the file.
+      inside: the network's tensors, by their names without the prefix.
+      outside: the other tensors, by their names in the file.
       notes: sentences on what was done.
 
     Raises:
-      RefusedError: there are several networks, or with `ema` false only moving averages.
+      RefusedError: there are several networks, or only moving averages and `ema` is False.
     """
     prefixes = _prefixes(tensors)
     if not prefixes:
         prefixes = [_shared_prefix(tensors)]
     if len(prefixes) > MAX_NETWORKS:
         raise RefusedError(
-            f"it holds {len(prefixes)} networks; save the one you want to a file of its own"
+            f"it holds {len(prefixes)} networks; save the one you want in a separate file"
         )
-    found = [Network(prefix, _is_averaged(prefix, tensors)) for prefix in prefixes]
+    found = [NetworkPlace(prefix, _is_averaged(prefix, tensors)) for prefix in prefixes]
     chosen = choose(found, ema=ema)
     others = [network for network in found if network is not chosen]
     inside: dict[str, T] = {}
     outside: dict[str, T] = {}
     for name, tensor in tensors.items():
         owner = max((p for p in prefixes if name.startswith(p)), key=len, default=None)
-        if owner is not None and owner == chosen.place:
+        if owner is not None and owner == chosen.path:
             inside[name.removeprefix(owner)] = tensor
         elif owner is None and name.rpartition(".")[2] != _AVERAGED:
             outside[name] = tensor
     notes = []
-    if chosen.place and not outside:
-        notes.append(f"prefix {printable(chosen.place)} taken off all names")
-    elif chosen.place:
-        notes.append(f"prefix {printable(chosen.place)} taken off {len(inside)} names")
+    if chosen.path and not outside:
+        notes.append(f"prefix {excerpt(chosen.path)} removed from all names")
+    elif chosen.path:
+        notes.append(f"prefix {excerpt(chosen.path)} removed from {len(inside)} names")
     if others:
         notes.append(_preferred(chosen, others))
     if _AVERAGED in tensors and _AVERAGED not in inside:
@@ -90,16 +90,15 @@ def unwrap[T](
     return inside, outside, tuple(notes)
 
 
-def choose(found: Sequence[Network], *, ema: bool) -> Network:
-    """The network to take: the moving averages where there are some and they are wanted.
+def choose(found: Sequence[NetworkPlace], *, ema: bool) -> NetworkPlace:
+    """Returns the network to read.
 
     Args:
-      found: at least one.
-      ema: whether moving averages go before the weights that they are averages of.
+      found: the networks in the file, at least one.
+      ema: whether to prefer moving averages to the weights.
 
     Raises:
-      RefusedError: it is not clear which, or there are only moving averages, and they are not
-        wanted.
+      RefusedError: there are several to choose from, or only moving averages and `ema` is False.
     """
     averages = [network for network in found if network.averaged]
     weights = [network for network in found if not network.averaged]
@@ -110,20 +109,20 @@ def choose(found: Sequence[Network], *, ema: bool) -> Network:
         )
     wanted = (averages or weights) if ema else weights
     if len(wanted) > 1:
-        names = ", ".join(printable(network.place or "no prefix") for network in wanted[:_LISTED])
+        names = ", ".join(excerpt(network.path or "no prefix") for network in wanted[:_LISTED])
         raise RefusedError(
-            f"it holds several networks ({names}); save the one you want to a file of its own"
+            f"it holds several networks ({names}); save the one you want in a separate file"
         )
     return wanted[0]
 
 
-def _at(network: Network) -> str:
-    return f" ({printable(network.place)})" if network.place else ""
+def _at(network: NetworkPlace) -> str:
+    return f" ({excerpt(network.path)})" if network.path else ""
 
 
-def _preferred(chosen: Network, others: Sequence[Network]) -> str:
-    """The sentence on what was taken instead of what."""
-    names = ", ".join(printable(network.place or "no prefix") for network in others[:_LISTED])
+def _preferred(chosen: NetworkPlace, others: Sequence[NetworkPlace]) -> str:
+    """Returns a sentence on which network was used instead of which."""
+    names = ", ".join(excerpt(network.path or "no prefix") for network in others[:_LISTED])
     if chosen.averaged:
         return (
             f"used the moving averages of the weights; --no-ema (model.weights_ema=False) uses "
@@ -135,7 +134,7 @@ def _preferred(chosen: Network, others: Sequence[Network]) -> str:
 
 
 def _prefixes(names: Collection[str]) -> list[str]:
-    """What stands before the names of each network that we know, sorted."""
+    """Returns the prefix of each known network, sorted."""
     found: set[str] = set()
     for family in FAMILIES:
         if family.separator:
@@ -147,7 +146,7 @@ def _prefixes(names: Collection[str]) -> list[str]:
 
 
 def _shared_prefix(names: Collection[str]) -> str:
-    """The usual wrappers that stand before all names of a network that we do not know."""
+    """Returns the usual wrappers' prefix of all names, for an unknown network."""
     inner = [name for name in names if name != _AVERAGED]
     taken = ""
     while inner and (p := next((p for p in _PREFIXES if all(n.startswith(p) for n in inner)), "")):
@@ -167,33 +166,33 @@ def _is_averaged(prefix: str, names: Collection[str]) -> bool:
 
 
 def state_dict(content: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The table of tensors in what a trainer saved, and sentences on what was done to get it.
+    """Finds the table of tensors in a checkpoint.
 
     Args:
       content: what `unpickle` returned.
-      ema: which table to take where there are two: the moving averages, or the weights.
+      ema: if there are both, whether to take the moving averages or the weights.
 
     Returns:
       tensors: by their names in the table.
-      notes: in which entry it was, and which other entries there are.
+      notes: sentences on the entry with the table, and on the other entries.
 
     Raises:
-      RefusedError: there is no table of tensors, or it is not clear which is wanted.
+      RefusedError: there is no table of tensors, or there are several to choose from.
     """
     if isinstance(content, Tensor):
-        raise RefusedError("it holds one tensor without a name")
+        raise RefusedError("it holds a single tensor without a name")
     tables = _tables(content)
     paths = _candidates(content, tables)
     averaged = [path for path in paths if _is_average(content, path, tables[path])]
     weights = [path for path in paths if path not in averaged]
     paths = [*_first(averaged), *_first(weights)]
-    found = [Network("/".join(path), path in averaged) for path in paths]
+    found = [NetworkPlace("/".join(path), path in averaged) for path in paths]
     chosen = choose(found, ema=ema)
     path = paths[found.index(chosen)]
     state = _only_tensors(tables[path])
     notes = []
     if path:
-        notes.append(f"tensors taken from the checkpoint's entry {printable(chosen.place)}")
+        notes.append(f"tensors taken from the checkpoint's entry {excerpt(chosen.path)}")
     if len(found) > 1:
         notes.append(_preferred(chosen, [network for network in found if network is not chosen]))
     elif chosen.averaged:
@@ -201,7 +200,7 @@ def state_dict(content: Any, *, ema: bool) -> tuple[dict[str, Tensor], tuple[str
     left_out = [_label(key) for key in _items(content) if path and key != path[0]]
     left_out += [_label(key) for key in tables[path] if key not in state]
     if left_out:
-        some = ", ".join(printable(name, 40) for name in left_out[:_LISTED])
+        some = ", ".join(excerpt(name, 40) for name in left_out[:_LISTED])
         more = f" and {len(left_out) - _LISTED} more" if len(left_out) > _LISTED else ""
         notes.append(f"left out of the checkpoint: {some}{more}")
     return state, tuple(notes)
@@ -211,11 +210,11 @@ type _Path = tuple[str, ...]
 
 
 def _tables(content: Any) -> dict[_Path, Mapping[Any, Any]]:
-    """Every table with tensors under names, by its path from the top; one of the usual, if any."""
+    """Returns every table of named tensors by its path; if it has several paths, a usual one."""
     found: dict[int, tuple[_Path, Mapping[Any, Any]]] = {}
     seen: set[int] = set()
     waiting: list[tuple[_Path, Any]] = [((), content)]
-    for path, value in waiting:  # grows while it is read
+    for path, value in waiting:  # grows during the loop
         if id(value) in found:
             other, items = found[id(value)]
             found[id(value)] = min(path, other, key=_rank), items
@@ -234,7 +233,7 @@ def _tables(content: Any) -> dict[_Path, Mapping[Any, Any]]:
 
 
 def _rank(path: _Path) -> tuple[int, int]:
-    """What comes first: the top, then the usual names in their order, then what is least deep."""
+    """Ranks paths: the top first, then the usual names in their order, then the shortest."""
     usual = (*AVERAGES, *STATE_DICTS)
     if not path:
         return -1, 0
@@ -242,7 +241,7 @@ def _rank(path: _Path) -> tuple[int, int]:
 
 
 def _items(value: Any) -> Mapping[Any, Any]:
-    """What a table, a list, or an object that acts as a table holds."""
+    """Returns the items of a table, a list, or an object that acts as a table."""
     match value:
         case Tensor() | Storage():
             return {}
@@ -256,7 +255,7 @@ def _items(value: Any) -> Mapping[Any, Any]:
 
 
 def _candidates(content: Any, tables: Mapping[_Path, Mapping[Any, Any]]) -> list[_Path]:
-    """The tables that hold a network that we know; else those where state dicts usually are."""
+    """Returns the tables with a known network; else those where state dicts usually are."""
     known = [path for path, items in tables.items() if _prefixes(_only_tensors(items))]
     usual = [(name,) for name in (*AVERAGES, *STATE_DICTS) if (name,) in tables]
     if paths := known or usual or [path for path in tables if not path]:
@@ -264,23 +263,23 @@ def _candidates(content: Any, tables: Mapping[_Path, Mapping[Any, Any]]) -> list
     whole = [value for value in (content, *_items(content).values()) if _is_model(value)]
     if whole:
         raise RefusedError(
-            f"it is a whole pickled model, with {printable(whole[0].name)}, not its tensors; "
-            "nothing of it was run"
+            f"it is a whole pickled model, with {excerpt(whole[0].name)}, not its tensors; "
+            "nothing in it was run"
         )
     if not isinstance(content, dict):
         kind = content.name if isinstance(content, Placeholder) else type(content).__name__
-        raise RefusedError(f"it holds a {printable(kind)}, not a table of tensors")
+        raise RefusedError(f"it holds a {excerpt(kind)}, not a table of tensors")
     some = ", ".join(_label(key)[:40] for key in list(content)[:5])
     raise RefusedError(
         f"it holds no tensors at its top or under {', '.join((*AVERAGES, *STATE_DICTS))} "
-        f"(it has {printable(some, 200)})"
+        f"(it has {excerpt(some, 200)})"
     )
 
 
 def _is_average(content: Any, path: _Path, items: Mapping[Any, Any]) -> bool:
-    """Whether a table holds moving averages.
+    """Returns whether a table has moving averages.
 
-    Lightning's WeightAveraging puts them where the weights else are, and says so beside.
+    Lightning's WeightAveraging saves them in the usual place of the weights, and adds an entry.
     """
     if path == ("state_dict",) and "averaging_state" in _items(content):
         return True

@@ -9,7 +9,9 @@ from photos import keys_of, planar, varied
 from scipy import stats
 
 from jaxcls.augment import erase
+from jaxcls.config.augment import Cutout, RandomErasing
 
+BEGIN = jnp.float32(0)  # of the training
 COUNT = 20_000
 HEIGHT, WIDTH = 20, 30
 LENGTHS = np.array([HEIGHT, WIDTH])
@@ -61,8 +63,8 @@ def test_noise_is_of_every_level_and_another_in_each_image_and_channel() -> None
 
 @pytest.mark.parametrize("size", [0.5, 1.0])
 def test_cutout_is_centred_anywhere_with_uniform_sides(size: float) -> None:
-    cut = jax.jit(functools.partial(erase.cutout, fill="constant", value=1.0))
-    boxes = edges(cut(keys_of(1, COUNT), BLACK, size=jnp.float32(size)))
+    cut = jax.jit(functools.partial(erase.cutout, Cutout(size=size, value=1.0)))
+    boxes = edges(cut(keys_of(1, COUNT), BLACK, BEGIN))
     sides = boxes[:, 2:] - boxes[:, :2]
     assert (sides <= np.round(size * LENGTHS)).all()
     seen = sides.min(axis=1) > 0
@@ -84,15 +86,17 @@ def test_cutout_is_centred_anywhere_with_uniform_sides(size: float) -> None:
 def test_cutout_of_no_size_covers_nothing() -> None:
     images = planar(varied(HEIGHT, WIDTH))
     for fill in ("constant", "noise"):
-        actual = erase.cutout(keys_of(0, 8), images, size=jnp.float32(0), fill=fill, value=0.5)
+        entry = Cutout(size=0.0, fill=fill, value=0.5)
+        actual = erase.cutout(entry, keys_of(0, 8), images, BEGIN)
         np.testing.assert_array_equal(actual, images)
 
 
 def erased(probability: float, area: tuple[float, float], aspect: tuple[float, float]):
-    erasing = functools.partial(
-        erase.random_erasing, area=area, aspect=aspect, fill="constant", value=1.0
+    entry = RandomErasing(
+        probability=probability, area=area, aspect=aspect, fill="constant", value=1.0
     )
-    return edges(jax.jit(erasing)(keys_of(2, COUNT), BLACK, probability=jnp.float32(probability)))
+    erasing = jax.jit(functools.partial(erase.random_erasing, entry))
+    return edges(erasing(keys_of(2, COUNT), BLACK, BEGIN))
 
 
 def test_erasing_has_its_rate_area_and_aspect() -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from jaxcls.augment import draws, geometry
+from jaxcls.config.augment import RandomCropAndResize
 
 CANVAS = 64
 UPRIGHT = jnp.zeros((1, 2), bool)
@@ -125,7 +126,10 @@ SIZES = np.tile([[40, 60], [64, 64], [61, 17], [5, 64]], (COUNT // 4, 1)).astype
 
 @functools.cache
 def random_windows(of_pixels: bool, area: tuple[float, float], aspect: tuple[float, float]):
-    make = functools.partial(geometry.random_windows, area=area, aspect=aspect, of_pixels=of_pixels)
+    entry = RandomCropAndResize(
+        area=area, aspect=aspect, aspect_of="pixels" if of_pixels else "image"
+    )
+    make = functools.partial(geometry.random_windows, entry)
     uniforms = draws.uniform(keys_of(3, COUNT), 4)
     return np.asarray(jax.jit(make)(uniforms, jnp.asarray(SIZES)))
 
@@ -313,9 +317,8 @@ def test_both_forms_of_resize_are_equal(shape: tuple[int, int], size: int) -> No
     canvases = jnp.asarray(varied(*shape))
     generator = np.random.default_rng(1)
     sizes = jnp.asarray(generator.integers(1, np.add(shape, 1), (8, 2)), jnp.int32)
-    windows = geometry.random_windows(
-        draws.uniform(keys_of(1, 8), 4), sizes, area=(0.1, 1.0), aspect=(0.5, 2), of_pixels=False
-    )
+    entry = RandomCropAndResize(area=(0.1, 1.0), aspect=(0.5, 2.0))
+    windows = geometry.random_windows(entry, draws.uniform(keys_of(1, 8), 4), sizes)
     mirrored = jnp.asarray(generator.integers(2, size=(8, 2)), bool)
     taps = [
         geometry._resize_taps(

@@ -401,7 +401,7 @@ def strong(key: Array, strength: Any, alpha: Any, *batch: Array) -> tuple[Array,
         Mix(cutmix_alpha=alpha, mixup_alpha=alpha),
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxcls.augment.pipeline.at_progress", lambda value, progress: value)
+        patch.setattr("jaxcls.config.progressive.at_progress", lambda value, progress: value)
         apply = make_augment(augment, image_size=SIZE, crop_fraction=0.75)
         return apply(key, jnp.float32(0), *batch)
 

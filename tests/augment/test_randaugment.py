@@ -23,11 +23,19 @@ from jaxcls.augment.randaugment import (
     rand_augment,
     trivial_augment,
 )
-from jaxcls.config.augment import GUIDE_OPS, TRIVIAL_OPS, OpName
+from jaxcls.config.augment import (
+    GUIDE_OPS,
+    TRIVIAL_OPS,
+    AugMix,
+    OpName,
+    RandAugment,
+    TrivialAugment,
+)
 
 OPS: tuple[OpName, ...] = get_args(OpName)
 SIZE, BATCH, LAYERS = 24, 32, 3
 COUNT = 20_000
+BEGIN = jnp.float32(0)  # of the training
 
 apply = jax.jit(apply_layers, static_argnums=1)
 draw_many = jax.jit(draw_layers, static_argnums=(1, 2))
@@ -356,17 +364,16 @@ def unchanged(images: Array) -> np.ndarray:
 
 
 def test_rand_augment_of_rate_zero_changes_nothing() -> None:
-    change = functools.partial(rand_augment, ops=OPS, num_ops=3, rate=0.0)
-    strength = jnp.float32(0.5)
-    images = change(keys_of(0, 16), PHOTOS, magnitude=strength, magnitude_std=strength)
+    entry = RandAugment(ops=OPS, num_ops=3, magnitude=0.5, magnitude_std=0.5, rate=0.0)
+    images = rand_augment(entry, keys_of(0, 16), PHOTOS, BEGIN)
     assert unchanged(images).all()
 
 
 def test_trivial_augment_does_one_thing_or_nothing() -> None:
     """Invert always changes a photo: it is drawn as often as doing nothing."""
     many = jnp.broadcast_to(PHOTOS[:1, :, :4, :4], (4000, 3, 4, 4))
-    change = jax.jit(functools.partial(trivial_augment, ops=("Invert",)))
-    result = np.asarray(change(keys_of(1, 4000), many))
+    change = jax.jit(functools.partial(trivial_augment, TrivialAugment(ops=("Invert",))))
+    result = np.asarray(change(keys_of(1, 4000), many, BEGIN))
     inverted = (result == 255 - np.asarray(many)).all(axis=(1, 2, 3))
     same = (result == np.asarray(many)).all(axis=(1, 2, 3))
     assert (inverted ^ same).all()
@@ -379,8 +386,8 @@ def test_trivial_augment_draws_its_strength_uniformly() -> None:
     ramp = jnp.broadcast_to(jnp.arange(size, dtype=jnp.uint8) * 2, (2000, 3, size, size))[
         :, :, :, :
     ]
-    change = jax.jit(functools.partial(trivial_augment, ops=("TranslateX",)))
-    middle = np.asarray(change(keys_of(2, 2000), ramp))[:, 0, size // 2, size // 2]
+    change = jax.jit(functools.partial(trivial_augment, TrivialAugment(ops=("TranslateX",))))
+    middle = np.asarray(change(keys_of(2, 2000), ramp, BEGIN))[:, 0, size // 2, size // 2]
     shifts = np.abs(middle.astype(float) - size) / 2 / size
     moved = shifts[shifts > 0.02]
     small = (moved < 0.25).mean()
@@ -391,10 +398,9 @@ def test_trivial_augment_draws_its_strength_uniformly() -> None:
 
 
 def mixed(alpha: float, width: int = 3) -> np.ndarray:
-    change = functools.partial(aug_mix, ops=("Invert",), width=width, depth=1, alpha=alpha)
-    strength = jnp.float32(0.3)
+    change = functools.partial(aug_mix, AugMix(ops=("Invert",), width=width, depth=1, alpha=alpha))
     black = jnp.zeros((COUNT, 3, 1, 1), jnp.uint8)
-    images = jax.jit(change)(keys_of(3, COUNT), black, magnitude=strength, magnitude_std=strength)
+    images = jax.jit(change)(keys_of(3, COUNT), black, BEGIN)
     return np.asarray(images)[:, 0, 0, 0]
 
 
@@ -412,10 +418,9 @@ def test_aug_mix_has_weights_of_sum_one_and_a_beta_share(alpha: float) -> None:
 def test_aug_mix_draws_chains_of_every_length() -> None:
     """Chains of Invert: an even length changes nothing, an odd one turns black to white."""
     depth, count = 3, 4000
-    change = functools.partial(aug_mix, ops=("Invert",), width=1, depth=depth, alpha=1e4)
-    strength = jnp.float32(0.3)
+    change = functools.partial(aug_mix, AugMix(ops=("Invert",), width=1, depth=depth, alpha=1e4))
     black = jnp.zeros((count, 3, 1, 1), jnp.uint8)
-    images = jax.jit(change)(keys_of(4, count), black, magnitude=strength, magnitude_std=strength)
+    images = jax.jit(change)(keys_of(4, count), black, BEGIN)
     changed = np.asarray(images)[:, 0, 0, 0] > 0  # the share is next to a half
     assert changed.mean() == pytest.approx(2 / 3, abs=0.03)  # lengths 1 and 3
 

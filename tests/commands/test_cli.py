@@ -570,7 +570,7 @@ def test_data_is_told_as_lines_and_as_json(run: Run) -> None:
     result = run("data", "tiny.py", "--split", "test", "--limit", "40", "--json")
     assert (result.status, result.err) == (0, "")
     lines = result.out.splitlines()
-    assert lines[0] == "digits 'test': 355 images (40 looked at)"
+    assert lines[0] == "digits 'test': 355 images (40 of them read)"
     found = json.loads(lines[-1])
     assert sum(found["classes"].values()) == found["num_seen"] == 40
     assert found["formats"] == {"PNG": 40}

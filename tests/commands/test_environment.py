@@ -445,7 +445,7 @@ def test_devices_that_are_not_there_are_one_message(
     message: Message, monkeypatch: pytest.MonkeyPatch, arguments: str
 ) -> None:
     if arguments.startswith("evaluate"):
-        monkeypatch.setattr("jaxcls.inference.classifier.data_of", lambda _: DataConfig())
+        monkeypatch.setattr("jaxcls.inference.open_weights.data_of", lambda _: DataConfig())
     text = message(*arguments.split())
     assert text.startswith("jaxcls: JAX_PLATFORMS: JAX finds no devices for 'cpu'; unset it")
 

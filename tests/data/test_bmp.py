@@ -181,8 +181,8 @@ def test_a_short_header_of_os2():
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"compression": 4}, "JPEG inside is not read"),
-        ({"compression": 5}, "PNG inside is not read"),
+        ({"compression": 4}, "JPEG inside is not supported"),
+        ({"compression": 5}, "PNG inside is not supported"),
         ({"header": 64, "compression": 4}, "OS/2's compression"),
         ({"bits": 64}, "64 bits a pixel"),
         ({"bits": 8, "compression": RLE4}, "8 bits a pixel and compression 2"),

@@ -12,14 +12,8 @@ import simplejpeg
 import tifffile
 
 from jaxcls.config import DataConfig
-from jaxcls.data.decode import (
-    IMAGE_SUFFIXES,
-    MAX_PIXELS,
-    UNREADABLE_FORMATS,
-    decode_image,
-    image_header,
-    is_image_name,
-)
+from jaxcls.data.decode import MAX_PIXELS, decode_image, image_header
+from jaxcls.data.formats import IMAGE_SUFFIXES, UNREADABLE_FORMATS, is_image_name
 from jaxcls.data.images import training_image, whole_image
 from jaxcls.system.errors import BrokenImageError, DataError, UserError
 
@@ -403,12 +397,12 @@ def test_cmyk_tiff():
         (np.zeros((8, 8), np.float32), {}, "grey of 32 bits"),
         (np.zeros((8, 8), np.uint32), {}, "grey of 32 bits"),
         (np.zeros((8, 8), np.int16), {}, "grey of 32 bits"),
-        (np.zeros((8, 8, 3), np.float32), {"photometric": "rgb"}, "TIFF that is .* not read"),
-        (np.zeros((8, 8, 5), np.uint8), {"planarconfig": "contig"}, "TIFF that is .* not read"),
+        (np.zeros((8, 8, 3), np.float32), {"photometric": "rgb"}, "TIFF that is .* unsupported"),
+        (np.zeros((8, 8, 5), np.uint8), {"planarconfig": "contig"}, "TIFF that is .* unsupported"),
         (
             np.zeros((3, 8, 8), np.uint16),
             {"photometric": "rgb", "planarconfig": "separate"},
-            "16 bits with a plane a colour",
+            "16 bits with a separate plane for each colour",
         ),
         (np.zeros((8, 8, 3), np.uint8), {"photometric": "rgb", "subfiletype": 1}, "a preview"),
     ],
@@ -485,7 +479,9 @@ def media(*brands):
     ],
 )
 def test_formats_that_are_not_read_are_named(data, name):
-    with pytest.raises(BrokenImageError, match=f"^it: .*it is {name}, which is not read; convert"):
+    with pytest.raises(
+        BrokenImageError, match=f"^it: .*it is {name}, which is not supported; convert"
+    ):
         decode_image(data, where="it")
 
 

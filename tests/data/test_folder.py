@@ -11,14 +11,15 @@ import pytest
 from jaxcls.config import Config, DataConfig, decode, encode
 from jaxcls.data import folder_index
 from jaxcls.data.decode import decode_image
-from jaxcls.data.folder import describe_folder, open_folder
+from jaxcls.data.folder import open_split, prepare
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source
 from jaxcls.system.errors import DataError, UserError
 
 
 def opened(root, split, *, test_share=0.25, seed=0):
-    return open_folder(str(root), split, test_share=test_share, seed=seed)
+    data = DataConfig(test_share=test_share, split_seed=seed)
+    return open_split(str(root), data, split)
 
 
 def fails(match, root, split="train"):
@@ -137,7 +138,7 @@ def test_classes_without_a_test_image(make_photos, caplog):
     [
         ({"Train/a": 2, "Train/b": 2, "Test/a": 1}, "rename .*/Train to train"),
         ({"training/a": 2, "validation/a": 1}, "rename .*/training to train"),
-        ({"val/a": 1, "test/a": 1}, "call the one to train on train"),
+        ({"val/a": 1, "test/a": 1}, "rename the one to train on to train"),
     ],
 )
 def test_splits_of_other_names_do_not_become_classes(make_photos, folders, mend):
@@ -146,15 +147,16 @@ def test_splits_of_other_names_do_not_become_classes(make_photos, folders, mend)
 
 def test_a_folder_too_many(make_photos):
     root = make_photos({"archive/photos/cat": 2, "archive/photos/dog": 2})
-    fails(f"has one class; .*; is it data.source folder:{root}/archive/photos?", root)
+    fails(f"has one class; .*; did you mean data.source folder:{root}/archive/photos?", root)
 
 
 def test_names_that_are_not_utf8(make_photos):
     root = make_photos({"a": 2, "b": 2})
     with open(os.path.join(os.fsencode(root), b"a", b"caf\xe9.png"), "wb") as file:
         file.write((root / "a/0000.png").read_bytes())
-    for reuse in (False, True):
-        source = open_folder(str(root), "train+test", test_share=0.25, seed=0, reuse_index=reuse)
+    for index in ("rebuild", "reuse"):
+        data = DataConfig(source=f"folder:{root}", test_share=0.25, folder_index=index)
+        source = open_source(data, "train+test")
         assert len(source) == 5
         assert all(source[index].image for index in range(5))
         assert source.identity
@@ -168,7 +170,7 @@ def test_files_that_are_passed_over_are_counted(make_photos, caplog):
     assert len(opened(root, "train+test", test_share=0.5)) == 4
     (line,) = [record.getMessage() for record in caplog.records]
     assert line == (
-        f"{root}: not used: HEIC files, to be converted to JPEG or PNG first (1, for example "
+        f"{root}: not used: HEIC files, which must be converted to JPEG or PNG (1, for example "
         f"'b/raw.heic'); files without an image extension (2, for example 'README'); hidden names "
         f"(1, for example 'b/._0001.jfif'); symbolic links to a parent folder or to a folder that "
         f"is already listed (1, for example 'a/back'); images outside the class folders (1, for "
@@ -185,9 +187,11 @@ def test_missing_folder(tmp_path):
 
 def test_class_without_images(make_photos):
     root = make_photos({"cat": 2, "dog": 0, "fox": 1})
-    fails(f"data.source: {root}/dog has no images; fill it or remove it$", root)
+    fails(f"data.source: {root}/dog has no images; add some or remove the folder$", root)
     (root / "dog/dog.JXL").touch()
-    fails(r"dog has no images; fill .* \(it has JPEG XL files, to be converted to JPEG", root)
+    fails(
+        r"dog has no images; add .* \(it has JPEG XL files, which must be converted to JPEG", root
+    )
     root = make_photos({"train/cat": 2, "train/dog": 2, "test/cat": 0})
     fails(f"{root}/test/cat has no images", root)
 
@@ -219,7 +223,7 @@ def test_folder_that_may_not_be_read(make_photos, monkeypatch):
     whole = list_images(root)
     shut = dataclasses.replace(whole, unreadable={"a": "Permission denied"})
     monkeypatch.setattr(folder_index, "list_images", lambda _: shut)
-    fails(rf"'{root}/a' cannot be read \(Permission denied\); mend that, .* permissions", root)
+    fails(rf"'{root}/a' cannot be read \(Permission denied\); fix that, .* permissions", root)
 
 
 @pytest.mark.parametrize(("split", "name"), [("test", "test"), ("train+val[:1]", "val")])
@@ -239,7 +243,7 @@ def test_a_split_without_folders_of_classes_is_named_with_what_to_do(make_photos
 
 def test_unlabelled_images_in_a_folder_of_their_own(make_photos):
     root = make_photos({"train/cat": 2, "train/dog": 2, "test/unknown": 1})
-    fails("class 'unknown', .*; if such images have no labels, hold out a part", root, "test")
+    fails("class 'unknown', .*; if such images have no labels, evaluate on a part", root, "test")
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_unlabelled_images_in_a_folder_of_their_own(make_photos):
     ],
 )
 def test_flat_splits_do_not_become_classes(make_photos, folders, bare):
-    fails(f"look like splits, .*, but {bare} no folders of classes; put", make_photos(folders))
+    fails(f"look like splits, .*, but {bare} no class folders; put", make_photos(folders))
 
 
 CAFE = "caf\N{LATIN SMALL LETTER E WITH ACUTE}"
@@ -308,7 +312,7 @@ def test_classes_whose_names_are_not_utf8_go_by_text(make_photos, caplog):
 def test_a_folder_whose_own_name_is_not_utf8(make_photos, tmp_path):
     root = make_photos({"a": 2, "b": 2}).rename(tmp_path / "caf\udce9")
     assert opened(root, "train").name == r"caf\xe9"
-    assert r"caf\xe9 is ready" in describe_folder(str(root))
+    assert r"caf\xe9 is ready" in prepare(str(root))
     fails(r"of .*caf\\xe9", root, "trian")
     with pytest.raises(UserError, match=r"^data.source: 'folder:.*caf\\xe9' is not UTF-8; rename"):
         decode(encode(Config(data=DataConfig(source=f"folder:{root}"), num_steps=1)))

@@ -9,7 +9,7 @@ import pytest
 
 from jaxcls.config import DataConfig
 from jaxcls.data import folder_index
-from jaxcls.data.folder_index import read_index
+from jaxcls.data.folder_index import index_folder
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source, prepare_source
 from jaxcls.system.caches import cache_dir
@@ -39,12 +39,12 @@ def test_a_change_is_seen_though_all_times_stand_still(make_photos, monkeypatch,
     """As tar, rsync, cp -a and unzip set times back, and network disks have none of their own."""
     root = make_photos({"a": 2, "b/deep": 2})
     set_times(root)
-    before = read_index(root)
+    before = index_folder(root)
     change(root)
     set_times(root)
     # On such disks ctime, inode and size of a folder are no evidence, either.
     monkeypatch.setattr(os, "stat", lambda path, **_: constant(path))
-    after = read_index(root)
+    after = index_folder(root)
     assert after != before
     assert after == list_images(root)
 
@@ -102,7 +102,7 @@ def test_the_last_list_is_reused_on_request_and_says_when_it_was_made(make_photo
     assert prefix == f"{root}: the list of its 4 images"
     made = datetime.datetime.strptime(when, "%Y-%m-%d at %H:%M:%S").astimezone()
     assert before <= made <= datetime.datetime.now().astimezone()
-    assert advice == "may be out of date; --data.folder-index rebuild makes it anew"
+    assert advice == "may be out of date; --data.folder-index rebuild makes a new one"
     rebuild = DataConfig(source=f"folder:{root}", test_share=0, folder_index="rebuild")
     assert len(open_source(rebuild, "train")) == 5
     assert len(open_source(reuse, "train")) == 5
@@ -113,23 +113,23 @@ def test_prepare_makes_the_list_anew(make_photos):
     prepare_source(f"folder:{root}")
     shutil.copy(root / "a/0000.png", root / "a/new.png")
     assert "train 5" in prepare_source(f"folder:{root}")
-    assert len(read_index(root, reuse=True).files) == 5
+    assert len(index_folder(root, reuse=True).files) == 5
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"folders": {}}', '{"left_out": []}'])
 def test_a_damaged_list_is_made_anew(make_photos, content):
     root = make_photos({"a": 2, "b": 2})
-    expected = read_index(root)
-    memory = folder_index._memory_file(root)
-    assert memory.is_relative_to(cache_dir())
-    assert memory.is_file()
-    memory.write_text(content)
-    assert read_index(root, reuse=True) == expected
-    assert folder_index._recall(memory)
+    expected = index_folder(root)
+    index = folder_index._index_file(root)
+    assert index.is_relative_to(cache_dir())
+    assert index.is_file()
+    index.write_text(content)
+    assert index_folder(root, reuse=True) == expected
+    assert folder_index._read(index)
 
 
 def test_a_list_that_cannot_be_kept_does_not_matter(make_photos, monkeypatch, tmp_path):
     (tmp_path / "no_folder").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "no_folder"))
     root = make_photos({"a": 2, "b": 2})
-    assert read_index(root, reuse=True) == read_index(root, reuse=True) == list_images(root)
+    assert index_folder(root, reuse=True) == index_folder(root, reuse=True) == list_images(root)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxcls.data import listing
-from jaxcls.data.decode import UNREADABLE_FORMATS
+from jaxcls.data.formats import UNREADABLE_FORMATS
 from jaxcls.data.listing import (
     BACK,
     HIDDEN,
@@ -172,11 +172,11 @@ def test_formats_that_are_not_decoded_are_named_with_what_to_do(make):
     found = list_images(root)
     assert found.files == ()
     assert {UNREADABLE_FORMATS[suffix] for suffix in (".heic", ".jxl", ".nef")} == {
-        kind.removesuffix(" files, to be converted to JPEG or PNG first")
+        kind.removesuffix(" files, which must be converted to JPEG or PNG")
         for kind in found.left_out
         if kind != OTHER
     }
-    assert "HEIC files, to be converted to JPEG or PNG first (2, for example 'a.heic')" in (
+    assert "HEIC files, which must be converted to JPEG or PNG (2, for example 'a.heic')" in (
         describe_left_out(found.left_out)
     )
 

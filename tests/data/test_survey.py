@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 
 from jaxcls.config import DataConfig
-from jaxcls.data.folder import open_folder
+from jaxcls.data.sources import open_source
 from jaxcls.data.survey import describe, survey
 
 
@@ -14,7 +14,7 @@ def config(**fields):
 
 
 def opened(root, split="train+test"):
-    return open_folder(str(root), split, test_share=0.2, seed=0)
+    return open_source(DataConfig(source=f"folder:{root}", test_share=0.2), split)
 
 
 def test_everything_is_counted(make_photos):
@@ -41,7 +41,7 @@ def test_a_part_is_spread_over_the_whole(numbered):
     found = survey(numbered(size=100), config(), limit=10)
     assert (found.num_examples, found.num_seen) == (100, 10)
     assert found.classes == {"0": 10} | dict.fromkeys("123456789", 0)
-    assert "100 images (10 looked at)" in describe(found)
+    assert "100 images (10 of them read)" in describe(found)
     assert survey(numbered(size=5), config(), limit=10).num_seen == 5
 
 

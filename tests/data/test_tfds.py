@@ -91,16 +91,17 @@ def test_keys_by_supervision_or_kind(make_set):
     assert decode_image(open_source(config(supervised, "a"), "train")[0].image, where="").size == 75
     assert open_source(config(supervised, "a"), "train")[0].label == 1
     unsupervised = config(make_set("b", features=features, splits=splits), "b")
-    fails(r"data.image_key: b has several \(photo, thumbnail\); say which one", unsupervised)
+    fails(r"data.image_key: b has several \(photo, thumbnail\); choose one", unsupervised)
     for data in (config(supervised, "a"), unsupervised):
         named = dataclasses.replace(data, image_key="thumbnail", label_key="kind")
         assert decode_image(open_source(named, "train")[0].image, where="").size == 12
     fails(
-        r"data.label_key: 'kin' is no ClassLabel of a; did you mean 'kind'\? \(features: id: Text",
+        r"data.label_key: 'kin' is not of type ClassLabel in a; did you mean 'kind'\? "
+        r"\(features: id: Text",
         dataclasses.replace(config(supervised, "a"), label_key="kin"),
     )
     fails(
-        "data.image_key: 'id' is no Image of b",
+        "data.image_key: 'id' is not of type Image in b",
         dataclasses.replace(unsupervised, image_key="id"),
     )
     del features["thumbnail"], example["thumbnail"]
@@ -112,13 +113,13 @@ def test_no_class_label(make_set):
     features = {"image": IMAGE, "label": tfds.features.Scalar(np.int64)}
     splits = {"train": [{"image": cut(3), "label": 4}]}
     folder = make_set(features=features, splits=splits, supervised_keys=("image", "label"))
-    fails("photos is no image classification set.*image: Image, label: Scalar", config(folder))
+    fails("photos is not an image classification set.*image: Image, label: Scalar", config(folder))
 
 
 def test_label_outside_the_classes(make_set):
     folder = make_set(splits={"test": [{"image": cut(3), "label": -1}]})
     source = open_source(config(folder), "test")
-    with pytest.raises(DataError, match="record 0 of photos 'test': label -1 is none of the 2"):
+    with pytest.raises(DataError, match="record 0 of photos 'test': label -1 is not one of the 2"):
         source[0]
 
 
@@ -136,7 +137,7 @@ def test_not_prepared(tmp_path):
 
 def test_interrupted_preparation(tmp_path):
     (tmp_path / "cifar10" / "incomplete.ABCDEF_3.0.2").mkdir(parents=True)
-    fails("not finished preparing", DataConfig(source="tfds:cifar10", data_dir=str(tmp_path)))
+    fails("not completely prepared", DataConfig(source="tfds:cifar10", data_dir=str(tmp_path)))
 
 
 def test_prepared_as_tfrecord_only(make_set):
@@ -169,7 +170,7 @@ def test_empty_split(make_set):
 def test_damaged_description(make_set, name, content):
     folder = make_set()
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
-    fails(rf"{folder} is no complete TFDS folder.*prepare photos again", config(folder))
+    fails(rf"{folder} is not a complete TFDS folder.*prepare photos again", config(folder))
 
 
 def test_missing_file(make_set):

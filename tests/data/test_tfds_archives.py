@@ -352,7 +352,7 @@ def test_a_file_by_hand_that_is_not_the_real_one(
     with pytest.raises(DataError) as caught:
         prepare_source("tfds:tf_flowers", str(data_dir))
     message = str(caught.value)
-    assert "a file is damaged, or not the one that is meant" in message
+    assert "a file is damaged or the wrong one" in message
     assert str(file) in message
     assert "Got: UrlInfo(size=500" in message
 
@@ -370,7 +370,7 @@ def test_which_file_is_missing_and_where_it_belongs(
     monkeypatch.setattr(tfds_prepare.socket, "getaddrinfo", nowhere)
     with pytest.raises(
         DataError,
-        match=r"there is no network \(thor\.robots.*fetch https.*/annotations.tar.gz there and "
+        match=r"there is no network \(thor\.robots.*download https.*/annotations.tar.gz there and "
         rf"put it here as {manual}/annotations.tar.gz",
     ):
         prepare_source("tfds:oxford_iiit_pet", str(data_dir))
@@ -385,7 +385,8 @@ def test_a_set_by_hand_says_what_is_missing(by_hand: Callable[[str], Path]) -> N
         prepare_source("tfds:imagenet2012", str(data_dir))
     message = str(caught.value)
     assert (
-        f"fetched by hand. [Errno 2] No such file or directory: '{manual}/ILSVRC2012_img" in message
+        f"downloaded by hand. [Errno 2] No such file or directory: '{manual}/ILSVRC2012_img"
+        in message
     )
     assert f"Put them into {manual} (there now: ILSVRC2012_img_train.tar)" in message
     assert "two files: ILSVRC2012_img_train.tar and\nILSVRC2012_img_val.tar" in message
@@ -396,5 +397,5 @@ def test_the_default_place_is_beside_the_sets(
 ) -> None:
     """Without data.data_dir, that of TFDS."""
     data_dir = by_hand("eurosat/rgb")
-    monkeypatch.setattr("jaxcls.data.tfds.constants.DATA_DIR", str(data_dir))
+    monkeypatch.setattr("jaxcls.data.tfds_folders.constants.DATA_DIR", str(data_dir))
     assert "train 4" in prepare_source("tfds:eurosat/rgb")

@@ -54,7 +54,7 @@ def test_a_file_that_is_cut_short(tfrecord, left):
     (path,) = tfrecord.glob("*train*")
     path.write_bytes(path.read_bytes()[:left])
     with pytest.raises(
-        DataError, match=r"cannot be converted to ArrayRecord \(.*is cut short\); mend"
+        DataError, match=r"cannot be converted to ArrayRecord \(.*is cut off\); fix"
     ):
         open_source(config(tfrecord, prepare=True), "train")
     with pytest.raises(DataError, match="as tfrecord only"):

@@ -114,7 +114,7 @@ def test_pixels_need_tensorflow_for_this_one_step(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     monkeypatch.setattr(JaxclsToy, "example", lambda: np.zeros((2, 2, 3), np.uint8))
     fails(
-        r"needs TensorFlow for that one step.*\n  uv run --extra prepare jaxcls prepare "
+        r"needs TensorFlow to be prepared.*\n  uv run --extra prepare jaxcls prepare "
         rf"tfds:jaxcls_toy/small --data-dir {tmp_path}\n.*pip install -e '.\[prepare\]'",
         tmp_path,
     )
@@ -122,7 +122,7 @@ def test_pixels_need_tensorflow_for_this_one_step(tmp_path, monkeypatch):
 
 def test_no_network_is_told_at_once(tmp_path, monkeypatch):
     fails(
-        r"must be downloaded, and there is no network \(download.tensorflow.org",
+        r"must be downloaded, but there is no network \(download.tensorflow.org",
         tmp_path,
         "tf_flowers",
     )
@@ -144,12 +144,13 @@ def test_behind_a_proxy_names_are_its_business(tmp_path, monkeypatch):
 
 
 def test_a_set_to_fetch_by_hand_says_so_without_a_network(tmp_path):
-    fails(r"must be fetched by hand. Manual directory (.|\n)*ILSVRC2012", tmp_path, "imagenet2012")
+    match = r"must be downloaded by hand. Manual directory (.|\n)*ILSVRC2012"
+    fails(match, tmp_path, "imagenet2012")
 
 
 def test_files_that_must_be_fetched_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr(JaxclsToy, "fetch", lambda manager: manager.manual_dir)
-    fails(r"must be fetched by hand. Manual directory (.|\n)*fetch toys.tar by hand", tmp_path)
+    fails(r"must be downloaded by hand. Manual directory (.|\n)*fetch toys.tar by hand", tmp_path)
 
 
 @pytest.mark.parametrize(

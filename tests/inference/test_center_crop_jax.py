@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxcls.data.resize import Interpolation, center_crop
-from jaxcls.inference.center_crop_jax import traced_center_crop
+from jaxcls.inference.center_crop_jax import center_crop_jax
 
 SHAPES = [
     (50, 70),
@@ -30,7 +30,7 @@ def test_a_program_for_any_shape_is_equal_to_pillow(
     """To the bit, in shrinking and in growing, upright and lying."""
 
     def crop(images: jax.Array) -> jax.Array:
-        return traced_center_crop(images, image_size, crop_fraction, interpolation)
+        return center_crop_jax(images, image_size, crop_fraction, interpolation)
 
     shape = jax.export.symbolic_shape("batch, height, width, 3")
     program = jax.export.export(jax.jit(crop))(jax.ShapeDtypeStruct(shape, jnp.uint8))
@@ -42,7 +42,7 @@ def test_a_program_for_any_shape_is_equal_to_pillow(
 
 
 def test_no_float64_is_left_behind() -> None:
-    crop = jax.jit(traced_center_crop, static_argnums=(1, 2))
+    crop = jax.jit(center_crop_jax, static_argnums=(1, 2))
     images = crop(jnp.zeros((1, 20, 30, 3), jnp.uint8), 16, 0.875)
     assert images.dtype == jnp.uint8
     assert jnp.arange(2.0).dtype == jnp.float32

@@ -12,7 +12,9 @@ import pytest
 from jaxcls.commands.cli import main
 from jaxcls.config import Config
 from jaxcls.data.sources import Source, open_source
-from jaxcls.inference.classifier import ImageClassifier, match_classes, read_image
+from jaxcls.inference.class_matching import match_classes
+from jaxcls.inference.classifier import ImageClassifier
+from jaxcls.inference.image_batches import read_image
 from jaxcls.runs.checkpoint import CheckpointError
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.training.loop import Outcome
@@ -202,7 +204,7 @@ def test_a_loss_that_is_not_finite_is_a_message_and_is_not_written(
 ) -> None:
     shutil.copytree(tiny_run[0], tmp_path / "run")
     broken = {"loss": float("nan"), "top1": 0.0, "top5": 0.0, "num_examples": 355}
-    monkeypatch.setattr("jaxcls.inference.classifier.evaluate", lambda *_, **__: broken)
+    monkeypatch.setattr("jaxcls.inference.classifier.evaluate_split", lambda *_, **__: broken)
     assert main(["evaluate", str(tmp_path / "run"), "--json"]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""

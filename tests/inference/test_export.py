@@ -140,7 +140,7 @@ def test_mistakes_are_one_message(
         ([run, "-o", "new", "--step", "7"], "it is missing (existing steps: "),
         ([run, "-o", "new", "--step", "last"], "expected latest, best or the number of a step"),
         ([run, "-o", "new", "--platforms", "gpu"], "'gpu'"),
-        ([run, "-o", "new", "--platforms", "cpu", "tpus"], "there are cpu, cuda, tpu"),
+        ([run, "-o", "new", "--platforms", "cpu", "tpus"], "known: cpu, cuda, tpu"),
         ([run, "-o", str(tmp_path / "used")], "is not empty"),
         ([run, "-o", str(tmp_path / "used/file")], "Not a directory"),
         ([run, "-o", str(tmp_path / "used/file/new")], "Not a directory"),

@@ -202,8 +202,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_what_cannot_be_written_is_known_before(tmp_path: Path) -> None:
     for path, why in [
         (tmp_path / "gone/guesses.csv", "No such file or directory"),
-        (tmp_path, "it is no file"),
-        (Path("/dev/null"), "it is no file"),
+        (tmp_path, "it is not a file"),
+        (Path("/dev/null"), "it is not a file"),
     ]:
         with pytest.raises(UserError) as caught:
             require_writable(path)

@@ -8,7 +8,7 @@ import pytest
 from jaxcls.commands.cli import main
 from jaxcls.config import Config, DataConfig, ModelConfig
 from jaxcls.distributed.mesh import make_mesh
-from jaxcls.measure.benchmark import benchmark, cost_per_image, describe
+from jaxcls.measure.benchmark import benchmark, cost_per_image, describe_benchmark
 from jaxcls.training.build import build_training
 
 RATES = ("data", "augment", "step", "end_to_end")
@@ -26,7 +26,7 @@ def test_every_part_is_measured(tiny_config: Config) -> None:
         part, whole = (report[f"{name}{cost_of}_per_image"] for name in ("augment_", ""))
         assert 0 < part < whole
     assert report["num_devices"] == 8
-    assert "img/s" in describe(report)
+    assert "img/s" in describe_benchmark(report)
 
 
 def cost(config: Config, *, num_classes: int = 10, devices: int = 1) -> tuple[float, float]:

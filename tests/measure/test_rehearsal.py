@@ -7,7 +7,13 @@ import pytest
 from jaxcls.commands.cli import main
 from jaxcls.config import Config
 from jaxcls.measure import rehearsal
-from jaxcls.measure.rehearsal import bytes_wanted, collectives, describe, largest_batch, rehearse
+from jaxcls.measure.rehearsal import (
+    bytes_wanted,
+    collectives,
+    describe_rehearsal,
+    largest_batch,
+    rehearse,
+)
 from jaxcls.measure.topologies import CHIPS
 
 CONFIG = """
@@ -39,11 +45,11 @@ def test_local_devices_are_rehearsed_without_data(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "without the data, give --num-classes"),
+        ([], "or give --num-classes"),
         (["--num-classes", "10", "--data.batch-size", "12"], "does not split evenly"),
         (["--num-classes", "0"], "--num-classes: must be at least 1"),
         (["--topology", "v5e:3x3"], "unknown topology 'v5e:3x3'"),
-        (["--num-classes", "10", "--search"], "do not tell how much memory"),
+        (["--num-classes", "10", "--search"], "memory size of these devices is unknown"),
     ],
 )
 def test_a_mistake_is_one_message(
@@ -61,7 +67,7 @@ def test_a_step_that_is_too_large_says_what_would_help(
     monkeypatch.setattr(rehearsal, "_local_limit", lambda device: 1000)
     report = rehearse(tiny_config, num_classes=10)
     assert not report["fits"]
-    text = describe(report)
+    text = describe_rehearsal(report)
     assert "DOES NOT FIT" in text
     for remedy in ("--model.remat", "--optimizer.micro-batches 2", "--parallel.state fsdp"):
         assert remedy in text

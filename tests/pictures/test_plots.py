@@ -243,7 +243,9 @@ def test_with_many_classes_the_most_confused_pairs_are_listed() -> None:
 def test_a_perfect_network_confuses_nothing() -> None:
     names = [f"class {index}" for index in range(50)]
     figure = plot_confusion(np.eye(50, dtype=int), names)
-    assert [text.get_text() for text in figure.axes[0].texts] == ["no class is taken for another"]
+    assert [text.get_text() for text in figure.axes[0].texts] == [
+        "no class is confused with another"
+    ]
     figure.draw_without_rendering()
 
 

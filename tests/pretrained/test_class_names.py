@@ -8,7 +8,7 @@ import pytest
 
 from jaxcls.models.registry import model_spec
 from jaxcls.models.weights_info import info_of_spec
-from jaxcls.pretrained.class_names import classes_of, read_class_names, with_class_names
+from jaxcls.pretrained.class_names import num_classes_of, read_class_names, with_class_names
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
 from jaxcls.system.errors import UserError
 
@@ -54,7 +54,9 @@ def test_blank_lines_at_the_end_and_ids_before_a_tab_are_no_mistake(tmp_path: Pa
     path.write_text("n1\tcat\r\nn2\tsea lion\r\n\r\n")
     assert read_class_names(path) == ("cat", "sea lion")
     (tmp_path / "names.csv").write_text("id,name\n0,cat\n")
-    with pytest.raises(UserError, match=r"names\.csv: is a table; write one class name a line"):
+    with pytest.raises(
+        UserError, match=r"names\.csv: is a table; write one class name on each line"
+    ):
         read_class_names(tmp_path / "names.csv")
 
 
@@ -87,20 +89,20 @@ def test_pairs_whose_names_repeat_go_by_their_ids(tmp_path: Path) -> None:
         ("a.txt", b"a\x1b[31m\nb\n", r"the name of class 0, a\\x1b\[31m, contains a control"),
         ("a.json", b'["a\\n", "b\\nc"]', r"the name of class 1, b\\nc, contains a control"),
         ("a.json", b'["\\ud800"]', "the name of class 0, "),
-        ("a.json", b'["a", ', "is no valid JSON"),
-        ("a.json", b"amber\nbirch\n", "is no valid JSON"),
-        ("a.json", b"[" * 100_000, "is no valid JSON"),
+        ("a.json", b'["a", ', "is not valid JSON"),
+        ("a.json", b"amber\nbirch\n", "is not valid JSON"),
+        ("a.json", b"[" * 100_000, "is not valid JSON"),
         ("a.json", b"3", "holds a int; expected a list"),
-        ("a.json", b'["a", 3]', "3 is no class name"),
-        ("a.json", b'["a", ["b", "c", "d"]]', r'\["b", "c", "d"\] is no class name'),
-        ("a.json", b'{"0": "a", "x": "b"}', "'x' is no number of a class"),
-        ("a.json", b'{"0": "a", "-1": "b"}', "'-1' is no number of a class"),
+        ("a.json", b'["a", 3]', "3 is not a class name"),
+        ("a.json", b'["a", ["b", "c", "d"]]', r'\["b", "c", "d"\] is not a class name'),
+        ("a.json", b'{"0": "a", "x": "b"}', "'x' is not the number of a class"),
+        ("a.json", b'{"0": "a", "-1": "b"}', "'-1' is not the number of a class"),
         ("a.json", b'{"1": "a", "2": "b"}', "names 2 classes, but not class 0; they are numbered"),
         ("a.json", b'{"0": "a", "2": "b"}', "names 2 classes, but not class 1"),
         ("a.json", b'{"a": 0, "b": 0}', "has two names for class 0"),
         ("a.json", b'{"0": "a", "00": "b"}', "has two names for class 0"),
         ("a.json", b'{"a": 0, "a": 1}', "has 'a' twice"),
-        ("a.json", b'{"a": 0, "b": true}', "'a' is no number of a class"),
+        ("a.json", b'{"a": 0, "b": true}', "'a' is not the number of a class"),
     ],
 )
 def test_each_mistake_is_one_message(tmp_path: Path, name: str, content: bytes, says: str) -> None:
@@ -125,4 +127,4 @@ def test_there_is_a_name_for_each_class() -> None:
     with pytest.raises(UserError, match=r"class_names: 2 names, but .* of 'w\.pth' has 3 classes"):
         with_class_names(info, AB, 3, name="w.pth")
     with pytest.raises(UserError, match=r"'w\.pth' has no classifier"):
-        with_class_names(info, AB, classes_of({"params": {}}), name="w.pth")
+        with_class_names(info, AB, num_classes_of({"params": {}}), name="w.pth")

@@ -195,7 +195,7 @@ def test_a_damaged_file_in_the_cache_is_refused(hub: Hub, published: bool) -> No
     blob = path.resolve()
     assert blob != path
     blob.write_bytes(CONTENT[:-1])
-    with pytest.raises(WeightsError, match=f"delete {blob} and give the same command again"):
+    with pytest.raises(WeightsError, match=f"delete {blob} and repeat the command"):
         fetch_weights(weights)
     blob.unlink()
     assert fetch_weights(weights).read_bytes() == CONTENT
@@ -236,7 +236,7 @@ def test_offline(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
         fetch_weights(PRESET)
     assert str(cache) in str(raised.value)
     assert BY_HAND in str(raised.value)
-    assert "give the file in place of the preset (in training, --model.weights FILE)" in str(
+    assert "give the file instead of the preset (in training, --model.weights FILE)" in str(
         raised.value
     )
     assert hub.requests == []

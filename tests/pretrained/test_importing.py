@@ -87,11 +87,11 @@ def test_every_variable_gets_its_tensor() -> None:
 
 
 def test_the_report_says_what_was_left_in_the_file() -> None:
-    file = dataclasses.replace(timm_file(), notes=("prefix module. taken off all names",))
+    file = dataclasses.replace(timm_file(), notes=("prefix module. removed from all names",))
     file.tensors["bn2.num_batches_tracked"] = np.array(3, np.int64)
     _, report = import_variables(file, SPEC, num_classes=None)
     assert str(report).splitlines()[1:] == [
-        "prefix module. taken off all names",
+        "prefix module. removed from all names",
         "2 tensors carry no weights",
     ]
 
@@ -115,7 +115,7 @@ def test_same_number_of_classes_asked_for() -> None:
     [
         (CLASSES, 2, "classifier: 6 classes replaced by 2"),
         (CLASSES, 0, "classifier: 6 classes left out"),
-        (0, 2, "classifier: none in the file, 2 classes begin anew"),
+        (0, 2, "classifier: none in the file, 2 new classes"),
         (0, None, None),
     ],
 )
@@ -194,7 +194,7 @@ def test_a_pattern_must_fit_the_whole_name_of_what_is_missing() -> None:
     del file.tensors["bn2.weight"]
     assert "head_bn/scale" in refusal(file, allow_missing=["head_conv/.*"])
     message = refusal(file, allow_missing=["head_bn"])
-    assert message.startswith("allow_missing: 'head_bn' fits no variable of tiny")
+    assert message.startswith("allow_missing: 'head_bn' matches no variable of tiny")
     with pytest.raises(ConfigError, match="allow_missing: '\\(' is not a regular expression"):
         import_variables(file, SPEC, num_classes=None, allow_missing=["("])
 
@@ -210,7 +210,7 @@ def test_unused_tensors_may_be_allowed() -> None:
     file.tensors["extra.weight"] = np.zeros(3, np.float32)
     file.tensors["extra.bias"] = np.zeros(3, np.float32)
     message = refusal(file)
-    assert "allow_unused takes patterns of tensors that may be left over" in message
+    assert "allow_unused takes patterns of tensors that may stay unused" in message
     assert "'extra\\\\.weight'" in message
     assert "extra.bias" in refusal(file, allow_unused=[r"extra\.weight"])
     variables, report = import_variables(
@@ -224,7 +224,9 @@ def test_unused_tensors_may_be_allowed() -> None:
 
 def test_patterns_of_unused_tensors_are_checked() -> None:
     message = refusal(timm_file(), allow_unused=["extra"])
-    assert message.startswith("allow_unused: 'extra' fits no tensor of weights.safetensors; they")
+    assert message.startswith(
+        "allow_unused: 'extra' matches no tensor of weights.safetensors; they"
+    )
     assert "classifier.bias" in message
     with pytest.raises(ConfigError, match="allow_unused: '\\(' is not a regular expression"):
         import_variables(timm_file(), SPEC, num_classes=None, allow_unused=["("])
@@ -251,8 +253,10 @@ def test_one_layer_of_a_foreign_head_is_no_classifier(asked: int | None) -> None
     )
     assert flat(variables).keys() == variable_shapes(SPEC, num_classes=0).keys()
     (sentence,) = report.reshaped
-    assert sentence.startswith("classifier: left out, for its head has other layers, such as cla")
-    assert sentence.endswith(f"; {asked} classes begin anew") == (asked is not None)
+    assert sentence.startswith(
+        "classifier: left out, because its head has other layers, such as cla"
+    )
+    assert sentence.endswith(f"; {asked} new classes") == (asked is not None)
 
 
 def test_every_wrong_shape_is_named_with_both_shapes() -> None:
@@ -265,7 +269,7 @@ def test_every_wrong_shape_is_named_with_both_shapes() -> None:
     assert "tensors of another shape or type (4):" in message
     assert (
         "stem_conv/kernel [3, 3, 3, 8]: conv_stem.weight is [8, 4, 3, 3], "
-        "in our layout [3, 3, 4, 8]"
+        "in jaxcls's layout [3, 3, 4, 8]"
     ) in message
     assert "stem_bn/bias [8]: bn1.bias is [9]\n" in message
     assert "block3a/depthwise_conv/kernel [3, 3, 1, 36]: blocks.2.0.conv_dw.weight" in message
@@ -276,7 +280,7 @@ def test_every_wrong_shape_is_named_with_both_shapes() -> None:
 def test_integers_are_refused() -> None:
     file = timm_file()
     file.tensors["conv_stem.weight"] = file.tensors["conv_stem.weight"].astype(np.int8)
-    assert "conv_stem.weight: int8 is no floating-point type" in refusal(file)
+    assert "conv_stem.weight: int8 is not a floating-point type" in refusal(file)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -319,7 +323,7 @@ def test_names_of_no_family_are_refused() -> None:
     file = WeightsFile(Path("bert.safetensors"), {"encoder.layer.0": np.zeros(2, np.float32)}, {})
     message = refusal(file)
     assert message.startswith("bert.safetensors: ")
-    assert "none of jaxcls, timm, torchvision, efficientnet-lite" in message
+    assert "any of jaxcls, timm, torchvision, efficientnet-lite" in message
     assert "the first names in the file: encoder.layer.0" in message
     with pytest.raises(WeightsError, match="the first names in the file: none"):
         find_family([])

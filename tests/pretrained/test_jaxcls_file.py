@@ -106,7 +106,7 @@ GOOD = {"model": "efficientnet_lite0", "mean": [0, 0, 0], "std": [1, 1, 1], "ima
         ("{", "is damaged"),
         ("[]", "is damaged"),
         ('{"version": 1}', "is damaged"),
-        (json.dumps({"version": 2, "info": GOOD}), "has version 2, and this jaxcls reads 1"),
+        (json.dumps({"version": 2, "info": GOOD}), "has version 2, but this jaxcls reads 1"),
         (json.dumps({"version": 1, "info": []}), "expected a group of fields"),
         (json.dumps({"version": 1, "info": {"model": "x"}}), "mean"),
         (json.dumps({"version": 1, "info": GOOD | {"colour": 1}}), "unknown field colour"),

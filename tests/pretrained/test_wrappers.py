@@ -47,7 +47,7 @@ def values(tensors: dict[str, np.ndarray]) -> list[int]:
     ],
 )
 def test_any_wrapper_is_taken_off(tmp_path: Path, prefix: str, names: tuple[str, ...]) -> None:
-    notes = (f"prefix {prefix} taken off all names",) if prefix else ()
+    notes = (f"prefix {prefix} removed from all names",) if prefix else ()
     wrapped = [prefix + name for name in names]
     found = read(tmp_path / "w", *wrapped)
     assert dict.fromkeys(names).keys() == found.tensors.keys()
@@ -61,7 +61,7 @@ def test_any_wrapper_is_taken_off(tmp_path: Path, prefix: str, names: tuple[str,
 def test_names_of_ours_may_be_wrapped(tmp_path: Path) -> None:
     found = read(tmp_path / "w", "best/params/stem_conv/kernel", "best/batch_stats/stem_bn/mean")
     assert found.tensors.keys() == {"params/stem_conv/kernel", "batch_stats/stem_bn/mean"}
-    assert found.notes == ("prefix best/ taken off all names",)
+    assert found.notes == ("prefix best/ removed from all names",)
 
 
 def test_what_stands_beside_the_network_is_kept_apart(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_what_stands_beside_the_network_is_kept_apart(tmp_path: Path) -> None:
     assert {name: tensor[0] for name, tensor in found.outside.items()} == {
         "classifier.bias": 2, "loss.w": 3, "backbone2.bn1.weight": 4,
     }  # fmt: skip
-    assert found.notes == ("prefix backbone. taken off 2 names",)
+    assert found.notes == ("prefix backbone. removed from 2 names",)
 
 
 @pytest.mark.parametrize("averages", ["model_ema.", "ema_model.", "ema.module.", "net.swa_model."])
@@ -84,7 +84,7 @@ def test_moving_averages_beside_the_weights(tmp_path: Path, averages: str) -> No
         assert found.tensors.keys() == {"conv_stem.weight"}
         assert found.tensors["conv_stem.weight"][0] == expected
         assert found.outside.keys() == {"loss.weight"}
-        assert found.notes[0] == f"prefix {('model.', averages)[ema]} taken off 1 names"
+        assert found.notes[0] == f"prefix {('model.', averages)[ema]} removed from 1 names"
         assert "moving averages" in found.notes[1]
 
 
@@ -99,7 +99,7 @@ def test_moving_averages_within_the_network(tmp_path: Path) -> None:
 def test_an_averaged_model_is_known_by_its_counter(tmp_path: Path) -> None:
     names = ("n_averaged", "module.conv_stem.weight")
     assert read(tmp_path / "w", *names).notes == (
-        "prefix module. taken off all names",
+        "prefix module. removed from all names",
         "left out: n_averaged",
     )
     with pytest.raises(WeightsError, match=r"only moving averages of the weights \(module\.\)"):

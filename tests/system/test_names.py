@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 from command_line import Run
 
-from jaxcls.config import Config
-from jaxcls.data.folder import open_folder
+from jaxcls.config import Config, DataConfig
+from jaxcls.data.sources import open_source
 from jaxcls.pretrained.resolve import same_classes
 from jaxcls.runs.directory import RunInfo, changes_of, record_run
 from jaxcls.system.errors import UserError
@@ -92,7 +92,7 @@ def test_every_command_copes_with_any_name(
             for index in range(4):
                 pixels = np.full((8, 8, 3), 20 * number + index, np.uint8)
                 PIL.Image.fromarray(pixels).save(folder / f"{index}\udce9.png")
-    classes = open_folder("photos", "train", test_share=0, seed=0).class_names
+    classes = open_source(DataConfig(source="folder:photos"), "train").class_names
     assert {r"caf\xe9", CAFE} < set(classes)
     shutil.copytree(tiny_run[0], "run")  # as if it had been trained on these photos
     record = json.loads(Path("run/config.json").read_text())

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from jaxcls.config import load_config
-from jaxcls.data.tfds import data_root
+from jaxcls.data.tfds_folders import data_root
 from jaxcls.pretrained.files import read_weights
 from jaxcls.pretrained.weights import kind_of_weights
 from jaxcls.system.errors import UserError

@@ -22,7 +22,8 @@ from jaxcls.data import device
 from jaxcls.data.batches import train_batches
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.distributed.stop_signals import StopSignals
-from jaxcls.inference.classifier import ImageClassifier, data_of
+from jaxcls.inference.classifier import ImageClassifier
+from jaxcls.inference.open_weights import data_of
 from jaxcls.models import registry
 from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 from jaxcls.runs.directory import RunError, RunInfo, RunState, checkpoint_dir, recorded_state

@@ -1,0 +1,117 @@
+"""Images that a user gives, as files or arrays, brought to a network in batches."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcls.config import DataConfig
+from jaxcls.data.images import evaluation_image, whole_image
+from jaxcls.system.errors import UserError
+from jaxcls.system.paths import local_path
+
+type Image = np.ndarray | str | Path
+type Images = np.ndarray | Sequence[Image]
+
+
+def map_images(
+    images: Images,
+    function: Callable[[jax.Array], jax.Array],
+    data: DataConfig,
+    *,
+    width: int,
+    batch_size: int,
+    broken: dict[int, str] | None,
+) -> np.ndarray:
+    """Preprocesses images and applies a function to them, batch by batch.
+
+    Args:
+      images: as for `ImageClassifier.predict`.
+      function: from uint8 [batch, height, width, 3] to [batch, width].
+      data: the preprocessing.
+      width: numbers that the function returns for each image.
+      batch_size: the largest number of images in a batch.
+      broken: if given, gets the index and error message of each file that cannot be read.
+
+    Returns:
+      float32 [N, width]; NaN for each image in `broken`.
+
+    Raises:
+      UserError: an argument is wrong; or without `broken`, an image file cannot be read.
+    """
+    if batch_size < 1:
+        raise UserError(f"batch_size: must be at least 1, got {batch_size}")
+    if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim != 4):
+        raise UserError(
+            "images: expected uint8 [N, height, width, 3] or a list of images; put a single "
+            "image in a list"
+        )
+    size = min(batch_size, len(images))
+    rows = np.full((len(images), width), np.nan, np.float32)
+    for start in range(0, len(images), batch_size):
+        chunk: dict[int, np.ndarray] = {}
+        for index in range(start, min(start + batch_size, len(images))):
+            image = _pixels(images[index], index, data, broken)
+            if image is not None:
+                chunk[index] = evaluation_image(_as_rgb(image), data)
+        if not chunk:
+            continue
+        prepared = list(chunk.values())
+        padding = [np.zeros_like(prepared[0])] * (size - len(chunk))  # one shape compiles once
+        batch = jnp.asarray(np.stack(prepared + padding))
+        rows[list(chunk)] = np.asarray(function(batch))[: len(chunk)]
+    return rows
+
+
+def read_image(path: Path, data: DataConfig | None = None) -> np.ndarray:
+    """Reads an image file for prediction.
+
+    Args:
+      path: the file.
+      data: `background` and `max_pixels` are used (None: their defaults).
+
+    Returns:
+      uint8 [height, width, 3], as `jaxcls.data.images.whole_image` returns it.
+
+    Raises:
+      UserError: there is no such file, or it cannot be decoded.
+    """
+    try:
+        encoded = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"image {str(path)!r} cannot be read: {error.strerror}") from error
+    return whole_image(encoded, data or DataConfig(), where=f"image {str(path)!r}")
+
+
+def _pixels(
+    image: Image, index: int, data: DataConfig, broken: dict[int, str] | None
+) -> np.ndarray | None:
+    """Returns an image's pixels; None if its file cannot be read, which is noted in `broken`.
+
+    Raises:
+      UserError: the file cannot be read, and `broken` is None.
+    """
+    if isinstance(image, np.ndarray):
+        return image
+    try:
+        return read_image(local_path(image), data)
+    except UserError as error:
+        if broken is None:
+            raise
+        broken[index] = str(error)
+        return None
+
+
+def _as_rgb(image: np.ndarray) -> np.ndarray:
+    """Checks an image, and repeats the channel of a grey one: uint8 [height, width, 3]."""
+    shape = list(image.shape)
+    if image.ndim == 2:
+        image = image[:, :, None]
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+        raise UserError(
+            f"images: expected uint8 [height, width, 3], or grey [height, width], got "
+            f"{image.dtype} {shape}"
+        )
+    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image

@@ -17,7 +17,7 @@ from jaxcls.config.decoding import nearest
 from jaxcls.distributed.job import EXIT_FAILED, EXIT_USER_ERROR, joined, leave
 from jaxcls.system.early_signals import work_is_done
 from jaxcls.system.errors import UserError, mistake_behind
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 from jaxcls.system.output import require_printed
 from jaxcls.system.version import VERSION
 

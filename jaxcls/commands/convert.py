@@ -9,7 +9,7 @@ import tyro
 from jaxcls.commands.common import ClassNames, WeightsEma, read_step, require_devices
 from jaxcls.commands.options import parse
 from jaxcls.system.errors import UserError
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

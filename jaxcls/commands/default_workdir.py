@@ -9,7 +9,7 @@ from typing import Any
 from jaxcls.commands.common import record_of
 from jaxcls.config import Config, changed_fields
 from jaxcls.config.diff import assignments
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 
 MAX_NAME_LENGTH = 100  # of a folder, in characters; file systems allow 255 bytes
 

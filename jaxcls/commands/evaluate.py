@@ -20,7 +20,7 @@ from jaxcls.commands.common import (
 from jaxcls.commands.options import parse
 from jaxcls.config import DataConfig
 from jaxcls.distributed.job import JobOptions
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import tyro
 from jaxcls.commands.common import read_step, require_devices
 from jaxcls.commands.options import parse
 from jaxcls.distributed.compile_cache import keep_compiled
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

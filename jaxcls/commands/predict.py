@@ -17,7 +17,7 @@ from jaxcls.commands.common import ALONE, ClassNames, WeightsEma, read_step, sta
 from jaxcls.commands.options import parse
 from jaxcls.distributed.job import JobOptions
 from jaxcls.system.errors import UserError
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 from jaxcls.system.output import table
 from jaxcls.system.paths import expand_home
 

@@ -20,7 +20,7 @@ from jaxcls.runs.claim import last_writer, writer_status
 from jaxcls.runs.directory import RunError, RunState, recorded_config, recorded_state
 from jaxcls.runs.reporter import metric_columns, read_metrics
 from jaxcls.system.errors import UserError
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 from jaxcls.system.output import table
 from jaxcls.system.paths import RunPath, is_url, run_path
 

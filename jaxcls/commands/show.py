@@ -21,7 +21,7 @@ from jaxcls.config.augment import OpName
 from jaxcls.config.decoding import MAX_INT, nearest
 from jaxcls.system.caches import set_library_caches
 from jaxcls.system.errors import UserError
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 from jaxcls.system.shell import command, path_word
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from jaxcls.system.errors import UserError
-from jaxcls.system.names import is_text, printable
+from jaxcls.system.file_names import is_text, printable
 
 MAX_INT = 2**31 - 1
 MAX_FLOAT = 3.4028234e38  # the largest float32

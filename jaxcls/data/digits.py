@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
-from jaxcls.data.disk import disk_is_full
+from jaxcls.data.full_disk import disk_is_full
 from jaxcls.data.source import Source
 from jaxcls.data.tfds import describe_prepared, open_prepared
 from jaxcls.system.caches import cache_dir, cache_dirs

@@ -21,7 +21,7 @@ from jaxcls.data.listing import is_hidden
 from jaxcls.data.source import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.system.errors import DataError
-from jaxcls.system.names import composed, printable
+from jaxcls.system.file_names import composed, printable
 from jaxcls.system.output import warn_once
 from jaxcls.system.paths import local_path
 

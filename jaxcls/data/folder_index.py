@@ -21,7 +21,7 @@ from pathlib import Path
 from jaxcls.data.listing import LeftOut, Listing, list_images
 from jaxcls.system.caches import cache_dir
 from jaxcls.system.errors import DataError
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 from jaxcls.system.whole_files import write_whole
 
 logger = logging.getLogger("jaxcls")

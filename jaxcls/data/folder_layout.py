@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxcls.data.listing import LeftOut, Listing, describe_left_out, list_images
 from jaxcls.system.errors import DataError
-from jaxcls.system.names import composed, is_text, printable
+from jaxcls.system.file_names import composed, is_text, printable
 from jaxcls.system.output import warn_once
 
 logger = logging.getLogger("jaxcls")

@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxcls.data.formats import UNREADABLE_FORMATS, is_image_name
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 
 # Folders of macOS, of Synology and QNAP disks, of Windows, and of Linux file systems.
 _SYSTEM_NAMES = frozenset(

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from jaxcls.data.disk import disk_is_full
+from jaxcls.data.full_disk import disk_is_full
 from jaxcls.system.errors import DataError
 from jaxcls.system.whole_files import replacing, write_whole
 

@@ -17,7 +17,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tensorflow_datasets.core.download.extractor import ExtractError
 
 from jaxcls.config.decoding import nearest
-from jaxcls.data.disk import chain, disk_is_full
+from jaxcls.data.full_disk import chain, disk_is_full
 from jaxcls.data.tfds_convert import convert_to_array_record
 from jaxcls.data.tfds_folders import NotPreparedError, data_root, find_prepared, first_line
 from jaxcls.data.tfds_stand_in import without_tensorflow

@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Sequence
 
 from jaxcls.pretrained.imagenet import other_imagenet_names
-from jaxcls.system.names import composed
+from jaxcls.system.file_names import composed
 
 
 def class_names_for(names: tuple[str, ...] | None, num_classes: int) -> tuple[str, ...]:

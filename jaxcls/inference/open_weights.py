@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
-from jaxcls.distributed.keys import random_key
+from jaxcls.distributed.random_keys import random_key
 from jaxcls.inference.class_matching import class_names_for
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import Variables, model_from_config, overlay

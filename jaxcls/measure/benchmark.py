@@ -16,8 +16,8 @@ from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.data.device import device_batches
 from jaxcls.data.sources import Source, open_source
-from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import make_mesh
+from jaxcls.distributed.random_keys import random_key
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.losses import soft_labels
 

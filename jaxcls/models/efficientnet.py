@@ -13,8 +13,8 @@ from jax import Array
 from jaxcls.config.progressive import at_progress
 from jaxcls.models import layers
 from jaxcls.models.batch_norm import BatchNorm, BatchNormGroups
-from jaxcls.models.initial import initial_batch_stats, initial_params
 from jaxcls.models.padding import Padding
+from jaxcls.models.random_values import initial_batch_stats, initial_params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from jaxcls.config import Config
 from jaxcls.config.decoding import ConfigError, nearest
-from jaxcls.distributed.keys import random_key
+from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.efficientnet import EfficientNet, ModelSpec
 from jaxcls.models.padding import Padding
 from jaxcls.models.specs import SPECS

@@ -12,7 +12,7 @@ from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
 from jaxcls.pretrained.limits import excerpt
 from jaxcls.system.errors import UserError
-from jaxcls.system.names import composed
+from jaxcls.system.file_names import composed
 
 MAX_BYTES = 64 * 2**20
 

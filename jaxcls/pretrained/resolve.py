@@ -9,7 +9,7 @@ from jaxcls.pretrained.imagenet import other_imagenet_names
 from jaxcls.pretrained.weights import kind_of_weights, weights_info
 from jaxcls.runs.directory import RunInfo
 from jaxcls.runs.restore import read_run_info
-from jaxcls.system.names import composed
+from jaxcls.system.file_names import composed
 
 
 def info_for(config: Config, *, recorded: RunInfo | None = None) -> WeightsInfo | None:

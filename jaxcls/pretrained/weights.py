@@ -13,7 +13,7 @@ from jaxcls.pretrained.imagenet import imagenet_class_names
 from jaxcls.pretrained.importing import count_classes, fitting_models, nearest_model
 from jaxcls.pretrained.jaxcls_file import stored_info
 from jaxcls.pretrained.presets import find_preset, preset_names
-from jaxcls.pretrained.torch import torchvision_release
+from jaxcls.pretrained.torch_names import torchvision_release
 from jaxcls.system.paths import is_url, local_path
 
 

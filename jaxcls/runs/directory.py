@@ -30,7 +30,7 @@ from jaxcls.distributed.agree import exchange, is_main_process, together
 from jaxcls.distributed.job import JobError
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.system.errors import UserError, one_line, shown
-from jaxcls.system.names import composed, printable
+from jaxcls.system.file_names import composed, printable
 from jaxcls.system.paths import RunPath, is_url
 from jaxcls.system.shell import command, path_word
 from jaxcls.system.version import VERSION

@@ -21,7 +21,7 @@ from jaxcls.config.decoding import encode_fields, flatten
 from jaxcls.runs.directory import RunError, TakenOverError
 from jaxcls.runs.trackers import TrackedRun, wanted_trackers
 from jaxcls.runs.trackers.background import Background
-from jaxcls.system.names import printable
+from jaxcls.system.file_names import printable
 from jaxcls.system.output import drop_reason, may_draw, safe_stream
 from jaxcls.system.paths import RunPath
 from jaxcls.system.whole_files import replacing

@@ -8,7 +8,7 @@ import fsspec.config
 from etils import epath
 
 from jaxcls.system.errors import UserError
-from jaxcls.system.names import require_text
+from jaxcls.system.file_names import require_text
 
 type RunPath = Path | epath.Path  # an epath.Path in a bucket
 

@@ -18,10 +18,10 @@ from jaxcls.distributed.mesh import replicated, split_by_example
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.normalize import normalize
 from jaxcls.models.registry import Variables
+from jaxcls.training.accuracy import count_hits
 from jaxcls.training.build import Training
 from jaxcls.training.losses import LOSSES, soft_labels
 from jaxcls.training.meter import require_finite
-from jaxcls.training.metrics import count_hits
 from jaxcls.training.state import TrainState
 
 EvalStep = Callable[[Variables, Mapping[str, Array]], dict[str, Array]]

@@ -11,8 +11,8 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.config import ParallelConfig
-from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import DATA_AXIS, FSDP_AXIS, replicated, split_leaves
+from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.registry import Variables, overlay
 
 PyTree = Any

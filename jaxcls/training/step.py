@@ -14,14 +14,14 @@ from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.config.progressive import progress
 from jaxcls.data.device import BATCH_FIELDS
-from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
 from jaxcls.distributed.precision import traced_for
+from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.normalize import normalize
+from jaxcls.training.accuracy import count_hits
 from jaxcls.training.ema import update_ema
 from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
-from jaxcls.training.metrics import count_hits
 from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
 from jaxcls.training.schedules import Plan
 from jaxcls.training.state import TrainState

@@ -17,7 +17,7 @@ from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile
 from jaxcls.pretrained.importing import fitting_models, import_variables
-from jaxcls.pretrained.torch import timm_names
+from jaxcls.pretrained.torch_names import timm_names
 from jaxcls.pretrained.variables import variable_shapes
 
 SPEC = ModelSpec(

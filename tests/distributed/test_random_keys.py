@@ -23,8 +23,8 @@ from jaxcls.config.augment import (
     RandomErasing,
     RandomFlip,
 )
-from jaxcls.distributed.keys import random_key
 from jaxcls.distributed.mesh import make_mesh
+from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.registry import SPECS
 from jaxcls.training.build import Training, build_training
 

@@ -17,7 +17,7 @@ from jaxcls.data.sources import open_source
 from jaxcls.pretrained.resolve import same_classes
 from jaxcls.runs.directory import RunInfo, changes_of, record_run
 from jaxcls.system.errors import UserError
-from jaxcls.system.names import composed, is_text, printable, require_text
+from jaxcls.system.file_names import composed, is_text, printable, require_text
 from jaxcls.system.paths import run_path
 from jaxcls.training.loop import Outcome
 

@@ -10,11 +10,11 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxcls.models.registry import model_names, model_spec
-from jaxcls.pretrained import torch as torch_names
+from jaxcls.pretrained import torch_names as torch_names
 from jaxcls.pretrained.families import FAMILIES, find_family
 from jaxcls.pretrained.files import read_weights
 from jaxcls.pretrained.importing import fitting_models, import_variables
-from jaxcls.pretrained.torch import torchvision_info, torchvision_names
+from jaxcls.pretrained.torch_names import torchvision_info, torchvision_names
 from jaxcls.pretrained.variables import variable_shapes
 from jaxcls.pretrained.weights import load_weights, weights_info
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
-from jaxcls.training.metrics import count_hits
+from jaxcls.training.accuracy import count_hits
 
 counted = jax.jit(count_hits)
 

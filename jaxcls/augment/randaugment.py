@@ -28,7 +28,8 @@ threshold is clipped to 255. This differs from KerasCV and its guide, where a st
 white to black (as in timm before pytorch-image-models#178). AutoContrast, Equalize and Invert have
 no strength.
 
-A new operation is a line in `TABLES`, `KEPT` or `MAPS`, and its name in `config.augment.OpName`.
+A new operation of RandAugment is a line in `TABLES`, `KEPT` or `MAPS`, and its name in
+`config.augment.OpName`.
 """
 
 import functools
@@ -143,13 +144,13 @@ MAPS: dict[str, Callable[[Draw, int], Array]] = {
 
 
 def draw_layers(
-    keys: Array, num_ops: int, num_layers: int, *, magnitude: Array, std: Array, rate: Array
+    keys: Array, num_choices: int, num_layers: int, *, magnitude: Array, std: Array, rate: Array
 ) -> Layers:
     """Draws operations uniformly with replacement.
 
     Args:
       keys: a random key for each image.
-      num_ops: the number of operations to draw from.
+      num_choices: the number of operations to draw from.
       num_layers: the number of layers for each image.
       magnitude: float32 [] or [batch, layers], in [0, 1].
       std: the standard deviation of the strengths, with the same shape.
@@ -158,8 +159,8 @@ def draw_layers(
     shape = (len(keys), num_layers)
     uniforms = draws.uniform(draws.fold_in(keys, 0), num_layers, 4)
     normals = draws.normal(draws.fold_in(keys, 1), num_layers, 2)
-    choice = jnp.floor(uniforms[..., 0] * num_ops).astype(jnp.int32)
-    choice = jnp.where(uniforms[..., 1] < rate, jnp.minimum(choice, num_ops - 1), num_ops)
+    choice = jnp.floor(uniforms[..., 0] * num_choices).astype(jnp.int32)
+    choice = jnp.where(uniforms[..., 1] < rate, jnp.minimum(choice, num_choices - 1), num_choices)
     draw = Draw(
         magnitude=jnp.broadcast_to(magnitude, shape),
         std=jnp.broadcast_to(std, shape),

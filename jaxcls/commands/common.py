@@ -14,7 +14,7 @@ from jaxcls.distributed.job import JobOptions, join
 from jaxcls.system.errors import UserError
 from jaxcls.system.paths import RunPath, is_url, local_path, run_path
 
-ALONE = JobOptions()
+DEFAULT_JOB = JobOptions()
 MAX_STEP_DIGITS = 18
 
 
@@ -107,7 +107,9 @@ def load_file_or_run(name: str) -> Config:
 
 def is_config(name: str) -> bool:
     """Whether an argument names a CONFIG, and not a data source."""
-    if name.partition(":")[0] in ("digits", "tfds", "folder"):
+    from jaxcls.data.sources import KINDS
+
+    if name.partition(":")[0] in KINDS:
         return False
     return name.endswith(".py") or record_of(name) is not None
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from jaxcls.commands.common import (
-    ALONE,
+    DEFAULT_JOB,
     ClassNames,
     WeightsEma,
     read_step,
@@ -40,7 +40,7 @@ class Evaluate:
     ema: WeightsEma = True
     json: bool = False
     """Print one JSON object as the last line."""
-    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = DEFAULT_JOB
 
 
 def run(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 import tyro
 
-from jaxcls.commands.common import ALONE, ClassNames, WeightsEma, read_step, start_job
+from jaxcls.commands.common import DEFAULT_JOB, ClassNames, WeightsEma, read_step, start_job
 from jaxcls.commands.options import parse
 from jaxcls.distributed.job import JobOptions
 from jaxcls.system.errors import UserError
@@ -44,7 +44,7 @@ class Predict:
     """Refuse images with more pixels as decompression bombs (None: as data.max_pixels)."""
     class_names: ClassNames = None
     ema: WeightsEma = True
-    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = DEFAULT_JOB
 
 
 def run(arguments: list[str]) -> int:

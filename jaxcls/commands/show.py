@@ -142,14 +142,14 @@ def _augment(arguments: list[str]) -> int:
     if not 0 <= options.step <= MAX_INT:
         raise UserError(f"--step: must be at least 0 and at most {MAX_INT}, got {options.step}")
     config, source = _open(options)
-    from jaxcls.pictures.gallery import augmentation_rows, sweep_rows
+    from jaxcls.pictures.gallery import augmentation_rows, magnitude_rows
     from jaxcls.pictures.plots import plot_gallery
 
     count = min(8, config.data.batch_size) if options.count is None else options.count
     if options.op is None:
         rows = augmentation_rows(config, source, step=options.step, count=count)
     else:
-        rows = sweep_rows(config, source, op=options.op, step=options.step, count=count)
+        rows = magnitude_rows(config, source, op=options.op, step=options.step, count=count)
     return _save(plot_gallery(rows), options.output)
 
 

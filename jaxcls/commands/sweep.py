@@ -15,7 +15,7 @@ from typing import Annotated, Self
 
 import tyro
 
-from jaxcls.commands.common import ALONE, record_of, start_job, take_first, validate
+from jaxcls.commands.common import DEFAULT_JOB, record_of, start_job, take_first, validate
 from jaxcls.commands.default_workdir import default_workdir
 from jaxcls.commands.options import parse
 from jaxcls.commands.train import report_outcome
@@ -44,8 +44,8 @@ class Sweep:
     list: bool = False
     """Print the variations with their numbers; train nothing."""
     allow_changes: bool = False
-    """Go on with runs although fields that decide their result have changed."""
-    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
+    """Resume runs although fields that decide their result have changed."""
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = DEFAULT_JOB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,11 +121,11 @@ def _read(name: str, rest: list[str]) -> tuple[Sweep, list[Variation]]:
 
 
 def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool]:
-    """Finds the mistakes of all variations before the first is trained; which are finished.
+    """Finds the mistakes of all variations before the first is trained; returns which are finished.
 
     Raises:
       UserError: a field, the network, the weights, the data or the optimizer of a variation cannot
-        be used, its directory holds another run, or two come to the same once they are resolved.
+        be used, its directory holds another run, or two are equal after they are resolved.
     """
     import jax
 
@@ -157,8 +157,8 @@ def _train_all(
     """Trains all that are not finished, by `train_one` and the number of each.
 
     Returns:
-      0, or of failures 1; but 2 where each of all variations ended so, as when none finds a device:
-      then the same command is of no use.
+      0; 1 if some failed; 2 if all ended with a mistake of the user, such as no device, so that the
+      same command would fail again.
     """
     failed, mistakes = [], 0
     with OneChild() as child:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from jaxcls.commands.common import ALONE, start_job, take_config, validate
+from jaxcls.commands.common import DEFAULT_JOB, start_job, take_config, validate
 from jaxcls.commands.default_workdir import default_workdir
 from jaxcls.commands.options import parse
 from jaxcls.config import Config
@@ -31,7 +31,7 @@ class Train:
     """Resume a run although fields that decide its result have changed."""
     profile: Annotated[int, tyro.conf.arg(metavar="STEPS")] = 0
     """Write a profile of this many steps, after the first ones, to the run's folder `profile`."""
-    job: Annotated[JobOptions, tyro.conf.arg(name="")] = ALONE
+    job: Annotated[JobOptions, tyro.conf.arg(name="")] = DEFAULT_JOB
 
 
 def run(arguments: list[str]) -> int:

@@ -40,6 +40,28 @@ from jaxcls.config.decoding import (
 from jaxcls.config.python_file import run_file, where_raised
 from jaxcls.system.paths import local_path
 
+__all__ = [
+    "SCHEMA_VERSION",
+    "CheckpointConfig",
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "LossConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "ParallelConfig",
+    "ScheduleConfig",
+    "changed_fields",
+    "check_batch",
+    "check_data",
+    "check_stages",
+    "decode",
+    "encode",
+    "load_config",
+    "load_sweep",
+    "operational_fields",
+]
+
 SCHEMA_VERSION = 2
 VARIATION_NAME = r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}"  # becomes the name of a folder
 # The pixels of an image can be counted in int32, and a machine can run that many threads.

@@ -15,8 +15,8 @@ from etils import epath
 from jaxcls.config.decoding import nearest
 from jaxcls.data.source import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
-from jaxcls.data.tfds_folders import find_prepared, first_line
-from jaxcls.system.errors import DataError
+from jaxcls.data.tfds_folders import find_prepared
+from jaxcls.system.errors import DataError, one_line
 from jaxcls.system.shell import command, path_word
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class TfdsSource(Source):
         except Exception as error:  # the readers raise many kinds, from RuntimeError to TypeError
             raise DataError(
                 f"{self.describe(index)}: cannot be read from {self.folder} "
-                f"({first_line(error)}); the prepared files are damaged: delete that folder and "
+                f"({one_line(error)}); the prepared files are damaged: delete that folder and "
                 f"prepare it again"
             ) from error
         if not 0 <= label < self.num_classes:
@@ -138,7 +138,7 @@ def _read_builder(folder: "os.PathLike[str]", *, name: str) -> Any:
         builder = tfds.builder_from_directory(folder)
     except Exception as error:  # damaged JSON raises errors of protobuf, TFDS and the system
         raise DataError(
-            f"data.source: {folder} is not a complete TFDS folder ({first_line(error)}); "
+            f"data.source: {folder} is not a complete TFDS folder ({one_line(error)}); "
             f"delete it and prepare {name} again"
         ) from error
     formats = {file_format.value for file_format in builder.info.available_file_formats()}

@@ -95,8 +95,3 @@ def _why_not_prepared(name: str, root: epath.Path) -> str:
         f"  {command('prepare', f'tfds:{name}', '--data-dir', path_word(root))}\n"
         f"or set data.prepare, so that training does it"
     )
-
-
-def first_line(error: BaseException) -> str:
-    """Returns the first line of an error's message, or the name of its type."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -19,9 +19,9 @@ from tensorflow_datasets.core.download.extractor import ExtractError
 from jaxcls.config.decoding import nearest
 from jaxcls.data.full_disk import chain, disk_is_full
 from jaxcls.data.tfds_convert import convert_to_array_record
-from jaxcls.data.tfds_folders import NotPreparedError, data_root, find_prepared, first_line
+from jaxcls.data.tfds_folders import NotPreparedError, data_root, find_prepared
 from jaxcls.data.tfds_stand_in import without_tensorflow
-from jaxcls.system.errors import DataError
+from jaxcls.system.errors import DataError, one_line
 from jaxcls.system.shell import command, path_word
 
 
@@ -55,7 +55,7 @@ def prepare_set(name: str, data_dir: str | None) -> epath.Path:
         base, known = name.partition("/")[0], tfds.list_builders(with_community_datasets=False)
         near = "" if base in known else nearest(base, known)
         raise DataError(
-            f"data.source: TensorFlow Datasets has no 'tfds:{name}'{near} ({first_line(error)})"
+            f"data.source: TensorFlow Datasets has no 'tfds:{name}'{near} ({one_line(error)})"
         ) from error
     try:
         with without_tensorflow(), _no_waiting_for_a_network():
@@ -117,7 +117,7 @@ def _why_it_failed(name: str, builder: Any, root: epath.Path, error: BaseExcepti
     if disk_is_full(error):
         return f"{problem}the disk is full; free some space, or choose another data.data_dir"
     if _has_number(error, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return f"{problem}it cannot be written ({first_line(error)}); choose another data.data_dir"
+        return f"{problem}it cannot be written ({one_line(error)}); choose another data.data_dir"
     if instructions and any(isinstance(e, FileNotFoundError | AssertionError) for e in causes):
         there = sorted(path.name for path in manual.iterdir()) if manual.is_dir() else []
         said = inspect.cleandoc(str(error))
@@ -127,8 +127,8 @@ def _why_it_failed(name: str, builder: Any, root: epath.Path, error: BaseExcepti
             f"command" + ("" if instructions in said else f":\n{instructions}")
         )
     if any(isinstance(e, OSError | requests.RequestException) for e in causes):
-        return f"{problem}{first_line(error)}; check disk and network, then repeat the command"
-    return f"{problem}{type(error).__name__}: {first_line(error)}"
+        return f"{problem}{one_line(error)}; check disk and network, then repeat the command"
+    return f"{problem}{type(error).__name__}: {one_line(error)}"
 
 
 def _no_network(name: str, builder: Any, manual: epath.Path, url: str) -> str:

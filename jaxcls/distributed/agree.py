@@ -68,13 +68,13 @@ def by_main_process(act: Callable[[], None]) -> None:
     Raises:
       UserError: `act` raised it; it is then raised in every process.
     """
-    with together():
+    with shared_errors():
         if is_main_process():
             act()
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def shared_errors() -> Iterator[None]:
     """Raises a user's mistake that any process finds inside the `with` in all processes.
 
     Raises:

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxcls.system.early_signals import EXIT_STOPPED, ignore_signals, stop_signals
-from jaxcls.system.errors import UserError
+from jaxcls.system.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from jax._src.clusters import ClusterEnv
@@ -153,7 +153,7 @@ def join(options: JobOptions, *, stops: bool) -> None:
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:  # includes JaxRuntimeError
-        raise JobError(f"--coordinator: {place.coordinator}: {_first_line(error)}") from error
+        raise JobError(f"--coordinator: {place.coordinator}: {one_line(error)}") from error
     finally:
         alarm.cancel()
     if stops:  # all signals act like SIGTERM, also before and after `StopSignals`
@@ -208,7 +208,7 @@ def leave(status: int) -> int:
         try:
             jax.distributed.shutdown()
         except jax.errors.JaxRuntimeError as error:
-            end_now(status, f"jaxcls: not all processes ended well: {_first_line(error)}")
+            end_now(status, f"jaxcls: not all processes ended well: {one_line(error)}")
         return status
     sys.stdout.flush()
     sys.stderr.flush()
@@ -349,7 +349,3 @@ def _require_free(address: str) -> None:
             f"--coordinator: cannot listen at port {port} ({error.strerror}); end the program that "
             f"uses it, or choose another port for all processes"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0][:200] if str(error) else repr(error)

@@ -99,7 +99,10 @@ class StopSignals:
         return self._agreed
 
     def finish_leaving(self, *_: object) -> None:
-        """An exit callback: while shutting down, ignores errors caused by processes exiting."""
+        """An exit callback: if the watcher is ending the process, waits for it.
+
+        So errors that other processes cause by exiting are not printed.
+        """
         if self._leaving:
             self._watcher.join()  # it ends the process
 

@@ -236,7 +236,7 @@ def _whole_folder(path: Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     try:
-        with replacing(target) as temporary:  # an empty folder gives way
+        with replacing(target) as temporary:  # an existing empty folder is replaced
             temporary.mkdir(parents=True)
             yield temporary
     except OSError as error:

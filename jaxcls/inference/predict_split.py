@@ -15,7 +15,7 @@ from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import Variables
-from jaxcls.training.evaluation import average, each_batch, eval_sums, predict_logits
+from jaxcls.training.evaluation import average, eval_sums, map_batches, predict_logits
 
 Sums = dict[str, Array]
 Rows = dict[str, Array]
@@ -119,7 +119,7 @@ def predict_split(
       The metrics of `evaluate_split`, and the predictions.
     """
     sums, parts = [], defaultdict(list)
-    for batch_sums, rows in each_batch(
+    for batch_sums, rows in map_batches(
         predict_step, variables, source, data, mesh=mesh, class_map=class_map
     ):
         sums.append(batch_sums)

@@ -11,6 +11,7 @@ from typing import TextIO
 import numpy as np
 
 from jaxcls.data.sources import Source
+from jaxcls.inference.confusion import confusion_matrix, most_confused
 from jaxcls.inference.predict_split import Predictions
 from jaxcls.system.errors import UserError
 from jaxcls.system.output import table
@@ -85,7 +86,7 @@ class Evaluation:
         num_examples = np.bincount(labels, minlength=num_classes)
         num_predicted = np.bincount(predicted, minlength=num_classes)
         num_right = np.bincount(labels[labels == predicted], minlength=num_classes)
-        worst = _most_confused(labels, predicted, self.class_names)
+        worst = most_confused(labels, predicted, num_classes)
         results = [
             ClassResult(
                 id=index,
@@ -93,18 +94,19 @@ class Evaluation:
                 num_examples=int(num_examples[index]),
                 top1=_share(num_right[index], num_examples[index]) if index < known else None,
                 precision=_share(num_right[index], num_predicted[index]),
-                confused_with=worst.get(index),
+                confused_with=self._confused(*worst[index]) if index in worst else None,
             )
             for index in self.classes
         ]
         return sorted(results, key=_worst_first)
 
+    def _confused(self, other: int, count: int) -> Confused:
+        return Confused(id=other, name=self.class_names[other], count=count)
+
     def confusion_matrix(self) -> np.ndarray:
         """Counts the examples of class i predicted as class j, int64 [classes, classes]."""
-        num_classes = len(self.class_names)
-        pairs = _pairs(self.predictions.labels, self.predictions.predicted, num_classes)
-        counts = np.bincount(pairs, minlength=num_classes**2)
-        return counts.reshape(num_classes, num_classes)
+        predictions = self.predictions
+        return confusion_matrix(predictions.labels, predictions.predicted, len(self.class_names))
 
     def write_predictions(self, file: TextIO) -> None:
         """Writes a CSV file with one row for each example, in the order of the split.
@@ -187,29 +189,6 @@ def _target(path: Path) -> Path:
 
 def _not_written(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write {str(path)!r}: {error.strerror}")
-
-
-def _pairs(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns one number for each pair of label and prediction."""
-    return labels.astype(np.int64) * num_classes + predicted
-
-
-def _most_confused(
-    labels: np.ndarray, predicted: np.ndarray, class_names: Sequence[str]
-) -> dict[int, Confused]:
-    """Returns, for each class with mistakes, the class that is predicted most often instead.
-
-    Ties go to the lower class number. No confusion matrix is used, because with many classes it is
-    large.
-    """
-    wrong = labels != predicted
-    pairs = _pairs(labels[wrong], predicted[wrong], len(class_names))
-    worst: dict[int, Confused] = {}
-    for pair, count in zip(*np.unique(pairs, return_counts=True), strict=True):
-        label, other = divmod(int(pair), len(class_names))
-        if label not in worst or count > worst[label].count:
-            worst[label] = Confused(id=other, name=class_names[other], count=int(count))
-    return worst
 
 
 def _worst_first(result: ClassResult) -> tuple[bool, float, int]:

@@ -19,7 +19,7 @@ from jaxcls.data.sources import Source, open_source
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.training.build import Training, build_training
-from jaxcls.training.losses import soft_labels
+from jaxcls.training.losses import one_hot_labels
 
 IMAGENET_CLASSES, IMAGENET_EXAMPLES = 1000, 1_281_167  # of the training split
 COPY_BYTES = 1 << 28
@@ -28,7 +28,7 @@ type Benchmark = dict[str, Any]
 
 
 def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) -> Benchmark:
-    """Measures each part for at least `seconds`; the speed is that of the median step.
+    """Measures each part for at least `seconds`, and all parts together.
 
     If the image size grows by stage, the last and largest size is measured.
 
@@ -130,8 +130,8 @@ def _rates(
 
     keys = map(random_key, itertools.count())  # new draws each time
     seconds_a_step = {
-        "augment": _median_seconds(lambda: augment(next(keys), batch), seconds),
-        "step": _median_seconds(lambda: train_step(batch), seconds),
+        "augment": _seconds_per_call(lambda: augment(next(keys), batch), seconds),
+        "step": _seconds_per_call(lambda: train_step(batch), seconds),
     }
     if source is not None:
         config = training.config
@@ -139,9 +139,9 @@ def _rates(
             device_batches, source, config.data, seed=config.seed, mesh=training.mesh
         )
         with read() as batches:
-            seconds_a_step["data"] = _median_seconds(lambda: next(batches), seconds, mean=True)
+            seconds_a_step["data"] = _seconds_per_call(lambda: next(batches), seconds, mean=True)
         with read() as batches:
-            seconds_a_step["end_to_end"] = _median_seconds(
+            seconds_a_step["end_to_end"] = _seconds_per_call(
                 lambda: train_step(next(batches)), seconds, mean=True
             )
     return {
@@ -180,7 +180,7 @@ def compile_augment(training: Training) -> tuple[Any, float]:
 
     @jax.jit
     def run(key: jax.Array, batch: Any) -> Any:
-        labels = soft_labels(batch["labels"], training.model.num_classes)
+        labels = one_hot_labels(batch["labels"], training.model.num_classes)
         positions = jnp.arange(config.data.batch_size, dtype=jnp.int32)
         return augment(key, jnp.float32(0), batch["images"], batch["sizes"], labels, positions)
 
@@ -189,7 +189,7 @@ def compile_augment(training: Training) -> tuple[Any, float]:
     return lowered.compile(), time.perf_counter() - start
 
 
-def _median_seconds(run: Callable[[], Any], seconds: float, *, mean: bool = False) -> float:
+def _seconds_per_call(run: Callable[[], Any], seconds: float, *, mean: bool = False) -> float:
     """Measures the seconds of a call after two warm-up calls: the median, or the mean."""
     for _ in range(2):
         jax.block_until_ready(run())
@@ -205,7 +205,7 @@ def copy_bandwidth(seconds: float = 1.0) -> float:
     """Measures the bytes per second that a device reads and writes when it adds 1 to an array."""
     array = jnp.zeros(COPY_BYTES // 4, jnp.float32)
     add = jax.jit(lambda x: x + 1)
-    return 2 * COPY_BYTES / _median_seconds(lambda: add(array), seconds)
+    return 2 * COPY_BYTES / _seconds_per_call(lambda: add(array), seconds)
 
 
 def describe_benchmark(report: Benchmark) -> str:

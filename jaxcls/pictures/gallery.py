@@ -110,7 +110,9 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
     return rows
 
 
-def sweep_rows(config: Config, source: Source, *, op: OpName, step: int, count: int) -> list[Row]:
+def magnitude_rows(
+    config: Config, source: Source, *, op: OpName, step: int, count: int
+) -> list[Row]:
     """Applies one operation at magnitudes from 0 to 1; returns a row for each image.
 
     If the operation draws its strength uniformly up to the magnitude, the highest strength is used.

@@ -163,9 +163,9 @@ class Claim:
           TakenOverError: another training has.
           JobError: process 0 found that another training has.
         """
-        by_main_process(self.require_alone)
+        by_main_process(self.require_here)
 
-    def require_alone(self) -> None:
+    def require_here(self) -> None:
         """Does the same as `require` for one process; can be called in any thread."""
         try:
             found = self._successor()
@@ -223,7 +223,7 @@ class Claim:
                 (self._run / _name(number)).unlink()
             return 0
         if writer is not None and writer.ended is None:
-            self.message = f"takes over from {writer}, which ended without saying so"
+            self.message = f"takes over from {writer}, which did not record its end"
         return number
 
     def _is_gone(self, last: _ClaimFile, writer: Writer | None) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 from jaxcls.config import Config, changed_fields, decode, encode
 from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
-from jaxcls.distributed.agree import exchange, is_main_process, together
+from jaxcls.distributed.agree import exchange, is_main_process, shared_errors
 from jaxcls.distributed.job import JobError
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.system.errors import UserError, one_line, shown
@@ -214,7 +214,7 @@ def require_shared(run: RunPath) -> None:
         if is_main_process():
             (run / name).write_text("")
         exchange("written")
-        with together():
+        with shared_errors():
             if not _appears(run / name):
                 raise JobError(
                     f"run directory {str(run)!r} is not the one that process 0 writes to; give all "
@@ -298,7 +298,7 @@ def _write_state(run: RunPath, state: RunState) -> None:
 
 
 @contextlib.contextmanager
-def recording_failure(run: RunPath, *, num_steps: int) -> Iterator[None]:
+def recording_status(run: RunPath, *, num_steps: int) -> Iterator[None]:
     """Records in state.json that the run is running, and if the block fails, the error."""
     record_state(run, RunState(state="running", num_steps=num_steps))
     try:

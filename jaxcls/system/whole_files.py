@@ -14,21 +14,22 @@ from jaxcls.system.paths import RunPath, is_url
 
 @contextlib.contextmanager
 def replacing[P: RunPath](path: P) -> Iterator[P]:
-    """Gives a path beside `path` to write a file or folder at, which then takes its place.
+    """Yields a temporary path next to `path`, which is renamed to `path` if the block succeeds.
 
-    If the block fails, what it wrote is deleted, and `path` stays as it was.
+    The block may write a file or a folder there. If it fails, that is deleted, and `path` stays as
+    it was.
 
     Raises:
       OSError: the finished file cannot be moved to `path`.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # on the same disk
+    temporary = _random_name_beside(path)  # on the same disk
     try:
         yield temporary
         temporary.replace(path)
     finally:
         with contextlib.suppress(OSError):
             if temporary.is_dir():
-                shutil.rmtree(temporary)
+                shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
 
@@ -37,7 +38,7 @@ def write_whole(path: RunPath, content: str | bytes) -> None:
     """Writes a file, or replaces it; raises `OSError`, or in a bucket any error."""
     data = content.encode() if isinstance(content, str) else content
     if is_url(path):
-        path.write_bytes(data)  # an object appears once all of it was sent
+        path.write_bytes(data)  # an object becomes visible only after the whole upload
         return
     with replacing(path) as temporary:
         temporary.write_bytes(data)
@@ -47,11 +48,11 @@ def create_whole(path: RunPath, text: str) -> bool:
     """Writes a new file; of several processes, on any hosts, only one succeeds.
 
     A disk with hard links gives the file its name in one step, also over NFS. On a disk without
-    them, others may see the file for a moment before its text is there. A bucket takes the object
-    on condition that there is none.
+    them, others may see the file for a moment before its text is there. A bucket creates the object
+    only if it does not exist.
 
     Returns:
-      False if the file exists already. It may be our own, if the answer of a server was lost.
+      False if the file exists already. It may be from this process, if a server's answer was lost.
     """
     if is_url(path):
         fs, name = fsspec.core.url_to_fs(os.fspath(path))
@@ -61,7 +62,7 @@ def create_whole(path: RunPath, text: str) -> bool:
             return False
         return True
     path = Path(path)
-    temporary = _random_name_beside(path)  # processes on several hosts can have the same number
+    temporary = _random_name_beside(path)
     try:
         temporary.write_text(text)
         try:
@@ -93,7 +94,8 @@ def try_writing(path: RunPath) -> None:
     trial.unlink()
 
 
-def _random_name_beside(path: RunPath) -> RunPath:
+def _random_name_beside[P: RunPath](path: P) -> P:
+    """A name that no other process has, on this host or another one that shares the disk."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 

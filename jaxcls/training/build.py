@@ -16,7 +16,7 @@ from jaxcls.distributed.mesh import split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.registry import Variables, model_from_config, variables_template
-from jaxcls.training.parameter_rates import make_transfer_optimizer, rate_factors, unfreeze_steps
+from jaxcls.training.parameter_rates import make_training_optimizer, rate_factors, unfreeze_steps
 from jaxcls.training.schedules import Plan, make_plan
 from jaxcls.training.state import TrainState, init_state, state_shardings
 from jaxcls.training.step import make_train_step
@@ -24,7 +24,7 @@ from jaxcls.training.step import make_train_step
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Training:
-    """The parts of a training: what a config means for a number of examples, classes and devices.
+    """Everything built from a config: the network, the plan, the jitted steps, the shardings.
 
     Attributes:
       config: the config that all parts follow from.
@@ -117,7 +117,7 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
     plan = make_plan(config, num_examples)
     params = variables_template(model, image_size=config.data.image_size)["params"]
     unfreeze_at = unfreeze_steps(config.optimizer, params, num_steps=plan.num_steps)
-    optimizer = make_transfer_optimizer(
+    optimizer = make_training_optimizer(
         config.optimizer,
         plan.learning_rate,
         unfreeze_at=unfreeze_at,

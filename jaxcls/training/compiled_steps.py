@@ -24,7 +24,7 @@ class CompiledSteps:
     def __init__(self, training: Training):
         self._training = training
         self._compiling: dict[int, Future[CompiledStep]] = {}
-        self._stage: int | None = None
+        self._current: tuple[int, TrainStep] | None = None  # a stage and its compiled step
         self._announced: set[int] = set()
 
     def start_compiling(self, step: int) -> Future[CompiledStep]:
@@ -49,19 +49,18 @@ class CompiledSteps:
 
         Args:
           step: the step to take.
-          watchdog: told that this process compiles, which may take long.
-          say: tells the user which stage begins, and how long compiling took.
+          watchdog: is notified that this process compiles, which may take long.
+          say: prints which stage begins, and how long compiling took.
         """
         ends = self._training.plan.stage_ends
         stage = stage_of(step, ends)
-        if stage != self._stage:
-            self._stage = stage
+        if self._current is None or self._current[0] != stage:
             watchdog.note_progress(step, COMPILING)
             compiled = self.start_compiling(step).result()
             self._announce(step, compiled, say)
             self.start_compiling(ends[stage])
-            self._program = compiled.program
-        return self._program
+            self._current = stage, compiled.program
+        return self._current[1]
 
     def _announce(self, step: int, compiled: CompiledStep, say: Callable[[str], None]) -> None:
         size, ends = self._training.image_size_at(step), self._training.plan.stage_ends

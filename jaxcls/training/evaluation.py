@@ -20,7 +20,7 @@ from jaxcls.models.normalize import normalize
 from jaxcls.models.registry import Variables
 from jaxcls.training.accuracy import count_hits
 from jaxcls.training.build import Training
-from jaxcls.training.losses import LOSSES, soft_labels
+from jaxcls.training.losses import LOSSES, one_hot_labels
 from jaxcls.training.meter import require_finite
 from jaxcls.training.state import TrainState
 
@@ -60,7 +60,7 @@ def eval_sums(logits: Array, labels: Array, mask: Array, *, loss: str) -> dict[s
       mask: bool [batch].
       loss: the loss of the config (`loss.name`).
     """
-    losses = LOSSES[loss](logits, soft_labels(labels, logits.shape[-1]))
+    losses = LOSSES[loss](logits, one_hot_labels(labels, logits.shape[-1]))
     return {"loss": jnp.sum(jnp.where(mask, losses, 0)), **count_hits(logits, labels, mask)}
 
 
@@ -96,7 +96,7 @@ def evaluate_split(
       eval_step: the compiled step (`make_eval_step`).
       variables: the network's variables on the mesh.
       source: the split.
-      data: how its images are preprocessed and batched.
+      data: the preprocessing of its images, and the batch size.
       mesh: the devices.
       class_map: for each class of the source, the network's class (None: they are the same).
 
@@ -104,11 +104,11 @@ def evaluate_split(
       loss, top1 and top5 (shares), and num_examples, which leaves out broken images (data.broken
       "skip").
     """
-    batches = each_batch(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
+    batches = map_batches(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
     return average(batches, source, data)
 
 
-def make_evaluate(
+def make_evaluator(
     training: Training, source: Source, *, before_batch: Callable[[int], None]
 ) -> Callable[[int, TrainState], dict[str, float]]:
     """Makes `(step, state) -> metrics`: the evaluation of a training's state on a split.
@@ -143,7 +143,7 @@ def make_evaluate(
     return evaluate
 
 
-def each_batch[T](
+def map_batches[T](
     step: Callable[[Variables, Mapping[str, Array]], T],
     variables: Variables,
     source: Source,
@@ -158,7 +158,7 @@ def each_batch[T](
       step: from the variables and a batch (of `eval_batches`) to replicated arrays.
       variables: the network's variables, replicated.
       source: the split.
-      data: how its images are preprocessed and batched.
+      data: the preprocessing of its images, and the batch size.
       mesh: the devices.
       class_map: for each class of the source, the network's class (None: they are the same).
     """

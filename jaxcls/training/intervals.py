@@ -7,7 +7,9 @@ from jaxcls.training.build import Training
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Intervals:
-    """After which steps something happens. Steps count from 1; all of it follows the last one.
+    """How often a training logs, evaluates and saves. After the last step it does all three.
+
+    Steps count from 1.
 
     Attributes:
       num_steps: the length of the whole training.
@@ -35,7 +37,7 @@ class Intervals:
 
 
 def intervals_of(training: Training) -> Intervals:
-    """The intervals of a training; without fields for them, evaluation and saves follow epochs."""
+    """The intervals of a training. Fields that are not set mean once an epoch."""
     config = training.config
     epoch = max(1, round(training.plan.steps_per_epoch))
     return Intervals(

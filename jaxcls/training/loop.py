@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import signal
 import threading
@@ -20,7 +21,7 @@ from jaxcls.distributed.agree import (
     is_main_process,
     process_id,
     require_same,
-    together,
+    shared_errors,
 )
 from jaxcls.distributed.job import end_now
 from jaxcls.distributed.mesh import make_mesh
@@ -35,7 +36,7 @@ from jaxcls.runs.directory import (
     record_early_stop,
     record_run,
     record_state,
-    recording_failure,
+    recording_status,
     require_shared,
 )
 from jaxcls.runs.reporter import QuietReporter, Reporter
@@ -44,11 +45,11 @@ from jaxcls.system.errors import DataError, UserError
 from jaxcls.system.paths import RunPath, run_path
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.compiled_steps import CompiledSteps
-from jaxcls.training.evaluation import make_evaluate
+from jaxcls.training.evaluation import make_evaluator
 from jaxcls.training.experiment import Experiment, open_experiment
 from jaxcls.training.intervals import intervals_of
 from jaxcls.training.meter import Meter
-from jaxcls.training.preview import first_augmented, showing_first
+from jaxcls.training.preview import first_augmented
 from jaxcls.training.profiling import Profile
 from jaxcls.training.resume import restore_or_initialize
 from jaxcls.training.saving import Saver
@@ -56,7 +57,7 @@ from jaxcls.training.start_messages import start_messages
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import Batch
 
-HANGING_SECONDS = 10.0  # for data that hang to be closed, once the training has stopped
+HANGING_SECONDS = 10.0  # how long a stopped training waits for data that hang
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +115,7 @@ def train(
 
         # 2. Open the experiment and build its training. The user's mistakes are found here, before
         #    anything is written or compiled.
-        with together():
+        with shared_errors():
             experiment = open_experiment(config, run)
             training = _build(experiment, mesh)
             changes = prepare_run(run, experiment.info, allow_changes=allow_changes)
@@ -135,8 +136,8 @@ def train(
         # 5. Record the run and report. Not earlier: a failed restore leaves the run as it was.
         by_main_process(lambda: record_run(run, experiment.info))
         num_steps = training.plan.num_steps
-        stack.enter_context(recording_failure(run, num_steps=num_steps))
-        with together():
+        stack.enter_context(recording_status(run, num_steps=num_steps))
+        with shared_errors():
             reporter = stack.enter_context(
                 _open_reporter(run, training, start, log_all_processes=log_all_processes)
             )
@@ -149,7 +150,7 @@ def train(
 
         # 6. Take the steps that are left.
         if start >= num_steps:
-            stop.leave_at_once = False  # no step will be taken, so there is nothing to start again
+            stop.leave_at_once = False  # the run is finished, so a signal changes nothing
             outcome = Outcome(start, num_steps, metrics={}, stopped_by=None)
         else:
             outcome = take_steps(
@@ -159,7 +160,7 @@ def train(
                 experiment=experiment,
                 training=training,
                 steps=steps,
-                saver=Saver(checkpoints, claim, experiment.info),
+                saver=Saver(checkpoints, claim, experiment.info, start=start),
                 reporter=reporter,
                 stop=stop,
                 watchdog=watchdog,
@@ -207,13 +208,13 @@ def take_steps(
       steps: the compiled steps of the training.
       saver: saves checkpoints.
       reporter: shows and writes metrics.
-      stop: the signals, of which the processes agree on a step to stop after.
-      watchdog: told before each phase that may hang.
+      stop: the signals; the processes agree on the step to stop after.
+      watchdog: is notified before each phase that may hang.
       profile: traces some of the steps.
     """
     intervals, num_steps = intervals_of(training), training.plan.num_steps
     meter = Meter(training.config.data.batch_size)
-    evaluate = make_evaluate(
+    evaluate = make_evaluator(
         training,
         experiment.eval_source,
         before_batch=lambda step: _before_eval_batch(step, num_steps, stop, watchdog),
@@ -221,9 +222,9 @@ def take_steps(
     metrics: dict[str, float] = {}
     step, ending = start, False  # `step` is the last one that `state` has taken
     with profile, _open_batches(training, experiment.source, start, stop) as batches:
-        if start == 0 and training.config.log_images and is_main_process():
-            batches = showing_first(batches, lambda batch: _show_first(batch, training, reporter))
         try:
+            if start == 0 and training.config.log_images and is_main_process():
+                batches = _show_first(batches, training, reporter)
             while not ending:
                 # Read a batch. It was made ahead, so this waits only for slow data.
                 profile.before(step + 1)
@@ -242,17 +243,17 @@ def take_steps(
                 if step == start + 1:
                     _finish_first_step(started, meter, stop, reporter)
 
-                # Agree with the other processes whether this is the last step here. A training that
-                # has lost its run stops, too, and writes nothing more.
+                # Agree with the other processes whether to stop after this step. A training whose
+                # run was taken over by another one stops, too, and writes nothing more.
                 ending = step == num_steps or stop.agreed()
                 if ending:
                     saver.require_claim()
 
-                # Log. Only here the host waits for the devices.
+                # Log. To read the metrics, the host waits for the devices.
                 if ending or step == start + 1 or intervals.logs(step):
                     reporter.log(step, meter.read())
 
-                # Evaluate the moving averages, where there are some.
+                # Evaluate the moving averages, or the parameters if no averages are kept.
                 top1 = None
                 if intervals.evaluates(step):
                     metrics = evaluate(step, state)
@@ -264,14 +265,15 @@ def take_steps(
                     watchdog.note_progress(step, "saving")
                     saver.save(step, state, top1=top1)
                 if intervals.evaluates(step) or intervals.saves(step):
-                    meter.restart()
+                    meter.restart_clock()
         except StoppedError:  # while it waited for data, or evaluated
-            saver.save_if_good(step, state, meter)
+            watchdog.note_progress(step, "saving")
+            saver.save_if_finite(step, state, meter)
         except DataError as error:
             # With several processes it cannot save: the others do not know of the error.
             if client() is not None:
                 raise
-            saver.save_if_good(step, state, meter)
+            saver.save_if_finite(step, state, meter)
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
             raise DataError(f"{error}\n{saved}; fix it and run the same command again") from error
         saver.wait()
@@ -279,7 +281,7 @@ def take_steps(
     return Outcome(step, num_steps, metrics, stopped_by)
 
 
-# The stages of `train`
+# Parts of `train`
 
 
 def _build(experiment: Experiment, mesh: Mesh | None) -> Training:
@@ -322,15 +324,18 @@ def _open_reporter(
 def _open_batches(
     training: Training, source: Source, start: int, stop: StopSignals
 ) -> Iterator[Iterator[Batch]]:
-    """Training batches from step `start` on; data that hang do not keep a stopped training alive.
+    """Opens the training batches from step `start` on.
 
     Raises:
-      StoppedError: raised by the iterator, if a signal comes while it waits for a batch. With
-        several processes the watchdog ends such a wait.
+      StoppedError: raised by the iterator, if a signal comes while it waits for a batch. Then data
+        that hang do not keep the process alive. With several processes the watchdog ends a wait.
     """
+    stopped_waiting = False
 
     def stop_waiting() -> None:
+        nonlocal stopped_waiting
         if client() is None and stop.received:
+            stopped_waiting = True
             raise StoppedError
 
     message = "the data hang, so the training ends without them; its state is saved"
@@ -344,8 +349,8 @@ def _open_batches(
         on_wait=stop_waiting,
     ) as batches:
         yield batches
-        if stop.received:
-            hanging.start()  # closing the batches waits for the one in the making
+        if stopped_waiting:
+            hanging.start()  # closing the batches waits for the batch that is being made
     hanging.cancel()
 
 
@@ -353,26 +358,25 @@ def _finish_first_step(
     started: float, meter: Meter, stop: StopSignals, reporter: Reporter | QuietReporter
 ) -> None:
     """Waits until all processes have taken their first step. From now on a signal saves first."""
-    meter.check()
+    meter.fetch()
     stop.leave_at_once = False
     reporter.say(f"took the first step {time.perf_counter() - started:.1f} s after the start")
 
 
-def _show_first(batch: Batch, training: Training, reporter: Reporter | QuietReporter) -> None:
-    """Shows images of the first batch as the network gets them, while its step is compiled."""
-    images = first_augmented(
-        training.config,
-        batch,
-        num_classes=training.model.num_classes,
-        step=0,
-        stage_ends=training.plan.stage_ends,
-        count=training.config.log_images,
-    )
-    reporter.show(0, "first_batch", images)
+def _show_first(
+    batches: Iterator[Batch], training: Training, reporter: Reporter | QuietReporter
+) -> Iterator[Batch]:
+    """Shows images of the first batch as the network gets them; returns all batches.
+
+    Meanwhile the training step is compiled.
+    """
+    first = next(batches)
+    reporter.show(0, "first_batch", first_augmented(training, first))
+    return itertools.chain([first], batches)
 
 
 def _before_eval_batch(step: int, num_steps: int, stop: StopSignals, watchdog: Watchdog) -> None:
-    """Cuts an evaluation short on a signal, except the last: no later run would make up for it."""
+    """Ends an evaluation on a signal, except the last one: a resumed run would not repeat it."""
     watchdog.note_progress(step, "evaluating")
     if stop.agreed() and step < num_steps:
         raise StoppedError
@@ -388,7 +392,7 @@ def _stop_this_process() -> None:
 
 def _leave_run(run: RunPath, claim: Claim, stop: StopSignals) -> None:
     """Records the end of a training that a signal ends before its first step."""
-    claim.require_alone()
+    claim.require_here()
     record_early_stop(run, stop.received or "a signal")
     claim.release()
 

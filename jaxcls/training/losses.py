@@ -17,7 +17,7 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def soft_labels(labels: Array, num_classes: int) -> Array:
+def one_hot_labels(labels: Array, num_classes: int) -> Array:
     """One-hot labels, float32 [batch, classes], of class numbers [batch]."""
     return jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 

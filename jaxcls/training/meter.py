@@ -39,9 +39,9 @@ class Meter:
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._pending: dict[int, Mapping[str, Array]] = {}
-        self.restart()
+        self.restart_clock()
 
-    def restart(self) -> None:
+    def restart_clock(self) -> None:
         """Restarts the clock, after something other than training took time."""
         self._since = time.perf_counter()
         self._waited = 0.0
@@ -57,7 +57,7 @@ class Meter:
         """Keeps the metrics of one step, without waiting for them."""
         self._pending[step] = metrics
 
-    def check(self) -> Mapping[int, Mapping[str, Array]]:
+    def fetch(self) -> Mapping[int, Mapping[str, Array]]:
         """Returns the metrics of each step since the last read; raises as `read` does."""
         steps = jax.device_get(self._pending)
         for step, metrics in steps.items():
@@ -75,7 +75,7 @@ class Meter:
         Raises:
           DivergedError: the loss, or a norm of gradients or state, of a step is not finite.
         """
-        steps = self.check()
+        steps = self.fetch()
         seconds = time.perf_counter() - self._since
         count = len(steps)
         means = {
@@ -88,5 +88,5 @@ class Meter:
             "data_wait_share": self._waited / seconds,
         }
         self._pending = {}
-        self.restart()
+        self.restart_clock()
         return means | rates

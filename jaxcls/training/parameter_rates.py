@@ -66,7 +66,7 @@ def rate_factors(optimizer: OptimizerConfig, params: PyTree, spec: ModelSpec) ->
     return jax.tree_util.tree_map_with_path(decayed, rates)
 
 
-def make_transfer_optimizer(
+def make_training_optimizer(
     optimizer: OptimizerConfig,
     schedule: optax.Schedule,
     *,
@@ -135,7 +135,7 @@ def stop_frozen(params: PyTree, unfreeze_at: PyTree, *, num_steps: int) -> PyTre
 
 
 def zero_frozen(grads: PyTree, unfreeze_at: PyTree, step: Array) -> PyTree:
-    """The gradients, with zeros for parameters that do not train yet: they add to no norm."""
+    """The gradients, with zeros for parameters that do not train yet, so no norm counts them."""
     return jax.tree.map(
         lambda leaf, begin: jnp.where(step >= begin, leaf, 0) if begin else leaf, grads, unfreeze_at
     )

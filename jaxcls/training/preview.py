@@ -1,6 +1,6 @@
 """A few training images as the network sees them, for people to look at."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,7 +12,8 @@ from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.config.augment import Augmentation, mix_of
 from jaxcls.config.progressive import image_size_at, progress
-from jaxcls.training.losses import soft_labels
+from jaxcls.training.build import Training
+from jaxcls.training.losses import one_hot_labels
 from jaxcls.training.step import step_keys
 
 
@@ -54,50 +55,34 @@ def augmented(
         image_size=image_size_at(config, step, stage_ends),
         crop_fraction=config.data.crop_fraction,
     )
-    labels = soft_labels(jnp.asarray(batch["labels"]), num_classes)
+    labels = one_hot_labels(jnp.asarray(batch["labels"]), num_classes)
     positions = first + np.arange(len(labels), dtype=np.int32)
     done = progress(step, stage_ends)
     images, labels = jax.jit(apply)(key, done, batch["images"], batch["sizes"], labels, positions)
     return jnp.round(images * 255).astype(jnp.uint8), labels
 
 
-def first_augmented(
-    config: Config,
-    batch: Mapping[str, Array],
-    *,
-    num_classes: int,
-    step: int,
-    stage_ends: Sequence[int],
-    count: int,
-) -> np.ndarray:
-    """Augments the first rows of a batch that this process holds, as the training step does.
+def first_augmented(training: Training, batch: Mapping[str, Array]) -> np.ndarray:
+    """Augments the first rows of a batch that this process holds, as the first step does.
 
     Args:
-      config, num_classes, step, stage_ends: as for `augmented`.
-      batch: a batch of the training step, on the devices of all processes.
-      count: how many rows; fewer, if this process' first device holds fewer.
+      training: the training; its config says how many images to show (`log_images`).
+      batch: the first batch, on the devices of all processes.
 
     Returns:
-      uint8 [rows, size, size, 3].
+      uint8 [rows, size, size, 3]; fewer rows than `log_images`, if the first device of this process
+      holds fewer.
     """
-    rows = whole_groups(count, config.augment)
+    config = training.config
+    rows = whole_groups(config.log_images, config.augment)
     shards = {name: array.addressable_shards[0] for name, array in batch.items()}
-    held = {name: shard.data[:rows] for name, shard in shards.items()}
     images, _ = augmented(
         config,
-        held,
+        {name: shard.data[:rows] for name, shard in shards.items()},
         augment=config.augment,
-        num_classes=num_classes,
-        step=step,
-        stage_ends=stage_ends,
+        num_classes=training.model.num_classes,
+        step=0,
+        stage_ends=training.plan.stage_ends,
         first=shards["labels"].index[0].start or 0,
     )
-    return np.asarray(images[:count])
-
-
-def showing_first[T](batches: Iterator[T], show: Callable[[T], None]) -> Iterator[T]:
-    """The same batches; `show` is called with the first one, before it is handed out."""
-    first = next(batches)
-    show(first)
-    yield first
-    yield from batches
+    return np.asarray(images[: config.log_images])

@@ -1,10 +1,7 @@
 """Where a training starts: at the newest good checkpoint of its run, or at a new state."""
 
 from jaxcls.data.sources import Source
-from jaxcls.distributed.agree import (
-    require_same,
-    together,
-)
+from jaxcls.distributed.agree import require_same, shared_errors
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.training.build import Training
 from jaxcls.training.compiled_steps import CompiledSteps
@@ -17,9 +14,10 @@ def restore_or_initialize(
 ) -> tuple[TrainState, int, str]:
     """Returns (state, step, message): the newest good checkpoint, or a new state at step 0.
 
-    The message says what became of the weights. A resumed run no longer needs the weights that it
+    The message says which weights were loaded. A resumed run no longer needs the weights that it
     started from.
     """
+    # Compile in the background while the checkpoint or the weights are read.
     saved = checkpoints.steps()
     if training.plan.num_steps not in saved:
         steps.start_compiling(max(saved, default=0))
@@ -28,7 +26,7 @@ def restore_or_initialize(
         restored = checkpoints.restore(training.abstract_state())
         state, step = restored.state, restored.step
     else:
-        with together():
+        with shared_errors():
             values, message = make_initial_values(training.config, training.model, source)
         state, step = training.init(values), 0
     require_same({"the step to resume from": step})  # a shared disk may show old listings

@@ -10,8 +10,9 @@ from jaxcls.training.state import TrainState
 class Saver:
     """Saves checkpoints of one run. All processes call each method together."""
 
-    def __init__(self, checkpoints: Checkpoints, claim: Claim, info: RunInfo):
+    def __init__(self, checkpoints: Checkpoints, claim: Claim, info: RunInfo, *, start: int):
         self._checkpoints = checkpoints
+        self._saved = start
         self._claim = claim
         self._metadata = info.to_json()
 
@@ -28,19 +29,19 @@ class Saver:
         """
         self.require_claim()
         self._checkpoints.save(step, state, metadata=self._metadata, metric=top1)
+        self._saved = step
 
-    def save_if_good(self, step: int, state: TrainState, meter: Meter) -> None:
+    def save_if_finite(self, step: int, state: TrainState, meter: Meter) -> None:
         """Saves the state of a training that is cut short, and waits until it is saved.
 
         Raises:
           DivergedError: a metric since the last read of `meter` is not finite.
           TakenOverError: another training has claimed the run.
         """
-        meter.check()
-        self.wait()
-        if step and step not in self._checkpoints.steps():
+        meter.fetch()
+        if step != self._saved:
             self.save(step, state)
-            self.wait()
+        self.wait()
 
     def wait(self) -> None:
         """Waits until the last save is verified."""

@@ -20,7 +20,7 @@ class Plan:
       steps_per_epoch: the steps of an epoch, which may be a fraction.
       num_steps: the length of the whole training.
       learning_rate: from the step, counted from 0, to the learning rate.
-      stage_ends: the step, counted from 0, before which each stage ends; the last is num_steps.
+      stage_ends: the first step, counted from 0, after each stage; the last is num_steps.
     """
 
     steps_per_epoch: float

@@ -33,7 +33,7 @@ def start_messages(
       experiment: what the training works on.
       training: what was built from it.
       start: the last step that was taken; 0 for a new run.
-      notes: messages of the stages before: how the run was claimed, and which weights were loaded.
+      notes: messages so far: how the run was claimed, and which weights were loaded.
       changes: the fields that were changed since the run began (`prepare_run`).
     """
     num_steps = training.plan.num_steps
@@ -74,8 +74,8 @@ def epoch_warning(
 ) -> str | None:
     """A warning if a resumed run counts epochs or orders the data differently than before.
 
-    Both follow from the step alone, so that a run may resume anywhere. After a change they are as
-    in a run that had the new values from its start.
+    Epoch and order are computed from the step alone, so that a run may resume anywhere. After a
+    change of the config they are those of a run that had the new values from its start.
 
     Args:
       old: the record of the run (None: it has none).

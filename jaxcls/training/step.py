@@ -21,7 +21,7 @@ from jaxcls.models.efficientnet import EfficientNet
 from jaxcls.models.normalize import normalize
 from jaxcls.training.accuracy import count_hits
 from jaxcls.training.ema import update_ema
-from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
+from jaxcls.training.losses import LOSSES, one_hot_labels, smooth_labels
 from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
 from jaxcls.training.schedules import Plan
 from jaxcls.training.state import TrainState
@@ -48,15 +48,15 @@ def make_train_step(
     The batch is {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2], "labels":
     int32 [batch]}, split over the mesh by example. Metrics are float32 scalars: loss, top1, top5
     (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
-    and ema; top-k counts against the labels' largest class.
+    and ema; top1 and top5 compare with the argmax of the mixed labels.
 
     The network sees images of `image_size` pixels, the size of one or more stages of the plan; the
     strength of the augmentation and the drop rates follow from the stage that the step is in. Each
     parameter trains from its step of `unfreeze_at` on (`unfreeze_steps`).
 
     The state has the shardings `shardings`, and gradients and updates have `update_shardings`:
-    where those are split, each device updates its part. The network computes with whole parameters,
-    so that no image moves between devices.
+    where `update_shardings` split a parameter, each device updates its part. The network computes
+    with whole parameters, so that no image moves between devices.
 
     Every draw follows from the config's seed, the step and the example's place in the batch. With
     grouped batch norm, micro-batches give the same step as the whole batch.
@@ -72,7 +72,7 @@ def make_train_step(
 
     def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array):
         augment_key, dropout_key = keys
-        labels = soft_labels(batch["labels"], model.num_classes)
+        labels = one_hot_labels(batch["labels"], model.num_classes)
         with jax.named_scope("augment"):
             images, labels = augment(
                 augment_key, done, batch["images"], batch["sizes"], labels, batch["positions"]
@@ -127,8 +127,8 @@ def make_train_step(
                 latest = {"params": params, "batch_stats": batch_stats}
                 ema = update_ema(ema, latest, step=state.step, decay=config.optimizer.ema_decay)
         # The loss is of the old parameters. The norms tell whether the new state is finite, too.
-        saved = {"params": params, "batch_stats": batch_stats, "ema": ema}
-        norms = {f"{name}_norm": optax.tree.norm(tree) for name, tree in saved.items() if tree}
+        new = {"params": params, "batch_stats": batch_stats, "ema": ema}
+        norms = {f"{name}_norm": optax.tree.norm(tree) for name, tree in new.items() if tree}
         metrics = {
             "loss": sums["loss"],
             "top1": sums["top1"],

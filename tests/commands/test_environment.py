@@ -23,7 +23,7 @@ from jaxcls.commands.common import validate_data
 from jaxcls.config import Config, ConfigError, DataConfig, OptimizerConfig, decode, encode
 from jaxcls.data.digits import prepared_digits
 from jaxcls.distributed import agree
-from jaxcls.distributed.agree import together
+from jaxcls.distributed.agree import shared_errors
 from jaxcls.distributed.mesh import all_devices
 from jaxcls.pretrained.resolve import resolve
 from jaxcls.runs.directory import RunInfo, prepare_run, record_run
@@ -295,10 +295,10 @@ def test_a_path_that_one_process_cannot_use_ends_the_work_of_all(
 ) -> None:
     told: list[str] = []
     monkeypatch.setattr(agree, "exchange", lambda text: [told.append(text) or text])
-    with pytest.raises(UserError, match="'some/path': Permission denied"), together():
+    with pytest.raises(UserError, match="'some/path': Permission denied"), shared_errors():
         raise OSError(errno.EACCES, "Permission denied", "some/path")
     assert told == ["'some/path': Permission denied; change its permissions, or name another path"]
-    with pytest.raises(ValueError, match="a fault"), together():
+    with pytest.raises(ValueError, match="a fault"), shared_errors():
         raise ValueError("a fault")
     assert len(told) == 1
 

@@ -15,7 +15,7 @@ from jaxcls.distributed.agree import (
     first_problem,
     is_main_process,
     require_same,
-    together,
+    shared_errors,
 )
 from jaxcls.distributed.job import JobError
 from jaxcls.runs.directory import require_shared
@@ -28,7 +28,7 @@ address, process, folder = sys.argv[1:]
 process = int(process)
 join(JobOptions(coordinator=address, num_processes=2, process_id=process), stops=False)
 from jaxcls.distributed.agree import by_main_process, exchange, first_problem
-from jaxcls.distributed.agree import require_same, together
+from jaxcls.distributed.agree import require_same, shared_errors
 from jaxcls.system.errors import UserError
 from jaxcls.runs.directory import require_shared
 said = {}
@@ -40,7 +40,7 @@ def attempt(name, act):
         said[name] = str(error)
 
 def fail_in(number):
-    with together():
+    with shared_errors():
         if process == number:
             raise UserError("the disk is full")
 
@@ -152,7 +152,7 @@ def test_a_process_alone_agrees_with_itself(tmp_path: Path) -> None:
     done = []
     by_main_process(lambda: done.append(1))
     assert done == [1]
-    with pytest.raises(UserError, match="full"), together():
+    with pytest.raises(UserError, match="full"), shared_errors():
         raise UserError("full")
 
 

@@ -12,9 +12,9 @@ from jaxcls.config.augment import Cutout, Mix, RandAugment, RandomCropAndResize,
 from jaxcls.config.progressive import progress
 from jaxcls.data.batches import train_batches
 from jaxcls.data.sources import open_source
-from jaxcls.pictures.gallery import SWEEP, Row, augmentation_rows, sweep_rows
+from jaxcls.pictures.gallery import SWEEP, Row, augmentation_rows, magnitude_rows
 from jaxcls.system.errors import UserError
-from jaxcls.training.losses import soft_labels
+from jaxcls.training.losses import one_hot_labels
 from jaxcls.training.step import step_keys
 
 LATE = 9  # of 12 steps
@@ -71,7 +71,7 @@ def test_the_last_row_is_what_the_training_step_gets(config: Config, rows: dict[
         progress(LATE, (12,)),
         batch["images"],
         batch["sizes"],
-        soft_labels(jnp.asarray(batch["labels"]), 10),
+        one_hot_labels(jnp.asarray(batch["labels"]), 10),
         np.arange(count, dtype=np.int32),
     )
     expected = np.asarray(jnp.round(images[:4] * 255)).astype(np.uint8)
@@ -100,11 +100,11 @@ def test_mixed_images_carry_the_weights_of_their_classes(rows: dict[str, Row]) -
 
 def test_a_sweep_shows_one_operation_from_nothing_to_its_most(config: Config) -> None:
     source = open_source(config.data, "train")
-    swept = sweep_rows(config, source, op="Color", step=0, count=2)
+    swept = magnitude_rows(config, source, op="Color", step=0, count=2)
     assert [row.title.split(":")[0] for row in swept] == ["Color", "Color"]
     for row in swept:
         assert len(row.images) == len(SWEEP)
-    brighter = sweep_rows(config, source, op="Brightness", step=0, count=1)[0]
+    brighter = magnitude_rows(config, source, op="Brightness", step=0, count=1)[0]
     means = [image.mean() for image in brighter.images]
     assert all(later > earlier for earlier, later in itertools.pairwise(means))
 

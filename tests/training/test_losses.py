@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcls.training.losses import LOSSES, smooth_labels, soft_labels
+from jaxcls.training.losses import LOSSES, one_hot_labels, smooth_labels
 
 
 def random_case(num_classes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def test_a_loss_is_its_formula_one_number_an_example(name: str, num_classes: int
 @pytest.mark.parametrize("name", LOSSES)
 def test_extreme_logits_give_finite_losses_and_gradients(name: str) -> None:
     logits = jnp.asarray([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0]])
-    labels = soft_labels(jnp.asarray([0, 0]), 3)
+    labels = one_hot_labels(jnp.asarray([0, 0]), 3)
     losses, gradient = jax.value_and_grad(lambda x: LOSSES[name](x, labels).sum())(logits)
     assert np.isfinite(losses)
     assert np.isfinite(gradient).all()
@@ -63,13 +63,13 @@ def test_the_losses_are_those_that_the_config_names() -> None:
 
 
 def test_soft_labels_are_one_hot_rows() -> None:
-    rows = soft_labels(jnp.asarray([2, 0]), 3)
+    rows = one_hot_labels(jnp.asarray([2, 0]), 3)
     assert rows.dtype == jnp.float32
     np.testing.assert_array_equal(rows, [[0, 0, 1], [1, 0, 0]])
 
 
 def test_smoothing_spreads_its_share_over_all_classes() -> None:
-    rows = smooth_labels(soft_labels(jnp.asarray([1]), 4), 0.1)
+    rows = smooth_labels(one_hot_labels(jnp.asarray([1]), 4), 0.1)
     np.testing.assert_allclose(rows, [[0.025, 0.925, 0.025, 0.025]], rtol=1e-6)
 
 
@@ -81,6 +81,6 @@ def test_smoothing_keeps_the_mass_of_mixed_labels() -> None:
 
 
 def test_no_smoothing_and_full_smoothing_are_the_ends() -> None:
-    rows = soft_labels(jnp.asarray([1]), 4)
+    rows = one_hot_labels(jnp.asarray([1]), 4)
     np.testing.assert_array_equal(smooth_labels(rows, 0.0), rows)
     np.testing.assert_array_equal(smooth_labels(rows, 1.0), np.full((1, 4), 0.25))

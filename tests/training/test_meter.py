@@ -41,7 +41,7 @@ def test_speeds_count_from_the_last_read_or_restart(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     meter = Meter(batch_size=8)
     now += 50  # compiling
-    meter.restart()
+    meter.restart_clock()
     for step in range(1, 5):
         with meter.waiting():
             now += 0.125

@@ -14,7 +14,7 @@ from jaxcls.config.decoding import ConfigError
 from jaxcls.models.registry import model_spec
 from jaxcls.training.build import Training
 from jaxcls.training.optimizers import make_optimizer
-from jaxcls.training.parameter_rates import make_transfer_optimizer, rate_factors, unfreeze_steps
+from jaxcls.training.parameter_rates import make_training_optimizer, rate_factors, unfreeze_steps
 
 BACKBONE = "(stem|block|head).*"
 
@@ -83,7 +83,7 @@ def test_a_rate_scales_the_update_and_its_decay(name: str) -> None:
     optimizer = OptimizerConfig(name=name, weight_decay=0.1)
     factors = {"a": 0.25, "b": 1.0, "c": 0.0}
     (expected,) = updates_of(make_optimizer(optimizer, lambda _: 0.5), 1)
-    scaled = make_transfer_optimizer(
+    scaled = make_training_optimizer(
         optimizer, lambda _: 0.5, unfreeze_at=dict.fromkeys(PARAMS, 0), factors=factors, num_steps=9
     )
     (updates,) = updates_of(scaled, 1)
@@ -95,7 +95,7 @@ def test_what_begins_late_begins_afresh_at_the_rate_of_its_step() -> None:
     """Adam's averages and their correction start when the parameter does; the schedule does not."""
     optimizer = OptimizerConfig(name="adamw", weight_decay=0.1, clip_norm=0.2)
     first = {"a": 0, "b": 3, "c": 9}
-    late = make_transfer_optimizer(
+    late = make_training_optimizer(
         optimizer,
         lambda step: 0.1 * (step + 1),
         unfreeze_at=first,

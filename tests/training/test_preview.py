@@ -17,7 +17,9 @@ from jaxcls.training.preview import first_augmented
 @pytest.mark.parametrize("devices", [1, 4])
 def test_it_shows_the_first_rows_of_the_step(tiny_config: Config, devices: int) -> None:
     config = dataclasses.replace(
-        tiny_config, augment=(RandomCrop(), RandAugment(num_ops=1, ops=("Invert",)), Mix())
+        tiny_config,
+        augment=(RandomCrop(), RandAugment(num_ops=1, ops=("Invert",)), Mix()),
+        log_images=5,
     )
     source = open_source(config.data, "train")
     training = build_training(
@@ -27,13 +29,6 @@ def test_it_shows_the_first_rows_of_the_step(tiny_config: Config, devices: int) 
         mesh=make_mesh(jax.devices()[:devices]),
     )
     with device_batches(source, config.data, seed=config.seed, mesh=training.mesh) as batches:
-        images = first_augmented(
-            config,
-            next(batches),
-            num_classes=10,
-            step=0,
-            stage_ends=training.plan.stage_ends,
-            count=5,
-        )
+        images = first_augmented(training, next(batches))
     final = augmentation_rows(config, source, step=0, count=5)[-1]
     np.testing.assert_array_equal(images, np.stack(final.images[:5]))

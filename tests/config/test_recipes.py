@@ -75,7 +75,7 @@ def small(config: Config) -> Config:
 
 
 def different() -> list[str]:
-    """A config for each kind of step: B0's stands for B1's, and rates and strengths do not count."""
+    """A config for each kind of step: numbers such as rates and strengths make no other kind."""
     found: dict[str, str] = {}
     for name in CONFIGS:
         found.setdefault(re.sub(r"\d+\.\d+", "", repr(small(load(name)))), name)

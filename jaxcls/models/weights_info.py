@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from jaxcls.models.efficientnet import ModelSpec
+from jaxcls.models.interface import NetworkSpec
 from jaxcls.system.errors import UserError
 
 Triple = tuple[float, float, float]
@@ -44,7 +44,7 @@ class WeightsInfo:
     class_names: tuple[str, ...] | None = None
 
 
-def info_of_spec(spec: ModelSpec, **changes: Any) -> WeightsInfo:
+def info_of_spec(spec: NetworkSpec, **changes: Any) -> WeightsInfo:
     """Returns the info of a network with the values of its spec, with some fields changed."""
     fields = {
         "model": spec.name,

@@ -271,9 +271,9 @@ def _check(spec: OwnSpec, module: nn.Module) -> None:
     if named and named != params.keys():
         missing, unknown = sorted(params.keys() - named), sorted(named - params.keys())
         raise ConfigError(
-            f"model.name: the attribute `layers` of {spec.name} must name each of its layers once;"
-            + (f" missing: {', '.join(missing)}" if missing else "")
-            + (f" not among its layers: {', '.join(unknown)}" if unknown else "")
+            f"model.name: the attribute `layers` of {spec.name} must name each of its layers once"
+            + (f"; missing: {', '.join(missing)}" if missing else "")
+            + (f"; not among its layers: {', '.join(unknown)}" if unknown else "")
         )
 
 

@@ -58,6 +58,7 @@ class OwnSpec(NetworkSpec):
 
     def build(self, *, num_classes: int, compute_dtype: jnp.dtype = FLOAT32) -> "OwnNetwork":
         """Makes the network. For 0 classes the module has one, which is never asked for."""
+        assert not settings, "they are checked with the config"
         module = _make_module(self.name, self.options, num_classes or 1, compute_dtype)
         return OwnNetwork(
             spec=self, num_classes=num_classes, compute_dtype=compute_dtype, module=module
@@ -121,7 +122,7 @@ class OwnNetwork:
             zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
             kept["params"] = {**kept["params"], CLASSIFIER: zeros}
         with nn.intercept_methods(functools.partial(_note_features, seen)):
-            result = self.module.apply(
+            result: Any = self.module.apply(
                 kept,
                 images.astype(self.compute_dtype),
                 train=train,
@@ -160,8 +161,8 @@ def own_spec(name: str, options: Options) -> OwnSpec:
         name=name,
         options=options,
         image_size=getattr(module, "image_size", 224),
-        mean=tuple(getattr(module, "mean", IMAGENET_MEAN)),
-        std=tuple(getattr(module, "std", IMAGENET_STD)),
+        mean=getattr(module, "mean", IMAGENET_MEAN),
+        std=getattr(module, "std", IMAGENET_STD),
     )
     _check(spec, module)
     return spec

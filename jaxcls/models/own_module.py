@@ -56,7 +56,9 @@ class OwnSpec(NetworkSpec):
     def num_features(self) -> int:
         return _shapes(self)["params"][CLASSIFIER]["kernel"].shape[0]
 
-    def build(self, *, num_classes: int, compute_dtype: jnp.dtype = FLOAT32) -> "OwnNetwork":
+    def build(
+        self, *, num_classes: int, compute_dtype: jnp.dtype = FLOAT32, **settings: Any
+    ) -> "OwnNetwork":
         """Makes the network. For 0 classes the module has one, which is never asked for."""
         assert not settings, "they are checked with the config"
         module = _make_module(self.name, self.options, num_classes or 1, compute_dtype)
@@ -161,8 +163,8 @@ def own_spec(name: str, options: Options) -> OwnSpec:
         name=name,
         options=options,
         image_size=getattr(module, "image_size", 224),
-        mean=getattr(module, "mean", IMAGENET_MEAN),
-        std=getattr(module, "std", IMAGENET_STD),
+        mean=_triple(name, module, "mean", IMAGENET_MEAN),
+        std=_triple(name, module, "std", IMAGENET_STD),
     )
     _check(spec, module)
     return spec
@@ -231,6 +233,19 @@ def _current_folder() -> Iterator[None]:
         yield
     finally:
         sys.path.remove(str(here))
+
+
+def _triple(
+    name: str, module: nn.Module, attribute: str, default: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    try:
+        red, green, blue = map(float, getattr(module, attribute, default))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"model.name: the attribute `{attribute}` of {name} must be three numbers, for red, "
+            f"green and blue"
+        ) from error
+    return red, green, blue
 
 
 def _check(spec: OwnSpec, module: nn.Module) -> None:

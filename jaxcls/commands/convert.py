@@ -59,8 +59,8 @@ def run(arguments: list[str]) -> int:
             )
         if class_names is not None or not options.ema:
             raise UserError(
-                "--class-names, --no-ema: a run has its class names and the weights that it is "
-                "evaluated with; leave the options out"
+                "--class-names, --no-ema: a run already has its class names and the weights that "
+                "it is evaluated with; leave the options out"
             )
         restored = restore_run(options.weights, step=read_step(options.step))
         info, variables = run_weights_info(restored.info), restored.variables

@@ -373,7 +373,10 @@ def test_an_unknown_or_mistyped_override_is_explained(
         (["--optimizer.learning-rate", "nan"], "optimizer.learning_rate: must be finite, got nan"),
         (["--num-epochs", "3"], "num_epochs, num_steps: give exactly one of the two"),
         (["--num-steps", "None"], "num_epochs, num_steps: give exactly one of the two"),
-        (["--optimizer.micro-batches", "3"], "evenly over 3 micro-batches"),
+        (
+            ["--optimizer.micro-batches", "3"],
+            "data.batch_size: 32 does not split evenly over 3 micro-batches",
+        ),
         (["--model.batch-norm", "5"], "model.batch_norm: groups of 5 do not divide the 32"),
         (["--schedule.warmup", "0.7"], "schedule.warmup, schedule.hold: the sum of these shares"),
     ],

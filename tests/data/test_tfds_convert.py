@@ -1,5 +1,4 @@
 import json
-import os
 import struct
 
 import pytest
@@ -61,10 +60,11 @@ def test_a_file_that_is_cut_short(tfrecord, left):
         open_source(config(tfrecord), "train")
 
 
-def test_a_disk_that_fills_up(tfrecord):
+def test_a_disk_that_fills_up(tfrecord, monkeypatch):
     (path,) = tfrecord.glob("*train*")
     name = path.name.replace("tfrecord", "array_record")
-    (tfrecord / f".{name}.{os.getpid()}").symlink_to("/dev/full")
+    monkeypatch.setattr("secrets.token_hex", lambda _: "1234")
+    (tfrecord / f".{name}.1234").symlink_to("/dev/full")
     with pytest.raises(DataError, match=f"{tfrecord} cannot be .*: the disk is full; free some"):
         open_source(config(tfrecord, prepare=True), "train")
     assert not list(tfrecord.glob(".*"))

@@ -158,4 +158,4 @@ def test_keys_are_made_in_one_place() -> None:
         if (isinstance(node, ast.Attribute) and node.attr in makers and "random" in ast.dump(node))
         or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jax.random"))
     }
-    assert found == {"keys.py"}
+    assert found == {"random_keys.py"}

@@ -45,7 +45,7 @@ def test_the_cost_of_an_image_does_not_depend_on_micro_batches(tiny_config: Conf
     assert cut == pytest.approx(whole, rel=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_flops_of_an_image_are_those_of_the_published_network() -> None:
     """B0 at 224: 0.72 G multiply-adds forward (Tan and Le 2021), and twice that backward."""
     config = Config(

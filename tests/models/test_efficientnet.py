@@ -69,7 +69,7 @@ def test_draws_differ_between_keys_blocks_and_examples():
 
 
 def nn_uniforms(model, *, key):
-    method = lambda module: module._uniforms(BATCH, None)  # noqa: E731
+    method = lambda module: module.uniforms(BATCH, None)  # noqa: E731
     return np.asarray(model.apply({}, rngs={"dropout": jax.random.key(key)}, method=method))
 
 

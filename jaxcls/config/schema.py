@@ -80,8 +80,8 @@ class ModelConfig:
     """The network."""
 
     name: str = "efficientnetv2_b0"
-    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl,rw_t}, efficientnet_{b0..b7}, efficientnet_lite{0..4};
-    auto: the network of the weights"""
+    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl,rw_t}, efficientnet_{b0..b7}, efficientnet_lite{0..4},
+    resnet{18,34,50,101,152}; auto: the network of the weights"""
     weights: str | None = None
     """Weights that training starts from: a preset, a weights file, or a run (None: random
     values)."""

@@ -76,7 +76,7 @@ def _config_of(name: str, info: WeightsInfo) -> Config:
     """Returns what is known of the training that made the weights of a preset or a file."""
     return resolve(
         Config(
-            model=ModelConfig(name=info.model, weights=name),
+            model=ModelConfig(name=info.model, options=info.options, weights=name),
             data=DataConfig(
                 source="", image_size=0, canvas_size=0, crop_fraction=0, interpolation="auto"
             ),

@@ -137,7 +137,7 @@ class EfficientNet(ImageNetwork):
     `ImageNetwork`.
     """
 
-    spec: ModelSpec
+    spec: ModelSpec  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @nn.compact
     def __call__(

@@ -77,21 +77,21 @@ class Network(Protocol):
         """The modules of the params by layer, from the first layer to the classifier."""
         ...
 
-    def init(self, rngs: Any, images: Array, /) -> Variables:
+    def init(self, rngs: Any, images: Any, /) -> Variables:
         """Returns the initial variables for images [batch, height, width, 3]."""
         ...
 
     def apply(
         self,
         variables: Mapping[str, PyTree],
-        images: Array,
+        images: Any,
         /,
         *,
         train: bool = False,
         positions: Array | None = None,
         progress: Array | float = 0.0,
         features: bool = False,
-        rngs: Mapping[str, Array] | None = None,
+        rngs: dict[str, Array] | None = None,
         mutable: Any = False,
     ) -> Any:
         """Returns logits [batch, num_classes]; with `mutable`, also the updated variables.

@@ -1,6 +1,7 @@
 """Makes models by name or from a config, and the templates of their variables."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jaxcls.config import Config
 from jaxcls.config.decoding import ConfigError, nearest
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import Network, NetworkSpec, PyTree
+from jaxcls.models.own_module import is_own, own_spec
 from jaxcls.models.specs import SPECS
 from jaxcls.system.errors import UserError
 
@@ -32,12 +34,19 @@ def model_names() -> tuple[str, ...]:
     return tuple(SPECS)
 
 
-def model_spec(name: str) -> NetworkSpec:
+def model_spec(name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec:
     """Returns the layers and preprocessing of the model `name`.
+
+    Args:
+      name: one of `model_names`, or "package.module:factory" for a module of the user's.
+      options: the keyword arguments of that factory.
 
     Raises:
       UserError: there is no such model; the message names the nearest one.
+      ConfigError: the user's module cannot be used (`own_module.own_spec`).
     """
+    if is_own(name):
+        return own_spec(name, tuple(sorted((options or {}).items())))
     if name in SPECS:
         return SPECS[name]
     raise UserError(
@@ -85,10 +94,17 @@ def model_from_config(config: Config, *, num_classes: int) -> Network:
             "compute_dtype: JAX would silently compute float64 as float32; "
             "set the environment variable JAX_ENABLE_X64=1"
         )
-    settings = {field: getattr(config.model, field) for field in (*SPEC_FIELDS, *SETTINGS)}
+    model = config.model
+    if is_own(model.name):
+        spec = model_spec(model.name, model.options)
+        changes = {name: value for name in ("mean", "std") if (value := getattr(model, name))}
+        return dataclasses.replace(spec, **changes).build(
+            num_classes=num_classes, compute_dtype=jnp.dtype(config.compute_dtype)
+        )
+    settings = {field: getattr(model, field) for field in (*SPEC_FIELDS, *SETTINGS)}
     settings["pooling"] = settings["pooling"] or "average"
     return create_model(
-        config.model.name,
+        model.name,
         num_classes=num_classes,
         compute_dtype=config.compute_dtype,
         **settings,

@@ -120,7 +120,7 @@ class ResNet(ImageNetwork):
     1x1: so do torchvision, timm and MLPerf. The settings are those of `ImageNetwork`.
     """
 
-    spec: ResNetSpec
+    spec: ResNetSpec  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @nn.compact
     def __call__(

@@ -19,6 +19,7 @@ class WeightsInfo:
 
     Attributes:
       model: the network's name for `create_model`.
+      options: the keyword arguments of the factory, for a module of the user's.
       mean: red, green, blue; subtracted from images in [0, 1].
       std: red, green, blue; the difference is divided by it.
       padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
@@ -42,6 +43,7 @@ class WeightsInfo:
     crop_fraction: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     class_names: tuple[str, ...] | None = None
+    options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
 
 
 def info_of_spec(spec: NetworkSpec, **changes: Any) -> WeightsInfo:

@@ -6,6 +6,7 @@ A name is the path of a leaf, with its collection first: "params/block1a/expand_
 """
 
 import functools
+from typing import Any
 
 from flax import traverse_util
 
@@ -39,7 +40,7 @@ def _with_one_class(spec: NetworkSpec) -> Shapes:
     """Traces the network's initialisation, which takes about a second."""
     network = spec.build(num_classes=1)
     template = variables_template(network, image_size=spec.image_size)
-    leaves = traverse_util.flatten_dict(template, sep="/")
+    leaves: dict[str, Any] = traverse_util.flatten_dict(template, sep="/")
     modules = [module for layer in network.layers() for module in layer]
     place = {module: number for number, module in enumerate(modules)}
     ordered = sorted(leaves, key=lambda path: place[without_collection(path).partition("/")[0]])

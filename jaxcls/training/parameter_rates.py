@@ -52,10 +52,17 @@ def rate_factors(
       layers: the modules of the params by layer, the classifier last (`Network.layers`).
 
     Raises:
-      ConfigError: a pattern matches no parameter.
+      ConfigError: a pattern matches no parameter, or the network does not order its layers.
     """
     rates = _first_match(optimizer.rates, params, field="optimizer.rates", otherwise=1.0)
+    if optimizer.layer_decay == 1:
+        return rates
     depth = {name: number for number, names in enumerate(reversed(layers)) for name in names}
+    if not depth:
+        raise ConfigError(
+            f"optimizer.layer_decay: the network does not say in which order its layers are; give "
+            f"its module the attribute `layers`, from the first to the last of {', '.join(params)}"
+        )
 
     def decayed(path: tuple[Any, ...], rate: float) -> float:
         return rate * optimizer.layer_decay ** depth[path[0].key]

@@ -9,7 +9,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxcls.models import layers
-from jaxcls.models.image_network import BlockNetworkSpec, ImageNetwork, MakeNorm
+from jaxcls.models.image_network import BlockNetworkSpec, ImageNetwork, MakeNorm, block_name
 from jaxcls.models.interface import CLASSIFIER
 
 
@@ -68,13 +68,7 @@ def block_names(spec: ModelSpec) -> Iterator[tuple[str, BlockSpec, int]]:
     """Yields every block's name ("block1a", "block1b", …), row of the table and stride."""
     for number, row in enumerate(spec.blocks, start=1):
         for repeat in range(row.repeats):
-            name = f"block{number}{_letters(repeat)}"
-            yield name, row, row.stride if repeat == 0 else 1
-
-
-def _letters(index: int) -> str:
-    """Returns "a" for 0, "z" for 25, "aa" for 26."""
-    return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+            yield block_name(number, repeat), row, row.stride if repeat == 0 else 1
 
 
 class Block(nn.Module):

@@ -27,6 +27,15 @@ class BlockNetworkSpec(NetworkSpec):
         raise NotImplementedError
 
 
+def block_name(stage: int, index: int) -> str:
+    """Returns "block1a", "block1b", …, "block1z", "block1aa", … for the blocks of stage 1."""
+    return f"block{stage}{_letters(index)}"
+
+
+def _letters(index: int) -> str:
+    return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
+
+
 @dataclasses.dataclass(frozen=True)
 class MakeNorm:
     """Makes a network's batch norms, which differ only in their activation."""

@@ -9,8 +9,9 @@ import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec
 from jaxcls.models.interface import NetworkSpec
+from jaxcls.models.resnet import ResNetSpec
 from jaxcls.models.weights_info import WeightsError, WeightsInfo, info_of_spec
-from jaxcls.pretrained import keras_names, torch_names
+from jaxcls.pretrained import keras_names, resnet_names, torch_names
 from jaxcls.pretrained.variables import variable_shapes
 
 
@@ -96,6 +97,16 @@ FAMILIES = (
         convert=torch_names.convert,
         ignored=torch_names.IGNORED,
         info=_of_network(torch_names.lite_info),
+    ),
+    Family(
+        name="resnet",
+        telltale=r"layer1\.0\.conv1\.weight",
+        head=r"fc\..*",
+        names=resnet_names.resnet_names,
+        convert=torch_names.convert,
+        ignored=torch_names.IGNORED,
+        info=_of_network(resnet_names.resnet_info),
+        spec_type=ResNetSpec,
     ),
     Family(
         name="keras",

@@ -8,10 +8,14 @@ A name is the path of a leaf, with its collection first: "params/block1a/expand_
 import functools
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
 from flax import traverse_util
+from jax import Array
 
+from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import CLASSIFIER, NetworkSpec
-from jaxcls.models.registry import variables_template
 
 type Shapes = dict[str, tuple[int, ...]]
 
@@ -38,13 +42,21 @@ def without_collection(path: str) -> str:
 @functools.lru_cache(maxsize=64)
 def _with_one_class(spec: NetworkSpec) -> Shapes:
     """Traces the network's initialisation, which takes about a second."""
-    network = spec.build(num_classes=1)
-    template = variables_template(network, image_size=spec.image_size)
-    leaves: dict[str, Any] = traverse_util.flatten_dict(template, sep="/")
-    modules = [module for layer in network.layers() for module in layer]
-    place = {module: number for number, module in enumerate(modules)}
-    ordered = sorted(leaves, key=lambda path: place[without_collection(path).partition("/")[0]])
-    return {path: tuple(leaves[path].shape) for path in ordered}
+    network: Any = spec.build(num_classes=1)
+    images = jnp.zeros((1, spec.image_size, spec.image_size, 3))
+    # JAX sorts what a traced function returns; Flax has the variables in the order of the layers.
+    init = functools.partial(nn.Module.init, network) if isinstance(network, nn.Module) else None
+    found: Shapes = {}
+
+    def trace(key: Array) -> None:
+        variables = (init or network.init)(key, images)
+        leaves: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+        layers = dict.fromkeys(layer_of(path) for path in leaves)
+        for layer in layers:
+            found.update({path: leaves[path].shape for path in leaves if layer_of(path) == layer})
+
+    jax.eval_shape(trace, random_key(0))
+    return found
 
 
 def _is_classifier(path: str) -> bool:

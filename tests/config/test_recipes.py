@@ -1,8 +1,8 @@
 """Every config is a training that runs; the published ones have the numbers of their sources."""
 
 import dataclasses
-from typing import Any
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp

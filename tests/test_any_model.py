@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -342,7 +343,9 @@ def test_a_converted_run_predicts_the_same(
         ImageClassifier.from_run(tiny_run[0]),
     )
     assert from_file.class_names == from_run.class_names
-    assert from_file.model == from_run.model.copy(dropout=from_file.model.dropout)
+    ours: Any = from_file.model
+    theirs: Any = from_run.model
+    assert ours == theirs.copy(dropout=ours.dropout)
     images = np.random.default_rng(0).integers(256, size=(4, 20, 30, 3), dtype=np.uint8)
     np.testing.assert_array_equal(from_file.predict(images), from_run.predict(images))
     assert main(["evaluate", str(converted), "--data.source", "digits", "--json"]) == 0

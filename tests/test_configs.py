@@ -143,7 +143,8 @@ def test_the_guides_trainings_run_from_end_to_end(name: str, tmp_path: Path) -> 
     assert outcome.step == outcome.num_steps == 2
     classifier = ImageClassifier.from_run(tmp_path / "run")
     assert len(classifier.class_names) == {"cats_vs_dogs": 2, "caltech101": 102}[name]
-    assert classifier.model.pooling == {"cats_vs_dogs": "average", "caltech101": "max"}[name]
+    model: Any = classifier.model
+    assert model.pooling == {"cats_vs_dogs": "average", "caltech101": "max"}[name]
     log = (tmp_path / "run/log.txt").read_text()
     assert ("a new classifier of 2 classes" in log) == (weights is not None)
 

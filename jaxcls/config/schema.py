@@ -66,6 +66,11 @@ SCHEMA_VERSION = 2
 VARIATION_NAME = r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}"  # becomes the name of a folder
 # The pixels of an image can be counted in int32, and a machine can run that many threads.
 MAX_DATA = {"image_size": 2**14, "canvas_size": 2**15, "num_threads": 4096, "num_workers": 4096}
+# The fields of ModelConfig that concern any network; the others are of jaxcls's own ones.
+OF_ANY_NETWORK = {
+    *("name", "options", "weights", "allow_missing", "allow_unused", "weights_ema"),
+    *("head_prior", "mean", "std"),
+}
 OPERATIONAL = "operational"  # marks a field that may change when a run is resumed
 
 Count = Annotated[int, Range(1)]
@@ -80,8 +85,11 @@ class ModelConfig:
     """The network."""
 
     name: str = "efficientnetv2_b0"
-    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl,rw_t}, efficientnet_{b0..b7}, efficientnet_lite{0..4};
-    auto: the network of the weights"""
+    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl,rw_t}, efficientnet_{b0..b7}, efficientnet_lite{0..4},
+    resnet{18,34,50,101,152}; auto: the network of the weights; package.module:factory: a Flax
+    module of your own"""
+    options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    """Keyword arguments of the factory, if name is package.module:factory."""
     weights: str | None = None
     """Weights that training starts from: a preset, a weights file, or a run (None: random
     values)."""
@@ -493,6 +501,7 @@ def _check_rules(config: Config) -> None:
         )
     if config.model.name == "auto" and config.model.weights is None:
         raise ConfigError('model.name: "auto" means the network of model.weights; set the weights')
+    _check_own_network(config.model)
     for field in ("freeze", "rates"):
         for pattern in getattr(config.optimizer, field):
             check_regex(pattern, field=f"optimizer.{field}")
@@ -506,6 +515,24 @@ def _check_rules(config: Config) -> None:
             f"(data.batch_size / data.repeats)"
         )
     check_batch(config)
+
+
+def _check_own_network(model: ModelConfig) -> None:
+    """Checks that fields of jaxcls's own networks and of a user's own module are not mixed."""
+    if ":" not in model.name:
+        if model.options:
+            raise ConfigError(
+                f"model.options: {model.name} takes none; they are for a network of your own "
+                f"(model.name package.module:factory)"
+            )
+        return
+    for field in dataclasses.fields(ModelConfig):
+        value = getattr(model, field.name)
+        if field.name not in OF_ANY_NETWORK and value != getattr(ModelConfig(), field.name):
+            raise ConfigError(
+                f"model.{field.name}: has no effect on {model.name}, a network of your own; set it "
+                f"in model.options, if the factory takes it"
+            )
 
 
 def check_batch(config: Config, num_devices: int = 1) -> None:

@@ -18,8 +18,7 @@ from jaxcls.inference.image_batches import Images, map_images
 from jaxcls.inference.open_weights import open_weights
 from jaxcls.inference.predict_split import make_predict_step, predict_split, probabilities_of
 from jaxcls.inference.report import Evaluation
-from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.models.registry import Variables
+from jaxcls.models.interface import Network, Variables
 from jaxcls.pretrained.presets import preset
 from jaxcls.pretrained.weights import kind_of_weights
 from jaxcls.runs.restore import Step, restore_run
@@ -55,7 +54,7 @@ class ImageClassifier:
 
     config: Config
     class_names: tuple[str, ...]
-    model: EfficientNet
+    model: Network
     variables: Variables
     step: int | None = None
 
@@ -248,7 +247,7 @@ class ImageClassifier:
             images,
             lambda batch: _jitted_features(self.model, self.variables, batch),
             self.config.data,
-            width=self.model.spec.head_filters,
+            width=self.model.spec.num_features,
             batch_size=batch_size,
             broken=broken,
         )

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.inference.class_matching import class_names_for
-from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.models.registry import Variables, model_from_config, overlay
+from jaxcls.models.interface import Network, Variables
+from jaxcls.models.registry import model_from_config, overlay
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.pretrained.class_names import num_classes_of, with_class_names
 from jaxcls.pretrained.importing import import_variables
@@ -31,7 +31,7 @@ def open_weights(
     allow_unused: Sequence[str] = (),
     ema: bool = True,
     class_names: Sequence[str] | None = None,
-) -> tuple[Config, tuple[str, ...], EfficientNet, Variables]:
+) -> tuple[Config, tuple[str, ...], Network, Variables]:
     """Returns the config, class names, network and variables of a preset or a weights file.
 
     Args and raises as `ImageClassifier.from_file`.
@@ -76,7 +76,7 @@ def _config_of(name: str, info: WeightsInfo) -> Config:
     """Returns what is known of the training that made the weights of a preset or a file."""
     return resolve(
         Config(
-            model=ModelConfig(name=info.model, weights=name),
+            model=ModelConfig(name=info.model, options=info.options, weights=name),
             data=DataConfig(
                 source="", image_size=0, canvas_size=0, crop_fraction=0, interpolation="auto"
             ),

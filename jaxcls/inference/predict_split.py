@@ -13,8 +13,7 @@ from jax.sharding import Mesh
 from jaxcls.config import DataConfig
 from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
-from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.models.registry import Variables
+from jaxcls.models.interface import Network, Variables
 from jaxcls.training.evaluation import average, eval_sums, map_batches, predict_logits
 
 Sums = dict[str, Array]
@@ -51,7 +50,7 @@ def probabilities_of(logits: Array, *, loss: str) -> Array:
     return jax.nn.sigmoid(logits) if loss == "sigmoid" else jax.nn.softmax(logits)
 
 
-def make_predict_step(model: EfficientNet, *, loss: str, mesh: Mesh, top: int = 5) -> PredictStep:
+def make_predict_step(model: Network, *, loss: str, mesh: Mesh, top: int = 5) -> PredictStep:
     """Makes the jitted `(variables, batch) -> (sums, rows)`.
 
     The sums are those of `make_eval_step`. The rows are index, labels, classes, probabilities and

@@ -1,20 +1,16 @@
 """EfficientNet, V1, V2 and Lite: one Linen module that reads its block table from a `ModelSpec`."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxcls.config.progressive import at_progress
 from jaxcls.models import layers
-from jaxcls.models.batch_norm import BatchNorm, BatchNormGroups
-from jaxcls.models.padding import Padding
-from jaxcls.models.random_values import initial_batch_stats, initial_params
+from jaxcls.models.image_network import BlockNetworkSpec, ImageNetwork, MakeNorm, block_name
+from jaxcls.models.interface import CLASSIFIER
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,74 +37,38 @@ class BlockSpec:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ModelSpec:
-    """A model's block table, and the input that its published weights expect.
+class ModelSpec(BlockNetworkSpec):
+    """The spec of an EfficientNet, with its block table.
 
     Attributes:
-      name: the model's name for `create_model`.
       stem_filters: the channels of the first convolution.
       blocks: the rows of the block table, in order.
       head_filters: the channels of the last 1x1 convolution, which are the features.
-      image_size: the native height and width in pixels.
-      mean: red, green, blue; subtracted from images in [0, 1].
-      std: red, green, blue; the difference is divided by it.
-      padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
-      batch_norm_epsilon: added to the variances.
       activation: the activation after batch norms and inside squeeze-and-excite.
     """
 
-    name: str
     stem_filters: int
     blocks: tuple[BlockSpec, ...]
     head_filters: int
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    padding: Padding = "same"
-    batch_norm_epsilon: float = 1e-3
     activation: layers.ActivationName = "silu"
 
     @property
     def num_blocks(self) -> int:
         return sum(row.repeats for row in self.blocks)
 
+    @property
+    def num_features(self) -> int:
+        return self.head_filters
+
+    def build(self, *, num_classes: int, **settings: Any) -> "EfficientNet":
+        return EfficientNet(spec=self, num_classes=num_classes, **settings)
+
 
 def block_names(spec: ModelSpec) -> Iterator[tuple[str, BlockSpec, int]]:
     """Yields every block's name ("block1a", "block1b", …), row of the table and stride."""
     for number, row in enumerate(spec.blocks, start=1):
         for repeat in range(row.repeats):
-            name = f"block{number}{_letters(repeat)}"
-            yield name, row, row.stride if repeat == 0 else 1
-
-
-def _above_zero(rate: float | tuple[float, ...]) -> bool:
-    """Returns whether a rate is above 0 in any stage."""
-    return any(rate) if isinstance(rate, tuple) else rate > 0
-
-
-def _letters(index: int) -> str:
-    """Returns "a" for 0, "z" for 25, "aa" for 26."""
-    return (_letters(index // 26 - 1) if index >= 26 else "") + chr(ord("a") + index % 26)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Norm:
-    """Makes a model's batch norms, which differ only in their activation."""
-
-    groups: BatchNormGroups
-    momentum: float
-    epsilon: float
-    frozen: bool
-
-    def __call__(self, name: str, activation: layers.Activation) -> nn.Module:
-        return BatchNorm(
-            groups=self.groups,
-            momentum=self.momentum,
-            epsilon=self.epsilon,
-            activation=activation,
-            frozen=self.frozen,
-            name=name,
-        )
+            yield block_name(number, repeat), row, row.stride if repeat == 0 else 1
 
 
 class Block(nn.Module):
@@ -124,7 +84,7 @@ class Block(nn.Module):
     spec: ModelSpec
     row: BlockSpec
     stride: int
-    norm: _Norm
+    norm: MakeNorm
 
     @nn.compact
     def __call__(
@@ -170,41 +130,14 @@ class Block(nn.Module):
         return x
 
 
-class EfficientNet(nn.Module):
+class EfficientNet(ImageNetwork):
     """EfficientNet (Tan and Le 2019, https://arxiv.org/abs/1905.11946), its Lite form and V2.
 
-    V2 is Tan and Le 2021, https://arxiv.org/abs/2104.00298.
-
-    Dropout and drop-path depend only on the "dropout" key, the layer and the example's place in the
-    global batch, and not on how the batch is split over devices or micro-batches.
-
-    Attributes:
-      spec: the block table and the input's preprocessing.
-      num_classes: the width of the classifier; 0 for none.
-      dropout: the dropout rate before the classifier: one number, or one for each training stage.
-      drop_path: the stochastic-depth rate, which rises linearly from 0 at the first block (block i
-        of n has i / n of it): one number, or one for each training stage.
-      batch_norm: "global", or the number of consecutive examples that are normalised together.
-      batch_norm_momentum: the share of the moving statistics that a training step keeps.
-      freeze_batch_norm: normalise by the moving statistics in training too, and do not update them.
-      pooling: how the last features are pooled over height and width.
-      head_scale: a factor for the classifier's initial kernel; 0 makes it zeros.
-      compute_dtype: the dtype of activations. Parameters, statistics and results are float32, or
-        float64 if this is float64.
-      remat: compute each block again in the backward pass, to save memory.
+    V2 is Tan and Le 2021, https://arxiv.org/abs/2104.00298. The settings are those of
+    `ImageNetwork`.
     """
 
-    spec: ModelSpec
-    num_classes: int
-    dropout: float | tuple[float, ...] = 0.2
-    drop_path: float | tuple[float, ...] = 0.2
-    batch_norm: BatchNormGroups = "global"
-    batch_norm_momentum: float = 0.9
-    freeze_batch_norm: bool = False
-    pooling: Literal["average", "max"] = "average"
-    head_scale: float = 1.0
-    compute_dtype: jnp.dtype = jnp.dtype("float32")
-    remat: bool = False
+    spec: ModelSpec  # pyright: ignore[reportIncompatibleVariableOverride]
 
     @nn.compact
     def __call__(
@@ -216,26 +149,11 @@ class EfficientNet(nn.Module):
         progress: Array | float = 0.0,
         features: bool = False,
     ) -> Array:
-        """Returns logits [batch, num_classes], or pooled features [batch, spec.head_filters].
-
-        Args:
-          images: [batch, height, width, 3], normalised with the mean and std of `spec`.
-          train: whether to use batch statistics, dropout and drop-path; needs the "dropout" rng if
-            a rate is above 0, and mutable "batch_stats".
-          positions: int32 [batch], each example's place in the global batch; default 0, 1, ….
-          progress: the completed share of the training (`jaxcls.config.progressive.progress`),
-            which selects the rates if there is one for each stage.
-          features: whether to return the features; always so for a model without classes.
-        """
+        """Returns logits or features; see `interface.Network.apply`."""
         spec, activation = self.spec, layers.ACTIVATIONS[self.spec.activation]
-        norm = _Norm(
-            groups=self.batch_norm,
-            momentum=self.batch_norm_momentum,
-            epsilon=spec.batch_norm_epsilon,
-            frozen=self.freeze_batch_norm,
-        )
-        uniforms = self._uniforms(images.shape[0], positions) if train else None
-        highest = at_progress(self.drop_path, progress) if _above_zero(self.drop_path) else None
+        norm = self.make_norm()
+        uniforms = self.uniforms(images.shape[0], positions) if train else None
+        highest = self.highest_drop_path(progress)
         block_type = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
 
         x = images.astype(self.compute_dtype)
@@ -244,59 +162,13 @@ class EfficientNet(nn.Module):
         )(x)
         x = norm("stem_bn", activation)(x, train=train)
         for index, (name, row, stride) in enumerate(block_names(spec)):
-            draws, rate = None, None
-            if uniforms is not None and highest is not None and index:
-                draws, rate = uniforms[:, index], highest * (index / spec.num_blocks)
+            draws, rate = self.drop_draws(index, uniforms, highest)
             x = block_type(spec, row, stride, norm, name=name)(x, draws, rate, train)
         x = layers.Conv(spec.head_filters, name="head_conv")(x)
         x = norm("head_bn", activation)(x, train=train)
+        return self.classify(x, uniforms, progress=progress, features=features)
 
-        dtype = jnp.promote_types(self.compute_dtype, jnp.float32)
-        if self.pooling == "max":
-            # Not jnp.max: its gradient compares x with the maximum. If the compiler computes x
-            # again with other rounding, nothing is equal, and the gradient divides by 0.
-            x = nn.max_pool(x, x.shape[1:3])[:, 0, 0].astype(dtype)
-        else:
-            x = jnp.mean(x, axis=(1, 2), dtype=dtype)
-        if features or not self.num_classes:
-            return x
-        if uniforms is not None and _above_zero(self.dropout):
-            rate = at_progress(self.dropout, progress)
-            x = layers.dropout(x, uniforms[:, spec.num_blocks :], rate=rate)
-        return nn.Dense(
-            self.num_classes,
-            dtype=dtype,
-            param_dtype=dtype,
-            kernel_init=nn.initializers.zeros,
-            name="classifier",
-        )(x)
-
-    def init(self, rngs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Returns the initial variables, with random kernels; arguments as of `nn.Module.init`.
-
-        All kernels come from one draw, which compiles in 2 s on a CPU; one draw for each layer
-        takes 13 s.
-        """
-        shapes = jax.eval_shape(
-            lambda key: super(EfficientNet, self).init(key, *args, **kwargs), rngs
-        )
-        key = rngs["params"] if isinstance(rngs, Mapping) else rngs
-        return {
-            "params": initial_params(key, shapes["params"], head_scale=self.head_scale),
-            "batch_stats": initial_batch_stats(shapes["batch_stats"]),
-        }
-
-    def _uniforms(self, batch: int, positions: Array | None) -> Array | None:
-        """Draws all numbers of the step at once, [batch, num_blocks + head_filters] in [0, 1).
-
-        One draw for each example compiles much faster than one for each layer.
-        """
-        if not _above_zero(self.drop_path) and not _above_zero(self.dropout):
-            return None
-        if positions is None:
-            positions = jnp.arange(batch)
-        key = self.make_rng("dropout")
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, positions)
-        count = self.spec.num_blocks + self.spec.head_filters
-        dtype = layers.statistics_dtype(self.compute_dtype)
-        return jax.vmap(lambda k: jax.random.uniform(k, (count,), dtype))(keys)
+    def layers(self) -> list[tuple[str, ...]]:
+        """The modules of the params by layer, from the stem to the classifier."""
+        blocks = [(name,) for name, _, _ in block_names(self.spec)]
+        return [("stem_conv", "stem_bn"), *blocks, ("head_conv", "head_bn"), (CLASSIFIER,)]

@@ -1,19 +1,32 @@
 """Makes models by name or from a config, and the templates of their variables."""
 
 import dataclasses
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from jaxcls.config import Config
 from jaxcls.config.decoding import ConfigError, nearest
 from jaxcls.distributed.random_keys import random_key
-from jaxcls.models.efficientnet import EfficientNet, ModelSpec
-from jaxcls.models.padding import Padding
+from jaxcls.models.interface import Network, NetworkSpec, PyTree
+from jaxcls.models.own_module import is_own, own_spec
 from jaxcls.models.specs import SPECS
 from jaxcls.system.errors import UserError
+
+# The fields of `ModelConfig` that change the spec, and those that are settings of the network.
+SPEC_FIELDS = ("batch_norm_epsilon", "padding", "mean", "std")
+SETTINGS = (
+    "dropout",
+    "drop_path",
+    "batch_norm",
+    "batch_norm_momentum",
+    "freeze_batch_norm",
+    "pooling",
+    "head_scale",
+    "remat",
+)
 
 
 def model_names() -> tuple[str, ...]:
@@ -21,12 +34,19 @@ def model_names() -> tuple[str, ...]:
     return tuple(SPECS)
 
 
-def model_spec(name: str) -> ModelSpec:
-    """Returns the block table and preprocessing of the model `name`.
+def model_spec(name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec:
+    """Returns the layers and preprocessing of the model `name`.
+
+    Args:
+      name: one of `model_names`, or "package.module:factory" for a module of the user's.
+      options: the keyword arguments of that factory.
 
     Raises:
       UserError: there is no such model; the message names the nearest one.
+      ConfigError: the user's module cannot be used (`own_module.own_spec`).
     """
+    if is_own(name):
+        return own_spec(name, tuple(sorted((options or {}).items())))
     if name in SPECS:
         return SPECS[name]
     raise UserError(
@@ -36,27 +56,17 @@ def model_spec(name: str) -> ModelSpec:
 
 
 def create_model(
-    name: str,
-    *,
-    num_classes: int,
-    dropout: float | tuple[float, ...] = 0.2,
-    drop_path: float | tuple[float, ...] = 0.2,
-    batch_norm: int | Literal["global"] = "global",
-    batch_norm_momentum: float = 0.9,
-    batch_norm_epsilon: float | None = None,
-    padding: Padding | None = None,
-    mean: tuple[float, float, float] | None = None,
-    std: tuple[float, float, float] | None = None,
-    pooling: Literal["average", "max"] = "average",
-    freeze_batch_norm: bool = False,
-    head_scale: float = 1.0,
-    compute_dtype: str = "float32",
-    remat: bool = False,
-) -> EfficientNet:
-    """Makes the model `name` as a Linen module (see `EfficientNet` for the arguments).
+    name: str, *, num_classes: int, compute_dtype: str = "float32", **settings: Any
+) -> Network:
+    """Makes the model `name` as a Linen module.
 
-    `batch_norm_epsilon`, `padding`, `mean` and `std` replace those of the model's spec if they are
-    given, so the `spec` of the result always has the values in use.
+    Args:
+      name: one of `model_names`.
+      num_classes: the width of the classifier; 0 for none.
+      compute_dtype: the dtype of activations.
+      settings: attributes of `ImageNetwork`; and `batch_norm_epsilon`, `padding`, `mean` and `std`,
+        which replace those of the model's spec if they are not None, so the `spec` of the result
+        always has the values in use.
 
     Raises:
       UserError: there is no such model; the message names the nearest one.
@@ -66,29 +76,13 @@ def create_model(
       >>> model.spec.image_size
       224
     """
-    changes = {
-        "batch_norm_epsilon": batch_norm_epsilon,
-        "padding": padding,
-        "mean": mean,
-        "std": std,
-    }
-    given = {field: value for field, value in changes.items() if value is not None}
-    return EfficientNet(
-        spec=dataclasses.replace(model_spec(name), **given),
-        num_classes=num_classes,
-        dropout=dropout,
-        drop_path=drop_path,
-        batch_norm=batch_norm,
-        batch_norm_momentum=batch_norm_momentum,
-        freeze_batch_norm=freeze_batch_norm,
-        pooling=pooling,
-        head_scale=head_scale,
-        compute_dtype=jnp.dtype(compute_dtype),
-        remat=remat,
-    )
+    given = {field: settings.pop(field, None) for field in SPEC_FIELDS}
+    changes = {field: value for field, value in given.items() if value is not None}
+    spec = dataclasses.replace(model_spec(name), **changes)
+    return spec.build(num_classes=num_classes, compute_dtype=jnp.dtype(compute_dtype), **settings)
 
 
-def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
+def model_from_config(config: Config, *, num_classes: int) -> Network:
     """Makes the network that the config describes.
 
     Raises:
@@ -101,27 +95,20 @@ def model_from_config(config: Config, *, num_classes: int) -> EfficientNet:
             "set the environment variable JAX_ENABLE_X64=1"
         )
     model = config.model
+    if is_own(model.name):
+        spec = model_spec(model.name, model.options)
+        changes = {name: value for name in ("mean", "std") if (value := getattr(model, name))}
+        return dataclasses.replace(spec, **changes).build(
+            num_classes=num_classes, compute_dtype=jnp.dtype(config.compute_dtype)
+        )
+    settings = {field: getattr(model, field) for field in (*SPEC_FIELDS, *SETTINGS)}
+    settings["pooling"] = settings["pooling"] or "average"
     return create_model(
         model.name,
         num_classes=num_classes,
-        dropout=model.dropout,
-        drop_path=model.drop_path,
-        batch_norm=model.batch_norm,
-        batch_norm_momentum=model.batch_norm_momentum,
-        batch_norm_epsilon=model.batch_norm_epsilon,
-        padding=model.padding,
-        mean=model.mean,
-        std=model.std,
-        pooling=model.pooling or "average",
-        freeze_batch_norm=model.freeze_batch_norm,
-        head_scale=model.head_scale,
         compute_dtype=config.compute_dtype,
-        remat=model.remat,
+        **settings,
     )
-
-
-PyTree = Any
-Variables = dict[str, PyTree]
 
 
 def overlay(variables: PyTree, given: PyTree) -> PyTree:
@@ -136,7 +123,7 @@ def overlay(variables: PyTree, given: PyTree) -> PyTree:
     }
 
 
-def eval_variables_template(model: nn.Module, *, image_size: int, use_ema: bool) -> PyTree:
+def eval_variables_template(model: Network, *, image_size: int, use_ema: bool) -> PyTree:
     """Returns shapes and dtypes of the part of a `TrainState` that `eval_variables` needs.
 
     Its paths are those of the whole state, so a part of a checkpoint can be read with it.
@@ -145,8 +132,7 @@ def eval_variables_template(model: nn.Module, *, image_size: int, use_ema: bool)
     return {"ema": kept} if use_ema else kept
 
 
-def variables_template(model: nn.Module, *, image_size: int) -> PyTree:
-    """Returns shapes and dtypes of a model's {"params", "batch_stats"}."""
+def variables_template(model: Network, *, image_size: int) -> PyTree:
+    """Returns shapes and dtypes of a model's variables."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
-    variables = jax.eval_shape(model.init, random_key(0), images)
-    return {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    return jax.eval_shape(model.init, random_key(0), images)

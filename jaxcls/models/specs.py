@@ -9,9 +9,9 @@ import dataclasses
 import math
 
 from jaxcls.models.efficientnet import BlockSpec, ModelSpec
+from jaxcls.models.interface import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
+from jaxcls.models.resnet import RESNETS
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 ONE_HALF = (0.5, 0.5, 0.5)  # as mean and std, maps [0, 1] to [-1, 1]
 # For (x - 128) / 128 and (x - 127) / 128 on 0..255 images, but for images in [0, 1].
 _128 = (128 / 255, 128 / 255, 128 / 255)
@@ -141,7 +141,7 @@ def _round_up_filters(filters: int, width: float) -> int:
     return rounded + 8 if rounded < 0.9 * filters * width else rounded
 
 
-SPECS = {
+SPECS: dict[str, NetworkSpec] = {
     spec.name: spec
     for spec in (
         _v2_b("efficientnetv2_b0", width=1.0, depth=1.0, image_size=224),
@@ -190,5 +190,6 @@ SPECS = {
         _v1("efficientnet_lite2", width=1.1, depth=1.2, image_size=260, lite=True),
         _v1("efficientnet_lite3", width=1.2, depth=1.4, image_size=280, lite=True),
         _v1("efficientnet_lite4", width=1.4, depth=1.8, image_size=300, lite=True),
+        *RESNETS,
     )
 }

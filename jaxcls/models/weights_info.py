@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
-from jaxcls.models.efficientnet import ModelSpec
+from jaxcls.models.interface import NetworkSpec
 from jaxcls.system.errors import UserError
 
 Triple = tuple[float, float, float]
@@ -19,6 +19,7 @@ class WeightsInfo:
 
     Attributes:
       model: the network's name for `create_model`.
+      options: the keyword arguments of the factory, for a module of the user's.
       mean: red, green, blue; subtracted from images in [0, 1].
       std: red, green, blue; the difference is divided by it.
       padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
@@ -42,9 +43,10 @@ class WeightsInfo:
     crop_fraction: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     class_names: tuple[str, ...] | None = None
+    options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
 
 
-def info_of_spec(spec: ModelSpec, **changes: Any) -> WeightsInfo:
+def info_of_spec(spec: NetworkSpec, **changes: Any) -> WeightsInfo:
     """Returns the info of a network with the values of its spec, with some fields changed."""
     fields = {
         "model": spec.name,

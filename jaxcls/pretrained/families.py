@@ -3,18 +3,21 @@
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import numpy as np
 
 from jaxcls.models.efficientnet import ModelSpec
+from jaxcls.models.interface import NetworkSpec
+from jaxcls.models.resnet import ResNetSpec
 from jaxcls.models.weights_info import WeightsError, WeightsInfo, info_of_spec
-from jaxcls.pretrained import keras_names, torch_names
+from jaxcls.pretrained import keras_names, resnet_names, torch_names
 from jaxcls.pretrained.variables import variable_shapes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Family:
-    """The names and layout that one library uses for the variables of an EfficientNet.
+    """The names and layout that one library uses for the variables of a kind of network.
 
     Attributes:
       name: the name of the library.
@@ -30,26 +33,28 @@ class Family:
       ignored: a regular expression for whole names of tensors that are not weights.
       info: (spec, the file's tensors) -> the preprocessing and settings that the library's weights
         expect if the file does not say more.
+      spec_type: the kind of network; its specs are the first argument of `names` and `info`.
     """
 
     name: str
     telltale: str
     separator: str = "."
     head: str
-    names: Callable[[ModelSpec, Collection[str]], dict[str, str]]
+    names: Callable[[Any, Collection[str]], dict[str, str]]
     convert: Callable[[str, np.ndarray], np.ndarray]
     ignored: str
-    info: Callable[[ModelSpec, Mapping[str, np.ndarray]], WeightsInfo]
+    info: Callable[[Any, Mapping[str, np.ndarray]], WeightsInfo]
+    spec_type: type[NetworkSpec] = ModelSpec
 
 
-def _own_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+def _own_names(spec: NetworkSpec, tensors: Collection[str]) -> dict[str, str]:
     del tensors
     return {path: path for path in variable_shapes(spec, num_classes=1)}
 
 
 def _of_network(
-    info: Callable[[ModelSpec], WeightsInfo],
-) -> Callable[[ModelSpec, Mapping[str, np.ndarray]], WeightsInfo]:
+    info: Callable[[Any], WeightsInfo],
+) -> Callable[[Any, Mapping[str, np.ndarray]], WeightsInfo]:
     """Makes an `info` that does not depend on the tensors."""
     return lambda spec, tensors: info(spec)
 
@@ -64,6 +69,7 @@ FAMILIES = (
         convert=lambda path, tensor: tensor,
         ignored="",
         info=_of_network(info_of_spec),
+        spec_type=NetworkSpec,
     ),
     Family(
         name="timm",
@@ -91,6 +97,16 @@ FAMILIES = (
         convert=torch_names.convert,
         ignored=torch_names.IGNORED,
         info=_of_network(torch_names.lite_info),
+    ),
+    Family(
+        name="resnet",
+        telltale=r"layer1\.0\.conv1\.weight",
+        head=r"fc\..*",
+        names=resnet_names.resnet_names,
+        convert=torch_names.convert,
+        ignored=torch_names.IGNORED,
+        info=_of_network(resnet_names.resnet_info),
+        spec_type=ResNetSpec,
     ),
     Family(
         name="keras",
@@ -137,6 +153,6 @@ def find_family(names: Collection[str]) -> Family:
     known = ", ".join(family.name for family in FAMILIES)
     found = ", ".join(list(names)[:5]) or "none"
     raise WeightsError(
-        f"its tensors are not named as an EfficientNet's in any of {known}; "
+        f"its tensors are not named as a known network's in any of {known}; "
         f"the first names in the file: {found}"
     )

@@ -9,7 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from jaxcls.config.decoding import check_regex
-from jaxcls.models.efficientnet import ModelSpec
+from jaxcls.models.interface import CLASSIFIER, NetworkSpec
 from jaxcls.models.registry import model_names, model_spec
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.families import Family, find_family
@@ -20,7 +20,7 @@ from jaxcls.pretrained.variables import variable_shapes, without_collection
 type Variables = dict[str, Any]
 
 _LISTED = 10
-_KERNEL, _BIAS = "params/classifier/kernel", "params/classifier/bias"
+_KERNEL, _BIAS = f"params/{CLASSIFIER}/kernel", f"params/{CLASSIFIER}/bias"
 _STEM = "params/stem_conv/kernel"
 
 
@@ -70,7 +70,7 @@ class ImportReport:
 
 def import_variables(
     file: WeightsFile,
-    spec: ModelSpec,
+    spec: NetworkSpec,
     *,
     num_classes: int | None,
     allow_missing: Sequence[str] = (),
@@ -130,7 +130,7 @@ def fitting_models(file: WeightsFile) -> tuple[str, ...]:
     family = _family(file)
     return tuple(
         name
-        for name in model_names()
+        for name in _candidates(file, family)
         if _match(file, family, model_spec(name), num_classes=None).fits
     )
 
@@ -147,7 +147,24 @@ def nearest_model(file: WeightsFile) -> str:
         match = _match(file, family, model_spec(name), num_classes=None)
         return len(match.views) - len(match.missing) - len(match.wrong) - len(match.unused)
 
-    return max(model_names(), key=agreement)
+    return max(_candidates(file, family), key=agreement)
+
+
+def _candidates(file: WeightsFile, family: Family) -> list[str]:
+    """Returns the networks whose variables' names fit a file best, without their shapes."""
+    found = {name for name in file.tensors if not re.fullmatch(family.ignored, name)}
+
+    def agreement(spec: NetworkSpec) -> int:
+        names = family.names(spec, file.tensors)
+        classifier = {names.get(_KERNEL), names.get(_BIAS)}
+        wanted = {*names.values()} - (classifier - found)  # which a file may lack
+        return len(wanted & found) - len(wanted ^ found)
+
+    specs = {name: model_spec(name) for name in model_names()}
+    scores = {
+        name: agreement(spec) for name, spec in specs.items() if isinstance(spec, family.spec_type)
+    }
+    return [name for name, score in scores.items() if score == max(scores.values())]
 
 
 def _family(file: WeightsFile) -> Family:
@@ -157,7 +174,7 @@ def _family(file: WeightsFile) -> Family:
         raise WeightsError(f"{file.path}: {excerpt(error, 1000)}") from None
 
 
-def count_classes(file: WeightsFile, spec: ModelSpec) -> int:
+def count_classes(file: WeightsFile, spec: NetworkSpec) -> int:
     """Returns the number of classes of a file's classifier; 0 without one.
 
     Raises:
@@ -197,7 +214,7 @@ class _Match:
 def _match(
     file: WeightsFile,
     family: Family,
-    spec: ModelSpec,
+    spec: NetworkSpec,
     *,
     num_classes: int | None,
     left_over: Collection[str] = (),
@@ -288,15 +305,15 @@ def _replaced(found: int, wanted: int, layers_beside: Sequence[str]) -> str:
     return f"classifier: {found} classes replaced by {wanted}"
 
 
-def _fitting(patterns: Iterable[str], spec: ModelSpec) -> set[str]:
+def _fitting(patterns: Iterable[str], spec: NetworkSpec) -> set[str]:
     """Returns the variables that match one of the patterns."""
     names = [without_collection(path) for path in variable_shapes(spec, num_classes=1)]
     return _matching(
         patterns,
         names,
         field="allow_missing",
-        otherwise=f"matches no variable of {spec.name}; "
-        "they are named like stem_conv/kernel, block1a/project_bn/scale and head_bn/mean",
+        otherwise=f"matches no variable of {spec.name}; they are named like "
+        f"{names[0]}, {names[len(names) // 2]} and {names[-1]}",
     )
 
 
@@ -338,7 +355,7 @@ def _values(file: WeightsFile, match: _Match) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _misfit(file: WeightsFile, spec: ModelSpec, match: _Match, report: ImportReport) -> str:
+def _misfit(file: WeightsFile, spec: NetworkSpec, match: _Match, report: ImportReport) -> str:
     """Returns the message that explains why a file does not fit."""
     wanted = report.mapped + len(match.wrong) + len(match.missing)
     lines = [

@@ -31,7 +31,7 @@ def write_weights(path: str | Path, variables: Mapping[str, Any], info: WeightsI
       WeightsError: the file cannot be written.
     """
     path = local_path(path)
-    kept = {collection: variables[collection] for collection in ("params", "batch_stats")}
+    kept = {name: variables[name] for name in ("params", "batch_stats") if name in variables}
     arrays = {
         name: np.ascontiguousarray(array, np.float32)
         for name, array in traverse_util.flatten_dict(kept, sep="/").items()

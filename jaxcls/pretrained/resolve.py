@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxcls.config import Config, ConfigError, check_data, check_stages
+from jaxcls.models.own_module import is_own
 from jaxcls.models.registry import model_spec
 from jaxcls.models.weights_info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.imagenet import other_imagenet_names
@@ -52,22 +53,18 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
     model, data = config.model, config.data
     info = info or info_for(config)
     if info is None:
-        info = info_of_spec(model_spec(model.name))
+        info = info_of_spec(model_spec(model.name, model.options), options=model.options)
     else:
         if model.name not in ("auto", info.model):
             raise ConfigError(
                 f"model.name: {model.name}, but the weights {model.weights!r} are of {info.model}; "
                 f'"auto" takes the network of the weights'
             )
-        model = dataclasses.replace(
-            model,
-            name=info.model,
-            padding=model.padding or info.padding,
-            pooling=model.pooling or info.pooling,
-            mean=model.mean or info.mean,
-            std=model.std or info.std,
-            batch_norm_epsilon=model.batch_norm_epsilon or info.batch_norm_epsilon,
-        )
+        taken = ("mean", "std")
+        if not is_own(info.model):
+            taken += ("padding", "pooling", "batch_norm_epsilon")
+        filled = {field: getattr(model, field) or getattr(info, field) for field in taken}
+        model = dataclasses.replace(model, name=info.model, options=info.options, **filled)
     image_size = data.image_size or info.image_size
     interpolation = info.interpolation if data.interpolation == "auto" else data.interpolation
     data = dataclasses.replace(
@@ -96,7 +93,7 @@ def run_weights_info(run: RunInfo) -> WeightsInfo:
     """Returns the info of a run's weights."""
     model, data = run.config.model, run.config.data
     assert data.interpolation != "auto", "a run records a resolved config"
-    spec = model_spec(model.name)
+    spec = model_spec(model.name, model.options)
     return WeightsInfo(
         model=model.name,
         mean=model.mean or spec.mean,
@@ -109,4 +106,5 @@ def run_weights_info(run: RunInfo) -> WeightsInfo:
         crop_fraction=data.crop_fraction,
         interpolation=data.interpolation,
         class_names=run.class_names,
+        options=model.options,
     )

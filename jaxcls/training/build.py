@@ -14,8 +14,8 @@ from jaxcls.config import Config, check_batch
 from jaxcls.config.progressive import image_size_at
 from jaxcls.distributed.mesh import split_by_example
 from jaxcls.distributed.precision import traced_for
-from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.models.registry import Variables, model_from_config, variables_template
+from jaxcls.models.interface import Network, Variables
+from jaxcls.models.registry import model_from_config, variables_template
 from jaxcls.training.parameter_rates import make_training_optimizer, rate_factors, unfreeze_steps
 from jaxcls.training.schedules import Plan, make_plan
 from jaxcls.training.state import TrainState, init_state, state_shardings
@@ -39,7 +39,7 @@ class Training:
 
     config: Config
     mesh: Mesh
-    model: EfficientNet
+    model: Network
     plan: Plan
     steps: Mapping[int, Any]
     make_state: Callable[[Variables], TrainState]
@@ -121,7 +121,7 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
         config.optimizer,
         plan.learning_rate,
         unfreeze_at=unfreeze_at,
-        factors=rate_factors(config.optimizer, params, model.spec),
+        factors=rate_factors(config.optimizer, params, model.layers()),
         num_steps=plan.num_steps,
     )
     make_state = functools.partial(

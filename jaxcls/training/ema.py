@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcls.models.registry import Variables
+from jaxcls.models.interface import Variables
 
 
 def update_ema(averages: Variables, latest: Variables, *, step: Array, decay: float) -> Variables:

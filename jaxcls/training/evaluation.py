@@ -15,9 +15,8 @@ from jaxcls.data.batches import HostBatches, eval_batches
 from jaxcls.data.device import process_rows, to_device
 from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import replicated, split_by_example
-from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.interface import Network, Variables
 from jaxcls.models.normalize import normalize
-from jaxcls.models.registry import Variables
 from jaxcls.training.accuracy import count_hits
 from jaxcls.training.build import Training
 from jaxcls.training.losses import LOSSES, one_hot_labels
@@ -27,7 +26,7 @@ from jaxcls.training.state import TrainState
 EvalStep = Callable[[Variables, Mapping[str, Array]], dict[str, Array]]
 
 
-def make_eval_step(model: EfficientNet, *, loss: str, mesh: Mesh) -> EvalStep:
+def make_eval_step(model: Network, *, loss: str, mesh: Mesh) -> EvalStep:
     """Makes the jitted `(variables, batch) -> sums` of loss, top1, top5 and num_examples.
 
     The batch is {"images": uint8 [batch, size, size, 3], "labels": int32 [batch], "mask": bool
@@ -64,14 +63,14 @@ def eval_sums(logits: Array, labels: Array, mask: Array, *, loss: str) -> dict[s
     return {"loss": jnp.sum(jnp.where(mask, losses, 0)), **count_hits(logits, labels, mask)}
 
 
-def predict_logits(model: EfficientNet, variables: Variables, images: Array) -> Array:
+def predict_logits(model: Network, variables: Variables, images: Array) -> Array:
     """Logits [batch, classes] of uint8 images [batch, size, size, 3], with moving statistics."""
     logits = model.apply(variables, normalize(images.astype(jnp.float32) / 255, model.spec))
     assert isinstance(logits, Array)
     return logits
 
 
-def predict_features(model: EfficientNet, variables: Variables, images: Array) -> Array:
+def predict_features(model: Network, variables: Variables, images: Array) -> Array:
     """Pooled features [batch, features] of uint8 images [batch, size, size, 3]."""
     images = normalize(images.astype(jnp.float32) / 255, model.spec)
     features = model.apply(variables, images, features=True)

@@ -4,17 +4,14 @@ import numpy as np
 
 from jaxcls.config import Config
 from jaxcls.data.source import Source
-from jaxcls.models.efficientnet import EfficientNet
-from jaxcls.models.registry import Variables
+from jaxcls.models.interface import Network, Variables
 from jaxcls.pretrained.importing import ImportReport, import_variables
 from jaxcls.pretrained.resolve import same_classes
 from jaxcls.pretrained.weights import kind_of_weights, load_weights
 from jaxcls.runs.restore import restore_run
 
 
-def make_initial_values(
-    config: Config, model: EfficientNet, source: Source
-) -> tuple[Variables, str]:
+def make_initial_values(config: Config, model: Network, source: Source) -> tuple[Variables, str]:
     """Loads the values that a config does not leave to chance; returns them and a message.
 
     The classifier of the weights is kept if it is for the same classes as the training data.
@@ -59,7 +56,7 @@ def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
 
 
 def _load(
-    config: Config, model: EfficientNet
+    config: Config, model: Network
 ) -> tuple[Variables, tuple[str, ...] | None, ImportReport | str]:
     """Loads the weights of a config: their variables, class names, and a report."""
     weights = config.model.weights

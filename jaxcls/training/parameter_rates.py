@@ -6,7 +6,7 @@ have the structure of the parameters.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +16,6 @@ from jax import Array, lax
 
 from jaxcls.config import OptimizerConfig
 from jaxcls.config.decoding import ConfigError, nearest
-from jaxcls.models.efficientnet import ModelSpec, block_names
 from jaxcls.training.optimizers import make_optimizer
 
 PyTree = Any
@@ -39,29 +38,34 @@ def unfreeze_steps(optimizer: OptimizerConfig, params: PyTree, *, num_steps: int
     return jax.tree.map(lambda share: round(share * num_steps), shares)
 
 
-def rate_factors(optimizer: OptimizerConfig, params: PyTree, spec: ModelSpec) -> PyTree:
+def rate_factors(
+    optimizer: OptimizerConfig, params: PyTree, layers: Sequence[Sequence[str]]
+) -> PyTree:
     """The factor on each parameter's learning rate, from `rates` and `layer_decay`.
 
-    The classifier is the last layer and has factor 1. Each layer before it (the head convolution,
-    the blocks from last to first, the stem) has `layer_decay` times the factor of the next one, as
-    in BEiT (https://arxiv.org/abs/2106.08254).
+    The classifier is the last layer and has factor 1. Each layer before it has `layer_decay` times
+    the factor of the next one, as in BEiT (https://arxiv.org/abs/2106.08254).
 
     Args:
       optimizer: its fields `rates` and `layer_decay` decide.
       params: the parameters, or their shapes.
-      spec: the network of the parameters.
+      layers: the modules of the params by layer, the classifier last (`Network.layers`).
 
     Raises:
-      ConfigError: a pattern matches no parameter.
+      ConfigError: a pattern matches no parameter, or the network does not order its layers.
     """
     rates = _first_match(optimizer.rates, params, field="optimizer.rates", otherwise=1.0)
-    blocks = [name for name, _, _ in block_names(spec)]
-    layers = {name: layer for layer, name in enumerate(["stem", *blocks, "head", "classifier"])}
+    if optimizer.layer_decay == 1:
+        return rates
+    depth = {name: number for number, names in enumerate(reversed(layers)) for name in names}
+    if not depth:
+        raise ConfigError(
+            f"optimizer.layer_decay: the network does not say in which order its layers are; give "
+            f"its module the attribute `layers`, from the first to the last of {', '.join(params)}"
+        )
 
     def decayed(path: tuple[Any, ...], rate: float) -> float:
-        module = path[0].key
-        layer = layers[module if module in layers else module.split("_")[0]]
-        return rate * optimizer.layer_decay ** (layers["classifier"] - layer)
+        return rate * optimizer.layer_decay ** depth[path[0].key]
 
     return jax.tree_util.tree_map_with_path(decayed, rates)
 

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
 from jax import Array
 from jax.sharding import Mesh
@@ -13,7 +12,8 @@ from jax.sharding import Mesh
 from jaxcls.config import ParallelConfig
 from jaxcls.distributed.mesh import DATA_AXIS, FSDP_AXIS, replicated, split_leaves
 from jaxcls.distributed.random_keys import random_key
-from jaxcls.models.registry import Variables, overlay
+from jaxcls.models.interface import Network, Variables
+from jaxcls.models.registry import overlay
 
 PyTree = Any
 
@@ -50,7 +50,7 @@ class TrainState:
 
 
 def init_state(
-    model: nn.Module,
+    model: Network,
     optimizer: optax.GradientTransformation,
     given: Variables,
     *,
@@ -71,13 +71,13 @@ def init_state(
     """
     images = jnp.zeros((1, image_size, image_size, 3))
     variables = overlay(model.init(random_key(seed), images), given)
-    averaged = {"params": variables["params"], "batch_stats": variables["batch_stats"]}
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
-        params=variables["params"],
-        batch_stats=variables["batch_stats"],
-        opt_state=optimizer.init(variables["params"]),
-        ema=averaged if use_ema else None,
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        ema={"params": params, "batch_stats": batch_stats} if use_ema else None,
     )
 
 

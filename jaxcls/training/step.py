@@ -17,7 +17,7 @@ from jaxcls.data.device import BATCH_FIELDS
 from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.distributed.random_keys import random_key
-from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.interface import Network
 from jaxcls.models.normalize import normalize
 from jaxcls.training.accuracy import count_hits
 from jaxcls.training.ema import update_ema
@@ -33,7 +33,7 @@ Metrics = dict[str, Array]
 
 def make_train_step(
     config: Config,
-    model: EfficientNet,
+    model: Network,
     optimizer: optax.GradientTransformation,
     plan: Plan,
     *,
@@ -94,7 +94,7 @@ def make_train_step(
         with jax.named_scope("loss"):
             loss = jnp.sum(losses(logits, smooth_labels(labels, config.loss.label_smoothing)))
             sums = {"loss": loss, **count_hits(logits, jnp.argmax(labels, axis=-1))}
-        return loss, (updated["batch_stats"], sums)
+        return loss, (updated.get("batch_stats", {}), sums)
 
     gradients = jax.grad(sum_loss, has_aux=True)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -84,7 +85,7 @@ def different() -> list[str]:
 
 @pytest.mark.parametrize("name", different())
 def test_a_step_of_a_config_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = model_spec("tiny")
+    tiny: Any = model_spec("tiny")
     blocks = tuple(dataclasses.replace(row, repeats=1) for row in tiny.blocks)
     monkeypatch.setitem(SPECS, "tiny", dataclasses.replace(tiny, blocks=blocks))
     training = build_training(

@@ -298,7 +298,8 @@ def test_dogs_and_cats_keep_their_labels_and_lose_broken_files(
 @pytest.fixture(scope="module")
 def training(tiny_config: Config) -> Iterator[Training]:
     """One network of one block, for as many classes as the largest of the sets has."""
-    spec = dataclasses.replace(SPECS["tiny"], name="one_block", blocks=SPECS["tiny"].blocks[:1])
+    tiny: Any = SPECS["tiny"]
+    spec = dataclasses.replace(tiny, name="one_block", blocks=tiny.blocks[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SPECS, spec.name, spec)
         config = dataclasses.replace(

@@ -69,7 +69,8 @@ EVERYTHING = (
 
 def make(augment: tuple[AnyAugmentation, ...] = EVERYTHING) -> Training:
     """A network of one block, by default with all that draws."""
-    spec = dataclasses.replace(SPECS["tiny"], name="one_block", blocks=SPECS["tiny"].blocks[:1])
+    tiny: Any = SPECS["tiny"]
+    spec = dataclasses.replace(tiny, name="one_block", blocks=tiny.blocks[:1])
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SPECS, spec.name, spec)
         config = Config(

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from jaxcls.models.efficientnet import EfficientNet
+from jaxcls.models.interface import Network
 
 KERAS_NAMES = {
     f"efficientnetv2_{variant}": f"EfficientNetV2{variant.upper()}"
@@ -135,7 +135,7 @@ def relative_error(ours: Any, theirs: Any) -> float:
     return float(np.max(np.abs(ours - theirs)) / np.max(np.abs(theirs)))
 
 
-def shapes_of(model: EfficientNet, image_size: int) -> Any:
+def shapes_of(model: Network, image_size: int) -> Any:
     """The shapes of our variables, without computing them."""
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     return jax.eval_shape(model.init, jax.random.key(0), images)

@@ -19,7 +19,7 @@ BATCH, SIZE, CLASSES = 8, 16, 5
 
 
 def _tiny(**fields) -> EfficientNet:
-    spec = model_spec("efficientnetv2_b0")
+    spec: Any = model_spec("efficientnetv2_b0")
     blocks = tuple(
         dataclasses.replace(spec.blocks[index], filters=8, repeats=2) for index in (1, 3)
     )
@@ -69,7 +69,7 @@ def test_draws_differ_between_keys_blocks_and_examples():
 
 
 def nn_uniforms(model, *, key):
-    method = lambda module: module._uniforms(BATCH, None)  # noqa: E731
+    method = lambda module: module.uniforms(BATCH, None)  # noqa: E731
     return np.asarray(model.apply({}, rngs={"dropout": jax.random.key(key)}, method=method))
 
 
@@ -194,8 +194,9 @@ def test_initial_values():
 
 
 def test_block_names():
-    names = [name for name, _, _ in block_names(model_spec("efficientnetv2_xl"))]
+    spec: Any = model_spec("efficientnetv2_xl")
+    names = [name for name, _, _ in block_names(spec)]
     assert names[:5] == ["block1a", "block1b", "block1c", "block1d", "block2a"]
     assert "block6z" in names
     assert "block6aa" in names
-    assert len(set(names)) == model_spec("efficientnetv2_xl").num_blocks
+    assert len(set(names)) == spec.num_blocks

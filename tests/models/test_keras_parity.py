@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,7 @@ def b0_of_repeats(request, monkeypatch):
     for stage in theirs:
         stage["num_repeat"] = min(stage["num_repeat"], request.param)
     monkeypatch.setitem(DEFAULT_BLOCKS_ARGS, "efficientnetv2-b0", theirs)
-    ours = SPECS["efficientnetv2_b0"]
+    ours: Any = SPECS["efficientnetv2_b0"]
     blocks = tuple(
         dataclasses.replace(stage, repeats=min(stage.repeats, request.param))
         for stage in ours.blocks

@@ -137,7 +137,7 @@ def test_half_a_classifier_is_an_error() -> None:
 
 
 def test_stem_of_one_channel_sees_grey_images_alike() -> None:
-    spec = model_spec("efficientnet_lite0")
+    spec: Any = model_spec("efficientnet_lite0")
     file = timm_file(spec, num_classes=0)
     grey = file.tensors["conv_stem.weight"].sum(axis=1, keepdims=True)
     file.tensors["conv_stem.weight"] = grey
@@ -312,9 +312,11 @@ def test_other_precisions_become_float32() -> None:
 
 
 def test_another_network_is_recognised() -> None:
-    file = timm_file(model_spec("efficientnetv2_b1"), num_classes=3)
+    right: Any = model_spec("efficientnetv2_b1")
+    wrong: Any = model_spec("efficientnetv2_b0")
+    file = timm_file(right, num_classes=3)
     assert fitting_models(file) == ("efficientnetv2_b1",)
-    message = refusal(file, model_spec("efficientnetv2_b0"))
+    message = refusal(file, wrong)
     assert "it fits efficientnetv2_b1; name that network" in message
     assert re.search(r"unused tensors \(82\):\n  blocks.0.1.conv.weight", message)
 
@@ -330,7 +332,7 @@ def test_names_of_no_family_are_refused() -> None:
 
 
 def test_imported_variables_are_the_networks() -> None:
-    spec = model_spec("efficientnet_lite0")
+    spec: Any = model_spec("efficientnet_lite0")
     variables, _ = import_variables(timm_file(spec), spec, num_classes=None)
     model = create_model("efficientnet_lite0", num_classes=CLASSES)
     images = np.zeros((1, 32, 32, 3), np.float32)

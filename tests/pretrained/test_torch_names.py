@@ -4,11 +4,13 @@ import hashlib
 import importlib.util
 import itertools
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from jaxcls.models.efficientnet import ModelSpec
 from jaxcls.models.registry import model_names, model_spec
 from jaxcls.pretrained import torch_names as torch_names
 from jaxcls.pretrained.families import FAMILIES, find_family
@@ -306,7 +308,7 @@ def test_what_timm_wants(
 def test_the_two_sets_of_b1_of_torchvision(
     tmp_path: Path, name: str, interpolation: str, resized: int, sure: bool
 ) -> None:
-    spec = model_spec("efficientnet_b1")
+    spec: Any = model_spec("efficientnet_b1")
     names = torchvision_names(spec, ())
     arrays = {
         names[path]: np.zeros(shape[::-1] if len(shape) == 2 else [shape[i] for i in (3, 2, 0, 1)])
@@ -327,11 +329,11 @@ def test_a_published_file_is_known_under_any_name(
 ) -> None:
     path = tmp_path / "renamed.pth"
     path.write_bytes(b"weights")
-    given = torchvision_info(model_spec("efficientnet_b1"))
+    given = torchvision_info(cast(ModelSpec, model_spec("efficientnet_b1")))
     assert torch_names.torchvision_release(given, path)[1]
     monkeypatch.setattr(torch_names, "_B1_SECOND", (hashlib.sha256(b"weights").hexdigest()[:8],))
     assert torch_names.torchvision_release(given, path) == (given, None)
-    other = torchvision_info(model_spec("efficientnet_b0"))
+    other = torchvision_info(cast(ModelSpec, model_spec("efficientnet_b0")))
     assert torch_names.torchvision_release(other, path) == (other, None)
     assert (other.interpolation, other.crop_fraction) == ("bicubic", 224 / 256)
 

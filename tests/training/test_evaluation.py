@@ -7,7 +7,7 @@ import pytest
 from jaxcls.config import Config
 from jaxcls.data.sources import open_source
 from jaxcls.distributed.mesh import make_mesh, replicated
-from jaxcls.models.registry import Variables
+from jaxcls.models.interface import Variables
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.directory import checkpoint_dir
 from jaxcls.training.build import build_training

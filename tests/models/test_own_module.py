@@ -1,0 +1,267 @@
+"""A user's own Flax module, in a file of the current folder, by the same commands."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from command_line import Message, Run
+
+from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig, decode, encode
+from jaxcls.config.decoding import ConfigError
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.distributed.random_keys import random_key
+from jaxcls.inference.classifier import ImageClassifier
+from jaxcls.models import own_module
+from jaxcls.models.registry import model_from_config, model_spec
+from jaxcls.training.build import build_training
+from jaxcls.training.parameter_rates import rate_factors
+
+MODULE = '''
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Small(nn.Module):
+    num_classes: int
+    width: int = 4
+    dtype: jnp.dtype = jnp.float32
+    image_size = 16
+    mean = (0.5, 0.5, 0.5)
+    layers = (("conv", "norm"), "dense", "classifier")
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(self.width, (3, 3), strides=2, dtype=self.dtype, name="conv")(images)
+        x = nn.relu(nn.BatchNorm(not train, dtype=self.dtype, name="norm")(x))
+        x = nn.relu(nn.Dense(6, dtype=self.dtype, name="dense")(x.mean((1, 2))))
+        return nn.Dense(self.num_classes, name="classifier")(x)
+
+
+def plain(num_classes):
+    return Plain(num_classes)
+
+
+class Plain(nn.Module):
+    """Without batch norm, dtype and layers."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
+
+
+class Headless(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="head")(images.mean((1, 2)))
+
+
+class Wide(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes + 1, name="classifier")(images.mean((1, 2)))
+
+
+class Forgetful(Small):
+    layers = (("conv",), "classifier", "other")
+
+
+class Caching(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        self.variable("cache", "seen", jnp.zeros, ())
+        return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
+
+
+def fails(num_classes):
+    raise RuntimeError("no such file")
+
+
+def number(num_classes):
+    return 7
+
+
+constant = 7
+'''
+
+CONFIG = """
+from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+
+
+def get_config():
+    return Config(
+        model=ModelConfig(name="mine.small:Small", options={"width": 3}),
+        data=DataConfig(source="digits", batch_size=32, image_size=16, canvas_size=8),
+        optimizer=OptimizerConfig(learning_rate=0.1, layer_decay=0.9, ema_decay=0.9),
+        num_steps=4,
+        log_images=0,
+    )
+"""
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with a package of the user's."""
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    Path("mine/__init__.py").touch()
+    Path("mine/small.py").write_text(MODULE)
+    yield tmp_path
+    forget()
+
+
+def forget() -> None:
+    """As in a new process, nothing of the user's is imported."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "mine"]:
+        del sys.modules[name]
+    own_module.own_spec.cache_clear()
+    own_module._shapes.cache_clear()
+
+
+def config(name: str, **fields: Any) -> Config:
+    return Config(
+        model=ModelConfig(name=f"mine.small:{name}", **fields),
+        data=DataConfig(source="digits", batch_size=16, image_size=16, canvas_size=8),
+        num_steps=4,
+    )
+
+
+@pytest.mark.usefixtures("here")
+def test_every_command_works_on_it(run: Run) -> None:
+    Path("config.py").write_text(CONFIG)
+    assert run("train", "config.py", "--workdir", "run").status == 0
+    trained = json.loads(run("evaluate", "run", "--json").out.splitlines()[-1])
+    assert trained["num_examples"] == 355
+    exported = run("export", "run", "-o", "exported", "--platforms", "cpu")
+    assert exported.status == 0, exported.err
+    again = run("evaluate", "exported/weights.safetensors", "--data.source", "digits", "--json")
+    assert json.loads(again.out.splitlines()[-1])["loss"] == pytest.approx(trained["loss"])
+    finetuned = run(
+        *("train", "config.py", "--workdir", "finetuned"),
+        *("--model.weights", "exported/weights.safetensors", "--num-steps", "1"),
+    )
+    assert finetuned.status == 0, finetuned.err
+    assert run("train", "config.py", "--workdir", "run", "--num-steps", "5").status == 2
+    forget()
+    classifier = ImageClassifier.from_run("run")
+    images = np.zeros((2, 9, 9, 3), np.uint8)
+    assert classifier.features(images).shape == (2, 6)
+    forget()
+    Path("mine/small.py").unlink()
+    missing = run("evaluate", "run")
+    assert missing.status == 2
+    assert "model.name: mine.small:Small cannot be imported" in missing.err
+    assert "install the package of mine.small, or run the command in the folder" in missing.err
+
+
+@pytest.mark.usefixtures("here")
+def test_its_spec_comes_from_its_attributes() -> None:
+    spec = model_spec("mine.small:Small")
+    assert (spec.image_size, spec.mean, spec.num_features) == (16, (0.5, 0.5, 0.5), 6)
+    assert model_spec("mine.small:plain").image_size == 224
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["Small", "plain"])
+def test_steps_on_several_devices_and_micro_batches_agree(name: str) -> None:
+    """With and without batch norm; global statistics make micro-batches differ."""
+    losses = []
+    for devices, micro_batches in ((1, 1), (4, 1), (1, 2)):
+        if (name, micro_batches) == ("Small", 2):
+            continue
+        changed = config(name)
+        optimizer = OptimizerConfig(micro_batches=micro_batches, ema_decay=0.9)
+        training = build_training(
+            Config(model=changed.model, data=changed.data, optimizer=optimizer, num_steps=4),
+            num_classes=5,
+            num_examples=100,
+            mesh=make_mesh(jax.devices()[:devices]),
+        )
+        draws = np.random.default_rng(0)
+        batch = {
+            "images": draws.integers(256, size=(16, 8, 8, 3), dtype=np.uint8),
+            "sizes": np.full((16, 2), 8, np.int32),
+            "labels": draws.integers(5, size=16).astype(np.int32),
+        }
+        (step,) = training.steps.values()
+        state = training.init()
+        state, _ = step(state, batch)
+        _, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    np.testing.assert_allclose(losses, losses[0], rtol=1e-5)
+
+
+@pytest.mark.usefixtures("here")
+def test_bfloat16_needs_an_argument_dtype() -> None:
+    changed = config("Small")
+    made = model_from_config(
+        Config(model=changed.model, num_steps=1, compute_dtype="bfloat16"), num_classes=3
+    )
+    variables = made.init(random_key(0), np.zeros((1, 16, 16, 3)))
+    assert made.apply(variables, np.zeros((2, 16, 16, 3))).dtype == np.float32
+    with pytest.raises(ConfigError, match=r"compute_dtype: .*plain takes no argument dtype"):
+        model_from_config(
+            Config(model=config("plain").model, num_steps=1, compute_dtype="bfloat16"),
+            num_classes=3,
+        )
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mine.small:Nothing", {}, r"mine\.small has no function or class 'Nothing'; it has "),
+        ("mine.small:constant", {}, r"has no function or class 'constant'"),
+        ("mine.none:Small", {}, r"mine\.none:Small cannot be imported \(ModuleNotFoundError"),
+        ("mine.small:number", {}, r"returned int, not a flax\.linen\.Module"),
+        ("mine.small:fails", {}, r"model\.options: .*fails failed: RuntimeError: no such file"),
+        ("mine.small:Small", {"depth": 3}, r"model\.options: .*depth.*it takes num_classes, width"),
+        ("mine.small:Headless", {}, r"last layer of .* must be named 'classifier'"),
+        (
+            "mine.small:Wide",
+            {},
+            r"for 2 images and 3 classes, .* shape \(2, 4\); expected \(2, 3\)",
+        ),
+        ("mine.small:Forgetful", {}, r"missing: dense, norm; not among its layers: other"),
+        ("mine.small:Caching", {}, r"has the variables cache; jaxcls trains params and"),
+        ("mine.small:Small", {"width": -1}, r"fails on images \[2, 16, 16, 3\]"),
+    ],
+)
+def test_what_cannot_be_used_is_named(name: str, options: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        model_spec(name, options)
+
+
+@pytest.mark.usefixtures("here")
+def test_mistakes_end_a_command_with_one_message(message: Message) -> None:
+    Path("config.py").write_text(CONFIG.replace("mine.small:Small", "mine.none:Small"))
+    assert "model.name: mine.none:Small cannot be imported" in message("train", "config.py")
+    Path("config.py").write_text(CONFIG)
+    said = message("train", "config.py", "--model.dropout", "0.1")
+    assert "model.dropout: has no effect on mine.small:Small" in said
+
+
+def test_layers_without_an_order_have_no_decay() -> None:
+    params = {"a": {"kernel": np.zeros(1)}, "classifier": {"kernel": np.zeros(1)}}
+    with pytest.raises(ConfigError, match=r"layer_decay: .* `layers`, from the first to the last"):
+        rate_factors(OptimizerConfig(layer_decay=0.5), params, ())
+    assert rate_factors(OptimizerConfig(), params, ())["a"]["kernel"] == 1
+
+
+def test_options_are_for_modules_of_the_user() -> None:
+    mixed = encode(Config(model=ModelConfig(name="tiny", options={"a": 1}), num_steps=1))
+    with pytest.raises(ConfigError, match=r"model\.options: tiny takes none"):
+        decode(mixed)
+
+
+def test_a_run_or_an_export_is_no_place_to_import_from(here: Path) -> None:
+    Path("config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"mine\.small:Small cannot be imported"):
+        model_spec("mine.small:Small")
+    assert str(here) not in sys.path

@@ -31,11 +31,16 @@ from jax import Array
 
 from jaxcls.config.decoding import ConfigError
 from jaxcls.distributed.random_keys import random_key
-from jaxcls.models.interface import CLASSIFIER, NetworkSpec, PyTree, Variables
+from jaxcls.models.interface import (
+    CLASSIFIER,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    NetworkSpec,
+    PyTree,
+    Variables,
+)
 from jaxcls.system.errors import one_line
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 FLOAT32 = jnp.dtype("float32")
 COLLECTIONS = {"params", "batch_stats"}
 

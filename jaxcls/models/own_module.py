@@ -17,6 +17,7 @@ folder, and never from a run or an export, which may be anybody's.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib
 import inspect
 import sys
@@ -173,6 +174,25 @@ def own_spec(name: str, options: Options) -> OwnSpec:
     )
     _check(spec, module)
     return spec
+
+
+def source_code(name: str) -> str | None:
+    """Identifies the code of a user's module; None for jaxcls's own networks.
+
+    Returns:
+      The name of the module's file and the start of its sha256. Modules that it imports do not
+      count.
+
+    Raises:
+      ConfigError: as `own_spec`.
+    """
+    if not is_own(name):
+        return None
+    _import(name)
+    file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
+    if file is None:
+        return None
+    return f"{Path(file).name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}"
 
 
 def _make_module(name: str, options: Options, num_classes: int, dtype: jnp.dtype) -> nn.Module:

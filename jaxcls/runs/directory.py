@@ -69,12 +69,15 @@ class RunInfo:
       data: identifies the training data (`Source.identity`); None if unknown.
       weights: describes the weights that the training started from, without class names; None if
         it started from random values.
+      code: identifies the code of a user's own network (`own_module.source_code`), without which
+        the run cannot be used; None for jaxcls's networks.
     """
 
     config: Config
     class_names: tuple[str, ...]
     data: str | None = None
     weights: WeightsInfo | None = None
+    code: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -83,6 +86,7 @@ class RunInfo:
             "class_names": list(self.class_names),
             "data": self.data,
             "weights": encode_fields(self.weights),
+            "code": self.code,
             "versions": {
                 "jaxcls": VERSION,
                 "python": platform.python_version(),
@@ -99,6 +103,7 @@ class RunInfo:
             class_names=class_names,
             data=values.get("data"),
             weights=weights and decode_fields(WeightsInfo, weights, prefix="weights."),
+            code=values.get("code"),
         )
 
 

@@ -7,6 +7,7 @@ from jaxcls.config import Config, encode
 from jaxcls.config.decoding import flatten
 from jaxcls.data.source import Source
 from jaxcls.data.sources import open_source
+from jaxcls.models.own_module import source_code
 from jaxcls.pretrained.resolve import info_for, resolve
 from jaxcls.runs.directory import RunInfo, recorded_info
 from jaxcls.system.paths import RunPath
@@ -58,5 +59,6 @@ def open_experiment(config: Config, run: RunPath) -> Experiment:
         class_names=source.class_names,
         data=source.identity,
         weights=weights and dataclasses.replace(weights, class_names=None),
+        code=source_code(config.model.name),
     )
     return Experiment(info=info, source=source, eval_source=eval_source, recorded=recorded)

@@ -49,6 +49,7 @@ def start_messages(
             step=start,
             plan=training.plan,
         ),
+        _changed_code(experiment),
         UNEQUAL_MICRO_BATCHES if _micro_batches_matter(training.config) else None,
         missed_evaluations(intervals_of(training), training.config) if start < num_steps else None,
     ]
@@ -117,6 +118,16 @@ def _num_examples(run: RunInfo) -> int | None:
 
 def _order(run: RunInfo, num_examples: int) -> Order:
     return training_order(num_examples, run.config.data, seed=run.config.seed)
+
+
+def _changed_code(experiment: Experiment) -> str | None:
+    recorded, info = experiment.recorded, experiment.info
+    if recorded is None or recorded.code == info.code:
+        return None
+    return (
+        f"warning: the code of {info.config.model.name} has changed since the run began "
+        f"({recorded.code} then, {info.code} now), so the result is that of neither"
+    )
 
 
 def _micro_batches_matter(config: Config) -> bool:

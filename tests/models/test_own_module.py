@@ -133,7 +133,7 @@ def config(name: str, **fields: Any) -> Config:
 
 
 @pytest.mark.usefixtures("here")
-def test_every_command_works_on_it(run: Run) -> None:
+def test_every_command_works_on_it(run: Run, caplog: pytest.LogCaptureFixture) -> None:
     Path("config.py").write_text(CONFIG)
     assert run("train", "config.py", "--workdir", "run").status == 0
     trained = json.loads(run("evaluate", "run", "--json").out.splitlines()[-1])
@@ -148,8 +148,14 @@ def test_every_command_works_on_it(run: Run) -> None:
     )
     assert finetuned.status == 0, finetuned.err
     assert run("train", "config.py", "--workdir", "run", "--num-steps", "5").status == 2
+    record = json.loads(Path("run/config.json").read_text())
+    assert record["code"].startswith("small.py ")
     forget()
-    classifier = ImageClassifier.from_run("run")
+    Path("mine/small.py").write_text(f"{MODULE}\n# changed\n")
+    assert "has changed since the run began" in run("train", "config.py", "--workdir", "run").err
+    with caplog.at_level("WARNING", "jaxcls"):
+        classifier = ImageClassifier.from_run("run")
+    assert "the code of mine.small:Small has changed since this run was trained" in caplog.text
     images = np.zeros((2, 9, 9, 3), np.uint8)
     assert classifier.features(images).shape == (2, 6)
     forget()

@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxcls.config.decoding import ConfigError
+from jaxcls.config.decoding import ConfigError, nearest
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import (
     CLASSIFIER,
@@ -43,6 +43,7 @@ from jaxcls.models.interface import (
 from jaxcls.system.errors import one_line
 
 FLOAT32 = jnp.dtype("float32")
+OF_FLAX = ("parent", "name")  # arguments of every Linen module
 COLLECTIONS = {"params", "batch_stats"}
 
 Options = tuple[tuple[str, Any], ...]
@@ -211,7 +212,7 @@ def _make_module(name: str, options: Options, num_classes: int, dtype: jnp.dtype
     except TypeError as error:
         raise ConfigError(
             f"model.options: {name} cannot be called with {', '.join(arguments)}: {error}; it "
-            f"takes {', '.join(taken) or 'no arguments'}"
+            f"takes {', '.join(name for name in taken if name not in OF_FLAX) or 'no arguments'}"
         ) from error
     try:
         module = factory(**arguments)
@@ -226,21 +227,39 @@ def _make_module(name: str, options: Options, num_classes: int, dtype: jnp.dtype
 
 def _import(name: str) -> Callable[..., Any]:
     where, _, attribute = name.partition(":")
+    if where.endswith(".py"):
+        raise ConfigError(f"model.name: write {where.removesuffix('.py')}:{attribute}, without .py")
     try:
         with _current_folder():
             found = importlib.import_module(where)
-    except Exception as error:  # of the import, or of the user's code in it
+    except ModuleNotFoundError as error:
+        if error.name is None or f"{where}.".startswith(f"{error.name}."):
+            raise ConfigError(
+                f"model.name: {name} cannot be imported ({_text(error)}); {_remedy(where)}"
+            ) from error
         raise ConfigError(
-            f"model.name: {name} cannot be imported ({_text(error)}); install the package of "
-            f"{where}, or run the command in the folder that has it"
+            f"model.name: {where} imports {error.name}, which is not installed; install it"
         ) from error
+    except (Exception, SystemExit) as error:  # of the user's code
+        raise ConfigError(f"model.name: {where} fails when imported: {_text(error)}") from error
     factory = getattr(found, attribute, None)
     if not callable(factory):
-        has = [item for item in vars(found) if not item.startswith("_")]
+        own = [key for key, value in vars(found).items() if _is_defined_in(found, value)]
         raise ConfigError(
-            f"model.name: {where} has no function or class {attribute!r}; it has {', '.join(has)}"
+            f"model.name: {where} has no function or class {attribute!r}{nearest(attribute, own)}; "
+            f"it has {', '.join(own) or 'none'}"
         )
     return factory
+
+
+def _remedy(where: str) -> str:
+    if _is_run_or_export(Path.cwd()):
+        return "it is not imported from this folder, which is a run or an export; use another one"
+    return f"install the package of {where}, or run the command in the folder that has it"
+
+
+def _is_defined_in(module: Any, value: Any) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
 
 
 @contextlib.contextmanager
@@ -250,7 +269,7 @@ def _current_folder() -> Iterator[None]:
     Not if the current folder is a run or an export: those may come from anybody.
     """
     here = Path.cwd()
-    if (here / "config.json").exists():
+    if _is_run_or_export(here):
         yield
         return
     sys.path.append(str(here))
@@ -273,6 +292,10 @@ def _triple(
     return red, green, blue
 
 
+def _is_run_or_export(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
 def _check(spec: OwnSpec, module: nn.Module) -> None:
     """Checks what the rest of jaxcls relies on.
 
@@ -286,7 +309,7 @@ def _check(spec: OwnSpec, module: nn.Module) -> None:
     except Exception as error:  # the user's code
         raise ConfigError(
             f"model.name: {spec.name} fails on images [2, {spec.image_size}, {spec.image_size}, 3]"
-            f" with train=False: {_text(error)}"
+            f" with train=False: {_text(error)}; its attribute image_size says which size it takes"
         ) from error
     if others := shapes.keys() - COLLECTIONS:
         raise ConfigError(
@@ -303,6 +326,20 @@ def _check(spec: OwnSpec, module: nn.Module) -> None:
     images = jax.ShapeDtypeStruct((2, spec.image_size, spec.image_size, 3), jnp.float32)
     variables = jax.eval_shape(network.init, random_key(0), images)
     logits = jax.eval_shape(network.apply, variables, images)
+    train = functools.partial(
+        network.apply,
+        train=True,
+        positions=jnp.arange(2),
+        rngs={"dropout": random_key(0)},
+        mutable=["batch_stats"],
+    )
+    try:
+        jax.eval_shape(train, variables, images)
+    except Exception as error:  # the user's code
+        raise ConfigError(
+            f"model.name: {spec.name} fails with train=True: {_text(error)}; jaxcls gives it "
+            f"random numbers by the name 'dropout' and updates batch_stats"
+        ) from error
     if getattr(logits, "shape", None) != (2, 3):
         raise ConfigError(
             f"model.name: for 2 images and 3 classes, {spec.name} returns an array of shape "

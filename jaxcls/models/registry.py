@@ -51,7 +51,8 @@ def model_spec(name: str, options: Mapping[str, Any] | None = None) -> NetworkSp
         return SPECS[name]
     raise UserError(
         f"model.name: unknown model {name!r}{nearest(name, SPECS)}; known: {', '.join(SPECS)} "
-        f"(a model that a config file adds is known only if that file is given as CONFIG)"
+        f"(a model that a config file adds is known only if that file is given as CONFIG; a "
+        f"network of your own is package.module:factory)"
     )
 
 

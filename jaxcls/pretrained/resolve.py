@@ -64,7 +64,8 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
         if not is_own(info.model):
             taken += ("padding", "pooling", "batch_norm_epsilon")
         filled = {field: getattr(model, field) or getattr(info, field) for field in taken}
-        model = dataclasses.replace(model, name=info.model, options=info.options, **filled)
+        options = {**info.options, **model.options}  # those of the config go first
+        model = dataclasses.replace(model, name=info.model, options=options, **filled)
     image_size = data.image_size or info.image_size
     interpolation = info.interpolation if data.interpolation == "auto" else data.interpolation
     data = dataclasses.replace(

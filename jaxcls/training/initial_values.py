@@ -1,10 +1,15 @@
 """Initial values of a network: pretrained weights, a new classifier, the share of each class."""
 
+from typing import Any
+
 import numpy as np
+from flax import traverse_util
 
 from jaxcls.config import Config
 from jaxcls.data.source import Source
-from jaxcls.models.interface import Network, Variables
+from jaxcls.models.interface import CLASSIFIER, Network, Variables
+from jaxcls.models.registry import variables_template
+from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.importing import ImportReport, import_variables
 from jaxcls.pretrained.resolve import same_classes
 from jaxcls.pretrained.weights import kind_of_weights, load_weights
@@ -63,6 +68,7 @@ def _load(
     assert weights is not None
     if kind_of_weights(weights) == "run":
         restored = restore_run(weights)
+        _require_fit(restored.variables, model, config)
         return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
     file, info = load_weights(weights, model=model.spec.name, ema=config.model.weights_ema)
     values, report = import_variables(
@@ -73,3 +79,23 @@ def _load(
         allow_unused=config.model.allow_unused,
     )
     return values, info.class_names, report
+
+
+def _require_fit(variables: Variables, model: Network, config: Config) -> None:
+    """Checks that a run's variables have the network's shapes, except those of the classifier.
+
+    Raises:
+      WeightsError: a variable is missing or has another shape.
+    """
+    template = variables_template(model, image_size=config.data.image_size)
+    wanted: dict[str, Any] = traverse_util.flatten_dict(template, sep="/")
+    given: dict[str, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
+    for path, leaf in wanted.items():
+        if path.split("/")[1] == CLASSIFIER:
+            continue
+        shape = given[path].shape if path in given else None
+        if shape != leaf.shape:
+            raise WeightsError(
+                f"weights {config.model.weights!r}: {path} has the shape {shape}, but in the "
+                f"network of the config {leaf.shape}; give the same network and model.options"
+            )

@@ -79,6 +79,14 @@ class Caching(Plain):
         return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
 
 
+class Noisy(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        if train:
+            self.make_rng("noise")
+        return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
+
+
 def fails(num_classes):
     raise RuntimeError("no such file")
 
@@ -112,6 +120,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("mine").mkdir()
     Path("mine/__init__.py").touch()
     Path("mine/small.py").write_text(MODULE)
+    Path("mine/broken.py").write_text("def (")
+    Path("mine/leaves.py").write_text("import sys; sys.exit('bye')")
+    Path("mine/needs.py").write_text("import nothing_here")
     yield tmp_path
     forget()
 
@@ -148,6 +159,14 @@ def test_every_command_works_on_it(run: Run, caplog: pytest.LogCaptureFixture) -
     )
     assert finetuned.status == 0, finetuned.err
     assert run("train", "config.py", "--workdir", "run", "--num-steps", "5").status == 2
+    for weights in ("run", "exported/weights.safetensors"):  # the given option goes first
+        wider = run(
+            *("train", "config.py", "--workdir", "wide", "--model.weights", weights),
+            *("--model.options.width", "5"),
+        )
+        assert wider.status == 2
+        assert "norm" in wider.err
+        assert "Traceback" not in wider.err
     record = json.loads(Path("run/config.json").read_text())
     assert record["code"].startswith("small.py ")
     forget()
@@ -236,6 +255,16 @@ def test_bfloat16_needs_an_argument_dtype() -> None:
         ),
         ("mine.small:Forgetful", {}, r"missing: dense, norm; not among its layers: other"),
         ("mine.small:Caching", {}, r"has the variables cache; jaxcls trains params and"),
+        (
+            "mine.small:Smal",
+            {},
+            r"class 'Smal'; did you mean 'Small'\?; it has Small",
+        ),
+        ("mine/small.py:Small", {}, r"model\.name: write mine/small:Small, without \.py"),
+        ("mine.broken:Small", {}, r"mine\.broken fails when imported: SyntaxError"),
+        ("mine.leaves:Small", {}, r"mine\.leaves fails when imported: SystemExit: bye"),
+        ("mine.needs:Small", {}, r"mine\.needs imports nothing_here, which is not installed"),
+        ("mine.small:Noisy", {}, r"fails with train=True: .*noise.*by the name 'dropout'"),
         ("mine.small:Small", {"width": -1}, r"fails on images \[2, 16, 16, 3\]"),
     ],
 )

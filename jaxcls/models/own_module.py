@@ -20,6 +20,7 @@ import functools
 import hashlib
 import importlib
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -46,18 +47,16 @@ FLOAT32 = jnp.dtype("float32")
 OF_FLAX = ("parent", "name")  # arguments of every Linen module
 COLLECTIONS = {"params", "batch_stats"}
 
-Options = tuple[tuple[str, Any], ...]
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OwnSpec(NetworkSpec):
     """The spec of a user's own module.
 
     Attributes:
-      options: the keyword arguments of the factory.
+      options: the keyword arguments of the factory as JSON, which tells 1 from True.
     """
 
-    options: Options = ()
+    options: str = "{}"
 
     @property
     def num_features(self) -> int:
@@ -154,12 +153,12 @@ def is_own(name: str) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def own_spec(name: str, options: Options) -> OwnSpec:
+def own_spec(name: str, options: str) -> OwnSpec:
     """Returns the spec of a user's module.
 
     Args:
       name: "package.module:factory".
-      options: the keyword arguments of the factory.
+      options: the keyword arguments of the factory as JSON.
 
     Raises:
       ConfigError: the factory cannot be imported or called, or what it returns is no network; the
@@ -196,9 +195,9 @@ def source_code(name: str) -> str | None:
     return f"{Path(file).name} {hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]}"
 
 
-def _make_module(name: str, options: Options, num_classes: int, dtype: jnp.dtype) -> nn.Module:
+def _make_module(name: str, options: str, num_classes: int, dtype: jnp.dtype) -> nn.Module:
     factory = _import(name)
-    arguments = {"num_classes": num_classes, **dict(options)}
+    arguments = {"num_classes": num_classes, **json.loads(options)}
     taken = _parameters(factory)
     if "dtype" in taken:
         arguments["dtype"] = dtype

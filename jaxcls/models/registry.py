@@ -1,6 +1,7 @@
 """Makes models by name or from a config, and the templates of their variables."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +47,7 @@ def model_spec(name: str, options: Mapping[str, Any] | None = None) -> NetworkSp
       ConfigError: the user's module cannot be used (`own_module.own_spec`).
     """
     if is_own(name):
-        return own_spec(name, tuple(sorted((options or {}).items())))
+        return own_spec(name, json.dumps(options or {}, sort_keys=True))
     if name in SPECS:
         return SPECS[name]
     raise UserError(

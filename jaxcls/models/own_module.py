@@ -19,6 +19,7 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import importlib.machinery
 import inspect
 import json
 import sys
@@ -87,11 +88,13 @@ class OwnNetwork:
     spec: OwnSpec
     num_classes: int
     compute_dtype: jnp.dtype
-    module: nn.Module
+    module: nn.Module = dataclasses.field(compare=False)  # the others identify it
 
     def layers(self) -> Sequence[Sequence[str]]:
         """The attribute `layers` of the module, or nothing."""
         named = getattr(self.module, "layers", ())
+        if not isinstance(named, list | tuple):  # a number of layers, perhaps
+            return []
         layers = [(layer,) if isinstance(layer, str) else tuple(layer) for layer in named]
         if layers and not any(CLASSIFIER in layer for layer in layers):
             layers.append((CLASSIFIER,))
@@ -197,8 +200,18 @@ def source_code(name: str) -> str | None:
 
 def _make_module(name: str, options: str, num_classes: int, dtype: jnp.dtype) -> nn.Module:
     factory = _import(name)
-    arguments = {"num_classes": num_classes, **json.loads(options)}
+    arguments = json.loads(options)
     taken = _parameters(factory)
+    if "num_classes" not in taken:
+        raise ConfigError(
+            f"model.name: {name} must take the argument num_classes; it takes "
+            f"{', '.join(taken) or 'none'}"
+        )
+    if given := {"num_classes", "dtype"} & arguments.keys():
+        raise ConfigError(
+            f"model.options: {', '.join(sorted(given))} is not an option; leave it out"
+        )
+    arguments["num_classes"] = num_classes
     if "dtype" in taken:
         arguments["dtype"] = dtype
     elif dtype != FLOAT32:
@@ -229,7 +242,7 @@ def _import(name: str) -> Callable[..., Any]:
     if where.endswith(".py"):
         raise ConfigError(f"model.name: write {where.removesuffix('.py')}:{attribute}, without .py")
     try:
-        with _current_folder():
+        with _trusted_folders(where):
             found = importlib.import_module(where)
     except ModuleNotFoundError as error:
         if error.name is None or f"{where}.".startswith(f"{error.name}."):
@@ -252,7 +265,7 @@ def _import(name: str) -> Callable[..., Any]:
 
 
 def _remedy(where: str) -> str:
-    if _is_run_or_export(Path.cwd()):
+    if _inside_run_or_export(Path.cwd()):
         return "it is not imported from this folder, which is a run or an export; use another one"
     return f"install the package of {where}, or run the command in the folder that has it"
 
@@ -262,20 +275,46 @@ def _is_defined_in(module: Any, value: Any) -> bool:
 
 
 @contextlib.contextmanager
-def _current_folder() -> Iterator[None]:
-    """Inside, modules of the current folder are found after those of the environment.
+def _trusted_folders(where: str) -> Iterator[None]:
+    """Inside, a module of the current folder is found after those of the environment.
 
-    Not if the current folder is a run or an export: those may come from anybody.
+    A run or an export may come from anybody, so nothing is imported from its folder: neither if it
+    is the current folder, nor if the module's name leads there.
+
+    Raises:
+      ConfigError: the name leads into a run or an export.
     """
-    here = Path.cwd()
-    if _is_run_or_export(here):
-        yield
-        return
-    sys.path.append(str(here))
+    here, before = Path.cwd(), list(sys.path)
+    if _inside_run_or_export(here):
+        sys.path[:] = [entry for entry in before if Path(entry or ".").absolute() != here]
+    else:
+        sys.path.append(str(here))
+        top, *rest = where.split(".")
+        spec = importlib.machinery.PathFinder.find_spec(top)
+        for location in (spec and spec.submodule_search_locations) or ():
+            for depth in range(len(rest) + 1):
+                folder = Path(location, *rest[:depth])
+                if folder.is_relative_to(here) and _is_run_or_export(folder):
+                    sys.path[:] = before
+                    raise ConfigError(
+                        f"model.name: {where} is in {folder}, which is a run or an export; nothing "
+                        f"is imported from there"
+                    )
     try:
         yield
     finally:
-        sys.path.remove(str(here))
+        sys.path[:] = before
+
+
+def _is_run_or_export(folder: Path) -> bool:
+    return (folder / "config.json").exists()
+
+
+def _inside_run_or_export(folder: Path) -> bool:
+    """Whether a folder is a run or an export, or the folder of a run's checkpoints."""
+    return _is_run_or_export(folder) or any(
+        _is_run_or_export(parent) and (parent / "checkpoints").is_dir() for parent in folder.parents
+    )
 
 
 def _triple(
@@ -321,10 +360,15 @@ def _check(spec: OwnSpec, module: nn.Module) -> None:
             f"model.name: the last layer of {spec.name} must be named {CLASSIFIER!r} and have a "
             f"kernel; its layers are {', '.join(params) or 'none'}"
         )
+    if shapes["params"][CLASSIFIER]["kernel"].ndim != 2 or (
+        shapes["params"][CLASSIFIER].keys() - {"kernel", "bias"}
+    ):
+        raise ConfigError(
+            f"model.name: the layer {CLASSIFIER!r} of {spec.name} must be a Dense layer: a kernel "
+            f"[features, classes] and perhaps a bias"
+        )
     network = spec.build(num_classes=3)
     images = jax.ShapeDtypeStruct((2, spec.image_size, spec.image_size, 3), jnp.float32)
-    variables = jax.eval_shape(network.init, random_key(0), images)
-    logits = jax.eval_shape(network.apply, variables, images)
     train = functools.partial(
         network.apply,
         train=True,
@@ -333,11 +377,13 @@ def _check(spec: OwnSpec, module: nn.Module) -> None:
         mutable=["batch_stats"],
     )
     try:
+        variables = jax.eval_shape(network.init, random_key(0), images)
+        logits = jax.eval_shape(network.apply, variables, images)
         jax.eval_shape(train, variables, images)
     except Exception as error:  # the user's code
         raise ConfigError(
-            f"model.name: {spec.name} fails with train=True: {_text(error)}; jaxcls gives it "
-            f"random numbers by the name 'dropout' and updates batch_stats"
+            f"model.name: {spec.name} fails with train=True: {_text(error)}; it must return one "
+            f"array of logits, and gets random numbers by the name 'dropout'"
         ) from error
     if getattr(logits, "shape", None) != (2, 3):
         raise ConfigError(
@@ -372,12 +418,15 @@ def _note_features(
 ) -> Any:
     """Keeps what the classifier is called with."""
     if context.module.path == (CLASSIFIER,) and context.method_name == "__call__":
-        seen.append(args[0])
+        seen.append(args[0] if args else next(iter(kwargs.values())))
     return call(*args, **kwargs)
 
 
 def _parameters(function: Callable[..., Any]) -> list[str]:
-    return list(inspect.signature(function).parameters)
+    try:
+        return list(inspect.signature(function).parameters)
+    except ValueError:  # of some builtins
+        return []
 
 
 def _text(error: BaseException) -> str:

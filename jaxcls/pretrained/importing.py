@@ -397,5 +397,5 @@ def _text(shape: tuple[int, ...]) -> str:
 
 
 def _nested(arrays: dict[str, np.ndarray]) -> Variables:
-    variables: Variables = {"params": {}, "batch_stats": {}}
+    variables: Variables = {"params": {}}
     return variables | traverse_util.unflatten_dict(arrays, sep="/")

@@ -42,6 +42,8 @@ def make_initial_values(config: Config, model: Network, source: Source) -> tuple
         bias = prior_logits(source.class_counts(), loss=config.loss.name)
         params["classifier"] = {"bias": bias}
         lines.append("the classifier's bias starts at the classes' shares of the training data")
+    if values:
+        _require_fit(values, model, config)
     return values, "\n".join(lines)
 
 
@@ -68,7 +70,6 @@ def _load(
     assert weights is not None
     if kind_of_weights(weights) == "run":
         restored = restore_run(weights)
-        _require_fit(restored.variables, model, config)
         return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
     file, info = load_weights(weights, model=model.spec.name, ema=config.model.weights_ema)
     values, report = import_variables(
@@ -81,21 +82,27 @@ def _load(
     return values, info.class_names, report
 
 
-def _require_fit(variables: Variables, model: Network, config: Config) -> None:
-    """Checks that a run's variables have the network's shapes, except those of the classifier.
+def _require_fit(values: Variables, model: Network, config: Config) -> None:
+    """Checks that given variables are among the network's and have the same shapes.
 
     Raises:
-      WeightsError: a variable is missing or has another shape.
+      WeightsError: the network has no such variable, it has another shape, or a run lacks one.
     """
     template = variables_template(model, image_size=config.data.image_size)
     wanted: dict[str, Any] = traverse_util.flatten_dict(template, sep="/")
-    given: dict[str, Any] = traverse_util.flatten_dict(dict(variables), sep="/")
-    for path, leaf in wanted.items():
-        if path.split("/")[1] == CLASSIFIER:
-            continue
-        shape = given[path].shape if path in given else None
-        if shape != leaf.shape:
+    given: dict[str, Any] = traverse_util.flatten_dict(dict(values), sep="/")
+    if config.model.weights is not None and kind_of_weights(config.model.weights) == "run":
+        lacking = [path for path in wanted.keys() - given.keys() if f"/{CLASSIFIER}/" not in path]
+        if lacking:
             raise WeightsError(
-                f"weights {config.model.weights!r}: {path} has the shape {shape}, but in the "
-                f"network of the config {leaf.shape}; give the same network and model.options"
+                f"weights {config.model.weights!r}: they lack {min(lacking)} of the network of the "
+                f"config; give the same network and model.options"
+            )
+    for path, value in given.items():
+        shape = wanted[path].shape if path in wanted else None
+        if shape != value.shape:
+            raise WeightsError(
+                f"weights {config.model.weights!r}: {path} has the shape {value.shape}, but the "
+                f"network of the config has {shape or 'no such variable'}; give the same network "
+                f"and model.options"
             )

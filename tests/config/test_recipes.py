@@ -70,6 +70,7 @@ def small(config: Config) -> Config:
         config.model,
         name="tiny",
         weights=None,
+        batch_norm="global" if config.model.batch_norm == "global" else 4,
         dropout=(0.2,) * len(dropout) if isinstance(dropout, tuple) else dropout,
     )
     return dataclasses.replace(config, model=model, data=data, compute_dtype="float32")

@@ -22,6 +22,8 @@ from jaxcls.training.build import build_training
 from jaxcls.training.parameter_rates import rate_factors
 
 MODULE = '''
+import dataclasses
+
 import jax.numpy as jnp
 from flax import linen as nn
 
@@ -87,6 +89,33 @@ class Noisy(Plain):
         return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
 
 
+class Pair(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2))), 1
+
+
+class Spread(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Conv(self.num_classes, (1, 1), name="classifier")(images).mean((1, 2))
+
+
+class Listed(Plain):
+    """With a field that cannot be hashed, and a number called layers."""
+
+    stages: list = dataclasses.field(default_factory=lambda: [2, 2])
+    layers: int = 3
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="classifier")(inputs=images.mean((1, 2)))
+
+
+def anything(**arguments):
+    return Plain(3)
+
+
 def fails(num_classes):
     raise RuntimeError("no such file")
 
@@ -117,6 +146,9 @@ def get_config():
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with a package of the user's."""
     monkeypatch.chdir(tmp_path)
+    Path("export").mkdir()
+    Path("export/config.json").touch()
+    Path("export/evil.py").write_text("raise AssertionError")
     Path("mine").mkdir()
     Path("mine/__init__.py").touch()
     Path("mine/small.py").write_text(MODULE)
@@ -186,6 +218,24 @@ def test_every_command_works_on_it(run: Run, caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["plain", "Listed"])
+def test_a_network_without_batch_norm_is_exported_and_opened_again(run: Run, name: str) -> None:
+    config = CONFIG.replace("Small", name).replace(', options={"width": 3}', "")
+    Path("config.py").write_text(config.replace("layer_decay=0.9, ", ""))
+    trained = run("train", "config.py", "--workdir", "run")
+    assert trained.status == 0, trained.err
+    loss = json.loads(run("evaluate", "run", "--json").out.splitlines()[-1])["loss"]
+    assert run("export", "run", "-o", "exported", "--platforms", "cpu").status == 0
+    weights = "exported/weights.safetensors"
+    again = run("evaluate", weights, "--data.source", "digits", "--json")
+    assert json.loads(again.out.splitlines()[-1])["loss"] == pytest.approx(loss)
+    tuned = run("train", "config.py", "--workdir", "tuned", "--model.weights", weights)
+    assert tuned.status == 0, tuned.err
+    images = np.zeros((2, 16, 16, 3), np.uint8)
+    assert ImageClassifier.from_run("run").predict(images).shape == (2, 10)
+
+
+@pytest.mark.usefixtures("here")
 def test_its_spec_comes_from_its_attributes() -> None:
     spec = model_spec("mine.small:Small")
     assert (spec.image_size, spec.mean, spec.num_features) == (16, (0.5, 0.5, 0.5), 6)
@@ -241,7 +291,7 @@ def test_bfloat16_needs_an_argument_dtype() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("mine.small:Nothing", {}, r"mine\.small has no function or class 'Nothing'; it has "),
+        ("mine.small:Nothing", {}, r"mine\.small has no function or class 'Nothing'"),
         ("mine.small:constant", {}, r"has no function or class 'constant'"),
         ("mine.none:Small", {}, r"mine\.none:Small cannot be imported \(ModuleNotFoundError"),
         ("mine.small:number", {}, r"returned int, not a flax\.linen\.Module"),
@@ -263,6 +313,12 @@ def test_bfloat16_needs_an_argument_dtype() -> None:
         ("mine/small.py:Small", {}, r"model\.name: write mine/small:Small, without \.py"),
         ("mine.broken:Small", {}, r"mine\.broken fails when imported: SyntaxError"),
         ("mine.leaves:Small", {}, r"mine\.leaves fails when imported: SystemExit: bye"),
+        ("export.evil:Small", {}, r"export\.evil is in .*export, which is a run or an export"),
+        ("mine.small:anything", {}, r"must take the argument num_classes; it takes arguments"),
+        ("builtins:dict", {}, r"must take the argument num_classes; it takes none"),
+        ("mine.small:Small", {"dtype": "float64"}, r"model\.options: dtype is not an option"),
+        ("mine.small:Pair", {}, r"it must return one array of logits"),
+        ("mine.small:Spread", {}, r"layer 'classifier' of .* must be a Dense layer"),
         ("mine.needs:Small", {}, r"mine\.needs imports nothing_here, which is not installed"),
         ("mine.small:Noisy", {}, r"fails with train=True: .*noise.*by the name 'dropout'"),
         ("mine.small:Small", {"width": -1}, r"fails on images \[2, 16, 16, 3\]"),

@@ -330,10 +330,6 @@ def _triple(
     return red, green, blue
 
 
-def _is_run_or_export(folder: Path) -> bool:
-    return (folder / "config.json").exists()
-
-
 def _check(spec: OwnSpec, module: nn.Module) -> None:
     """Checks what the rest of jaxcls relies on.
 

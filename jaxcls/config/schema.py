@@ -18,6 +18,7 @@ from jaxcls.config.augment import (
     AnyAugmentation,
     RandomCrop,
     RandomFlip,
+    Share,
     check_augment,
     mix_of,
     staged_strengths,
@@ -57,6 +58,7 @@ __all__ = [
     "check_stages",
     "decode",
     "encode",
+    "is_own_network",
     "load_config",
     "load_sweep",
     "operational_fields",
@@ -66,7 +68,7 @@ SCHEMA_VERSION = 2
 VARIATION_NAME = r"[A-Za-z0-9][A-Za-z0-9._,=+-]{0,99}"  # becomes the name of a folder
 # The pixels of an image can be counted in int32, and a machine can run that many threads.
 MAX_DATA = {"image_size": 2**14, "canvas_size": 2**15, "num_threads": 4096, "num_workers": 4096}
-# The fields of ModelConfig that concern any network; the others are of jaxcls's own ones.
+# The fields of ModelConfig that concern any network; the others are settings of jaxcls's own ones.
 OF_ANY_NETWORK = {
     *("name", "options", "weights", "allow_missing", "allow_unused", "weights_ema"),
     *("head_prior", "mean", "std"),
@@ -75,7 +77,6 @@ OPERATIONAL = "operational"  # marks a field that may change when a run is resum
 
 Count = Annotated[int, Range(1)]
 Index = Annotated[int, Range(0)]
-Share = Annotated[float, Range(0, 1)]
 DropRate = Annotated[float | tuple[float, ...], Range(0, below=1)]
 NonNegative = Annotated[float, Range(0)]
 
@@ -517,9 +518,14 @@ def _check_rules(config: Config) -> None:
     check_batch(config)
 
 
+def is_own_network(name: str) -> bool:
+    """Whether `model.name` names a factory of the user's: package.module:factory."""
+    return ":" in name
+
+
 def _check_own_network(model: ModelConfig) -> None:
     """Checks that fields of jaxcls's own networks and of a user's own module are not mixed."""
-    if ":" not in model.name:
+    if not is_own_network(model.name):
         if model.options:
             raise ConfigError(
                 f"model.options: {model.name} takes none; they are for a network of your own "

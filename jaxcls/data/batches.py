@@ -22,7 +22,7 @@ from absl import flags
 from jaxcls.data.images import EvaluationImages, Images, TrainingImages
 from jaxcls.data.order import Order, Rows, training_order
 from jaxcls.data.source import Source
-from jaxcls.data.workers import _signals_held_back, _start_worker
+from jaxcls.data.workers import signals_held_back, start_worker
 from jaxcls.system.errors import BrokenImageError, DataError
 
 if TYPE_CHECKING:
@@ -170,14 +170,14 @@ def _run(
             grain.MultiprocessingOptions(
                 num_workers=data.num_workers, per_worker_buffer_size=data.prefetch
             ),
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
         )
         # Started now, because starting it later would unblock the signals that are held back.
         resource_tracker.ensure_running()
     iterator = iter(dataset)
     try:
         for _ in itertools.count() if count is None else range(count):
-            with _signals_held_back() if data.num_workers else contextlib.nullcontext():
+            with signals_held_back() if data.num_workers else contextlib.nullcontext():
                 batch = next(iterator)
             _note_broken(images, batch["index"][batch["broken"]])
             if data.num_workers:

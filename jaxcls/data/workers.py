@@ -14,8 +14,8 @@ GRACE_SECONDS = 60.0  # how long a worker runs after SIGTERM, so that its traini
 
 
 @contextlib.contextmanager
-def _signals_held_back() -> Iterator[None]:
-    """Blocks signals while worker processes start, until `_start_worker` handles them."""
+def signals_held_back() -> Iterator[None]:
+    """Blocks signals while worker processes start, until `start_worker` handles them."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -23,7 +23,7 @@ def _signals_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start_worker(number: int, count: int) -> None:
+def start_worker(number: int, count: int) -> None:
     """Makes a worker process ignore signals, and end when the training process has ended.
 
     A terminal or a scheduler may signal all processes of a group, but the training needs data until

@@ -32,6 +32,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxcls.config import is_own_network
 from jaxcls.config.decoding import ConfigError, nearest
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import (
@@ -150,11 +151,6 @@ class OwnNetwork:
         return logits.astype(dtype), updated
 
 
-def is_own(name: str) -> bool:
-    """Whether `model.name` names a factory of the user's."""
-    return ":" in name
-
-
 @functools.lru_cache(maxsize=16)
 def own_spec(name: str, options: str) -> OwnSpec:
     """Returns the spec of a user's module.
@@ -175,7 +171,7 @@ def own_spec(name: str, options: str) -> OwnSpec:
         mean=_triple(name, module, "mean", IMAGENET_MEAN),
         std=_triple(name, module, "std", IMAGENET_STD),
     )
-    _check(spec, module)
+    _check(spec)
     return spec
 
 
@@ -189,7 +185,7 @@ def source_code(name: str) -> str | None:
     Raises:
       ConfigError: as `own_spec`.
     """
-    if not is_own(name):
+    if not is_own_network(name):
         return None
     _import(name)
     file = getattr(sys.modules[name.partition(":")[0]], "__file__", None)
@@ -330,7 +326,7 @@ def _triple(
     return red, green, blue
 
 
-def _check(spec: OwnSpec, module: nn.Module) -> None:
+def _check(spec: OwnSpec) -> None:
     """Checks what the rest of jaxcls relies on.
 
     Raises:
@@ -338,8 +334,6 @@ def _check(spec: OwnSpec, module: nn.Module) -> None:
     """
     try:
         shapes = _shapes(spec)
-    except ConfigError:
-        raise
     except Exception as error:  # the user's code
         raise ConfigError(
             f"model.name: {spec.name} fails on images [2, {spec.image_size}, {spec.image_size}, 3]"
@@ -351,14 +345,13 @@ def _check(spec: OwnSpec, module: nn.Module) -> None:
             f"params and batch_stats"
         )
     params = shapes.get("params", {})
-    if "kernel" not in params.get(CLASSIFIER, {}):
+    classifier = params.get(CLASSIFIER, {})
+    if "kernel" not in classifier:
         raise ConfigError(
             f"model.name: the last layer of {spec.name} must be named {CLASSIFIER!r} and have a "
             f"kernel; its layers are {', '.join(params) or 'none'}"
         )
-    if shapes["params"][CLASSIFIER]["kernel"].ndim != 2 or (
-        shapes["params"][CLASSIFIER].keys() - {"kernel", "bias"}
-    ):
+    if classifier["kernel"].ndim != 2 or classifier.keys() - {"kernel", "bias"}:
         raise ConfigError(
             f"model.name: the layer {CLASSIFIER!r} of {spec.name} must be a Dense layer: a kernel "
             f"[features, classes] and perhaps a bias"

@@ -8,26 +8,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcls.config import Config
+from jaxcls.config import Config, ModelConfig, is_own_network
 from jaxcls.config.decoding import ConfigError, nearest
+from jaxcls.config.schema import OF_ANY_NETWORK
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import Network, NetworkSpec, PyTree
-from jaxcls.models.own_module import is_own, own_spec
+from jaxcls.models.own_module import own_spec
 from jaxcls.models.specs import SPECS
 from jaxcls.system.errors import UserError
 
-# The fields of `ModelConfig` that change the spec, and those that are settings of the network.
-SPEC_FIELDS = ("batch_norm_epsilon", "padding", "mean", "std")
-SETTINGS = (
-    "dropout",
-    "drop_path",
-    "batch_norm",
-    "batch_norm_momentum",
-    "freeze_batch_norm",
-    "pooling",
-    "head_scale",
-    "remat",
-)
+PREPROCESSING = ("mean", "std")  # the fields of `ModelConfig` that change any network
+SPEC_FIELDS = (*PREPROCESSING, "batch_norm_epsilon", "padding")  # they change the spec
 
 
 def model_names() -> tuple[str, ...]:
@@ -46,7 +37,7 @@ def model_spec(name: str, options: Mapping[str, Any] | None = None) -> NetworkSp
       UserError: there is no such model; the message names the nearest one.
       ConfigError: the user's module cannot be used (`own_module.own_spec`).
     """
-    if is_own(name):
+    if is_own_network(name):
         return own_spec(name, json.dumps(options or {}, sort_keys=True))
     if name in SPECS:
         return SPECS[name]
@@ -58,14 +49,20 @@ def model_spec(name: str, options: Mapping[str, Any] | None = None) -> NetworkSp
 
 
 def create_model(
-    name: str, *, num_classes: int, compute_dtype: str = "float32", **settings: Any
+    name: str,
+    *,
+    num_classes: int,
+    compute_dtype: str = "float32",
+    options: Mapping[str, Any] | None = None,
+    **settings: Any,
 ) -> Network:
     """Makes the model `name` as a Linen module.
 
     Args:
-      name: one of `model_names`.
+      name: as for `model_spec`.
       num_classes: the width of the classifier; 0 for none.
       compute_dtype: the dtype of activations.
+      options: as for `model_spec`.
       settings: attributes of `ImageNetwork`; and `batch_norm_epsilon`, `padding`, `mean` and `std`,
         which replace those of the model's spec if they are not None, so the `spec` of the result
         always has the values in use.
@@ -80,7 +77,7 @@ def create_model(
     """
     given = {field: settings.pop(field, None) for field in SPEC_FIELDS}
     changes = {field: value for field, value in given.items() if value is not None}
-    spec = dataclasses.replace(model_spec(name), **changes)
+    spec = dataclasses.replace(model_spec(name, options), **changes)
     return spec.build(num_classes=num_classes, compute_dtype=jnp.dtype(compute_dtype), **settings)
 
 
@@ -97,19 +94,16 @@ def model_from_config(config: Config, *, num_classes: int) -> Network:
             "set the environment variable JAX_ENABLE_X64=1"
         )
     model = config.model
-    if is_own(model.name):
-        spec = model_spec(model.name, model.options)
-        changes = {name: value for name in ("mean", "std") if (value := getattr(model, name))}
-        return dataclasses.replace(spec, **changes).build(
-            num_classes=num_classes, compute_dtype=jnp.dtype(config.compute_dtype)
-        )
-    settings = {field: getattr(model, field) for field in (*SPEC_FIELDS, *SETTINGS)}
-    settings["pooling"] = settings["pooling"] or "average"
+    taken = set(PREPROCESSING)
+    if not is_own_network(model.name):
+        taken |= {field.name for field in dataclasses.fields(ModelConfig)} - OF_ANY_NETWORK
+    given = {field: getattr(model, field) for field in taken}
     return create_model(
         model.name,
         num_classes=num_classes,
         compute_dtype=config.compute_dtype,
-        **settings,
+        options=model.options,
+        **{field: value for field, value in given.items() if value is not None},
     )
 
 

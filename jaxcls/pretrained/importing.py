@@ -164,7 +164,8 @@ def _candidates(file: WeightsFile, family: Family) -> list[str]:
     scores = {
         name: agreement(spec) for name, spec in specs.items() if isinstance(spec, family.spec_type)
     }
-    return [name for name, score in scores.items() if score == max(scores.values())]
+    best = max(scores.values())
+    return [name for name, score in scores.items() if score == best]
 
 
 def _family(file: WeightsFile) -> Family:

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from jaxcls.config import Config, ConfigError, check_data, check_stages
-from jaxcls.models.own_module import is_own
+from jaxcls.config import Config, ConfigError, check_data, check_stages, is_own_network
 from jaxcls.models.registry import model_spec
 from jaxcls.models.weights_info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.imagenet import other_imagenet_names
@@ -61,7 +60,7 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
                 f'"auto" takes the network of the weights'
             )
         taken = ("mean", "std")
-        if not is_own(info.model):
+        if not is_own_network(info.model):
             taken += ("padding", "pooling", "batch_norm_epsilon")
         filled = {field: getattr(model, field) or getattr(info, field) for field in taken}
         options = {**info.options, **model.options}  # those of the config go first

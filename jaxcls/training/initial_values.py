@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from jaxcls.config import Config
+from jaxcls.config import Config, is_own_network
 from jaxcls.data.source import Source
 from jaxcls.models.interface import CLASSIFIER, Network, Variables
 from jaxcls.models.registry import variables_template
@@ -35,15 +35,17 @@ def make_initial_values(config: Config, model: Network, source: Source) -> tuple
         values, classes, report = _load(config, model)
         lines.append(f"weights {config.model.weights}: {report}")
         if classes is None or not same_classes(classes, source.class_names):
-            values["params"].pop("classifier", None)
+            values["params"].pop(CLASSIFIER, None)
             lines.append(f"a new classifier of {source.num_classes} classes")
-    if config.model.head_prior and "classifier" not in values.get("params", {}):
+    if config.model.head_prior and CLASSIFIER not in values.get("params", {}):
         params = values.setdefault("params", {})
         bias = prior_logits(source.class_counts(), loss=config.loss.name)
-        params["classifier"] = {"bias": bias}
+        params[CLASSIFIER] = {"bias": bias}
         lines.append("the classifier's bias starts at the classes' shares of the training data")
-    if values:
-        _require_fit(values, model, config)
+    weights = config.model.weights
+    from_run = weights is not None and kind_of_weights(weights) == "run"
+    if from_run or is_own_network(config.model.name):  # a file's shapes are checked as it is read
+        _require_fit(values, model, config, complete=from_run)
     return values, "\n".join(lines)
 
 
@@ -82,22 +84,27 @@ def _load(
     return values, info.class_names, report
 
 
-def _require_fit(values: Variables, model: Network, config: Config) -> None:
+def _require_fit(values: Variables, model: Network, config: Config, *, complete: bool) -> None:
     """Checks that given variables are among the network's and have the same shapes.
 
+    Args:
+      values: the variables.
+      model: the network.
+      config: the experiment.
+      complete: whether only the classifier may be missing.
+
     Raises:
-      WeightsError: the network has no such variable, it has another shape, or a run lacks one.
+      WeightsError: the network has no such variable, it has another shape, or one is missing.
     """
     template = variables_template(model, image_size=config.data.image_size)
     wanted: dict[str, Any] = traverse_util.flatten_dict(template, sep="/")
     given: dict[str, Any] = traverse_util.flatten_dict(dict(values), sep="/")
-    if config.model.weights is not None and kind_of_weights(config.model.weights) == "run":
-        lacking = [path for path in wanted.keys() - given.keys() if f"/{CLASSIFIER}/" not in path]
-        if lacking:
-            raise WeightsError(
-                f"weights {config.model.weights!r}: they lack {min(lacking)} of the network of the "
-                f"config; give the same network and model.options"
-            )
+    lacking = [path for path in wanted.keys() - given.keys() if f"/{CLASSIFIER}/" not in path]
+    if complete and lacking:
+        raise WeightsError(
+            f"weights {config.model.weights!r}: they lack {min(lacking)} of the network of the "
+            f"config; give the same network and model.options"
+        )
     for path, value in given.items():
         shape = wanted[path].shape if path in wanted else None
         if shape != value.shape:

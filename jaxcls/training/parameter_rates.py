@@ -16,9 +16,8 @@ from jax import Array, lax
 
 from jaxcls.config import OptimizerConfig
 from jaxcls.config.decoding import ConfigError, nearest
+from jaxcls.models.interface import PyTree
 from jaxcls.training.optimizers import make_optimizer
-
-PyTree = Any
 
 
 def unfreeze_steps(optimizer: OptimizerConfig, params: PyTree, *, num_steps: int) -> PyTree:

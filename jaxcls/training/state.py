@@ -1,7 +1,5 @@
 """Everything that training changes, as one pytree of arrays."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,10 +10,8 @@ from jax.sharding import Mesh
 from jaxcls.config import ParallelConfig
 from jaxcls.distributed.mesh import DATA_AXIS, FSDP_AXIS, replicated, split_leaves
 from jaxcls.distributed.random_keys import random_key
-from jaxcls.models.interface import Network, Variables
+from jaxcls.models.interface import Network, PyTree, Variables
 from jaxcls.models.registry import overlay
-
-PyTree = Any
 
 
 @struct.dataclass(kw_only=True)

@@ -17,7 +17,7 @@ from jaxcls.data.device import BATCH_FIELDS
 from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.distributed.random_keys import random_key
-from jaxcls.models.interface import Network
+from jaxcls.models.interface import Network, PyTree
 from jaxcls.models.normalize import normalize
 from jaxcls.training.accuracy import count_hits
 from jaxcls.training.ema import update_ema
@@ -26,7 +26,6 @@ from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
 from jaxcls.training.schedules import Plan
 from jaxcls.training.state import TrainState
 
-PyTree = Any
 Batch = dict[str, Array]
 Metrics = dict[str, Array]
 

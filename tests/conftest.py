@@ -31,6 +31,7 @@ from jaxcls.config.augment import RandomCrop
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models import registry
 from jaxcls.models.efficientnet import BlockSpec, ModelSpec
+from jaxcls.models.resnet import ResNetSpec
 from jaxcls.training.loop import Outcome, train
 
 # A program that was started with `nohup` or in the background ignores these, and so would all
@@ -53,6 +54,7 @@ TINY = ModelSpec(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
 )
+TINY_RESNET = ResNetSpec(name="tiny_resnet", repeats=(1, 1), bottleneck=True, image_size=32)
 
 
 # They take longest, and `.ci/run` shares the files between two processes in this order.
@@ -92,10 +94,11 @@ def compilation_cache(cache_home: Path) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def tiny_model() -> Iterator[None]:
-    """A network with every kind of block that compiles in seconds, by the name "tiny"."""
+def tiny_models() -> Iterator[None]:
+    """One of each family that compiles in seconds; "tiny" has all blocks of EfficientNet."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(registry.SPECS, TINY.name, TINY)
+        for spec in (TINY, TINY_RESNET):
+            patch.setitem(registry.SPECS, spec.name, spec)
         yield
 
 

@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
         file, info = load_weights(options.weights, model=options.model, ema=options.ema)
         variables, report = import_variables(
             file,
-            model_spec(info.model, info.options),
+            model_spec(info.model, info.options, image_size=info.image_size),
             num_classes=None,
             allow_missing=options.allow_missing,
             allow_unused=options.allow_unused,

@@ -10,6 +10,7 @@ from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.inference.class_matching import class_names_for
 from jaxcls.models.interface import Network, Variables
+from jaxcls.models.own_code import warn_of_changed_code
 from jaxcls.models.registry import model_from_config, overlay
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.pretrained.class_names import num_classes_of, with_class_names
@@ -52,6 +53,7 @@ def open_weights(
     if class_names is not None:
         info = with_class_names(info, class_names, count, name=name)
     model = model_from_config(config, num_classes=count)
+    warn_of_changed_code(info.model, info.code)
     images = jnp.zeros((1, spec.image_size, spec.image_size, 3))
     # Variables that the file does not have keep their random initial values.
     fill = jax.jit(lambda values: overlay(model.init(random_key(0), images), values))

@@ -26,25 +26,31 @@ def model_names() -> tuple[str, ...]:
     return tuple(SPECS)
 
 
-def model_spec(name: str, options: Mapping[str, Any] | None = None) -> NetworkSpec:
+def model_spec(
+    name: str, options: Mapping[str, Any] | None = None, *, image_size: int = 0
+) -> NetworkSpec:
     """Returns the layers and preprocessing of the model `name`.
 
     Args:
       name: one of `model_names`, or "package.module:factory" for a module of the user's.
       options: the keyword arguments of that factory.
+      image_size: the size of the images of that module in pixels, on which the shapes of its
+        variables may depend; 0 for its own.
 
     Raises:
       UserError: there is no such model; the message names the nearest one.
       ConfigError: the user's module cannot be used (`own_module.own_spec`).
     """
     if is_own_network(name):
-        return own_spec(name, json.dumps(options or {}, sort_keys=True))
+        return own_spec(name, json.dumps(options or {}, sort_keys=True), image_size)
     if name in SPECS:
         return SPECS[name]
+    module, dot, factory = name.rpartition(".")
+    own = f"{module}:{factory}" if dot and module else "package.module:factory"
     raise UserError(
         f"model.name: unknown model {name!r}{nearest(name, SPECS)}; known: {', '.join(SPECS)} "
         f"(a model that a config file adds is known only if that file is given as CONFIG; a "
-        f"network of your own is package.module:factory)"
+        f"network of your own is {own})"
     )
 
 
@@ -54,6 +60,7 @@ def create_model(
     num_classes: int,
     compute_dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
+    image_size: int = 0,
     **settings: Any,
 ) -> Network:
     """Makes the model `name` as a Linen module.
@@ -63,6 +70,7 @@ def create_model(
       num_classes: the width of the classifier; 0 for none.
       compute_dtype: the dtype of activations.
       options: as for `model_spec`.
+      image_size: as for `model_spec`.
       settings: attributes of `ImageNetwork`; and `batch_norm_epsilon`, `padding`, `mean` and `std`,
         which replace those of the model's spec if they are not None, so the `spec` of the result
         always has the values in use.
@@ -77,7 +85,7 @@ def create_model(
     """
     given = {field: settings.pop(field, None) for field in SPEC_FIELDS}
     changes = {field: value for field, value in given.items() if value is not None}
-    spec = dataclasses.replace(model_spec(name, options), **changes)
+    spec = dataclasses.replace(model_spec(name, options, image_size=image_size), **changes)
     return spec.build(num_classes=num_classes, compute_dtype=jnp.dtype(compute_dtype), **settings)
 
 
@@ -103,6 +111,7 @@ def model_from_config(config: Config, *, num_classes: int) -> Network:
         num_classes=num_classes,
         compute_dtype=config.compute_dtype,
         options=model.options,
+        image_size=config.data.image_size,
         **{field: value for field, value in given.items() if value is not None},
     )
 

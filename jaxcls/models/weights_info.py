@@ -20,6 +20,7 @@ class WeightsInfo:
     Attributes:
       model: the network's name for `create_model`.
       options: the keyword arguments of the factory, for a module of the user's.
+      code: identifies the code of that module (`own_code.source_code`); None if unknown.
       mean: red, green, blue; subtracted from images in [0, 1].
       std: red, green, blue; the difference is divided by it.
       padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
@@ -44,6 +45,7 @@ class WeightsInfo:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     class_names: tuple[str, ...] | None = None
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
+    code: str | None = None
 
 
 def info_of_spec(spec: NetworkSpec, **changes: Any) -> WeightsInfo:

@@ -31,7 +31,9 @@ def info_for(config: Config, *, recorded: RunInfo | None = None) -> WeightsInfo 
     model = None if config.model.name == "auto" else config.model.name
     if kind_of_weights(weights) == "run":
         return run_weights_info(read_run_info(weights))
-    return weights_info(weights, model=model, ema=config.model.weights_ema)
+    return weights_info(
+        weights, model=model, options=config.model.options, ema=config.model.weights_ema
+    )
 
 
 def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
@@ -52,7 +54,8 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
     model, data = config.model, config.data
     info = info or info_for(config)
     if info is None:
-        info = info_of_spec(model_spec(model.name, model.options), options=model.options)
+        spec = model_spec(model.name, model.options, image_size=data.image_size)
+        info = info_of_spec(spec, options=model.options)
     else:
         if model.name not in ("auto", info.model):
             raise ConfigError(
@@ -93,7 +96,7 @@ def run_weights_info(run: RunInfo) -> WeightsInfo:
     """Returns the info of a run's weights."""
     model, data = run.config.model, run.config.data
     assert data.interpolation != "auto", "a run records a resolved config"
-    spec = model_spec(model.name, model.options)
+    spec = model_spec(model.name, model.options, image_size=data.image_size)
     return WeightsInfo(
         model=model.name,
         mean=model.mean or spec.mean,
@@ -107,4 +110,5 @@ def run_weights_info(run: RunInfo) -> WeightsInfo:
         interpolation=data.interpolation,
         class_names=run.class_names,
         options=model.options,
+        code=run.code,
     )

@@ -1,7 +1,8 @@
 """Finds weights by name: a preset, a file, or a run (whose checkpoint `runs.restore` reads)."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from jaxcls.config.decoding import nearest
 from jaxcls.models.registry import model_spec
@@ -40,24 +41,35 @@ def kind_of_weights(name: str) -> Literal["preset", "file", "run"]:
     return "file"
 
 
-def weights_info(name: str, *, model: str | None = None, ema: bool = True) -> WeightsInfo:
+def weights_info(
+    name: str,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    ema: bool = True,
+) -> WeightsInfo:
     """Returns the network and preprocessing of weights, without downloading anything.
 
     Args and raises as `load_weights`.
     """
     if preset := find_preset(name):
         return _require_model(name, preset.info, model)
-    return load_weights(name, model=model, ema=ema)[1]
+    return load_weights(name, model=model, options=options, ema=ema)[1]
 
 
 def load_weights(
-    name: str, *, model: str | None = None, ema: bool = True
+    name: str,
+    *,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    ema: bool = True,
 ) -> tuple[WeightsFile, WeightsInfo]:
     """Returns the tensors and the info of a file, or of a preset, which is downloaded if needed.
 
     Args:
       name: a preset or a file.
       model: the name of the network (None: the network of the weights).
+      options: the keyword arguments of its factory, for a network of the user's.
       ema: whether to take the moving averages from a file with both (see `read_weights`).
 
     Raises:
@@ -68,7 +80,7 @@ def load_weights(
         info = _require_model(name, preset.info, model)  # before anything is fetched
         return read_weights(fetch_weights(preset)), info
     file = read_weights(name, ema=ema)
-    info, notes = file_info(file, model=model)
+    info, notes = file_info(file, model=model, options=options)
     _require_model(name, info, model)
     return dataclasses.replace(file, notes=file.notes + notes), info
 
@@ -80,7 +92,7 @@ def _require_model(name: str, info: WeightsInfo, model: str | None) -> WeightsIn
 
 
 def file_info(
-    file: WeightsFile, *, model: str | None = None
+    file: WeightsFile, *, model: str | None = None, options: Mapping[str, Any] | None = None
 ) -> tuple[WeightsInfo, tuple[str, ...]]:
     """Returns the info in a file, or what its tensors' names imply, and notes on what is unsure.
 
@@ -89,6 +101,7 @@ def file_info(
     Args:
       file: what `read_weights` returned.
       model: the name of the network (None: the one that the tensors fit, or fit best).
+      options: as for `load_weights`.
 
     Raises:
       WeightsError: the tensors fit several networks.
@@ -102,10 +115,11 @@ def file_info(
                 f"{file.path}: its tensors fit {' and '.join(fitting)}; name the network"
             )
         model = fitting[0] if fitting else nearest_model(file)  # the import reports what is wrong
-    spec, names = model_spec(model), imagenet_class_names()
+    spec, names = model_spec(model, options), imagenet_class_names()
     family, note = find_family(file.tensors), None
     info = family.info(spec, file.tensors)
     if family.name == "torchvision":
         info, note = torchvision_release(info, file.path)
     known = names if count_classes(file, spec) == len(names) else None
-    return dataclasses.replace(info, class_names=known), (note,) if note else ()
+    info = dataclasses.replace(info, class_names=known, options=dict(options or {}))
+    return info, (note,) if note else ()

@@ -69,7 +69,7 @@ class RunInfo:
       data: identifies the training data (`Source.identity`); None if unknown.
       weights: describes the weights that the training started from, without class names; None if
         it started from random values.
-      code: identifies the code of a user's own network (`own_module.source_code`), without which
+      code: identifies the code of a user's own network (`own_code.source_code`), without which
         the run cannot be used; None for jaxcls's networks.
     """
 
@@ -137,6 +137,10 @@ def require_run(run: RunPath) -> RunPath:
     try:
         if not run.is_dir():
             raise _missing(run)
+        if (run / "weights.safetensors").is_file() and not checkpoint_dir(run).is_dir():
+            raise RunError(
+                f"folder {shown(run)!r} is an export, not a run; give its file weights.safetensors"
+            )
         if not checkpoint_dir(run).is_dir():
             how = command("train", "CONFIG", "--workdir", path_word(str(run)))
             what = f"run {shown(run)!r} has no checkpoint"

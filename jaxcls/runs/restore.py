@@ -1,18 +1,15 @@
 """Loads a run's network for evaluation, prediction, export or fine-tuning."""
 
 import dataclasses
-import logging
 from pathlib import Path
 from typing import Literal
 
 from jaxcls.models.interface import Network, Variables
-from jaxcls.models.own_module import source_code
+from jaxcls.models.own_code import warn_of_changed_code
 from jaxcls.models.registry import eval_variables_template, model_from_config
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.directory import RunInfo, checkpoint_dir, require_run
 from jaxcls.system.paths import run_path
-
-logger = logging.getLogger("jaxcls")
 
 type Step = int | Literal["latest", "best"]
 
@@ -47,7 +44,7 @@ def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
     with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
         info = RunInfo.from_json(checkpoints.metadata(step))
         model = model_from_config(info.config, num_classes=len(info.class_names))
-        warn_of_changed_code(info)
+        warn_of_changed_code(info.config.model.name, info.code)
         template = eval_variables_template(
             model,
             image_size=info.config.data.image_size,
@@ -60,19 +57,6 @@ def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
         variables=restored.state.get("ema") or restored.state,
         step=restored.step,
     )
-
-
-def warn_of_changed_code(info: RunInfo) -> None:
-    """Warns if a user's own network has changed since it was trained."""
-    name = info.config.model.name
-    if info.code is not None and (now := source_code(name)) != info.code:
-        logger.warning(
-            "the code of %s has changed since this run was trained (%s then, %s now), so its "
-            "results may differ",
-            name,
-            info.code,
-            now,
-        )
 
 
 def read_run_info(run: str | Path, *, step: Step = "latest") -> RunInfo:

@@ -7,7 +7,7 @@ from jaxcls.config import Config, encode
 from jaxcls.config.decoding import flatten
 from jaxcls.data.source import Source
 from jaxcls.data.sources import open_source
-from jaxcls.models.own_module import source_code
+from jaxcls.models.own_code import source_code
 from jaxcls.pretrained.resolve import info_for, resolve
 from jaxcls.runs.directory import RunInfo, recorded_info
 from jaxcls.system.paths import RunPath

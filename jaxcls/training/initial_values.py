@@ -73,7 +73,12 @@ def _load(
     if kind_of_weights(weights) == "run":
         restored = restore_run(weights)
         return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
-    file, info = load_weights(weights, model=model.spec.name, ema=config.model.weights_ema)
+    file, info = load_weights(
+        weights,
+        model=model.spec.name,
+        options=config.model.options,
+        ema=config.model.weights_ema,
+    )
     values, report = import_variables(
         file,
         model.spec,

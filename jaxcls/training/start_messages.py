@@ -3,19 +3,21 @@
 import re
 from collections.abc import Sequence
 
-from jaxcls.config import Config
+from jaxcls.config import Config, is_own_network
 from jaxcls.data.order import Order, steps_per_epoch, training_order
 from jaxcls.data.source import Source
 from jaxcls.distributed.mesh import bytes_per_device
+from jaxcls.models.interface import PyTree
 from jaxcls.runs.directory import RunInfo
 from jaxcls.training.build import Training
 from jaxcls.training.experiment import Experiment
 from jaxcls.training.intervals import Intervals, intervals_of
 from jaxcls.training.schedules import Plan
+from jaxcls.training.state import TrainState
 
-UNEQUAL_MICRO_BATCHES = (
-    'warning: with model.batch_norm "global", each micro-batch is normalised by itself, so '
-    "optimizer.micro_batches changes the result; a group size makes them equal the whole batch"
+_UNEQUAL_MICRO_BATCHES = (
+    "warning: {network} normalises each micro-batch by itself, so optimizer.micro_batches changes "
+    "the result{remedy}"
 )
 
 
@@ -36,11 +38,11 @@ def start_messages(
       notes: messages so far: how the run was claimed, and which weights were loaded.
       changes: the fields that were changed since the run began (`prepare_run`).
     """
-    num_steps = training.plan.num_steps
+    num_steps, state = training.plan.num_steps, training.abstract_state()
     if start >= num_steps:
         introduction = f"finished already, at step {start}; nothing is left to train"
     else:
-        introduction = _introduction(training, experiment.source, start)
+        introduction = _introduction(training, state, experiment.source, start)
     warnings = [
         epoch_warning(
             experiment.recorded,
@@ -50,11 +52,26 @@ def start_messages(
             plan=training.plan,
         ),
         _changed_code(experiment),
-        UNEQUAL_MICRO_BATCHES if _micro_batches_matter(training.config) else None,
+        micro_batch_warning(training.config, batch_stats=state.batch_stats),
         missed_evaluations(intervals_of(training), training.config) if start < num_steps else None,
     ]
     changed = [f"changed since the run began: {change}" for change in changes]
     return [message for message in (introduction, *notes, *changed, *warnings) if message]
+
+
+def micro_batch_warning(config: Config, *, batch_stats: PyTree) -> str | None:
+    """A warning if micro-batches give another result than the whole batch."""
+    model = config.model
+    if config.optimizer.micro_batches == 1 or not batch_stats:
+        return None
+    if is_own_network(model.name):
+        return _UNEQUAL_MICRO_BATCHES.format(network=model.name, remedy="")
+    if model.batch_norm != "global" or model.freeze_batch_norm:
+        return None
+    return _UNEQUAL_MICRO_BATCHES.format(
+        network='model.batch_norm "global"',
+        remedy="; a group size makes them equal the whole batch",
+    )
 
 
 def missed_evaluations(intervals: Intervals, config: Config) -> str | None:
@@ -130,16 +147,10 @@ def _changed_code(experiment: Experiment) -> str | None:
     )
 
 
-def _micro_batches_matter(config: Config) -> bool:
-    model = config.model
-    global_statistics = model.batch_norm == "global" and not model.freeze_batch_norm
-    return global_statistics and config.optimizer.micro_batches > 1
-
-
-def _introduction(training: Training, source: Source, start: int) -> str:
+def _introduction(training: Training, state: TrainState, source: Source, start: int) -> str:
     config, data, devices = training.config, training.config.data, training.mesh.devices
     sizes = ", ".join(map(str, training.steps))
-    state_megabytes = bytes_per_device(training.abstract_state()) / 1e6
+    state_megabytes = bytes_per_device(state) / 1e6
     return (
         f"{'resuming after step ' + str(start) if start else 'training'}: {config.model.name} on "
         f"{source.name} ({len(source)} images, {source.num_classes} classes), "

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from command_line import Message, Run
+from flax import traverse_util
+from safetensors.numpy import save_file
 
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig, decode, encode
 from jaxcls.config.decoding import ConfigError
@@ -112,6 +115,53 @@ class Listed(Plain):
         return nn.Dense(self.num_classes, name="classifier")(inputs=images.mean((1, 2)))
 
 
+class Flat(Plain):
+    """Whose classifier's shape depends on the size of the images."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        print("called")
+        assert images.shape[1] < 100, "too large"
+        features = images.reshape(images.shape[0], -1)
+        return nn.Dense(self.num_classes, name="classifier")(features)
+
+
+class Late(Plain):
+    """Imports when it is called."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        from mine import extra
+
+        return nn.Dense(self.num_classes, name="classifier")(extra.pool(images))
+
+
+class Drops(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        ones = nn.Dropout(0.5, deterministic=not train)(jnp.ones((len(images), 6)))
+        return nn.Dense(self.num_classes, name="classifier")(ones)
+
+
+class Counting(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        self.variable("batch_stats", "count", jnp.zeros, (), jnp.int32)
+        return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
+
+
+class Twice(Small):
+    layers = (("conv", "norm"), "norm", "dense", "classifier")
+
+
+class Reversed(Small):
+    layers = ("classifier", "dense", ("conv", "norm"))
+
+
+class Sized(Plain):
+    image_size = "16"
+
+
 def anything(**arguments):
     return Plain(3)
 
@@ -146,6 +196,7 @@ def get_config():
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The current folder, with a package of the user's."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     Path("export").mkdir()
     Path("export/config.json").touch()
     Path("export/evil.py").write_text("raise AssertionError")
@@ -154,6 +205,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Path("mine/small.py").write_text(MODULE)
     Path("mine/broken.py").write_text("def (")
     Path("mine/leaves.py").write_text("import sys; sys.exit('bye')")
+    Path("mine/extra.py").write_text("def pool(images): return images.mean((1, 2))")
     Path("mine/needs.py").write_text("import nothing_here")
     yield tmp_path
     forget()
@@ -206,7 +258,9 @@ def test_every_command_works_on_it(run: Run, caplog: pytest.LogCaptureFixture) -
     assert "has changed since the run began" in run("train", "config.py", "--workdir", "run").err
     with caplog.at_level("WARNING", "jaxcls"):
         classifier = ImageClassifier.from_run("run")
-    assert "the code of mine.small:Small has changed since this run was trained" in caplog.text
+    assert (
+        "the code of mine.small:Small has changed since these weights were trained" in caplog.text
+    )
     images = np.zeros((2, 9, 9, 3), np.uint8)
     assert classifier.features(images).shape == (2, 6)
     forget()
@@ -233,6 +287,78 @@ def test_a_network_without_batch_norm_is_exported_and_opened_again(run: Run, nam
     assert tuned.status == 0, tuned.err
     images = np.zeros((2, 16, 16, 3), np.uint8)
     assert ImageClassifier.from_run("run").predict(images).shape == (2, 10)
+
+
+@pytest.mark.usefixtures("here")
+def test_shapes_may_depend_on_the_size_of_the_images(run: Run) -> None:
+    """The size is that of the data; and the prints of a module do not disturb JSON."""
+    Path("config.py").write_text(
+        CONFIG.replace("Small", "Flat")
+        .replace(', options={"width": 3}', "")
+        .replace("layer_decay=0.9, ", "")
+    )
+    trained = run("train", "config.py", "--workdir", "run")
+    assert trained.status == 0, trained.err
+    metrics = json.loads(run("evaluate", "run", "--json").out.splitlines()[-1])
+    other = run("evaluate", "run", "--data.image-size", "18")
+    assert other.status == 2
+    assert "mine.small:Flat fails on images [" in other.err
+    assert "18, 18, 3] with train=False" in other.err
+    Path("mine/small.py").write_text(MODULE.replace("images.shape[0], -1", "len(images), -1"))
+    forget()
+    counted = run("export", "run", "-o", "made")
+    assert "an export takes any number of images, so write images.shape[0]" in counted.err
+    Path("mine/small.py").write_text(MODULE)
+    forget()
+    for command in ("convert", "export"):
+        made = run(command, "run", "-o", "made.safetensors" if command == "convert" else "made")
+        assert made.status == 0, made.err
+    for weights in ("made.safetensors", "made/weights.safetensors"):
+        again = run("evaluate", weights, "--data.source", "digits", "--json")
+        assert again.out.startswith("top1")
+        assert json.loads(again.out.splitlines()[-1])["loss"] == pytest.approx(metrics["loss"])
+
+
+@pytest.mark.usefixtures("here")
+def test_weights_without_metadata_take_the_options_of_the_config(run: Run) -> None:
+    variables = model_from_config(config("Small", options={"width": 3}), num_classes=10)
+    values = variables.init(random_key(0), np.zeros((1, 16, 16, 3)))
+    save_file(
+        {
+            path: np.asarray(leaf)
+            for path, leaf in traverse_util.flatten_dict(values, sep="/").items()
+        },
+        "plain.safetensors",
+    )
+    Path("config.py").write_text(CONFIG)
+    tuned = run("train", "config.py", "--workdir", "run", "--model.weights", "plain.safetensors")
+    assert tuned.status == 0, tuned.err
+    assert "10 variables filled" in tuned.err
+
+
+@pytest.mark.usefixtures("here")
+def test_a_module_may_import_when_it_is_called() -> None:
+    assert model_spec("mine.small:Late").num_features == 3
+
+
+@pytest.mark.usefixtures("here")
+def test_micro_batches_draw_different_random_numbers() -> None:
+    network = model_from_config(config("Drops"), num_classes=3)
+    variables = network.init(random_key(0), np.zeros((2, 16, 16, 3)))
+
+    def features(first: int) -> Any:
+        positions = first + jnp.arange(2)
+        return network.apply(
+            variables,
+            np.zeros((2, 16, 16, 3)),
+            train=True,
+            positions=positions,
+            rngs={"dropout": random_key(0)},
+            features=True,
+        )
+
+    assert (features(0) != features(2)).any()
+    np.testing.assert_array_equal(features(2), features(2))
 
 
 @pytest.mark.usefixtures("here")
@@ -304,6 +430,11 @@ def test_bfloat16_needs_an_argument_dtype() -> None:
             r"for 2 images and 3 classes, .* shape \(2, 4\); expected \(2, 3\)",
         ),
         ("mine.small:Forgetful", {}, r"missing: dense, norm; not among its layers: other"),
+        ("mine.small:Twice", {}, r"must name each of its layers once; named twice: norm"),
+        ("mine.small:Reversed", {}, r"so it ends with 'classifier', not with conv, norm"),
+        ("mine.small:Counting", {}, r"variable batch_stats/count of int32; jaxcls trains and"),
+        ("mine.small:Sized", {}, r"attribute `image_size` of .* must be a number of pixels"),
+        ("mine.small:Flat", {}, r"fails on images \[2, 224, 224, 3\] .*: too large; data.image"),
         ("mine.small:Caching", {}, r"has the variables cache; jaxcls trains params and"),
         (
             "mine.small:Smal",
@@ -320,7 +451,7 @@ def test_bfloat16_needs_an_argument_dtype() -> None:
         ("mine.small:Pair", {}, r"it must return one array of logits"),
         ("mine.small:Spread", {}, r"layer 'classifier' of .* must be a Dense layer"),
         ("mine.needs:Small", {}, r"mine\.needs imports nothing_here, which is not installed"),
-        ("mine.small:Noisy", {}, r"fails with train=True: .*noise.*by the name 'dropout'"),
+        ("mine.small:Noisy", {}, r"with train=True: .*noise.*have the name 'dropout'"),
         ("mine.small:Small", {"width": -1}, r"fails on images \[2, 16, 16, 3\]"),
     ],
 )

@@ -154,6 +154,9 @@ def test_a_run_to_be_read_must_be_there(tmp_path: Path) -> None:
         match="is not a run, so it has no checkpoint; train one there with: jaxcls train CONFIG",
     ):
         require_run(tmp_path)
+    (tmp_path / "weights.safetensors").touch()
+    with pytest.raises(RunError, match=r"is an export, not a run; give its file weights\.safeten"):
+        require_run(tmp_path)
     start_run(tmp_path)
     assert require_run(tmp_path) == tmp_path
 

@@ -75,10 +75,19 @@ def test_a_device_holds_less_of_a_split_state(tiny_config: Config) -> None:
     assert 0 < copied["fsdp"] < 0.1 * held["replicated"]
 
 
-@pytest.mark.parametrize("parallel", CHOICES, ids=NAMES)
-def test_only_parameters_are_gathered(tiny_config: Config, parallel: ParallelConfig) -> None:
+@pytest.mark.parametrize(
+    ("name", "parallel"),
+    [("tiny", choice) for choice in CHOICES] + [("tiny_resnet", CHOICES[-1])],
+    ids=[*NAMES, "fsdp of a ResNet"],
+)
+def test_only_parameters_are_gathered(
+    tiny_config: Config, name: str, parallel: ParallelConfig
+) -> None:
     augment = (RandomFlip(), RandomCropAndResize(), Mix(group_size=2))
-    training = make_training(dataclasses.replace(tiny_config, augment=augment), parallel)
+    model = dataclasses.replace(tiny_config.model, name=name)
+    training = make_training(
+        dataclasses.replace(tiny_config, model=model, augment=augment), parallel
+    )
     text = training.compile_step().program.as_text()
     gathered = shapes_moved(text)
     allowed = {leaf.shape for leaf in jax.tree.leaves(training.abstract_state().params)}

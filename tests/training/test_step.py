@@ -91,7 +91,8 @@ def augmented(config: Config) -> Config:
 
 
 @pytest.fixture(
-    scope="module", params=["tiny", pytest.param("efficientnetv2_b0", marks=pytest.mark.long)]
+    scope="module",
+    params=["tiny", "tiny_resnet", pytest.param("efficientnetv2_b0", marks=pytest.mark.long)],
 )
 def float32_pair(request: pytest.FixtureRequest, tiny_config: Config) -> tuple[Training, Training]:
     config = changed(tiny_config, "model", name=request.param)
@@ -154,13 +155,19 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(
 
 
 @pytest.mark.parametrize(
-    ("devices", "mixing"), [(1, False), pytest.param(2, True, marks=pytest.mark.slow)]
+    ("name", "devices", "mixing"),
+    [
+        ("tiny", 1, False),
+        ("tiny_resnet", 1, False),
+        pytest.param("tiny", 2, True, marks=pytest.mark.slow),
+    ],
 )
 def test_micro_batches_equal_the_whole_batch_with_grouped_batch_norm(
-    tiny_config: Config, devices: int, mixing: bool
+    tiny_config: Config, name: str, devices: int, mixing: bool
 ) -> None:
     """In float64, so that only a fault can tell them apart; draws and pairs are the same, too."""
-    config = changed(augmented(tiny_config) if mixing else tiny_config, "model", batch_norm=4)
+    config = augmented(tiny_config) if mixing else tiny_config
+    config = changed(config, "model", name=name, batch_norm=4)
     config = dataclasses.replace(config, compute_dtype="float64", num_steps=20)
     with jax.enable_x64(True):
         whole = make_training(config, devices=devices)

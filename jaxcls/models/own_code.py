@@ -6,6 +6,7 @@ standard output may be JSON.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib
 import importlib.machinery
@@ -45,6 +46,8 @@ def make_module(name: str, options: str, *, num_classes: int, dtype: jnp.dtype) 
     factory = _import(name)
     arguments = json.loads(options)
     taken = parameters(factory)
+    if isinstance(factory, type) and not issubclass(factory, nn.Module):
+        raise ConfigError(f"model.name: {name} is not a flax.linen.Module, nor a function")
     if "num_classes" not in taken:
         raise ConfigError(
             f"model.name: {name} must take the argument num_classes; it takes "
@@ -69,7 +72,7 @@ def make_module(name: str, options: str, *, num_classes: int, dtype: jnp.dtype) 
             f"model.options: {name} cannot be called with {', '.join(arguments)}: {error}; it "
             f"takes {', '.join(name for name in taken if name not in _OF_FLAX) or 'no arguments'}"
         ) from error
-    with running(f"model.options: {name} failed"):
+    with running(f"model.name: {name} failed"):
         module = factory(**arguments)
     if not isinstance(module, nn.Module):
         raise ConfigError(
@@ -120,6 +123,8 @@ def source_code(name: str) -> str | None:
     if not is_own_network(name):
         return None
     factory = _import(name)
+    while isinstance(factory, functools.partial):
+        factory = factory.func
     module = sys.modules.get(getattr(factory, "__module__", name.partition(":")[0]))
     file = getattr(module, "__file__", None)
     if file is None:
@@ -149,8 +154,11 @@ def warn_of_changed_code(name: str, recorded: str | None) -> None:
 
 def _import(name: str) -> Callable[..., Any]:
     where, _, attribute = name.partition(":")
-    if where.endswith(".py"):
-        raise ConfigError(f"model.name: write {where.removesuffix('.py')}:{attribute}, without .py")
+    if not all(part.isidentifier() for part in where.split(".")) or where.endswith(".py"):
+        dotted = where.removesuffix(".py").replace("/", ".").strip(".") or "package.module"
+        raise ConfigError(
+            f"model.name: {name!r} is no name of a module; write {dotted}:{attribute}"
+        )
     with _trusted_folders(where), running(f"model.name: {where} fails when imported"):
         try:
             found = importlib.import_module(where)
@@ -161,7 +169,7 @@ def _import(name: str) -> Callable[..., Any]:
         own = [key for key, value in vars(found).items() if _is_defined_in(found, value)]
         raise ConfigError(
             f"model.name: {where} has no function or class {attribute!r}{nearest(attribute, own)}; "
-            f"it has {', '.join(own) or 'none'}"
+            f"it has {', '.join(own) or 'none'} ({getattr(found, '__file__', None) or 'built in'})"
         )
     return factory
 
@@ -170,7 +178,8 @@ def _not_found(name: str, error: ModuleNotFoundError) -> ConfigError:
     where = name.partition(":")[0]
     if error.name is not None and not f"{where}.".startswith(f"{error.name}."):
         return ConfigError(
-            f"model.name: {where} imports {error.name}, which is not installed; install it"
+            f"model.name: {where} imports {error.name}, which is not installed and not in this "
+            f"folder; install it, or correct the name"
         )
     remedy = f"install the package of {where}, or run the command in the folder that has it"
     if _inside_run_or_export(Path.cwd()):
@@ -189,11 +198,11 @@ def _trusted_folders(where: str) -> Iterator[None]:
     """Inside, a module of the current folder is found after those of the environment.
 
     The current folder stays on the path, for what the module imports when it is called. A run or an
-    export may come from anybody, so nothing is imported from its folder: neither if it is the
-    current folder, nor if the module's name leads there.
+    export may come from anybody, so nothing is imported from its folder: neither if the current
+    folder is one or is inside of one, nor if the module's name leads there, or to other weights.
 
     Raises:
-      ConfigError: the name leads into a run or an export.
+      ConfigError: the name leads to a run, an export or weights.
     """
     here, before = Path.cwd(), list(sys.path)
     if _inside_run_or_export(here):
@@ -210,20 +219,22 @@ def _trusted_folders(where: str) -> Iterator[None]:
     for location in (spec and spec.submodule_search_locations) or ():
         for depth in range(len(rest) + 1):
             folder = Path(location, *rest[:depth])
-            if folder.is_relative_to(here) and _is_run_or_export(folder):
+            if folder.is_relative_to(here) and _has_weights(folder):
                 raise ConfigError(
-                    f"model.name: {where} is in {folder}, which is a run or an export; nothing is "
-                    f"imported from there"
+                    f"model.name: {where} is in {folder}, which is a run or an export or has other "
+                    f"weights; nothing is imported from there"
                 )
     yield
 
 
+def _has_weights(folder: Path) -> bool:
+    return _is_run_or_export(folder) or any(folder.glob("*.safetensors"))
+
+
 def _is_run_or_export(folder: Path) -> bool:
-    return (folder / "config.json").exists()
+    """Whether a folder has what the commands open; its other files may be missing."""
+    return any(folder.glob("checkpoints/[0-9]*")) or (folder / "model.stablehlo").exists()
 
 
 def _inside_run_or_export(folder: Path) -> bool:
-    """Whether a folder is a run or an export, or the folder of a run's checkpoints."""
-    return _is_run_or_export(folder) or any(
-        _is_run_or_export(parent) and (parent / "checkpoints").is_dir() for parent in folder.parents
-    )
+    return any(_is_run_or_export(parent) for parent in (folder, *folder.parents))

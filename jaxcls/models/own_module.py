@@ -11,8 +11,10 @@ activations) if it takes that. It returns a Linen module that
   the modules of its params by layer, first to last, for the layer-wise decay of learning rates.
 """
 
+import contextlib
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -82,9 +84,9 @@ class OwnNetwork:
     def layers(self) -> Sequence[Sequence[str]]:
         """The attribute `layers` of the module, or nothing."""
         named = getattr(self.module, "layers", ())
-        if not isinstance(named, list | tuple):  # a number of layers, perhaps
-            return []
-        layers = [(layer,) if isinstance(layer, str) else tuple(layer) for layer in named]
+        if not isinstance(named, list | tuple) or all(isinstance(of, int) for of in named):
+            return []  # numbers of layers, perhaps
+        layers = [tuple(layer) if isinstance(layer, list | tuple) else (layer,) for layer in named]
         if layers and not any(CLASSIFIER in layer for layer in layers):
             layers.append((CLASSIFIER,))
         return layers
@@ -118,35 +120,31 @@ class OwnNetwork:
         taken = parameters(type(self.module).__call__)
         if rngs and positions is not None:  # so that micro-batches do not repeat each other's draws
             rngs = {name: jax.random.fold_in(key, positions[0]) for name, key in rngs.items()}
-        seen: list[Array] = []
-        kept = {name: value for name, value in variables.items() if value}
-        if CLASSIFIER not in kept["params"]:  # a network without classes
-            shapes = _shapes(self.spec)["params"][CLASSIFIER]
-            zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-            kept["params"] = {**kept["params"], CLASSIFIER: zeros}
-        noting = nn.intercept_methods(functools.partial(_note_features, seen))
-        with self._running(images.shape, train=train), noting:
+        classify = self.num_classes > 0 and not features
+        with self._running(images.shape, train=train), _intercepting(classify=classify):
             result: Any = self.module.apply(
-                kept,
+                {name: value for name, value in variables.items() if value},
                 images.astype(self.compute_dtype),
                 train=train,
                 rngs=rngs,
                 mutable=mutable,
                 **{name: value for name, value in given.items() if name in taken},
             )
-        logits, updated = result if mutable else (result, {})
-        if not isinstance(logits, Array):
+        outputs, updated = result if mutable else (result, {})
+        width = self.num_classes if classify else self.spec.num_features
+        shape = getattr(outputs, "shape", type(outputs).__name__)
+        if shape != (images.shape[0], width):
             raise ConfigError(
-                f"model.name: {self.spec.name} returned {type(logits).__name__}; it must return "
-                f"one array of logits"
+                f"model.name: for {images.shape[0]} images {self.spec.name} returns "
+                f"{'logits' if classify else 'features'} of shape {shape}; expected "
+                f"({images.shape[0]}, {width}); it must return what {CLASSIFIER!r} makes of "
+                f"features [batch, {self.spec.num_features}]"
             )
-        if features or not self.num_classes:
-            logits, mutable = seen[0], False
-        logits = logits.astype(jnp.promote_types(self.compute_dtype, jnp.float32))
-        return (logits, updated) if mutable else logits
+        outputs = outputs.astype(jnp.promote_types(self.compute_dtype, jnp.float32))
+        return (outputs, updated) if mutable else outputs
 
     def _running(self, shape: Sequence[int], *, train: bool) -> AbstractContextManager[None]:
-        hint = "data.image_size sets the size, and random numbers have the name 'dropout'"
+        hint = "data.image_size sets the size; random numbers have the name 'dropout'"
         if not isinstance(shape[0], int):  # as in an export
             hint = "an export takes any number of images, so write images.shape[0], not len(images)"
         sizes = ", ".join(map(str, shape))
@@ -190,10 +188,14 @@ def _triple(
 ) -> tuple[float, float, float]:
     try:
         red, green, blue = map(float, getattr(module, attribute, default))
+        if not all(map(math.isfinite, (red, green, blue))) or (
+            attribute == "std" and not red * green * blue
+        ):
+            raise ValueError
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"model.name: the attribute `{attribute}` of {name} must be three numbers, for red, "
-            f"green and blue"
+            f"green and blue, and those of std not 0"
         ) from error
     return red, green, blue
 
@@ -214,11 +216,11 @@ def _check(spec: OwnSpec) -> None:
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise ConfigError(
                 f"model.name: {spec.name} has the variable {_path(path)} of {leaf.dtype}; jaxcls "
-                f"trains and averages variables of float32"
+                f"trains and averages floating-point numbers"
             )
     params = shapes.get("params", {})
-    classifier = params.get(CLASSIFIER, {})
-    if "kernel" not in classifier:
+    classifier = params.get(CLASSIFIER)
+    if not isinstance(classifier, Mapping) or "kernel" not in classifier:
         raise ConfigError(
             f"model.name: the last layer of {spec.name} must be named {CLASSIFIER!r} and have a "
             f"kernel; its layers are {', '.join(params) or 'none'}"
@@ -237,19 +239,25 @@ def _check(spec: OwnSpec) -> None:
         rngs={"dropout": random_key(0)},
         mutable=["batch_stats"],
     )
+    look = functools.partial(network.apply, features=True)
     variables = jax.eval_shape(network.init, random_key(0), images)
-    logits = jax.eval_shape(network.apply, variables, images)
-    jax.eval_shape(train, variables, images)
-    if logits.shape != (2, 3):
+    for apply in (network.apply, look, train):
+        jax.eval_shape(apply, variables, images)
+    kernel = variables["params"][CLASSIFIER]["kernel"].shape
+    if kernel != (spec.num_features, 3):
         raise ConfigError(
-            f"model.name: for 2 images and 3 classes, {spec.name} returns an array of shape "
-            f"{logits.shape}; expected (2, 3)"
+            f"model.name: for 3 classes, the kernel of the layer {CLASSIFIER!r} of {spec.name} has "
+            f"the shape {kernel}; expected ({spec.num_features}, 3)"
         )
     _check_layers(spec.name, network.layers(), params)
 
 
 def _check_layers(name: str, layers: Sequence[Sequence[str]], params: Mapping[str, Any]) -> None:
     named = [module for layer in layers for module in layer]
+    if not all(isinstance(module, str) for module in named):
+        raise ConfigError(
+            f"model.name: the attribute `layers` of {name} must have names, got {named}"
+        )
     problems = {
         "missing": params.keys() - set(named),
         "not among its layers": set(named) - params.keys(),
@@ -282,14 +290,14 @@ def _shapes(spec: OwnSpec) -> dict[str, Any]:
     return dict(jax.eval_shape(spec.build(num_classes=1).init, random_key(0), images))
 
 
-def _note_features(
-    seen: list[Array],
-    call: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    context: Any,
-) -> Any:
-    """Keeps what the classifier is called with."""
-    if context.module.path == (CLASSIFIER,) and context.method_name == "__call__":
-        seen.append(args[0] if args else next(iter(kwargs.values())))
-    return call(*args, **kwargs)
+def _intercepting(*, classify: bool) -> AbstractContextManager[None]:
+    """Inside, the classifier returns what it is called with, unless it shall classify."""
+
+    def call_or_skip(
+        call: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], context: Any
+    ) -> Any:
+        if context.module.path == (CLASSIFIER,) and context.method_name == "__call__":
+            return args[0] if args else next(iter(kwargs.values()))
+        return call(*args, **kwargs)
+
+    return contextlib.nullcontext() if classify else nn.intercept_methods(call_or_skip)

@@ -6,8 +6,10 @@ import numpy as np
 from flax import traverse_util
 
 from jaxcls.config import Config, is_own_network
+from jaxcls.config.decoding import ConfigError
 from jaxcls.data.source import Source
 from jaxcls.models.interface import CLASSIFIER, Network, Variables
+from jaxcls.models.own_code import warn_of_changed_code
 from jaxcls.models.registry import variables_template
 from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.importing import ImportReport, import_variables
@@ -38,6 +40,11 @@ def make_initial_values(config: Config, model: Network, source: Source) -> tuple
             values["params"].pop(CLASSIFIER, None)
             lines.append(f"a new classifier of {source.num_classes} classes")
     if config.model.head_prior and CLASSIFIER not in values.get("params", {}):
+        template = variables_template(model, image_size=config.data.image_size)["params"]
+        if "bias" not in template[CLASSIFIER]:
+            raise ConfigError(
+                f"model.head_prior: the classifier of {config.model.name} has no bias; leave it out"
+            )
         params = values.setdefault("params", {})
         bias = prior_logits(source.class_counts(), loss=config.loss.name)
         params[CLASSIFIER] = {"bias": bias}
@@ -79,6 +86,7 @@ def _load(
         options=config.model.options,
         ema=config.model.weights_ema,
     )
+    warn_of_changed_code(info.model, info.code)
     values, report = import_variables(
         file,
         model.spec,

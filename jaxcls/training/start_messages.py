@@ -51,7 +51,7 @@ def start_messages(
             step=start,
             plan=training.plan,
         ),
-        _changed_code(experiment),
+        _changed_code(experiment) if start < num_steps else None,
         micro_batch_warning(training.config, batch_stats=state.batch_stats),
         missed_evaluations(intervals_of(training), training.config) if start < num_steps else None,
     ]

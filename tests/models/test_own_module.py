@@ -20,12 +20,14 @@ from jaxcls.distributed.mesh import make_mesh
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.models import own_module
+from jaxcls.models.own_code import source_code
 from jaxcls.models.registry import model_from_config, model_spec
 from jaxcls.training.build import build_training
 from jaxcls.training.parameter_rates import rate_factors
 
 MODULE = '''
 import dataclasses
+import functools
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -158,6 +160,62 @@ class Reversed(Small):
     layers = ("classifier", "dense", ("conv", "norm"))
 
 
+class NotLast(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        x = nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2)))
+        return nn.Dense(4, name="out")(x)
+
+
+class Early(Plain):
+    """With a classifier of pixels, after which their mean is taken."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="classifier")(images).mean((1, 2))
+
+
+class Squeezed(Plain):
+    """Whose result has the right shape for some numbers of images only."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes, name="classifier")(images.mean((1, 2))).T
+
+
+class Mixed(Plain):
+    layers = ("classifier", 3)
+
+
+class Stages(Plain):
+    layers = (2, 2)
+
+
+class Array(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        kernel = self.param("classifier", nn.initializers.zeros, (3, self.num_classes))
+        return images.mean((1, 2)) @ kernel
+
+
+class Black(Plain):
+    std = (1.0, 0.0, 1.0)
+
+
+class Other:
+    def __init__(self, num_classes):
+        pass
+
+
+class Again(Plain):
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.remat(nn.Dense)(self.num_classes, name="classifier")(images.mean((1, 2)))
+
+
+Half = functools.partial(Small, width=2)
+
+
 class Sized(Plain):
     image_size = "16"
 
@@ -198,8 +256,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     Path("export").mkdir()
-    Path("export/config.json").touch()
-    Path("export/evil.py").write_text("raise AssertionError")
+    Path("export/model.stablehlo").touch()
+    Path("weights").mkdir()
+    Path("weights/w.safetensors").touch()
+    Path("theirs/checkpoints/2").mkdir(parents=True)
+    for folder in ("export", "weights", "theirs"):  # without their config.json
+        Path(folder, "evil.py").write_text("raise AssertionError")
     Path("mine").mkdir()
     Path("mine/__init__.py").touch()
     Path("mine/small.py").write_text(MODULE)
@@ -255,7 +317,10 @@ def test_every_command_works_on_it(run: Run, caplog: pytest.LogCaptureFixture) -
     assert record["code"].startswith("small.py ")
     forget()
     Path("mine/small.py").write_text(f"{MODULE}\n# changed\n")
-    assert "has changed since the run began" in run("train", "config.py", "--workdir", "run").err
+    longer = run(*"train config.py --workdir run --num-steps 5 --allow-changes".split())
+    assert "has changed since the run began" in longer.err
+    forget()
+    Path("mine/small.py").write_text(f"{MODULE}\n# changed again\n")
     with caplog.at_level("WARNING", "jaxcls"):
         classifier = ImageClassifier.from_run("run")
     assert (
@@ -342,6 +407,32 @@ def test_a_module_may_import_when_it_is_called() -> None:
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("name", ["Again", "Early", "Stages", "Half"])
+def test_what_else_may_be_a_factory(name: str) -> None:
+    network = model_from_config(config(name), num_classes=4)
+    variables = network.init(random_key(0), np.zeros((1, 16, 16, 3)))
+    images = np.zeros((3, 16, 16, 3))
+    width = network.spec.num_features
+    assert network.apply(variables, images).shape == (3, 4)
+    assert network.apply(variables, images, features=True).shape == (3, width)
+    headless = model_from_config(config(name), num_classes=0)
+    variables = headless.init(random_key(0), np.zeros((1, 16, 16, 3)))
+    assert "classifier" not in variables["params"]
+    assert headless.apply(variables, images).shape == (3, width)
+    assert (source_code(f"mine.small:{name}") or "").startswith("small.py ")
+
+
+@pytest.mark.usefixtures("here")
+def test_a_prior_needs_a_bias(message: Message) -> None:
+    Path("mine/small.py").write_text(
+        MODULE.replace('name="classifier"', 'use_bias=False, name="classifier"')
+    )
+    Path("config.py").write_text(CONFIG)
+    said = message("train", "config.py", "--model.head-prior", "True")
+    assert "model.head_prior: the classifier of mine.small:Small has no bias" in said
+
+
+@pytest.mark.usefixtures("here")
 def test_micro_batches_draw_different_random_numbers() -> None:
     network = model_from_config(config("Drops"), num_classes=3)
     variables = network.init(random_key(0), np.zeros((2, 16, 16, 3)))
@@ -421,13 +512,13 @@ def test_bfloat16_needs_an_argument_dtype() -> None:
         ("mine.small:constant", {}, r"has no function or class 'constant'"),
         ("mine.none:Small", {}, r"mine\.none:Small cannot be imported \(ModuleNotFoundError"),
         ("mine.small:number", {}, r"returned int, not a flax\.linen\.Module"),
-        ("mine.small:fails", {}, r"model\.options: .*fails failed: RuntimeError: no such file"),
+        ("mine.small:fails", {}, r"model\.name: .*fails failed: RuntimeError: no such file"),
         ("mine.small:Small", {"depth": 3}, r"model\.options: .*depth.*it takes num_classes, width"),
         ("mine.small:Headless", {}, r"last layer of .* must be named 'classifier'"),
         (
             "mine.small:Wide",
             {},
-            r"for 2 images and 3 classes, .* shape \(2, 4\); expected \(2, 3\)",
+            r"for 2 images .* logits of shape \(2, 4\); expected \(2, 3\)",
         ),
         ("mine.small:Forgetful", {}, r"missing: dense, norm; not among its layers: other"),
         ("mine.small:Twice", {}, r"must name each of its layers once; named twice: norm"),
@@ -441,16 +532,30 @@ def test_bfloat16_needs_an_argument_dtype() -> None:
             {},
             r"class 'Smal'; did you mean 'Small'\?; it has Small",
         ),
-        ("mine/small.py:Small", {}, r"model\.name: write mine/small:Small, without \.py"),
+        ("mine/small.py:Small", {}, r"is no name of a module; write mine\.small:Small"),
+        ("./small:Small", {}, r"is no name of a module; write small:Small"),
+        (":Small", {}, r"is no name of a module; write package\.module:Small"),
+        ("mine.small:NotLast", {}, r"for 2 images .* logits of shape \(2, 4\); expected \(2, 3\)"),
+        ("mine.small:Squeezed", {}, r"logits of shape \(3, 2\); expected \(2, 3\)"),
+        ("mine.small:Mixed", {}, r"`layers` of .* must have names, got \['classifier', 3\]"),
+        ("mine.small:Array", {}, r"must be named 'classifier' and have a kernel"),
+        ("mine.small:Black", {}, r"`std` of .* those of std not 0"),
+        ("mine.small:Other", {}, r"mine\.small:Other is not a flax\.linen\.Module"),
+        ("weights.evil:Small", {}, r"weights\.evil is in .*weights, which .* has other weights"),
+        ("theirs.evil:Small", {}, r"theirs\.evil is in .*theirs, which is a run or an export"),
         ("mine.broken:Small", {}, r"mine\.broken fails when imported: SyntaxError"),
         ("mine.leaves:Small", {}, r"mine\.leaves fails when imported: SystemExit: bye"),
         ("export.evil:Small", {}, r"export\.evil is in .*export, which is a run or an export"),
         ("mine.small:anything", {}, r"must take the argument num_classes; it takes arguments"),
-        ("builtins:dict", {}, r"must take the argument num_classes; it takes none"),
+        ("builtins:dict", {}, r"builtins:dict is not a flax\.linen\.Module"),
         ("mine.small:Small", {"dtype": "float64"}, r"model\.options: dtype is not an option"),
-        ("mine.small:Pair", {}, r"it must return one array of logits"),
+        ("mine.small:Pair", {}, r"returns logits of shape tuple; expected \(2, 3\)"),
         ("mine.small:Spread", {}, r"layer 'classifier' of .* must be a Dense layer"),
-        ("mine.needs:Small", {}, r"mine\.needs imports nothing_here, which is not installed"),
+        (
+            "mine.needs:Small",
+            {},
+            r"mine\.needs imports nothing_here, which is not installed and not in this",
+        ),
         ("mine.small:Noisy", {}, r"with train=True: .*noise.*have the name 'dropout'"),
         ("mine.small:Small", {"width": -1}, r"fails on images \[2, 16, 16, 3\]"),
     ],
@@ -482,8 +587,14 @@ def test_options_are_for_modules_of_the_user() -> None:
         decode(mixed)
 
 
-def test_a_run_or_an_export_is_no_place_to_import_from(here: Path) -> None:
-    Path("config.json").write_text("{}")
+@pytest.mark.parametrize("what", ["checkpoints/2", "model.stablehlo", "../model.stablehlo"])
+def test_a_run_or_an_export_is_no_place_to_import_from(here: Path, what: str) -> None:
+    Path("config.json").write_text("{}")  # which others use, too
+    assert model_spec("mine.small:Small").name == "mine.small:Small"
+    forget()
+    monkeypatched = [entry for entry in sys.path if entry != str(here)]
+    sys.path[:] = monkeypatched
+    Path(what).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"mine\.small:Small cannot be imported"):
         model_spec("mine.small:Small")
     assert str(here) not in sys.path

@@ -16,8 +16,8 @@ from jaxcls.training.schedules import Plan
 from jaxcls.training.state import TrainState
 
 _UNEQUAL_MICRO_BATCHES = (
-    "warning: {network} normalises each micro-batch by itself, so optimizer.micro_batches changes "
-    "the result{remedy}"
+    "warning: with {network}, each micro-batch is normalised by itself, so optimizer.micro_batches "
+    "changes the result{remedy}"
 )
 
 

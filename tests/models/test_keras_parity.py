@@ -23,7 +23,7 @@ CASES = [
     ("efficientnet_b0", 65),
     pytest.param("efficientnet_b3", 64, marks=pytest.mark.long),
     *(
-        pytest.param(f"efficientnetv2_{variant}", size, marks=pytest.mark.slow)
+        pytest.param(f"efficientnetv2_{variant}", size, marks=pytest.mark.long)
         for variant, size in [("b1", None), ("b2", None), ("b3", None)]
     ),
     *(pytest.param(f"efficientnetv2_{v}", 64, marks=pytest.mark.long) for v in "ml"),

@@ -317,7 +317,7 @@ def test_every_command_works_on_it(run: Run, caplog: pytest.LogCaptureFixture) -
     assert record["code"].startswith("small.py ")
     forget()
     Path("mine/small.py").write_text(f"{MODULE}\n# changed\n")
-    longer = run(*"train config.py --workdir run --num-steps 5 --allow-changes".split())
+    longer = run(*("train", "config.py", "--workdir", "run", "--num-steps", "5", "--allow-changes"))
     assert "has changed since the run began" in longer.err
     forget()
     Path("mine/small.py").write_text(f"{MODULE}\n# changed again\n")

@@ -136,7 +136,7 @@ def test_one_augmented_step_on_eight_devices_equals_two(tiny_config: Config) -> 
     assert distance(actual.opt_state, expected.opt_state) < 1e-3
 
 
-@pytest.mark.parametrize("batch_norm", ["global", 4])
+@pytest.mark.parametrize("batch_norm", ["global", pytest.param(4, marks=pytest.mark.long)])
 def test_twenty_float64_steps_on_eight_devices_equal_one_device(
     tiny_config: Config, batch_norm: Any
 ) -> None:
@@ -159,7 +159,7 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(
     [
         ("tiny", 1, False),
         ("tiny_resnet", 1, False),
-        pytest.param("tiny", 2, True, marks=pytest.mark.slow),
+        pytest.param("tiny", 2, True, marks=pytest.mark.long),
     ],
 )
 def test_micro_batches_equal_the_whole_batch_with_grouped_batch_norm(

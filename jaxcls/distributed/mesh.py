@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.config import ParallelConfig
 from jaxcls.config.decoding import ConfigError
@@ -111,12 +111,19 @@ def warn_of_idle_accelerator() -> None:
             )
 
 
+def has_gpus(mesh: Mesh | AbstractMesh) -> bool:
+    """Whether the devices are NVIDIA GPUs, also those of a topology that is only compiled for."""
+    abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
+    device = abstract.abstract_device
+    return device is not None and device.platform in ("gpu", "cuda")
+
+
 def split_by_example(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, batch_spec(mesh))
 
 
-def batch_spec(mesh: Mesh) -> PartitionSpec:
+def batch_spec(mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """The partition of a first axis over all devices, in the mesh's order."""
     return PartitionSpec(mesh.axis_names if len(mesh.axis_names) > 1 else DATA_AXIS)
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from jaxcls.models.channel_sums import for_each_example, group_sums
 from jaxcls.models.layers import (
     Activation,
     GateParams,
@@ -22,25 +23,6 @@ from jaxcls.models.layers import (
 from jaxcls.system.errors import UserError
 
 BatchNormGroups = int | Literal["global"]
-
-
-def _grouped(x: Array, group_size: int) -> Array:
-    """Reshapes [batch, ...] to [groups, group_size, ...] of consecutive examples."""
-    return x.reshape(x.shape[0] // group_size, group_size, *x.shape[1:])
-
-
-def _group_mean(x: Array, group_size: int) -> Array:
-    """Returns the mean over each group's examples and pixels, [groups, 1, 1, 1, channels].
-
-    Each example is averaged first, because the CPU compiler splits that over threads.
-    """
-    per_example = jnp.mean(x, axis=(1, 2))
-    return jnp.mean(_grouped(per_example, group_size), axis=1)[:, None, None, None, :]
-
-
-def _normed(x: Array, mean: Array, inverse: Array, group_size: int) -> Array:
-    """Returns (x - mean) * inverse for each group, [groups, group_size, ...]."""
-    return (_grouped(x.astype(mean.dtype), group_size) - mean) * inverse
 
 
 def _normalize(
@@ -66,31 +48,71 @@ def _normalize(
 
 
 def _normalize_forward(x, scale, bias, group_size, epsilon, activation):
-    wide = x.astype(statistics_dtype(x.dtype))
-    mean = _group_mean(wide, group_size)
-    variance = jnp.maximum(_group_mean(wide * wide, group_size) - mean * mean, 0)
+    batch, groups = len(x), len(x) // group_size
+    count = group_size * x.shape[1] * x.shape[2]
+    sums = group_sums(lambda x: (x, x * x), (x,), (), groups=groups)
+    mean, mean_square = (of / count for of in sums)
+    variance = jnp.maximum(mean_square - mean * mean, 0)
     inverse = lax.rsqrt(variance + epsilon)
     factor = inverse * scale
-    shifted = _grouped(wide, group_size) * factor + (bias - mean * factor)
-    y = activation(shifted).astype(x.dtype).reshape(x.shape)
-    return (y, mean[:, 0, 0, 0], variance[:, 0, 0, 0]), (x, scale, bias, mean, inverse)
+    shift = bias - mean * factor
+    shifted = x.astype(mean.dtype) * for_each_example(factor, batch) + for_each_example(
+        shift, batch
+    )
+    y = activation(shifted).astype(x.dtype)
+    return (y, mean, variance), (x, scale, bias, mean, inverse)
 
 
 def _normalize_backward(group_size, epsilon, activation, residuals, cotangents):
     del epsilon
     x, scale, bias, mean, inverse = residuals
-    grad = cotangents[0].astype(mean.dtype)
-    normed = _normed(x, mean, inverse, group_size)
-    (grad,) = jax.vjp(activation, normed * scale + bias)[1](_grouped(grad, group_size))
-    # Rounded like a layer's gradient; otherwise a TPU writes it in float32, 5.6 MB more in a block.
-    grad = grad.astype(x.dtype).astype(mean.dtype)
-    grad_mean = _group_mean(grad.reshape(x.shape), group_size)
-    dot_mean = _group_mean((grad * normed).reshape(x.shape), group_size)
-    grad_x = (grad - grad_mean - normed * dot_mean) * (inverse * scale)
+    batch, groups = len(x), len(x) // group_size
+    vectors = mean, inverse, scale[None], bias[None]
+
+    def terms(x: Array, grad: Array, *vectors: Array) -> tuple[Array, Array]:
+        grad, normed = _before_activation(x, grad, *vectors, activation=activation, dtype=dtype)
+        return grad, grad * normed
+
+    dtype, wide = x.dtype, mean.dtype
+    grad_bias, grad_scale = group_sums(terms, (x, cotangents[0]), vectors, groups=groups)
     count = group_size * x.shape[1] * x.shape[2]
-    grad_scale = jnp.sum(dot_mean, axis=(0, 1, 2, 3)) * count
-    grad_bias = jnp.sum(grad_mean, axis=(0, 1, 2, 3)) * count
-    return grad_x.astype(x.dtype).reshape(x.shape), grad_scale, grad_bias
+    grad, normed = _before_activation(
+        x.astype(wide),
+        cotangents[0].astype(wide),
+        *(for_each_example(vector, batch) for vector in vectors),
+        activation=activation,
+        dtype=dtype,
+    )
+    grad_mean, dot_mean = (for_each_example(of / count, batch) for of in (grad_bias, grad_scale))
+    factor = for_each_example(inverse * scale, batch)
+    grad_x = (grad - grad_mean - normed * dot_mean) * factor
+    return grad_x.astype(dtype), jnp.sum(grad_scale, axis=0), jnp.sum(grad_bias, axis=0)
+
+
+def _before_activation(
+    x: Array,
+    grad: Array,
+    mean: Array,
+    inverse: Array,
+    scale: Array,
+    bias: Array,
+    *,
+    activation: Activation,
+    dtype: jnp.dtype,
+) -> tuple[Array, Array]:
+    """Returns the gradient for the activation's input, and the normalised x.
+
+    Args:
+      x: elements of the input.
+      grad: the gradients for the activation's results.
+      mean, inverse, scale, bias: of the elements' channels.
+      activation: the activation.
+      dtype: the dtype of the network, to which the gradient is rounded like that of a layer.
+        Otherwise a TPU writes it in float32, 5.6 MB more in a block.
+    """
+    normed = (x - mean) * inverse
+    (grad,) = jax.vjp(activation, normed * scale + bias)[1](grad)
+    return grad.astype(dtype).astype(x.dtype), normed
 
 
 normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5))
@@ -122,7 +144,15 @@ def _normalize_and_gate(
 
 def _normalize_and_gate_forward(x, scale, bias, gate_params, group_size, epsilon, activation):
     (y, mean, variance), kept = _normalize_forward(x, scale, bias, group_size, epsilon, activation)
-    means = channel_means(y)
+    inverse, dtype = kept[-1], x.dtype
+    factor = inverse * scale
+    vectors = factor, bias - mean * factor
+
+    def term(x: Array, factor: Array, shift: Array) -> tuple[Array]:
+        return (activation(x * factor + shift).astype(dtype).astype(x.dtype),)
+
+    (sums,) = group_sums(term, (x,), vectors, groups=len(x))
+    means = (sums / (x.shape[1] * x.shape[2])).astype(dtype)[:, None, None]
     gated = y * gate(means, gate_params, activation)
     return (gated, mean, variance), (kept, means, gate_params)
 
@@ -130,28 +160,42 @@ def _normalize_and_gate_forward(x, scale, bias, gate_params, group_size, epsilon
 def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cotangents):
     del epsilon
     (x, scale, bias, mean, inverse), means, gate_params = residuals
+    batch, groups, wide = len(x), len(x) // group_size, mean.dtype
     gates, gate_vjp = jax.vjp(
         lambda means, params: gate(means, params, activation), means, gate_params
     )
-    grad = cotangents[0].astype(mean.dtype)
-    normed = _normed(x, mean, inverse, group_size).reshape(x.shape)
-    y, activation_vjp = jax.vjp(activation, normed * scale + bias)
-    (slope,) = activation_vjp(jnp.ones_like(y))
+    vectors = mean, inverse, scale[None], bias[None]
 
-    def sum_over_pixels(values: Array) -> Array:
-        return jnp.sum(values, axis=(1, 2), keepdims=True)
+    def activated(x: Array, *vectors: Array) -> tuple[Array, Array, Array]:
+        """Returns y, its derivative, and the normalised x."""
+        mean, inverse, scale, bias = vectors
+        normed = (x - mean) * inverse
+        y, activation_vjp = jax.vjp(activation, normed * scale + bias)
+        return y, activation_vjp(jnp.ones_like(y))[0], normed
 
-    grad_means, grad_gate_params = gate_vjp(sum_over_pixels(grad * y).astype(x.dtype))
+    def terms(x: Array, grad: Array, *vectors: Array) -> tuple[Array, ...]:
+        y, slope, normed = activated(x, *vectors)
+        return grad * y, grad * slope, slope, grad * slope * normed, slope * normed
+
+    sums = group_sums(terms, (x, cotangents[0]), vectors, groups=batch)
+    grad_gates, grads, slopes, grad_dots, dots = (of[:, None, None] for of in sums)
+    grad_means, grad_gate_params = gate_vjp(grad_gates.astype(x.dtype))
     # The cotangent of y is grad * gates + shift; gates and shift are constant over the pixels.
-    gates, pixels = gates.astype(mean.dtype), x.shape[1] * x.shape[2]
-    shift = grad_means.astype(mean.dtype) / pixels
-    sums = gates * sum_over_pixels(grad * slope) + shift * sum_over_pixels(slope)
-    dots = gates * sum_over_pixels(grad * slope * normed) + shift * sum_over_pixels(slope * normed)
-    grad_mean, dot_mean = (_group_mean(of, group_size) / pixels for of in (sums, dots))
-    centred = slope * (grad * gates + shift)
-    grad_x = _grouped(centred, group_size) - grad_mean - _grouped(normed, group_size) * dot_mean
-    grad_x = (grad_x * (inverse * scale)).astype(x.dtype).reshape(x.shape)
-    return grad_x, jnp.sum(dots, axis=(0, 1, 2)), jnp.sum(sums, axis=(0, 1, 2)), grad_gate_params
+    gates, pixels = gates.astype(wide), x.shape[1] * x.shape[2]
+    shift = grad_means.astype(wide) / pixels
+
+    def of_groups(values: Array) -> Array:
+        return jnp.sum(values.reshape(groups, group_size, -1), axis=1)
+
+    grad_bias = of_groups(gates * grads + shift * slopes)
+    grad_scale = of_groups(gates * grad_dots + shift * dots)
+    count = group_size * pixels
+    grad_mean, dot_mean = (for_each_example(of / count, batch) for of in (grad_bias, grad_scale))
+    rows = (for_each_example(vector, batch) for vector in vectors)
+    _, slope, normed = activated(x.astype(wide), *rows)
+    grad_x = slope * (cotangents[0].astype(wide) * gates + shift) - grad_mean - normed * dot_mean
+    grad_x = (grad_x * for_each_example(inverse * scale, batch)).astype(x.dtype)
+    return grad_x, jnp.sum(grad_scale, axis=0), jnp.sum(grad_bias, axis=0), grad_gate_params
 
 
 normalize_and_gate = jax.custom_vjp(_normalize_and_gate, nondiff_argnums=(4, 5, 6))

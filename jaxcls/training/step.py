@@ -14,7 +14,7 @@ from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.config.progressive import progress
 from jaxcls.data.device import BATCH_FIELDS
-from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
+from jaxcls.distributed.mesh import batch_spec, has_gpus, replicated, split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import Network, PyTree
@@ -22,6 +22,7 @@ from jaxcls.models.normalize import normalize
 from jaxcls.training.accuracy import count_hits
 from jaxcls.training.ema import update_ema
 from jaxcls.training.losses import LOSSES, one_hot_labels, smooth_labels
+from jaxcls.training.norms import tree_norm
 from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
 from jaxcls.training.schedules import Plan
 from jaxcls.training.state import TrainState
@@ -68,6 +69,8 @@ def make_train_step(
     )
     losses = LOSSES[config.loss.name]
     everywhere = replicated(mesh)
+    together = has_gpus(mesh) and config.parallel.state == "replicated"
+    norm = functools.partial(tree_norm, together=together)
 
     def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array):
         augment_key, dropout_key = keys
@@ -109,12 +112,14 @@ def make_train_step(
             keys=keys,
             done=progress(state.step, plan.stage_ends),
         )
-        if config.optimizer.micro_batches == 1:
-            grads, (batch_stats, sums) = compute(batch)
-        else:
-            grads, (batch_stats, sums) = accumulate(
-                compute, split_rows(batch, config.optimizer.micro_batches, mesh)
-            )
+        # The network's operations have a form for each kind of device.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            if config.optimizer.micro_batches == 1:
+                grads, (batch_stats, sums) = compute(batch)
+            else:
+                grads, (batch_stats, sums) = accumulate(
+                    compute, split_rows(batch, config.optimizer.micro_batches, mesh)
+                )
         grads, sums = jax.tree.map(lambda total: total / batch_size, (grads, sums))
         grads = jax.lax.with_sharding_constraint(grads, update_shardings)
         grads = zero_frozen(grads, unfreeze_at, state.step)
@@ -127,12 +132,12 @@ def make_train_step(
                 ema = update_ema(ema, latest, step=state.step, decay=config.optimizer.ema_decay)
         # The loss is of the old parameters. The norms tell whether the new state is finite, too.
         new = {"params": params, "batch_stats": batch_stats, "ema": ema}
-        norms = {f"{name}_norm": optax.tree.norm(tree) for name, tree in new.items() if tree}
+        norms = {f"{name}_norm": norm(tree) for name, tree in new.items() if tree}
         metrics = {
             "loss": sums["loss"],
             "top1": sums["top1"],
             "top5": sums["top5"],
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm(grads),
             "learning_rate": jnp.asarray(plan.learning_rate(state.step)),
             **norms,
         }

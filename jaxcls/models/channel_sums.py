@@ -1,0 +1,193 @@
+"""Sums over pixels of what is computed from each pixel: most of the work of batch normalisation.
+
+Where several sums share what they add, XLA on NVIDIA GPUs writes it to memory first, in float32,
+and needs two or more kernels for each sum. There, a kernel of Triton reads the images once and
+keeps everything else in registers. Elsewhere XLA does as well by itself.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from jaxcls.distributed.mesh import batch_spec, has_gpus
+
+type Terms = Callable[..., Sequence[Array]]
+
+_TILE = 4096  # elements of an image that a program has in registers at once
+_COLUMNS = 128  # channels of a tile: rows of 256 bytes in bfloat16
+_MAX_SIZE = 2**31  # elements of an image, because the kernel's offsets are int32
+_PROGRAMS = 1024  # programs of a kernel: about eight for each multiprocessor of a large card
+
+
+def group_sums(
+    terms: Terms, images: Sequence[Array], vectors: Sequence[Array], *, groups: int
+) -> tuple[Array, ...]:
+    """Sums terms over the pixels of groups of consecutive examples.
+
+    Args:
+      terms: maps elements of the images and vectors, as float32 (float64 for float64), to the terms
+        of each sum. It works on arrays that broadcast with each other.
+      images: each [batch, height, width, channels].
+      vectors: each [n, channels]; a row belongs to batch / n consecutive examples.
+      groups: the number of groups; divides the batch.
+
+    Returns:
+      The sums of each term, [groups, channels].
+    """
+    mesh, batch = jax.sharding.get_abstract_mesh(), images[0].shape[0]  # none outside of a step
+    fits = not mesh.empty and batch % mesh.size == 0 and images[0].size < _MAX_SIZE
+    if fits and has_gpus(mesh):
+        return sum_by_kernel(terms, images, vectors, groups=groups, mesh=mesh)
+    return sum_by_compiler(terms, images, vectors, groups=groups)
+
+
+def sum_by_compiler(
+    terms: Terms, images: Sequence[Array], vectors: Sequence[Array], *, groups: int
+) -> tuple[Array, ...]:
+    """Computes `group_sums` with operations of XLA.
+
+    Each example is summed first, because the CPU's compiler splits that over threads.
+    """
+    (batch, *_, channels), dtype = images[0].shape, _dtype(images[0])
+    rows = [for_each_example(vector, batch) for vector in vectors]
+    computed = terms(*(image.astype(dtype) for image in images), *rows)
+    sums = [jnp.sum(term, axis=(1, 2)) for term in computed]
+    return tuple(jnp.sum(of.reshape(groups, -1, channels), axis=1) for of in sums)
+
+
+def sum_by_kernel(
+    terms: Terms,
+    images: Sequence[Array],
+    vectors: Sequence[Array],
+    *,
+    groups: int,
+    mesh: AbstractMesh,
+    interpret: bool = False,
+) -> tuple[Array, ...]:
+    """Computes `group_sums` with a kernel of Triton on each device of a mesh.
+
+    The examples are split over all devices. Each program sums a unit of consecutive examples of the
+    same group, or a piece of one example, for some of the channels.
+
+    Args:
+      mesh: the devices; the batch is divisible by their number.
+      interpret: whether to compute step by step on a CPU, for tests; the others are as for
+        `group_sums`.
+    """
+    (batch, *_, channels) = images[0].shape
+    columns = min(_COLUMNS, _power_of_two(channels))
+    examples, wanted = batch // mesh.size, pl.cdiv(_PROGRAMS, pl.cdiv(channels, columns))
+    vectors = [_divisible(vector, mesh.size) for vector in vectors]
+    alike = math.gcd(examples, batch // groups, *(batch // len(v) for v in vectors if len(v) > 1))
+    unit = max(n for n in range(1, alike + 1) if alike % n == 0 and n <= max(1, examples // wanted))
+    units = examples // unit  # of a device
+    pieces = max(1, wanted // examples) if unit == 1 else 1
+    num_terms = len(
+        jax.eval_shape(terms, *(jnp.zeros((), _dtype(of)) for of in [*images, *vectors]))
+    )
+
+    def on_device(*operands: Array) -> Array:
+        arrays = [of.reshape(units, -1, channels) for of in operands[: len(images)]]
+        kernel = functools.partial(
+            _kernel, terms=terms, num_images=len(images), columns=columns, pieces=pieces
+        )
+        return pl.pallas_call(
+            kernel,
+            grid=(units, pieces, pl.cdiv(channels, columns)),
+            out_shape=jax.ShapeDtypeStruct((units, pieces, num_terms, channels), _dtype(images[0])),
+            compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+            interpret=interpret,
+            name="channel_sums",
+        )(*arrays, *operands[len(images) :])
+
+    split, whole = batch_spec(mesh), PartitionSpec()
+    sums = jax.shard_map(
+        on_device,
+        mesh=mesh,
+        in_specs=(*(split for _ in images), *(split if len(v) > 1 else whole for v in vectors)),
+        out_specs=split,
+        check_vma=False,
+    )(*images, *vectors)
+    sums = sums.reshape(groups, -1, num_terms, channels)
+    sums = sums[:, 0] if sums.shape[1] == 1 else jnp.sum(sums, axis=1)
+    return tuple(sums[:, number] for number in range(num_terms))
+
+
+def _kernel(*refs: Any, terms: Terms, num_images: int, columns: int, pieces: int) -> None:
+    """Sums a piece of a unit of examples for some channels.
+
+    Args:
+      refs: the images, each [units, rows, channels]; the vectors, each [n, channels]; and the sums
+        [units, pieces, terms, channels].
+      terms: as for `group_sums`.
+      num_images: the number of images.
+      columns: the channels of a tile.
+      pieces: the number of pieces that a unit is cut into.
+    """
+    images, vectors, sums = refs[:num_images], refs[num_images:-1], refs[-1]
+    units, rows, channels = images[0].shape
+    unit, piece, block = (pl.program_id(axis) for axis in range(3))
+    height, start, dtype = _TILE // columns, block * columns, sums.dtype
+    inside = start + jnp.arange(columns) < channels
+    of_unit = [
+        triton.load(
+            of.at[unit * of.shape[0] // units, pl.ds(start, columns)], mask=inside, other=0
+        ).astype(dtype)[None]
+        for of in vectors
+    ]
+    first = piece * pl.cdiv(rows, pieces)
+    last = jnp.minimum(first + pl.cdiv(rows, pieces), rows)
+
+    def add(step: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
+        row = first + step * height
+        mask = (row + jnp.arange(height) < last)[:, None] & inside[None]
+        tiles = [
+            triton.load(
+                of.at[unit, pl.ds(row, height), pl.ds(start, columns)], mask=mask, other=0
+            ).astype(dtype)
+            for of in images
+        ]
+        added = terms(*tiles, *of_unit)
+        return tuple(
+            total + jnp.where(mask, term, 0) for total, term in zip(totals, added, strict=True)
+        )
+
+    steps = pl.cdiv(pl.cdiv(rows, pieces), height)
+    zeros = (jnp.zeros((height, columns), dtype),) * sums.shape[2]
+    for number, total in enumerate(jax.lax.fori_loop(0, steps, add, zeros)):
+        where = sums.at[unit, piece, pl.ds(number, 1), pl.ds(start, columns)]
+        triton.store(where, jnp.sum(total, axis=0, keepdims=True), mask=inside[None])
+
+
+def for_each_example(vector: Array, batch: int) -> Array:
+    """Repeats the rows of a vector [n, channels] for consecutive examples.
+
+    Returns:
+      [batch, 1, 1, channels], or [1, 1, 1, channels] if there is one row.
+    """
+    rows = vector if len(vector) == 1 else jnp.repeat(vector, batch // len(vector), axis=0)
+    return rows[:, None, None]
+
+
+def _divisible(vector: Array, devices: int) -> Array:
+    """Repeats the rows of a vector, so that each device has as many; but one row is for all."""
+    if len(vector) == 1:
+        return vector
+    return jnp.repeat(vector, math.lcm(len(vector), devices) // len(vector), axis=0)
+
+
+def _dtype(array: Array) -> jnp.dtype:
+    return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def _power_of_two(number: int) -> int:
+    """The smallest power of two that is at least `number`."""
+    return 1 << (number - 1).bit_length()

@@ -18,8 +18,9 @@ class Compile:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: str | None = None
-    """TPUs to compile for, such as v5e:4x4, which this machine need not have (None: this machine's
-    devices). Needs the extra tpu-compiler."""
+    """TPUs or GPUs to compile for, such as v5e:4x4, h200:8 or h200:2x8 (two hosts), which this
+    machine need not have (None: this machine's devices). Needs the extra tpu-compiler or
+    gpu-compiler."""
     batch_per_chip: int | None = None
     """Set data.batch_size to this many images per device."""
     num_classes: int | None = None
@@ -40,15 +41,13 @@ def run(arguments: list[str]) -> int:
     ):
         if value is not None and not 1 <= value <= MAX_INT:
             raise UserError(f"{name}: must be at least 1 and at most {MAX_INT}, got {value}")
-    from jaxcls.measure.topologies import chip_of, devices_of, prepare_environment
+    from jaxcls.measure.topologies import find_topology
 
-    devices = chip = None
-    if options.topology is not None:
-        chip = chip_of(options.topology)
-        prepare_environment()
+    topology = find_topology(options.topology) if options.topology is not None else None
+    if topology:
+        topology.prepare_compiler()
     require_devices()
-    if options.topology is not None:
-        devices = devices_of(options.topology)
+    devices = topology.devices() if topology else None
     import jax
 
     from jaxcls.measure.rehearsal import describe_rehearsal, rehearse
@@ -60,7 +59,7 @@ def run(arguments: list[str]) -> int:
     report = rehearse(
         validate_and_resolve(config),
         devices=devices,
-        chip=chip,
+        chip=topology.chip if topology else None,
         num_classes=options.num_classes,
         search=options.search,
     )

@@ -12,18 +12,16 @@ import jax
 from jaxcls.config import Config
 from jaxcls.config.augment import mix_of
 from jaxcls.data.sources import open_source
-from jaxcls.distributed.mesh import bytes_per_device, make_mesh, replicated_bytes
+from jaxcls.distributed.mesh import bytes_per_device, has_gpus, make_mesh, replicated_bytes
 from jaxcls.measure.benchmark import IMAGENET_CLASSES, IMAGENET_EXAMPLES, cost_per_image
-from jaxcls.measure.topologies import Chip
+from jaxcls.measure.chips import Chip
+from jaxcls.measure.gpu_program import WIDTHS, cost_of
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.training.build import Training, build_training
 
 MAX_SEARCH_COMPILES = 6
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-WIDTHS = {"pred": 1, "bf16": 2, "f16": 2} | {
-    f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
-}
 
 type Rehearsal = dict[str, Any]
 
@@ -52,7 +50,7 @@ def rehearse(
         is set and the size of the devices' memory is unknown.
     """
     mesh = make_mesh(devices, parallel=config.parallel)
-    limit = chip.hbm_bytes if chip else _local_limit(mesh.devices.flat[0])
+    limit = chip.memory_bytes if chip else _local_limit(mesh.devices.flat[0])
     if search and limit is None:
         raise UserError("--search: the memory size of these devices is unknown")
     classes, examples = _sizes_of_data(config, num_classes)
@@ -79,9 +77,11 @@ def rehearse(
     report["remedies"] = [] if report["fits"] else _remedies(config)
     traffic, flops = report["bytes_per_image"], report["flops_per_image"]
     if chip and traffic is not None:
-        seconds = max(traffic / chip.bandwidth, flops / chip.bfloat16_rate)
-        report["estimated_images_per_second"] = mesh.size / seconds
-        report["estimated_step_seconds"] = seconds * report["batch_per_device"]
+        work = max(traffic / chip.bandwidth, flops / chip.bfloat16_rate)
+        starts = (report["kernels"] or 0) * chip.kernel_seconds
+        seconds = work * report["batch_per_device"] + starts
+        report["estimated_images_per_second"] = config.data.batch_size / seconds
+        report["estimated_step_seconds"] = seconds
     report["largest_batch_per_device"] = None
     if search and limit is not None:
         group = config.model.batch_norm
@@ -150,6 +150,8 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
             "code_bytes_per_device": None,
             "bytes_per_image": None,
             "flops_per_image": None,
+            "kernels": None,
+            "unknown_loops": None,
             "collectives": {},
             "collective_bytes": {},
             "compile_seconds": time.perf_counter() - start,
@@ -159,18 +161,36 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
     outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporary, code = memory.temp_size_in_bytes, memory.generated_code_size_in_bytes
     total = memory.argument_size_in_bytes + outputs + temporary + code
-    flops, traffic = cost_per_image(training, program)
     counts, sizes = collectives(text)
     return {
         "fits": limit is None or total <= limit,
         "memory_bytes_per_device": total,
         "activation_bytes_per_device": temporary,
         "code_bytes_per_device": code,
-        "bytes_per_image": traffic,
-        "flops_per_image": flops,
+        **_costs(training, program),
         "collectives": counts,
         "collective_bytes": sizes,
         "compile_seconds": seconds,
+    }
+
+
+def _costs(training: Training, program: Any) -> Rehearsal:
+    """What an image costs: by the compiler's count, or on a GPU, which has none, by its text."""
+    if not has_gpus(training.mesh):
+        flops, traffic = cost_per_image(training, program)
+        return {
+            "bytes_per_image": traffic,
+            "flops_per_image": flops,
+            "kernels": None,
+            "unknown_loops": None,
+        }
+    cost = cost_of(program.as_text())
+    images = training.config.data.batch_size // training.mesh.size
+    return {
+        "bytes_per_image": cost.moved / images,
+        "flops_per_image": cost.flops / images,
+        "kernels": cost.kernels,
+        "unknown_loops": cost.unknown_loops,
     }
 
 
@@ -254,14 +274,21 @@ def describe_rehearsal(report: Rehearsal) -> str:
             f"an image         {report['flops_per_image'] / 1e9:.3f} GFLOP and "
             f"{report['bytes_per_image'] / 1e6:.1f} MB"
         )
+    if report["kernels"] is not None:
+        loops = report["unknown_loops"]
+        lines.append(
+            f"kernels          {report['kernels']:,} a step"
+            + (f" (the bodies of {loops} loops of unknown length: counted once)" if loops else "")
+        )
     for kind, count in report["collectives"].items():
         size = report["collective_bytes"][kind] / 1e6
         lines.append(f"collectives      {count} {kind}, {size:,.2f} MB (in a loop: counted once)")
     if "estimated_step_seconds" in report:
+        figures = "bandwidth, rate and kernel starts" if report["kernels"] else "bandwidth and rate"
         lines.append(
             f"estimate         {report['estimated_step_seconds'] * 1e3:.1f} ms a step, "
-            f"{report['estimated_images_per_second']:,.0f} img/s, from the published bandwidth and "
-            f"rate alone; a real step is slower"
+            f"{report['estimated_images_per_second']:,.0f} img/s, from the published {figures} "
+            f"alone; a real step is slower"
         )
     if report["largest_batch_per_device"] is not None:
         lines.append(f"largest batch    {report['largest_batch_per_device']} images a device")

@@ -1,77 +1,92 @@
-"""TPU topologies to compile for; this machine does not need to have them. Imports no JAX."""
+"""Topologies of TPUs and GPUs to compile for."""
 
 import dataclasses
-import importlib.util
-import os
-from typing import Any
+import re
+from typing import Any, Literal
 
+from jaxcls.config.decoding import nearest
+from jaxcls.measure.chips import Chip
+from jaxcls.measure.gpus import GPUS, OLDEST, TOO_OLD, Gpu, prepare_gpu_compiler, target_config
+from jaxcls.measure.tpus import TPUS, prepare_tpu_compiler
 from jaxcls.system.errors import UserError
 
-GIB = 1 << 30
+MAX_GPUS = 4096
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Chip:
-    """A TPU chip, with its published numbers.
+class Topology:
+    """Devices that this machine need not have.
 
     Attributes:
-      hbm_bytes: the size of its memory.
-      bandwidth: the bandwidth of its memory, in bytes per second.
-      bfloat16_rate: its speed in bfloat16, in FLOP per second.
-      shapes: the available topologies.
+      platform: whose compiler it is.
+      chip: their kind.
+      shape: their arrangement, as the compiler of the platform names it.
     """
 
-    hbm_bytes: int
-    bandwidth: float
-    bfloat16_rate: float
-    shapes: tuple[str, ...]
+    platform: Literal["tpu", "cuda"]
+    chip: Chip
+    shape: str
+
+    def prepare_compiler(self) -> None:
+        """Must be called before JAX has devices.
+
+        Raises:
+          UserError: the compiler is not installed, or is not of the version of JAX.
+        """
+        prepare_tpu_compiler() if self.platform == "tpu" else prepare_gpu_compiler()
+        import jax
+
+        # A config file may have imported JAX before, which has read JAX_PLATFORMS then.
+        jax.config.update("jax_platforms", "cpu")
+
+    def devices(self) -> list[Any]:
+        """Returns the devices, to compile for."""
+        from jax.experimental import topologies
+
+        if not isinstance(self.chip, Gpu):
+            return topologies.get_topology_desc(platform="tpu", topology_name=self.shape).devices
+        return topologies.get_topology_desc(
+            platform="cuda",
+            topology_name="",
+            target_config=target_config(self.chip),
+            topology=self.shape,
+        ).devices
 
 
-FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-
-CHIPS = {
-    "v4": Chip(hbm_bytes=32 * GIB, bandwidth=1228e9, bfloat16_rate=275e12, shapes=CUBES),
-    "v5e": Chip(hbm_bytes=16 * GIB, bandwidth=819e9, bfloat16_rate=197e12, shapes=FLAT),
-    "v5p": Chip(hbm_bytes=95 * GIB, bandwidth=2765e9, bfloat16_rate=459e12, shapes=CUBES),
-    "v6e": Chip(hbm_bytes=32 * GIB, bandwidth=1640e9, bfloat16_rate=918e12, shapes=FLAT),
-}
-
-
-def chip_of(topology: str) -> Chip:
-    """Returns the chip of a topology such as "v5e:4x4".
+def find_topology(text: str) -> Topology:
+    """Finds a topology such as "v5e:4x4" (TPUs), "h200:8" (GPUs) or "h200:2x8" (of two hosts).
 
     Raises:
-      UserError: the topology is unknown; the message lists the known ones.
+      UserError: it is unknown; the message lists the known ones.
     """
-    name, _, shape = topology.partition(":")
-    if name not in CHIPS or shape not in CHIPS[name].shapes:
-        known = "\n".join(f"  {name}:{{{','.join(chip.shapes)}}}" for name, chip in CHIPS.items())
-        raise UserError(f"--topology: unknown topology {topology!r}; the known ones are\n{known}")
-    return CHIPS[name]
-
-
-def prepare_environment() -> None:
-    """Prepares the TPU's compiler to run without a TPU; must be called before JAX is imported.
-
-    Raises:
-      UserError: the compiler is not installed.
-    """
-    if importlib.util.find_spec("libtpu") is None:
+    name, _, shape = text.partition(":")
+    if name in TPUS and shape in TPUS[name].shapes:
+        return Topology(platform="tpu", chip=TPUS[name], shape=text)
+    if name in TOO_OLD:
         raise UserError(
-            "--topology: the TPU's compiler is not installed; install the extra tpu-compiler: "
-            "uv run --isolated --extra tpu-compiler jaxcls compile CONFIG --topology …"
+            f"--topology: {name} has compute capability {_version(TOO_OLD[name])}, and XLA's "
+            f"compiler needs {_version(OLDEST)} or newer; choose one of {', '.join(GPUS)}"
         )
-    os.environ.update(
-        JAX_PLATFORMS="cpu",
-        TPU_SKIP_MDS_QUERY="1",
-        TPU_WORKER_HOSTNAMES="localhost",
-        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    sizes = re.fullmatch(r"(?:([1-9]\d*)x)?([1-9]\d*)", shape or "1")
+    if name in GPUS and sizes:
+        hosts, gpus = int(sizes[1] or 1), int(sizes[2])
+        if hosts * gpus > MAX_GPUS:
+            raise UserError(f"--topology: {text!r} has more than {MAX_GPUS} GPUs")
+        return Topology(platform="cuda", chip=GPUS[name], shape=f"1x{hosts}x{gpus}")
+    if name in GPUS:
+        raise UserError(
+            f"--topology: {text!r}: give the number of GPUs, {name}:8, or of hosts and of GPUs on "
+            f"each, {name}:2x8"
+        )
+    known = [f"{tpu}:{{{','.join(chip.shapes)}}}" for tpu, chip in TPUS.items()]
+    known += [f"{gpu}:[HOSTSx]GPUS" for gpu in GPUS]
+    raise UserError(
+        f"--topology: unknown topology {text!r}{nearest(name, [*TPUS, *GPUS])}; the known ones "
+        + "are\n"
+        + "\n".join(f"  {line}" for line in known)
+        + "\n(the figures of other GPUs can be added to GPUS in jaxcls/measure/gpus.py)"
     )
 
 
-def devices_of(topology: str) -> list[Any]:
-    """Returns the devices of a topology, to compile for."""
-    from jax.experimental import topologies
-
-    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+def _version(capability: tuple[int, int]) -> str:
+    return ".".join(map(str, capability))

@@ -14,7 +14,7 @@ from jaxcls.measure.rehearsal import (
     largest_batch,
     rehearse,
 )
-from jaxcls.measure.topologies import CHIPS
+from jaxcls.measure.tpus import TPUS
 
 CONFIG = """
 from jaxcls.config import Config, DataConfig, ModelConfig
@@ -110,8 +110,8 @@ def test_the_compilers_complaint_is_read() -> None:
 def test_published_figures() -> None:
     """GiB of memory, GB a second and bfloat16 TFLOP a second, of cloud.google.com/tpu/docs."""
     figures = {
-        name: (chip.hbm_bytes / 2**30, chip.bandwidth / 1e9, chip.bfloat16_rate / 1e12)
-        for name, chip in CHIPS.items()
+        name: (chip.memory_bytes / 2**30, chip.bandwidth / 1e9, chip.bfloat16_rate / 1e12)
+        for name, chip in TPUS.items()
     }
     assert figures == {
         "v4": (32, 1228, 275),

@@ -1,0 +1,20 @@
+"""What a rehearsal must know of a kind of device."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """A TPU chip or a GPU, with its published numbers.
+
+    Attributes:
+      memory_bytes: the size of its memory.
+      bandwidth: the bandwidth of its memory, in bytes per second.
+      bfloat16_rate: its speed in dense bfloat16 products, in FLOP per second.
+      kernel_seconds: the time to start a kernel; 0 where a step is one program.
+    """
+
+    memory_bytes: int
+    bandwidth: float
+    bfloat16_rate: float
+    kernel_seconds: float = 0

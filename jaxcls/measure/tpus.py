@@ -1,0 +1,51 @@
+"""TPUs to compile for; this machine does not need to have them. Imports no JAX."""
+
+import dataclasses
+import importlib.util
+import os
+
+from jaxcls.measure.chips import Chip
+from jaxcls.system.errors import UserError
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tpu(Chip):
+    """A TPU chip.
+
+    Attributes:
+      shapes: the available topologies.
+    """
+
+    shapes: tuple[str, ...]
+
+
+FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+
+TPUS = {
+    "v4": Tpu(memory_bytes=32 * GIB, bandwidth=1228e9, bfloat16_rate=275e12, shapes=CUBES),
+    "v5e": Tpu(memory_bytes=16 * GIB, bandwidth=819e9, bfloat16_rate=197e12, shapes=FLAT),
+    "v5p": Tpu(memory_bytes=95 * GIB, bandwidth=2765e9, bfloat16_rate=459e12, shapes=CUBES),
+    "v6e": Tpu(memory_bytes=32 * GIB, bandwidth=1640e9, bfloat16_rate=918e12, shapes=FLAT),
+}
+
+
+def prepare_tpu_compiler() -> None:
+    """Lets the TPU's compiler run without a TPU; must be called before JAX has devices.
+
+    Raises:
+      UserError: the compiler is not installed.
+    """
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError(
+            "--topology: the TPU's compiler is not installed; install the extra tpu-compiler: "
+            "uv run --isolated --extra tpu-compiler jaxcls compile CONFIG --topology …"
+        )
+    os.environ.update(
+        JAX_PLATFORMS="cpu",
+        TPU_SKIP_MDS_QUERY="1",
+        TPU_WORKER_HOSTNAMES="localhost",
+        ALLOW_MULTIPLE_LIBTPU_LOAD="1",
+    )

@@ -1,0 +1,27 @@
+"""A small network with all kinds of blocks, which compiles in seconds."""
+
+CONFIG = """
+from jaxcls.config.augment import Mix, RandomCropAndResize, RandomFlip
+from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from jaxcls.models import registry
+from jaxcls.models.efficientnet import ModelSpec, BlockSpec
+
+registry.SPECS["tiny"] = ModelSpec(
+    name="tiny", stem_filters=16, head_filters=64, image_size=32,
+    mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+    blocks=(
+        BlockSpec(fused=True, repeats=1, filters=16, expansion=1, stride=1, se_ratio=0.0),
+        BlockSpec(fused=False, repeats=1, filters=32, expansion=2, stride=2, se_ratio=0.25),
+    ),
+)
+
+def get_config():
+    return Config(
+        model=ModelConfig(name="tiny", batch_norm=8),
+        data=DataConfig(source="tfds:imagenet2012", image_size=32, canvas_size=40),
+        augment=(RandomFlip(), RandomCropAndResize(), Mix()),
+        optimizer=OptimizerConfig(options={"momentum": 0.9}, ema_decay=0.99),
+        compute_dtype="bfloat16",
+        num_epochs=1,
+    )
+"""

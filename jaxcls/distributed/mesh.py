@@ -118,6 +118,15 @@ def has_gpus(mesh: Mesh | AbstractMesh) -> bool:
     return device is not None and device.platform in ("gpu", "cuda")
 
 
+def gpus_of_step(batch: int) -> AbstractMesh | None:
+    """The GPUs of the training step that is being traced, if they share a batch evenly.
+
+    None for other devices, and outside of a step.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh if not mesh.empty and has_gpus(mesh) and batch % mesh.size == 0 else None
+
+
 def split_by_example(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays whose first axis is the batch."""
     return NamedSharding(mesh, batch_spec(mesh))

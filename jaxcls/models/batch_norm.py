@@ -12,11 +12,11 @@ from flax import linen as nn
 from jax import Array, lax
 
 from jaxcls.models.channel_sums import for_each_example, group_sums
+from jaxcls.models.gate import gate, gate_gradients
 from jaxcls.models.layers import (
     Activation,
     GateParams,
     channel_means,
-    gate,
     identity,
     statistics_dtype,
 )
@@ -152,18 +152,15 @@ def _normalize_and_gate_forward(x, scale, bias, gate_params, group_size, epsilon
         return (activation(x * factor + shift).astype(dtype).astype(x.dtype),)
 
     (sums,) = group_sums(term, (x,), vectors, groups=len(x))
-    means = (sums / (x.shape[1] * x.shape[2])).astype(dtype)[:, None, None]
-    gated = y * gate(means, gate_params, activation)
-    return (gated, mean, variance), (kept, means, gate_params)
+    means = (sums / (x.shape[1] * x.shape[2])).astype(dtype)
+    gates = gate(means, gate_params, activation)
+    return (y * gates[:, None, None], mean, variance), (kept, means, gates, gate_params)
 
 
 def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cotangents):
     del epsilon
-    (x, scale, bias, mean, inverse), means, gate_params = residuals
+    (x, scale, bias, mean, inverse), means, gates, gate_params = residuals
     batch, groups, wide = len(x), len(x) // group_size, mean.dtype
-    gates, gate_vjp = jax.vjp(
-        lambda means, params: gate(means, params, activation), means, gate_params
-    )
     vectors = mean, inverse, scale[None], bias[None]
 
     def activated(x: Array, *vectors: Array) -> tuple[Array, Array, Array]:
@@ -178,8 +175,10 @@ def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cot
         return grad * y, grad * slope, slope, grad * slope * normed, slope * normed
 
     sums = group_sums(terms, (x, cotangents[0]), vectors, groups=batch)
-    grad_gates, grads, slopes, grad_dots, dots = (of[:, None, None] for of in sums)
-    grad_means, grad_gate_params = gate_vjp(grad_gates.astype(x.dtype))
+    grad_gates, grads, slopes, grad_dots, dots = sums
+    grad_means, grad_gate_params = gate_gradients(
+        means, gate_params, activation, grad_gates.astype(x.dtype)
+    )
     # The cotangent of y is grad * gates + shift; gates and shift are constant over the pixels.
     gates, pixels = gates.astype(wide), x.shape[1] * x.shape[2]
     shift = grad_means.astype(wide) / pixels
@@ -193,6 +192,7 @@ def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cot
     grad_mean, dot_mean = (for_each_example(of / count, batch) for of in (grad_bias, grad_scale))
     rows = (for_each_example(vector, batch) for vector in vectors)
     _, slope, normed = activated(x.astype(wide), *rows)
+    gates, shift = gates[:, None, None], shift[:, None, None]
     grad_x = slope * (cotangents[0].astype(wide) * gates + shift) - grad_mean - normed * dot_mean
     grad_x = (grad_x * for_each_example(inverse * scale, batch)).astype(x.dtype)
     return grad_x, jnp.sum(grad_scale, axis=0), jnp.sum(grad_bias, axis=0), grad_gate_params
@@ -238,7 +238,8 @@ class BatchNorm(nn.Module):
             y = self.activation(wide).astype(x.dtype)
             if gate_params is None:
                 return y
-            return y * gate(channel_means(y), gate_params, self.activation)
+            means = channel_means(y)[:, 0, 0]
+            return y * gate(means, gate_params, self.activation)[:, None, None]
         group_size = batch_norm_group_size(x.shape[0], self.groups)
         how = group_size, self.epsilon, self.activation
         if gate_params is None:

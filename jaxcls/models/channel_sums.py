@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from jaxcls.distributed.mesh import batch_spec, has_gpus
+from jaxcls.distributed.mesh import batch_spec, gpus_of_step
 
 type Terms = Callable[..., Sequence[Array]]
 
@@ -42,9 +42,8 @@ def group_sums(
     Returns:
       The sums of each term, [groups, channels].
     """
-    mesh, batch = jax.sharding.get_abstract_mesh(), images[0].shape[0]  # none outside of a step
-    fits = not mesh.empty and batch % mesh.size == 0 and images[0].size < _MAX_SIZE
-    if fits and has_gpus(mesh):
+    mesh = gpus_of_step(len(images[0]))
+    if mesh is not None and images[0].size < _MAX_SIZE:
         return sum_by_kernel(terms, images, vectors, groups=groups, mesh=mesh)
     return sum_by_compiler(terms, images, vectors, groups=groups)
 
@@ -83,7 +82,7 @@ def sum_by_kernel(
         `group_sums`.
     """
     (batch, *_, channels) = images[0].shape
-    columns = min(_COLUMNS, _power_of_two(channels))
+    columns = min(_COLUMNS, power_of_two(channels))
     examples, wanted = batch // mesh.size, pl.cdiv(_PROGRAMS, pl.cdiv(channels, columns))
     vectors = [_divisible(vector, mesh.size) for vector in vectors]
     alike = math.gcd(examples, batch // groups, *(batch // len(v) for v in vectors if len(v) > 1))
@@ -188,6 +187,6 @@ def _dtype(array: Array) -> jnp.dtype:
     return jnp.promote_types(array.dtype, jnp.float32)
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The smallest power of two that is at least `number`."""
     return 1 << (number - 1).bit_length()

@@ -84,7 +84,7 @@ class DepthwiseConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """The parameters of squeeze-and-excite, `reduce` and `expand`; `gate` computes with them.
+    """The parameters of squeeze-and-excite, `reduce` and `expand`; `gate.gate` computes with them.
 
     Attributes:
       features: the width of the bottleneck.
@@ -115,20 +115,6 @@ class _Affine(nn.Module):
 def channel_means(x: Array) -> Array:
     """Returns means over each example's pixels, [batch, 1, 1, channels] in the dtype of `x`."""
     return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=statistics_dtype(x.dtype)).astype(x.dtype)
-
-
-def gate(means: Array, params: GateParams, activation: Activation) -> Array:
-    """Computes the gate of squeeze-and-excite for each channel, in (0, 1).
-
-    Args:
-      means: the means of the channels, [batch, 1, 1, channels].
-      params: the output of `SqueezeExcite`.
-      activation: the elementwise function inside the bottleneck.
-    """
-    for name, function in (("reduce", activation), ("expand", lax.logistic)):
-        kernel, bias = params[name]
-        means = function(means @ kernel.astype(means.dtype) + bias.astype(means.dtype))
-    return means
 
 
 def drop_path(x: Array, uniforms: Array, *, rate: Array | float) -> Array:

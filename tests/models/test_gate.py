@@ -1,0 +1,45 @@
+"""The kernels of NVIDIA GPUs, step by step on a CPU, against the plain formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.models.gate import gate, gate_by_kernel, gate_gradients, gradients_by_kernel
+from jaxcls.models.layers import silu
+
+
+@pytest.mark.parametrize(
+    ("devices", "batch", "channels", "width"),
+    [(1, 20, 70, 3), (1, 16, 64, 17), (4, 8, 24, 6)],
+)
+def test_the_kernels_equal_the_compiler(
+    devices: int, batch: int, channels: int, width: int
+) -> None:
+    """Of which none has a batch, channels or a width that fill the kernels' tiles."""
+    mesh, draws = make_mesh(jax.devices()[:devices]), np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(draws.normal(size=shape), jnp.float32)
+
+    means, grad = draw(batch, channels), draw(batch, channels)
+    params = {
+        "reduce": (draw(channels, width) / 8, draw(width)),
+        "expand": (draw(width, channels) / 2, draw(channels)),
+    }
+    options = {"mesh": mesh.abstract_mesh, "interpret": True}
+    with jax.set_mesh(mesh):
+        gates = jax.jit(lambda means, params: gate_by_kernel(means, params, silu, **options))(
+            means, params
+        )
+        gradients = jax.jit(
+            lambda means, params, grad: gradients_by_kernel(means, params, silu, grad, **options)
+        )(means, params, grad)
+    np.testing.assert_allclose(gates, gate(means, params, silu), rtol=1e-5, atol=1e-5)
+    expected = gate_gradients(means, params, silu, grad)
+    jax.tree.map(
+        lambda actual, wanted: np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5),
+        gradients,
+        expected,
+    )

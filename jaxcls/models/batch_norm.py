@@ -16,7 +16,6 @@ from jaxcls.models.gate import gate, gate_gradients
 from jaxcls.models.layers import (
     Activation,
     GateParams,
-    channel_means,
     identity,
     statistics_dtype,
 )
@@ -152,8 +151,8 @@ def _normalize_and_gate_forward(x, scale, bias, gate_params, group_size, epsilon
         return (activation(x * factor + shift).astype(dtype).astype(x.dtype),)
 
     (sums,) = group_sums(term, (x,), vectors, groups=len(x))
-    means = (sums / (x.shape[1] * x.shape[2])).astype(dtype)
-    gates = gate(means, gate_params, activation)
+    means = sums / (x.shape[1] * x.shape[2])
+    gates = gate(means, gate_params, activation, dtype=dtype)
     return (y * gates[:, None, None], mean, variance), (kept, means, gates, gate_params)
 
 
@@ -177,17 +176,14 @@ def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cot
     sums = group_sums(terms, (x, cotangents[0]), vectors, groups=batch)
     grad_gates, grads, slopes, grad_dots, dots = sums
     grad_means, grad_gate_params = gate_gradients(
-        means, gate_params, activation, grad_gates.astype(x.dtype)
+        means, gate_params, activation, grad_gates, dtype=x.dtype
     )
     # The cotangent of y is grad * gates + shift; gates and shift are constant over the pixels.
     gates, pixels = gates.astype(wide), x.shape[1] * x.shape[2]
     shift = grad_means.astype(wide) / pixels
 
-    def of_groups(values: Array) -> Array:
-        return jnp.sum(values.reshape(groups, group_size, -1), axis=1)
-
-    grad_bias = of_groups(gates * grads + shift * slopes)
-    grad_scale = of_groups(gates * grad_dots + shift * dots)
+    both = jnp.stack([gates * grads + shift * slopes, gates * grad_dots + shift * dots])
+    grad_bias, grad_scale = jnp.sum(both.reshape(2, groups, group_size, -1), axis=2)
     count = group_size * pixels
     grad_mean, dot_mean = (for_each_example(of / count, batch) for of in (grad_bias, grad_scale))
     rows = (for_each_example(vector, batch) for vector in vectors)
@@ -238,8 +234,9 @@ class BatchNorm(nn.Module):
             y = self.activation(wide).astype(x.dtype)
             if gate_params is None:
                 return y
-            means = channel_means(y)[:, 0, 0]
-            return y * gate(means, gate_params, self.activation)[:, None, None]
+            means = jnp.mean(y, axis=(1, 2), dtype=dtype)
+            gates = gate(means, gate_params, self.activation, dtype=x.dtype)
+            return y * gates[:, None, None]
         group_size = batch_norm_group_size(x.shape[0], self.groups)
         how = group_size, self.epsilon, self.activation
         if gate_params is None:

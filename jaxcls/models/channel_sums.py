@@ -93,15 +93,21 @@ def sum_by_kernel(
         jax.eval_shape(terms, *(jnp.zeros((), _dtype(of)) for of in [*images, *vectors]))
     )
 
-    def on_device(*operands: Array) -> Array:
+    def on_device(*operands: Array) -> list[Array]:
         arrays = [of.reshape(units, -1, channels) for of in operands[: len(images)]]
         kernel = functools.partial(
-            _kernel, terms=terms, num_images=len(images), columns=columns, pieces=pieces
+            _kernel,
+            terms=terms,
+            num_images=len(images),
+            num_terms=num_terms,
+            columns=columns,
+            pieces=pieces,
         )
+        sums = jax.ShapeDtypeStruct((units, pieces, channels), _dtype(images[0]))
         return pl.pallas_call(
             kernel,
             grid=(units, pieces, pl.cdiv(channels, columns)),
-            out_shape=jax.ShapeDtypeStruct((units, pieces, num_terms, channels), _dtype(images[0])),
+            out_shape=[sums] * num_terms,
             compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
             interpret=interpret,
             name="channel_sums",
@@ -115,26 +121,30 @@ def sum_by_kernel(
         out_specs=split,
         check_vma=False,
     )(*images, *vectors)
-    sums = sums.reshape(groups, -1, num_terms, channels)
-    sums = sums[:, 0] if sums.shape[1] == 1 else jnp.sum(sums, axis=1)
-    return tuple(sums[:, number] for number in range(num_terms))
+    if units * mesh.size == groups and pieces == 1:  # nothing is left to sum
+        return tuple(of.reshape(groups, channels) for of in sums)
+    # As one array, so that one more kernel sums all.
+    return tuple(jnp.sum(jnp.stack(sums).reshape(num_terms, groups, -1, channels), axis=2))
 
 
-def _kernel(*refs: Any, terms: Terms, num_images: int, columns: int, pieces: int) -> None:
+def _kernel(
+    *refs: Any, terms: Terms, num_images: int, num_terms: int, columns: int, pieces: int
+) -> None:
     """Sums a piece of a unit of examples for some channels.
 
     Args:
       refs: the images, each [units, rows, channels]; the vectors, each [n, channels]; and the sums
-        [units, pieces, terms, channels].
+        of each term, each [units, pieces, channels].
       terms: as for `group_sums`.
       num_images: the number of images.
+      num_terms: the number of terms.
       columns: the channels of a tile.
       pieces: the number of pieces that a unit is cut into.
     """
-    images, vectors, sums = refs[:num_images], refs[num_images:-1], refs[-1]
+    images, vectors, sums = refs[:num_images], refs[num_images:-num_terms], refs[-num_terms:]
     units, rows, channels = images[0].shape
     unit, piece, block = (pl.program_id(axis) for axis in range(3))
-    height, start, dtype = _TILE // columns, block * columns, sums.dtype
+    height, start, dtype = _TILE // columns, block * columns, sums[0].dtype
     inside = start + jnp.arange(columns) < channels
     of_unit = [
         triton.load(
@@ -160,10 +170,11 @@ def _kernel(*refs: Any, terms: Terms, num_images: int, columns: int, pieces: int
         )
 
     steps = pl.cdiv(pl.cdiv(rows, pieces), height)
-    zeros = (jnp.zeros((height, columns), dtype),) * sums.shape[2]
-    for number, total in enumerate(jax.lax.fori_loop(0, steps, add, zeros)):
-        where = sums.at[unit, piece, pl.ds(number, 1), pl.ds(start, columns)]
-        triton.store(where, jnp.sum(total, axis=0, keepdims=True), mask=inside[None])
+    zeros = (jnp.zeros((height, columns), dtype),) * num_terms
+    totals = jax.lax.fori_loop(0, steps, add, zeros)
+    for total, of in zip(totals, sums, strict=True):
+        where = of.at[unit, piece, pl.ds(start, columns)]
+        triton.store(where, jnp.sum(total, axis=0), mask=inside)
 
 
 def for_each_example(vector: Array, batch: int) -> Array:

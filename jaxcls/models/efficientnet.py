@@ -87,15 +87,12 @@ class Block(nn.Module):
     norm: MakeNorm
 
     @nn.compact
-    def __call__(
-        self, x: Array, uniforms: Array | None, drop_path: Array | None, train: bool
-    ) -> Array:
+    def __call__(self, x: Array, drop_path: Array | None, train: bool) -> Array:
         """Maps x [batch, height, width, in] to [batch, height/stride, width/stride, filters].
 
         Args:
           x: the features.
-          uniforms: [batch], decides which examples drop the residual branch; None keeps all.
-          drop_path: [], the probability to drop the branch; given together with `uniforms`.
+          drop_path: [batch], multiplies each example's residual branch; None for 1.
           train: whether to use batch statistics.
         """
         row, inputs, features = self.row, x, x.shape[-1]
@@ -124,8 +121,8 @@ class Block(nn.Module):
         x = conv(row.filters, name="project_conv")(x)
         x = self.norm("project_bn", activation if single else layers.identity)(x, train=train)
         if self.stride == 1 and features == row.filters:
-            if uniforms is not None and drop_path is not None:
-                x = layers.drop_path(x, uniforms, rate=drop_path)
+            if drop_path is not None:
+                x = x * drop_path[:, None, None, None]
             x = x + inputs
         return x
 
@@ -153,8 +150,8 @@ class EfficientNet(ImageNetwork):
         spec, activation = self.spec, layers.ACTIVATIONS[self.spec.activation]
         norm = self.make_norm()
         uniforms = self.uniforms(images.shape[0], positions) if train else None
-        highest = self.highest_drop_path(progress)
-        block_type = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
+        factors = self.drop_path_factors(uniforms, progress)
+        block_type = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
 
         x = images.astype(self.compute_dtype)
         x = layers.Conv(
@@ -162,8 +159,7 @@ class EfficientNet(ImageNetwork):
         )(x)
         x = norm("stem_bn", activation)(x, train=train)
         for index, (name, row, stride) in enumerate(block_names(spec)):
-            draws, rate = self.drop_draws(index, uniforms, highest)
-            x = block_type(spec, row, stride, norm, name=name)(x, draws, rate, train)
+            x = block_type(spec, row, stride, norm, name=name)(x, factors[index], train)
         x = layers.Conv(spec.head_filters, name="head_conv")(x)
         x = norm("head_bn", activation)(x, train=train)
         return self.classify(x, uniforms, progress=progress, features=features)

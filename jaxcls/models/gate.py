@@ -22,17 +22,19 @@ _ROWS = 16  # examples of a program, the fewest that a matrix unit takes
 _COLUMNS = 64  # channels that a program has in registers at once
 
 
-def gate(means: Array, params: GateParams, activation: Activation) -> Array:
+def gate(means: Array, params: GateParams, activation: Activation, *, dtype: jnp.dtype) -> Array:
     """Computes the gate of squeeze-and-excite for each channel, in (0, 1).
 
     Args:
-      means: the means of the channels, [batch, channels].
+      means: the means of the channels, float32 [batch, channels] (float64 for float64).
       params: the output of `SqueezeExcite`.
       activation: the elementwise function inside the bottleneck.
+      dtype: the dtype of the network, and of the result.
     """
     mesh = gpus_of_step(len(means))
     if mesh is not None:
-        return gate_by_kernel(means, params, activation, mesh=mesh)
+        return gate_by_kernel(means, params, activation, dtype=dtype, mesh=mesh)
+    means = means.astype(dtype)
     for name, function in (("reduce", activation), ("expand", lax.logistic)):
         kernel, bias = params[name]
         means = function(means @ kernel.astype(means.dtype) + bias.astype(means.dtype))
@@ -40,17 +42,20 @@ def gate(means: Array, params: GateParams, activation: Activation) -> Array:
 
 
 def gate_gradients(
-    means: Array, params: GateParams, activation: Activation, grad: Array
+    means: Array, params: GateParams, activation: Activation, grad: Array, *, dtype: jnp.dtype
 ) -> tuple[Array, GateParams]:
     """Returns the gradients of `gate` for the means and the parameters.
 
     Args:
-      grad: the gradient for the result, [batch, channels]; the others are as for `gate`.
+      grad: the gradient for the result, like `means`; the others are as for `gate`.
     """
     mesh = gpus_of_step(len(means))
     if mesh is not None:
-        return gradients_by_kernel(means, params, activation, grad, mesh=mesh)
-    return jax.vjp(lambda means, params: gate(means, params, activation), means, params)[1](grad)
+        return gradients_by_kernel(means, params, activation, grad, dtype=dtype, mesh=mesh)
+    _, pullback = jax.vjp(
+        lambda means, params: gate(means, params, activation, dtype=dtype), means, params
+    )
+    return pullback(grad.astype(dtype))
 
 
 def gate_by_kernel(
@@ -58,6 +63,7 @@ def gate_by_kernel(
     params: GateParams,
     activation: Activation,
     *,
+    dtype: jnp.dtype,
     mesh: AbstractMesh,
     interpret: bool = False,
 ) -> Array:
@@ -72,7 +78,7 @@ def gate_by_kernel(
         return pl.pallas_call(
             functools.partial(_gate_kernel, activation=activation),
             grid=(pl.cdiv(len(means), _ROWS),),
-            out_shape=jax.ShapeDtypeStruct(means.shape, means.dtype),
+            out_shape=jax.ShapeDtypeStruct(means.shape, dtype),
             compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
             interpret=interpret,
             name="gate",
@@ -94,6 +100,7 @@ def gradients_by_kernel(
     activation: Activation,
     grad: Array,
     *,
+    dtype: jnp.dtype,
     mesh: AbstractMesh,
     interpret: bool = False,
 ) -> tuple[Array, GateParams]:
@@ -105,13 +112,13 @@ def gradients_by_kernel(
     }
 
     def on_device(means: Array, grad: Array, *weights: Array) -> tuple[Array, ...]:
-        batch, dtype = len(means), means.dtype
+        batch = len(means)
         hidden = jax.ShapeDtypeStruct((batch, width), dtype)
         wide = jax.ShapeDtypeStruct(means.shape, dtype)
         grad_means, *parts = pl.pallas_call(
             functools.partial(_means_gradient_kernel, activation=activation),
             grid=(pl.cdiv(batch, _ROWS),),
-            out_shape=(wide, wide, hidden, hidden),
+            out_shape=(jax.ShapeDtypeStruct(means.shape, means.dtype), wide, hidden, hidden),
             name="gate_gradient",
             **options,
         )(means, grad, *weights)
@@ -143,7 +150,7 @@ def _gate_kernel(
     (batch, channels), width = means.shape, bias.shape[0]
     rows = _Span(pl.program_id(0) * _ROWS, _ROWS, batch)
     hidden = _Span(0, _padded(width), width)
-    inner = activation(_inner(means, kernel, bias, rows, hidden)).astype(means.dtype)
+    inner = activation(_inner(means, kernel, bias, rows, hidden, gates.dtype)).astype(gates.dtype)
 
     def write(block: Array, _: None) -> None:
         columns = _Span(block * _COLUMNS, _COLUMNS, channels)
@@ -168,11 +175,11 @@ def _means_gradient_kernel(
     activation: Activation,
 ) -> None:
     """Computes the gradients of some examples, and the inner activations, all [batch, …]."""
-    (batch, channels), width, dtype = means.shape, bias.shape[0], means.dtype
+    (batch, channels), width, dtype = means.shape, bias.shape[0], inner.dtype
     rows = _Span(pl.program_id(0) * _ROWS, _ROWS, batch)
     hidden = _Span(0, _padded(width), width)
     blocks = pl.cdiv(channels, _COLUMNS)
-    activated, pullback = jax.vjp(activation, _inner(means, kernel, bias, rows, hidden))
+    activated, pullback = jax.vjp(activation, _inner(means, kernel, bias, rows, hidden, dtype))
     activated = activated.astype(dtype)
     _store(inner, activated, rows, hidden)
 
@@ -216,7 +223,7 @@ def _weights_gradient_kernel(
         rows = _Span(step * _ROWS, _ROWS, batch)
         outer, of_inner = _load(grad_outer, rows, columns), _load(grad_inner, rows, hidden)
         added = (
-            _dot(_load(means, rows, columns), of_inner, over=(0, 0)),
+            _dot(_load(means, rows, columns).astype(inner.dtype), of_inner, over=(0, 0)),
             jnp.sum(of_inner.astype(dtype), axis=0),
             _dot(_load(inner, rows, hidden), outer, over=(0, 0)),
             jnp.sum(outer.astype(dtype), axis=0),
@@ -237,14 +244,16 @@ def _weights_gradient_kernel(
     _store(grad_last_bias, sums[3], columns)
 
 
-def _inner(means: Any, kernel: Any, bias: Any, rows: "_Span", hidden: "_Span") -> Array:
-    """The input of the inner activation, [rows, hidden]."""
+def _inner(
+    means: Any, kernel: Any, bias: Any, rows: "_Span", hidden: "_Span", dtype: jnp.dtype
+) -> Array:
+    """The input of the inner activation, [rows, hidden], of means and weights of a dtype."""
     channels = means.shape[1]
 
     def add(block: Array, total: Array) -> Array:
         columns = _Span(block * _COLUMNS, _COLUMNS, channels)
-        weights = _load(kernel, columns, hidden).astype(means.dtype)
-        return total + _dot(_load(means, rows, columns), weights)
+        weights = _load(kernel, columns, hidden).astype(dtype)
+        return total + _dot(_load(means, rows, columns).astype(dtype), weights)
 
     zeros = jnp.zeros((rows.length, hidden.length), bias.dtype)
     total = lax.fori_loop(0, pl.cdiv(channels, _COLUMNS), add, zeros)

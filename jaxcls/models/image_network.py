@@ -128,17 +128,17 @@ class ImageNetwork(nn.Module):
         dtype = layers.statistics_dtype(self.compute_dtype)
         return jax.vmap(lambda k: jax.random.uniform(k, (count,), dtype))(keys)
 
-    def highest_drop_path(self, progress: Array | float) -> Array | None:
-        """The drop-path rate that the last block approaches; None if nothing is dropped."""
-        return at_progress(self.drop_path, progress) if _above_zero(self.drop_path) else None
-
-    def drop_draws(
-        self, index: int, uniforms: Array | None, highest: Array | None
-    ) -> tuple[Array | None, Array | None]:
-        """The draws [batch] and the drop-path rate of a block; None if it drops nothing."""
-        if uniforms is None or highest is None or not index:
-            return None, None
-        return uniforms[:, index], highest * (index / self.spec.num_blocks)
+    def drop_path_factors(
+        self, uniforms: Array | None, progress: Array | float
+    ) -> list[Array | None]:
+        """What each block multiplies its branch with, for each example [batch]; None for 1."""
+        count = self.spec.num_blocks
+        if uniforms is None or not _above_zero(self.drop_path):
+            return [None] * count
+        rates = at_progress(self.drop_path, progress) * (jnp.arange(count) / count)
+        factors = jnp.where(uniforms[:, :count] >= rates, 1 / (1 - rates), 0.0)
+        factors = factors.astype(self.compute_dtype)
+        return [None, *(factors[:, index] for index in range(1, count))]
 
     def classify(
         self, x: Array, uniforms: Array | None, *, progress: Array | float, features: bool

@@ -1,4 +1,4 @@
-"""The layers of the models: convolutions, squeeze-and-excite, drop-path, dropout.
+"""The layers of the models: convolutions, squeeze-and-excite, dropout.
 
 Batch normalisation is in `batch_norm.py`.
 
@@ -110,23 +110,6 @@ class _Affine(nn.Module):
         dtype, zeros = statistics_dtype(dtype), nn.initializers.zeros
         kernel = self.param("kernel", zeros, (1, 1, self.inputs, self.outputs), dtype)
         return kernel[0, 0], self.param("bias", zeros, (self.outputs,), dtype)
-
-
-def channel_means(x: Array) -> Array:
-    """Returns means over each example's pixels, [batch, 1, 1, channels] in the dtype of `x`."""
-    return jnp.mean(x, axis=(1, 2), keepdims=True, dtype=statistics_dtype(x.dtype)).astype(x.dtype)
-
-
-def drop_path(x: Array, uniforms: Array, *, rate: Array | float) -> Array:
-    """Sets whole examples to zero at `rate` and scales the others up, to keep the expectation.
-
-    Args:
-      x: [batch, height, width, channels].
-      uniforms: [batch], random numbers in [0, 1).
-      rate: the share of the examples to set to zero, in [0, 1).
-    """
-    factor = jnp.where(uniforms >= rate, 1 / (1 - rate), 0.0).astype(x.dtype)
-    return x * factor[:, None, None, None]
 
 
 def dropout(x: Array, uniforms: Array, *, rate: Array | float) -> Array:

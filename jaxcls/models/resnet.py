@@ -80,15 +80,12 @@ class Block(nn.Module):
     norm: MakeNorm
 
     @nn.compact
-    def __call__(
-        self, x: Array, uniforms: Array | None, drop_path: Array | None, train: bool
-    ) -> Array:
+    def __call__(self, x: Array, drop_path: Array | None, train: bool) -> Array:
         """Maps x [batch, height, width, in] to [batch, height/stride, width/stride, out].
 
         Args:
           x: the features.
-          uniforms: [batch], decides which examples drop the residual branch; None keeps all.
-          drop_path: [], the probability to drop the branch; given together with `uniforms`.
+          drop_path: [batch], multiplies each example's residual branch; None for 1.
           train: whether to use batch statistics.
         """
         # Channels, kernel size and stride of each convolution.
@@ -108,8 +105,8 @@ class Block(nn.Module):
         if shortcut.shape != x.shape:
             conv = layers.Conv(x.shape[-1], 1, self.stride, padding, name="downsample_conv")
             shortcut = self.norm("downsample_bn", layers.identity)(conv(shortcut), train=train)
-        if uniforms is not None and drop_path is not None:
-            x = layers.drop_path(x, uniforms, rate=drop_path)
+        if drop_path is not None:
+            x = x * drop_path[:, None, None, None]
         return nn.relu(x + shortcut)
 
 
@@ -135,8 +132,8 @@ class ResNet(ImageNetwork):
         """Returns logits or features; see `interface.Network.apply`."""
         spec, norm = self.spec, self.make_norm()
         uniforms = self.uniforms(images.shape[0], positions) if train else None
-        highest = self.highest_drop_path(progress)
-        block_type = nn.remat(Block, static_argnums=(4,)) if self.remat else Block
+        factors = self.drop_path_factors(uniforms, progress)
+        block_type = nn.remat(Block, static_argnums=(3,)) if self.remat else Block
 
         x = images.astype(self.compute_dtype)
         x = layers.Conv(_STEM_FILTERS, 7, 2, spec.padding, name="stem_conv")(x)
@@ -147,8 +144,7 @@ class ResNet(ImageNetwork):
         ]
         x = nn.pool(x, -jnp.inf, lax.max, (3, 3), (2, 2), around)
         for index, (name, filters, stride) in enumerate(block_names(spec)):
-            draws, rate = self.drop_draws(index, uniforms, highest)
-            x = block_type(spec, filters, stride, norm, name=name)(x, draws, rate, train)
+            x = block_type(spec, filters, stride, norm, name=name)(x, factors[index], train)
         return self.classify(x, uniforms, progress=progress, features=features)
 
     def init(self, rngs: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:

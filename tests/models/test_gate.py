@@ -18,6 +18,7 @@ def test_the_kernels_equal_the_compiler(
     devices: int, batch: int, channels: int, width: int
 ) -> None:
     """Of which none has a batch, channels or a width that fill the kernels' tiles."""
+    dtype = jnp.dtype("float32")
     mesh, draws = make_mesh(jax.devices()[:devices]), np.random.default_rng(0)
 
     def draw(*shape: int) -> jax.Array:
@@ -30,14 +31,16 @@ def test_the_kernels_equal_the_compiler(
     }
     options = {"mesh": mesh.abstract_mesh, "interpret": True}
     with jax.set_mesh(mesh):
-        gates = jax.jit(lambda means, params: gate_by_kernel(means, params, silu, **options))(
-            means, params
-        )
+        gates = jax.jit(
+            lambda means, params: gate_by_kernel(means, params, silu, dtype=dtype, **options)
+        )(means, params)
         gradients = jax.jit(
-            lambda means, params, grad: gradients_by_kernel(means, params, silu, grad, **options)
+            lambda means, params, grad: gradients_by_kernel(
+                means, params, silu, grad, dtype=dtype, **options
+            )
         )(means, params, grad)
-    np.testing.assert_allclose(gates, gate(means, params, silu), rtol=1e-5, atol=1e-5)
-    expected = gate_gradients(means, params, silu, grad)
+    np.testing.assert_allclose(gates, gate(means, params, silu, dtype=dtype), rtol=1e-5, atol=1e-5)
+    expected = gate_gradients(means, params, silu, grad, dtype=dtype)
     jax.tree.map(
         lambda actual, wanted: np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5),
         gradients,

@@ -14,6 +14,7 @@ from jax import Array, lax
 
 from jaxcls.models.depthwise import depthwise_conv
 from jaxcls.models.padding import Padding, explicit_padding
+from jaxcls.models.pointwise import pointwise_conv
 
 Activation = Callable[[Array], Array]
 type GateParams = dict[str, tuple[Array, Array]]
@@ -58,7 +59,7 @@ class Conv(nn.Module):
         kernel = self.param("kernel", nn.initializers.zeros, shape, dtype).astype(x.dtype)
         if self.kernel_size == 1 and self.stride == 1:
             # A matrix product, because its kernel gradient needs no transposed copies on a CPU.
-            return x @ kernel[0, 0]
+            return pointwise_conv(x, kernel[0, 0])
         zeros = [
             explicit_padding(
                 size, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding

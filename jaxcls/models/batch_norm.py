@@ -25,7 +25,13 @@ BatchNormGroups = int | Literal["global"]
 
 
 def _normalize(
-    x: Array, scale: Array, bias: Array, group_size: int, epsilon: float, activation: Activation
+    x: Array,
+    scale: Array,
+    bias: Array,
+    multipliers: Array | None,
+    group_size: int,
+    epsilon: float,
+    activation: Activation,
 ) -> tuple[Array, Array, Array]:
     """Normalises each group of consecutive examples by its own statistics.
 
@@ -36,6 +42,8 @@ def _normalize(
       x: [batch, height, width, channels].
       scale: [channels].
       bias: [channels].
+      multipliers: [batch, 1], with which each example's result is multiplied; None for 1. They have
+        no gradient.
       group_size: the examples in a group; divides the batch.
       epsilon: added to the variance.
       activation: elementwise, applied to the result.
@@ -43,10 +51,10 @@ def _normalize(
     Returns:
       The activated values in the dtype of `x`; mean and biased variance, both [groups, channels].
     """
-    return _normalize_forward(x, scale, bias, group_size, epsilon, activation)[0]
+    return _normalize_forward(x, scale, bias, multipliers, group_size, epsilon, activation)[0]
 
 
-def _normalize_forward(x, scale, bias, group_size, epsilon, activation):
+def _normalize_forward(x, scale, bias, multipliers, group_size, epsilon, activation):
     batch, groups = len(x), len(x) // group_size
     count = group_size * x.shape[1] * x.shape[2]
     sums = group_sums(lambda x: (x, x * x), (x,), (), groups=groups)
@@ -58,15 +66,19 @@ def _normalize_forward(x, scale, bias, group_size, epsilon, activation):
     shifted = x.astype(mean.dtype) * for_each_example(factor, batch) + for_each_example(
         shift, batch
     )
-    y = activation(shifted).astype(x.dtype)
-    return (y, mean, variance), (x, scale, bias, mean, inverse)
+    y = activation(shifted)
+    if multipliers is not None:
+        y = y * for_each_example(multipliers.astype(mean.dtype), batch)
+    return (y.astype(x.dtype), mean, variance), (x, scale, bias, multipliers, mean, inverse)
 
 
 def _normalize_backward(group_size, epsilon, activation, residuals, cotangents):
     del epsilon
-    x, scale, bias, mean, inverse = residuals
+    x, scale, bias, multipliers, mean, inverse = residuals
     batch, groups = len(x), len(x) // group_size
     vectors = mean, inverse, scale[None], bias[None]
+    if multipliers is not None:
+        vectors = *vectors, multipliers.astype(mean.dtype)
 
     def terms(x: Array, grad: Array, *vectors: Array) -> tuple[Array, Array]:
         grad, normed = _before_activation(x, grad, *vectors, activation=activation, dtype=dtype)
@@ -85,7 +97,7 @@ def _normalize_backward(group_size, epsilon, activation, residuals, cotangents):
     grad_mean, dot_mean = (for_each_example(of / count, batch) for of in (grad_bias, grad_scale))
     factor = for_each_example(inverse * scale, batch)
     grad_x = (grad - grad_mean - normed * dot_mean) * factor
-    return grad_x.astype(dtype), jnp.sum(grad_scale, axis=0), jnp.sum(grad_bias, axis=0)
+    return grad_x.astype(dtype), jnp.sum(grad_scale, axis=0), jnp.sum(grad_bias, axis=0), None
 
 
 def _before_activation(
@@ -95,6 +107,7 @@ def _before_activation(
     inverse: Array,
     scale: Array,
     bias: Array,
+    multiplier: Array | None = None,
     *,
     activation: Activation,
     dtype: jnp.dtype,
@@ -105,16 +118,18 @@ def _before_activation(
       x: elements of the input.
       grad: the gradients for the activation's results.
       mean, inverse, scale, bias: of the elements' channels.
+      multiplier: of the elements' examples; None for 1.
       activation: the activation.
       dtype: the dtype of the network, to which the gradient is rounded like that of a layer.
         Otherwise a TPU writes it in float32, 5.6 MB more in a block.
     """
     normed = (x - mean) * inverse
+    grad = grad if multiplier is None else grad * multiplier
     (grad,) = jax.vjp(activation, normed * scale + bias)[1](grad)
     return grad.astype(dtype).astype(x.dtype), normed
 
 
-normalize = jax.custom_vjp(_normalize, nondiff_argnums=(3, 4, 5))
+normalize = jax.custom_vjp(_normalize, nondiff_argnums=(4, 5, 6))
 normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
@@ -142,8 +157,10 @@ def _normalize_and_gate(
 
 
 def _normalize_and_gate_forward(x, scale, bias, gate_params, group_size, epsilon, activation):
-    (y, mean, variance), kept = _normalize_forward(x, scale, bias, group_size, epsilon, activation)
-    inverse, dtype = kept[-1], x.dtype
+    (y, mean, variance), (*_, inverse) = _normalize_forward(
+        x, scale, bias, None, group_size, epsilon, activation
+    )
+    kept, dtype = (x, scale, bias, mean, inverse), x.dtype
     factor = inverse * scale
     vectors = factor, bias - mean * factor
 
@@ -221,8 +238,25 @@ class BatchNorm(nn.Module):
     frozen: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool, gate_params: GateParams | None = None) -> Array:
-        """Normalises x; with `gate_params` (from `SqueezeExcite`) also gates the result."""
+    def __call__(
+        self,
+        x: Array,
+        *,
+        train: bool,
+        gate_params: GateParams | None = None,
+        multipliers: Array | None = None,
+    ) -> Array:
+        """Normalises x; also gates the result, or multiplies it, but not both.
+
+        Args:
+          x: [batch, height, width, channels].
+          train: whether to use batch statistics.
+          gate_params: the parameters of a gate, from `SqueezeExcite`.
+          multipliers: [batch], with which each example's result is multiplied.
+        """
+        assert gate_params is None or multipliers is None
+        if multipliers is not None:
+            multipliers = multipliers[:, None]
         dtype, shape = statistics_dtype(x.dtype), (x.shape[-1],)
         scale = self.param("scale", nn.initializers.ones, shape, dtype)
         bias = self.param("bias", nn.initializers.zeros, shape, dtype)
@@ -232,6 +266,8 @@ class BatchNorm(nn.Module):
             factor = scale * lax.rsqrt(var.value + self.epsilon)
             wide = x.astype(dtype) * factor + (bias - mean.value * factor)
             y = self.activation(wide).astype(x.dtype)
+            if multipliers is not None:
+                return y * for_each_example(multipliers, len(x))
             if gate_params is None:
                 return y
             means = jnp.mean(y, axis=(1, 2), dtype=dtype)
@@ -240,7 +276,7 @@ class BatchNorm(nn.Module):
         group_size = batch_norm_group_size(x.shape[0], self.groups)
         how = group_size, self.epsilon, self.activation
         if gate_params is None:
-            y, means, variances = normalize(x, scale, bias, *how)
+            y, means, variances = normalize(x, scale, bias, multipliers, *how)
         else:
             y, means, variances = normalize_and_gate(x, scale, bias, gate_params, *how)
         if not self.is_initializing():

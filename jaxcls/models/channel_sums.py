@@ -36,7 +36,8 @@ def group_sums(
       terms: maps elements of the images and vectors, as float32 (float64 for float64), to the terms
         of each sum. It works on arrays that broadcast with each other.
       images: each [batch, height, width, channels].
-      vectors: each [n, channels]; a row belongs to batch / n consecutive examples.
+      vectors: each [n, channels], or [n, 1] for all channels; a row belongs to batch / n
+        consecutive examples.
       groups: the number of groups; divides the batch.
 
     Returns:
@@ -146,12 +147,14 @@ def _kernel(
     unit, piece, block = (pl.program_id(axis) for axis in range(3))
     height, start, dtype = _TILE // columns, block * columns, sums[0].dtype
     inside = start + jnp.arange(columns) < channels
-    of_unit = [
-        triton.load(
-            of.at[unit * of.shape[0] // units, pl.ds(start, columns)], mask=inside, other=0
-        ).astype(dtype)[None]
-        for of in vectors
-    ]
+
+    def row_of(vector: Any) -> Array:
+        row = unit * vector.shape[0] // units
+        if vector.shape[1] == 1:
+            return triton.load(vector.at[row, pl.ds(0, 1)])[None]
+        return triton.load(vector.at[row, pl.ds(start, columns)], mask=inside, other=0)[None]
+
+    of_unit = [row_of(vector).astype(dtype) for vector in vectors]
     first = piece * pl.cdiv(rows, pieces)
     last = jnp.minimum(first + pl.cdiv(rows, pieces), rows)
 

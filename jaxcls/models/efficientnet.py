@@ -119,12 +119,10 @@ class Block(nn.Module):
             x = self.norm("depthwise_bn", activation)(x, train=train, gate_params=gate_params)
         conv = spatial if single else layers.Conv
         x = conv(row.filters, name="project_conv")(x)
-        x = self.norm("project_bn", activation if single else layers.identity)(x, train=train)
-        if self.stride == 1 and features == row.filters:
-            if drop_path is not None:
-                x = x * drop_path[:, None, None, None]
-            x = x + inputs
-        return x
+        is_residual = self.stride == 1 and features == row.filters
+        norm = self.norm("project_bn", activation if single else layers.identity)
+        x = norm(x, train=train, multipliers=drop_path if is_residual else None)
+        return x + inputs if is_residual else x
 
 
 class EfficientNet(ImageNetwork):

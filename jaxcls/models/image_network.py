@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxcls.config.progressive import at_progress
+from jaxcls.distributed.mesh import gpus_of_step
 from jaxcls.models import layers
 from jaxcls.models.batch_norm import BatchNorm, BatchNormGroups
 from jaxcls.models.interface import CLASSIFIER, NetworkSpec
@@ -157,6 +159,10 @@ class ImageNetwork(nn.Module):
             # again with other rounding, nothing is equal, and the gradient divides by 0.
             x = nn.max_pool(x, x.shape[1:3])[:, 0, 0].astype(dtype)
         else:
+            if gpus_of_step(len(x)) is not None:
+                # Or the compiler may put channels first for the mean, and transpose x and its
+                # gradient.
+                x = with_layout_constraint(x, Layout((0, 1, 2, 3)))
             x = jnp.mean(x, axis=(1, 2), dtype=dtype)
         if features or not self.num_classes:
             return x

@@ -100,13 +100,12 @@ class Block(nn.Module):
         shortcut, padding = x, self.spec.padding
         for number, (filters, kernel_size, stride) in enumerate(convs, start=1):
             x = layers.Conv(filters, kernel_size, stride, padding, name=f"conv{number}")(x)
-            activation = layers.identity if number == len(convs) else nn.relu
-            x = self.norm(f"bn{number}", activation)(x, train=train)
+            last = number == len(convs)
+            norm = self.norm(f"bn{number}", layers.identity if last else nn.relu)
+            x = norm(x, train=train, multipliers=drop_path if last else None)
         if shortcut.shape != x.shape:
             conv = layers.Conv(x.shape[-1], 1, self.stride, padding, name="downsample_conv")
             shortcut = self.norm("downsample_bn", layers.identity)(conv(shortcut), train=train)
-        if drop_path is not None:
-            x = x * drop_path[:, None, None, None]
         return nn.relu(x + shortcut)
 
 

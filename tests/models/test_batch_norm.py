@@ -12,27 +12,35 @@ from jaxcls.models import batch_norm, layers
 EPSILON = 1e-3
 
 
-def _plain(x, scale, bias, group_size):
+def _plain(x, scale, bias, multipliers, group_size):
     """The formula that `normalize` implements, for autodiff."""
     groups = x.reshape(-1, group_size, *x.shape[1:])
     mean = jnp.mean(groups, axis=(1, 2, 3), keepdims=True)
     variance = jnp.mean((groups - mean) ** 2, axis=(1, 2, 3), keepdims=True)
     y = (groups - mean) / jnp.sqrt(variance + EPSILON) * scale + bias
-    return layers.silu(y).reshape(x.shape)
+    return layers.silu(y).reshape(x.shape) * multipliers[:, :, None, None]
 
 
 @pytest.mark.parametrize("group_size", [2, 4, 8])
-def test_normalize_equals_autodiff_of_the_plain_formula(group_size):
+@pytest.mark.parametrize("multiplied", [False, True])
+def test_normalize_equals_autodiff_of_the_plain_formula(group_size, multiplied):
     rng = np.random.default_rng(0)
     with jax.enable_x64(True):
+        drawn = jnp.asarray(rng.choice([0.0, 1.25], size=(8, 1)))
+        multipliers = drawn if multiplied else None
         x, cotangent = (jnp.asarray(rng.normal(1, 2, size=(8, 3, 2, 5))) for _ in range(2))
         scale, bias = (jnp.asarray(rng.normal(size=5)) for _ in range(2))
         expected, plain_pullback = jax.vjp(
-            lambda x, scale, bias: _plain(x, scale, bias, group_size), x, scale, bias
+            lambda x, scale, bias: _plain(
+                x, scale, bias, drawn if multiplied else jnp.ones((8, 1)), group_size
+            ),
+            x,
+            scale,
+            bias,
         )
         y, pullback = jax.vjp(
             lambda x, scale, bias: batch_norm.normalize(
-                x, scale, bias, group_size, EPSILON, layers.silu
+                x, scale, bias, multipliers, group_size, EPSILON, layers.silu
             )[0],
             x,
             scale,

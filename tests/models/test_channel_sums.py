@@ -34,7 +34,8 @@ def test_the_kernel_equals_the_compiler(
     mesh = make_mesh(jax.devices()[:devices])
     draws = np.random.default_rng(0)
     images = [jnp.asarray(draws.normal(size=shape), jnp.bfloat16) for _ in range(2)]
-    vectors = [jnp.asarray(draws.normal(size=(rows, shape[-1])), jnp.float32) for _ in range(2)]
+    sizes = ((rows, shape[-1]), (shape[0], 1))  # the second is of all channels
+    vectors = [jnp.asarray(draws.normal(size=size), jnp.float32) for size in sizes]
 
     @jax.jit
     def by_kernel(*operands: Array) -> tuple[Array, ...]:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.augment.pipeline import make_augment
@@ -21,6 +22,7 @@ from jaxcls.models.interface import Network, PyTree
 from jaxcls.models.normalize import normalize
 from jaxcls.training.accuracy import count_hits
 from jaxcls.training.ema import update_ema
+from jaxcls.training.fused_update import FusedUpdate, update_each
 from jaxcls.training.losses import LOSSES, one_hot_labels, smooth_labels
 from jaxcls.training.norms import tree_norm
 from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
@@ -69,10 +71,13 @@ def make_train_step(
     )
     losses = LOSSES[config.loss.name]
     everywhere = replicated(mesh)
+    decay = config.optimizer.ema_decay
     together = has_gpus(mesh) and config.parallel.state == "replicated"
     norm = functools.partial(tree_norm, together=together)
 
-    def sum_loss(params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array):
+    def share_of_loss(
+        params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array
+    ):
         augment_key, dropout_key = keys
         labels = one_hot_labels(batch["labels"], model.num_classes)
         with jax.named_scope("augment"):
@@ -96,9 +101,10 @@ def make_train_step(
         with jax.named_scope("loss"):
             loss = jnp.sum(losses(logits, smooth_labels(labels, config.loss.label_smoothing)))
             sums = {"loss": loss, **count_hits(logits, jnp.argmax(labels, axis=-1))}
-        return loss, (updated.get("batch_stats", {}), sums)
+        # Micro-batches add up to the mean over the batch, and no gradient need be divided.
+        return loss / config.data.batch_size, (updated.get("batch_stats", {}), sums)
 
-    gradients = jax.grad(sum_loss, has_aux=True)
+    gradients = jax.grad(share_of_loss, has_aux=True)
 
     @traced_for(model.compute_dtype)
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -120,16 +126,24 @@ def make_train_step(
                 grads, (batch_stats, sums) = accumulate(
                     compute, split_rows(batch, config.optimizer.micro_batches, mesh)
                 )
-        grads, sums = jax.tree.map(lambda total: total / batch_size, (grads, sums))
+        sums = jax.tree.map(lambda total: total / batch_size, sums)
         grads = jax.lax.with_sharding_constraint(grads, update_shardings)
         grads = zero_frozen(grads, unfreeze_at, state.step)
+        if has_gpus(mesh):  # or the state is updated in the layout of the gradients, and copied
+            grads = jax.tree.map(in_rows, grads)
         with jax.named_scope("update"):
-            updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-            params = optax.apply_updates(state.params, updates)
+            fused = FusedUpdate(optimizer, decay, mesh)
+            update = (
+                fused if together and fused.fits(state.params) else update_each(optimizer, decay)
+            )
+            averages = state.ema["params"] if state.ema else None
+            params, opt_state, averages = update(
+                grads, state.opt_state, state.params, averages, step=state.step
+            )
             ema = state.ema
             if ema is not None:
-                latest = {"params": params, "batch_stats": batch_stats}
-                ema = update_ema(ema, latest, step=state.step, decay=config.optimizer.ema_decay)
+                averaged = update_ema(ema["batch_stats"], batch_stats, step=state.step, decay=decay)
+                ema = {"params": averages, "batch_stats": averaged}
         # The loss is of the old parameters. The norms tell whether the new state is finite, too.
         new = {"params": params, "batch_stats": batch_stats, "ema": ema}
         norms = {f"{name}_norm": norm(tree) for name, tree in new.items() if tree}
@@ -156,6 +170,11 @@ def make_train_step(
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
+
+
+def in_rows(array: Array) -> Array:
+    """The array, whose last axis is contiguous in memory, as arrays of the state are."""
+    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
 
 
 def step_keys(seed: int, step: Array | int) -> Array:

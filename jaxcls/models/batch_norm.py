@@ -165,10 +165,10 @@ def _normalize_and_gate_forward(x, scale, bias, gate_params, group_size, epsilon
     vectors = factor, bias - mean * factor
 
     def term(x: Array, factor: Array, shift: Array) -> tuple[Array]:
-        return (activation(x * factor + shift).astype(dtype).astype(x.dtype),)
+        return (activation(x * factor + shift).astype(dtype).astype(x.dtype) / pixels,)
 
-    (sums,) = group_sums(term, (x,), vectors, groups=len(x))
-    means = sums / (x.shape[1] * x.shape[2])
+    pixels = x.shape[1] * x.shape[2]
+    (means,) = group_sums(term, (x,), vectors, groups=len(x))
     gates = gate(means, gate_params, activation, dtype=dtype)
     return (y * gates[:, None, None], mean, variance), (kept, means, gates, gate_params)
 
@@ -192,12 +192,12 @@ def _normalize_and_gate_backward(group_size, epsilon, activation, residuals, cot
 
     sums = group_sums(terms, (x, cotangents[0]), vectors, groups=batch)
     grad_gates, grads, slopes, grad_dots, dots = sums
-    grad_means, grad_gate_params = gate_gradients(
-        means, gate_params, activation, grad_gates, dtype=x.dtype
-    )
+    pixels = x.shape[1] * x.shape[2]
     # The cotangent of y is grad * gates + shift; gates and shift are constant over the pixels.
-    gates, pixels = gates.astype(wide), x.shape[1] * x.shape[2]
-    shift = grad_means.astype(wide) / pixels
+    shift, grad_gate_params = gate_gradients(
+        means, gate_params, activation, grad_gates, pixels=pixels, dtype=x.dtype
+    )
+    gates, shift = gates.astype(wide), shift.astype(wide)
 
     both = jnp.stack([gates * grads + shift * slopes, gates * grad_dots + shift * dots])
     grad_bias, grad_scale = jnp.sum(both.reshape(2, groups, group_size, -1), axis=2)

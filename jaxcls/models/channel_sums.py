@@ -24,7 +24,7 @@ type Terms = Callable[..., Sequence[Array]]
 _TILE = 4096  # elements of an image that a program has in registers at once
 _COLUMNS = 128  # channels of a tile: rows of 256 bytes in bfloat16
 _MAX_SIZE = 2**31  # elements of an image, because the kernel's offsets are int32
-_PROGRAMS = 1024  # programs of a kernel: about eight for each multiprocessor of a large card
+_PROGRAMS = 512  # programs of a kernel: about four for each multiprocessor of a large card
 
 
 def group_sums(

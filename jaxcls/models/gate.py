@@ -42,20 +42,30 @@ def gate(means: Array, params: GateParams, activation: Activation, *, dtype: jnp
 
 
 def gate_gradients(
-    means: Array, params: GateParams, activation: Activation, grad: Array, *, dtype: jnp.dtype
+    means: Array,
+    params: GateParams,
+    activation: Activation,
+    grad: Array,
+    *,
+    pixels: int,
+    dtype: jnp.dtype,
 ) -> tuple[Array, GateParams]:
-    """Returns the gradients of `gate` for the means and the parameters.
+    """Returns the gradients of `gate` for each pixel that the means are of, and the parameters.
 
     Args:
-      grad: the gradient for the result, like `means`; the others are as for `gate`.
+      grad: the gradient for the result, like `means`.
+      pixels: the number of pixels that the means are of; the others are as for `gate`.
     """
     mesh = gpus_of_step(len(means))
     if mesh is not None:
-        return gradients_by_kernel(means, params, activation, grad, dtype=dtype, mesh=mesh)
+        return gradients_by_kernel(
+            means, params, activation, grad, pixels=pixels, dtype=dtype, mesh=mesh
+        )
     _, pullback = jax.vjp(
         lambda means, params: gate(means, params, activation, dtype=dtype), means, params
     )
-    return pullback(grad.astype(dtype))
+    grad_means, grad_params = pullback(grad.astype(dtype))
+    return grad_means / pixels, grad_params
 
 
 def gate_by_kernel(
@@ -100,6 +110,7 @@ def gradients_by_kernel(
     activation: Activation,
     grad: Array,
     *,
+    pixels: int,
     dtype: jnp.dtype,
     mesh: AbstractMesh,
     interpret: bool = False,
@@ -116,7 +127,7 @@ def gradients_by_kernel(
         hidden = jax.ShapeDtypeStruct((batch, width), dtype)
         wide = jax.ShapeDtypeStruct(means.shape, dtype)
         grad_means, *parts = pl.pallas_call(
-            functools.partial(_means_gradient_kernel, activation=activation),
+            functools.partial(_means_gradient_kernel, activation=activation, pixels=pixels),
             grid=(pl.cdiv(batch, _ROWS),),
             out_shape=(jax.ShapeDtypeStruct(means.shape, means.dtype), wide, hidden, hidden),
             name="gate_gradient",
@@ -173,6 +184,7 @@ def _means_gradient_kernel(
     inner: Any,
     *,
     activation: Activation,
+    pixels: int,
 ) -> None:
     """Computes the gradients of some examples, and the inner activations, all [batch, …]."""
     (batch, channels), width, dtype = means.shape, bias.shape[0], inner.dtype
@@ -199,7 +211,7 @@ def _means_gradient_kernel(
     def write(block: Array, _: None) -> None:
         columns = _Span(block * _COLUMNS, _COLUMNS, channels)
         weights = _load(kernel, columns, hidden).astype(dtype)
-        _store(grad_means, _dot(of_inner, weights, over=(1, 1)), rows, columns)
+        _store(grad_means, _dot(of_inner, weights, over=(1, 1)) / pixels, rows, columns)
 
     lax.fori_loop(0, blocks, write, None)
 

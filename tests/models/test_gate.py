@@ -36,11 +36,11 @@ def test_the_kernels_equal_the_compiler(
         )(means, params)
         gradients = jax.jit(
             lambda means, params, grad: gradients_by_kernel(
-                means, params, silu, grad, dtype=dtype, **options
+                means, params, silu, grad, pixels=3, dtype=dtype, **options
             )
         )(means, params, grad)
     np.testing.assert_allclose(gates, gate(means, params, silu, dtype=dtype), rtol=1e-5, atol=1e-5)
-    expected = gate_gradients(means, params, silu, grad, dtype=dtype)
+    expected = gate_gradients(means, params, silu, grad, pixels=3, dtype=dtype)
     jax.tree.map(
         lambda actual, wanted: np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-5),
         gradients,

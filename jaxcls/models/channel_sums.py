@@ -90,6 +90,7 @@ def sum_by_kernel(
     unit = max(n for n in range(1, alike + 1) if alike % n == 0 and n <= max(1, examples // wanted))
     units = examples // unit  # of a device
     pieces = max(1, wanted // examples) if unit == 1 else 1
+    run = math.gcd(units, batch // groups // unit)  # units of a device that are of one group
     num_terms = len(
         jax.eval_shape(terms, *(jnp.zeros((), _dtype(of)) for of in [*images, *vectors]))
     )
@@ -104,15 +105,28 @@ def sum_by_kernel(
             columns=columns,
             pieces=pieces,
         )
+        options: dict[str, Any] = {
+            "compiler_params": triton.CompilerParams(num_warps=4, num_stages=2),
+            "interpret": interpret,
+        }
         sums = jax.ShapeDtypeStruct((units, pieces, channels), _dtype(images[0]))
-        return pl.pallas_call(
+        sums = pl.pallas_call(
             kernel,
             grid=(units, pieces, pl.cdiv(channels, columns)),
             out_shape=[sums] * num_terms,
-            compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
-            interpret=interpret,
             name="channel_sums",
+            **options,
         )(*arrays, *operands[len(images) :])
+        if run * pieces == 1:
+            return [of[:, 0] for of in sums]
+        total = jax.ShapeDtypeStruct((units // run, channels), _dtype(images[0]))
+        return pl.pallas_call(
+            functools.partial(_add_kernel, columns=columns),
+            grid=(units // run, pl.cdiv(channels, columns)),
+            out_shape=[total] * num_terms,
+            name="channel_sums_of_runs",
+            **options,
+        )(*(of.reshape(units // run, -1, channels) for of in sums))
 
     split, whole = batch_spec(mesh), PartitionSpec()
     sums = jax.shard_map(
@@ -122,10 +136,8 @@ def sum_by_kernel(
         out_specs=split,
         check_vma=False,
     )(*images, *vectors)
-    if units * mesh.size == groups and pieces == 1:  # nothing is left to sum
-        return tuple(of.reshape(groups, channels) for of in sums)
-    # As one array, so that one more kernel sums all.
-    return tuple(jnp.sum(jnp.stack(sums).reshape(num_terms, groups, -1, channels), axis=2))
+    whole_groups = (of.reshape(groups, -1, channels) for of in sums)  # groups may span devices
+    return tuple(of[:, 0] if of.shape[1] == 1 else jnp.sum(of, axis=1) for of in whole_groups)
 
 
 def _kernel(
@@ -178,6 +190,25 @@ def _kernel(
     for total, of in zip(totals, sums, strict=True):
         where = of.at[unit, piece, pl.ds(start, columns)]
         triton.store(where, jnp.sum(total, axis=0), mask=inside)
+
+
+def _add_kernel(*refs: Any, columns: int) -> None:
+    """Sums arrays [runs, n, channels] to [runs, channels], for one run and some channels."""
+    arrays, sums = refs[: len(refs) // 2], refs[len(refs) // 2 :]
+    _, rows, channels = arrays[0].shape
+    run, start = pl.program_id(0), pl.program_id(1) * columns
+    height, inside = _TILE // columns, start + jnp.arange(columns) < channels
+
+    def add(step: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
+        places = pl.ds(step * height, height), pl.ds(start, columns)
+        mask = (step * height + jnp.arange(height) < rows)[:, None] & inside[None]
+        tiles = [triton.load(of.at[run, *places], mask=mask, other=0) for of in arrays]
+        return tuple(total + tile for total, tile in zip(totals, tiles, strict=True))
+
+    zeros = (jnp.zeros((height, columns), sums[0].dtype),) * len(sums)
+    totals = jax.lax.fori_loop(0, pl.cdiv(rows, height), add, zeros)
+    for total, of in zip(totals, sums, strict=True):
+        triton.store(of.at[run, pl.ds(start, columns)], jnp.sum(total, axis=0), mask=inside)
 
 
 def for_each_example(vector: Array, batch: int) -> Array:

@@ -43,7 +43,7 @@ def group_sums(
     Returns:
       The sums of each term, [groups, channels].
     """
-    mesh = gpus_of_step(len(images[0]))
+    mesh = gpus_of_step(images[0].shape[0])
     if mesh is not None and images[0].size < _MAX_SIZE:
         return sum_by_kernel(terms, images, vectors, groups=groups, mesh=mesh)
     return sum_by_compiler(terms, images, vectors, groups=groups)

@@ -31,7 +31,7 @@ def gate(means: Array, params: GateParams, activation: Activation, *, dtype: jnp
       activation: the elementwise function inside the bottleneck.
       dtype: the dtype of the network, and of the result.
     """
-    mesh = gpus_of_step(len(means))
+    mesh = gpus_of_step(means.shape[0])
     if mesh is not None:
         return gate_by_kernel(means, params, activation, dtype=dtype, mesh=mesh)
     means = means.astype(dtype)
@@ -56,7 +56,7 @@ def gate_gradients(
       grad: the gradient for the result, like `means`.
       pixels: the number of pixels that the means are of; the others are as for `gate`.
     """
-    mesh = gpus_of_step(len(means))
+    mesh = gpus_of_step(means.shape[0])
     if mesh is not None:
         return gradients_by_kernel(
             means, params, activation, grad, pixels=pixels, dtype=dtype, mesh=mesh

@@ -159,7 +159,7 @@ class ImageNetwork(nn.Module):
             # again with other rounding, nothing is equal, and the gradient divides by 0.
             x = nn.max_pool(x, x.shape[1:3])[:, 0, 0].astype(dtype)
         else:
-            if gpus_of_step(len(x)) is not None:
+            if gpus_of_step(x.shape[0]) is not None:
                 # Or the compiler may put channels first for the mean, and transpose x and its
                 # gradient.
                 x = with_layout_constraint(x, Layout((0, 1, 2, 3)))

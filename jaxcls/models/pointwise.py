@@ -22,7 +22,7 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
     Returns:
       [batch, height, width, out].
     """
-    mesh = gpus_of_step(len(x))
+    mesh = gpus_of_step(x.shape[0])
     if mesh is None:
         return x @ kernel
     pixels = x[..., 0].size // mesh.size

@@ -4,7 +4,7 @@ import os
 
 # Before jax is imported anywhere: jax reads these once. Without LLVM's optimizer, programs compile
 # in half the time; tests that start a process of their own leave it on.
-os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAXCLS_TEST_PLATFORMS", "cpu")  # for tests/gpu
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )

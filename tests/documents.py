@@ -22,6 +22,9 @@ NOT_RUN = {
     "uv run --isolated --extra tpu-compiler jaxcls compile configs/imagenet/kerascv_b0.py "
     "--topology v5e:4x4 --batch-per-chip 128 --compute-dtype bfloat16": "needs the TPU's compiler, "
     "and minutes; tests/measure/test_rehearsal_tpu.py compiles a small network",
+    "uv run --isolated --extra gpu-compiler jaxcls compile configs/imagenet/kerascv_b0.py "
+    "--topology h200:8 --batch-per-chip 256 --compute-dtype bfloat16": "needs the GPU's compiler, "
+    "and minutes; tests/measure/test_rehearsal_gpu.py compiles a small network",
     "uv pip compile --universal --upgrade --no-header --no-annotate --no-emit-index-url "
     "--all-extras pyproject.toml": "needs a package index",
 }

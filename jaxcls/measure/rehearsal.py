@@ -175,22 +175,14 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
 
 
 def _costs(training: Training, program: Any) -> Rehearsal:
-    """What an image costs: by the compiler's count, or on a GPU, which has none, by its text."""
-    if not has_gpus(training.mesh):
-        flops, traffic = cost_per_image(training, program)
-        return {
-            "bytes_per_image": traffic,
-            "flops_per_image": flops,
-            "kernels": None,
-            "unknown_loops": None,
-        }
-    cost = cost_of(program.as_text())
-    images = training.config.data.batch_size // training.mesh.size
+    """What an image costs; on GPUs also what a step starts."""
+    flops, traffic = cost_per_image(training, program)
+    cost = cost_of(program.as_text()) if has_gpus(training.mesh) else None
     return {
-        "bytes_per_image": cost.moved / images,
-        "flops_per_image": cost.flops / images,
-        "kernels": cost.kernels,
-        "unknown_loops": cost.unknown_loops,
+        "bytes_per_image": traffic,
+        "flops_per_image": flops,
+        "kernels": cost and cost.kernels,
+        "unknown_loops": cost and cost.unknown_loops,
     }
 
 

@@ -84,7 +84,23 @@ def different() -> list[str]:
     return list(found.values())
 
 
-@pytest.mark.parametrize("name", different())
+# Each has something that the others have not; the rest is compiled with -m long.
+IN_CI = {
+    "finetune.py",
+    "imagenet/efficientnetv2_b0.py",
+    "imagenet/kerascv_b0.py",
+    "imagenet/resnet50.py",
+    "imagenet/torchvision_s.py",
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in IN_CI else pytest.mark.long)
+        for name in sorted({*different(), *IN_CI})
+    ],
+)
 def test_a_step_of_a_config_runs(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny: Any = model_spec("tiny")
     blocks = tuple(dataclasses.replace(row, repeats=1) for row in tiny.blocks)

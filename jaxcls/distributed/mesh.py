@@ -29,6 +29,9 @@ ACCELERATOR_FILES = {
     "tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
 }
 
+# In the names of AMD's GPUs, and of NVIDIA's with compute capability 7.5.
+OTHER_GPUS = ("AMD", "Radeon", "Tesla T4", "Quadro RTX", "TITAN RTX", "GeForce RTX 20", "GTX 16")
+
 logger = logging.getLogger("jaxcls")
 
 
@@ -112,10 +115,15 @@ def warn_of_idle_accelerator() -> None:
 
 
 def has_gpus(mesh: Mesh | AbstractMesh) -> bool:
-    """Whether the devices are NVIDIA GPUs, also those of a topology that is only compiled for."""
+    """Whether the devices are GPUs for which XLA compiles kernels of Triton: NVIDIA's since 2020.
+
+    They may be those of a topology that is only compiled for.
+    """
     abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
     device = abstract.abstract_device
-    return device is not None and device.platform in ("gpu", "cuda")
+    if device is None or device.platform not in ("gpu", "cuda"):
+        return False
+    return not any(name in device.device_kind for name in OTHER_GPUS)
 
 
 def gpus_of_step(batch: int) -> AbstractMesh | None:

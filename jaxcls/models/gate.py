@@ -32,7 +32,7 @@ def gate(means: Array, params: GateParams, activation: Activation, *, dtype: jnp
       dtype: the dtype of the network, and of the result.
     """
     mesh = gpus_of_step(means.shape[0])
-    if mesh is not None:
+    if mesh is not None and dtype != jnp.float64:  # of which matrix units have no products
         return gate_by_kernel(means, params, activation, dtype=dtype, mesh=mesh)
     means = means.astype(dtype)
     for name, function in (("reduce", activation), ("expand", lax.logistic)):
@@ -57,7 +57,7 @@ def gate_gradients(
       pixels: the number of pixels that the means are of; the others are as for `gate`.
     """
     mesh = gpus_of_step(means.shape[0])
-    if mesh is not None:
+    if mesh is not None and dtype != jnp.float64:
         return gradients_by_kernel(
             means, params, activation, grad, pixels=pixels, dtype=dtype, mesh=mesh
         )

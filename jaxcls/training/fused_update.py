@@ -83,11 +83,13 @@ class FusedUpdate:
     interpret: bool = False
 
     def fits(self, params: PyTree) -> bool:
-        """Whether the optimizer treats each element of such parameters by itself."""
+        """Whether the optimizer treats each element of such parameters by itself, in float32."""
         state = jax.eval_shape(self.optimizer.init, params)
         layout = _Layout.of(state, params)
-        _, scalars = layout.split(state)
+        slots, scalars = layout.split(state)
         if any(leaf.ndim for leaf in scalars):  # arrays that are not like the parameters
+            return False
+        if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves((params, slots))):
             return False
         programs = self._programs(layout, scalars)
         return all(program.operations() <= _ELEMENTWISE for program in programs)

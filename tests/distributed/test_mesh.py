@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig, check_batch
 from jaxcls.config.decoding import ConfigError
 from jaxcls.distributed import mesh
-from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
+from jaxcls.distributed.mesh import has_gpus, make_mesh, replicated, split_by_example
 
 
 def config_of(batch_size: int, micro_batches: int = 1, batch_norm: int | None = None) -> Config:
@@ -123,3 +123,24 @@ def test_the_sizes_that_are_advised_work_and_enclose_the_one_that_does_not(
             check_batch(config_of(size, micro_batches), num_devices)
     else:
         assert batch_size % (num_devices * micro_batches) == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "platform", "expected"),
+    [
+        ("NVIDIA H200", "gpu", True),
+        ("NVIDIA GeForce RTX 4090", "gpu", True),
+        ("Tesla T4", "gpu", False),
+        ("NVIDIA GeForce RTX 2080 Ti", "gpu", False),
+        ("AMD Instinct MI300X", "gpu", False),
+        ("TPU v5 lite", "tpu", False),
+    ],
+)
+def test_which_devices_take_kernels_of_triton(kind: str, platform: str, expected: bool) -> None:
+    device = AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
+    abstract = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
+    assert has_gpus(abstract) == expected
+
+
+def test_a_cpu_takes_none() -> None:
+    assert not has_gpus(make_mesh())

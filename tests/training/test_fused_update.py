@@ -56,7 +56,13 @@ def test_three_updates_equal_those_of_each_array(
 
 @pytest.mark.parametrize(
     ("name", "fields"),
-    [("lars", {}), ("lamb", {}), ("adafactor", {}), ("sgd", {"clip_norm": 1.0})],
+    [
+        ("lars", {}),
+        ("lamb", {}),
+        ("adafactor", {}),
+        ("sgd", {"clip_norm": 1.0}),
+        ("adamw", {"options": {"mu_dtype": "bfloat16"}}),  # a state that is not float32
+    ],
 )
 def test_an_optimizer_that_looks_at_whole_arrays_does_not_fit(
     name: str, fields: dict[str, Any]

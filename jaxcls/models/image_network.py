@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
-from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxcls.config.progressive import at_progress
-from jaxcls.distributed.mesh import gpus_of_step
+from jaxcls.distributed.mesh import gpus_of_step, in_rows
 from jaxcls.models import layers
 from jaxcls.models.batch_norm import BatchNorm, BatchNormGroups
 from jaxcls.models.interface import CLASSIFIER, NetworkSpec
@@ -162,7 +161,7 @@ class ImageNetwork(nn.Module):
             if gpus_of_step(x.shape[0]) is not None:
                 # Or the compiler may put channels first for the mean, and transpose x and its
                 # gradient.
-                x = with_layout_constraint(x, Layout((0, 1, 2, 3)))
+                x = in_rows(x)
             x = jnp.mean(x, axis=(1, 2), dtype=dtype)
         if features or not self.num_classes:
             return x

@@ -8,14 +8,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.config.progressive import progress
 from jaxcls.data.device import BATCH_FIELDS
-from jaxcls.distributed.mesh import batch_spec, has_gpus, replicated, split_by_example
+from jaxcls.distributed.mesh import batch_spec, has_gpus, in_rows, replicated, split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import Network, PyTree
@@ -170,11 +169,6 @@ def make_train_step(
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
-
-
-def in_rows(array: Array) -> Array:
-    """The array, whose last axis is contiguous in memory, as arrays of the state are."""
-    return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
 
 
 def step_keys(seed: int, step: Array | int) -> Array:

@@ -148,19 +148,20 @@ def _sizes(shape: str) -> list[tuple[str, list[int]]]:
     ]
 
 
-def _bytes(shape: str) -> int:
+def shape_bytes(shape: str) -> int:
+    """Bytes of an array, or of a tuple of arrays, from the text of its shape."""
     return sum(WIDTHS[kind] * math.prod(sizes) for kind, sizes in _sizes(shape))
 
 
 def _moved(within: _Computation, instruction: _Instruction, inside: _Computation | None) -> int:
     """Bytes of operands and results. Of an array that is only sliced, the slice counts."""
     if inside is None:
-        if instruction.kind == "dynamic-slice":
-            return 2 * _bytes(instruction.shape)
+        if instruction.kind in ("slice", "dynamic-slice"):
+            return 2 * shape_bytes(instruction.shape)
         if instruction.kind == "dynamic-update-slice":
-            return 2 * _bytes(within[instruction.operands[1]].shape)
-        return _bytes(instruction.shape) + sum(
-            _bytes(within[of].shape) for of in instruction.operands
+            return 2 * shape_bytes(within[instruction.operands[1]].shape)
+        return shape_bytes(instruction.shape) + sum(
+            shape_bytes(within[of].shape) for of in instruction.operands
         )
     read = sum(_read(inside, each) for each in inside.values() if each.kind == "parameter")
     (root,) = (each for each in inside.values() if each.is_root)
@@ -171,16 +172,16 @@ def _moved(within: _Computation, instruction: _Instruction, inside: _Computation
 def _read(inside: _Computation, parameter: _Instruction) -> int:
     """Bytes of a fusion's operand that it reads."""
     users = [each for each in inside.values() if parameter.name in each.operands]
-    partly = ("dynamic-slice", "dynamic-update-slice")
+    partly = ("slice", "dynamic-slice", "dynamic-update-slice")
     if users and all(each.kind in partly and each.operands[0] == parameter.name for each in users):
-        return sum(_bytes(each.shape) for each in users if each.kind == "dynamic-slice")
-    return _bytes(parameter.shape)
+        return sum(shape_bytes(each.shape) for each in users if each.kind != "dynamic-update-slice")
+    return shape_bytes(parameter.shape)
 
 
 def _written(inside: _Computation, result: _Instruction) -> int:
     if result.kind == "dynamic-update-slice":  # in place
-        return _bytes(inside[result.operands[1]].shape)
-    return _bytes(result.shape)
+        return shape_bytes(inside[result.operands[1]].shape)
+    return shape_bytes(result.shape)
 
 
 def _flops(within: _Computation, instruction: _Instruction) -> int:

@@ -15,13 +15,12 @@ from jaxcls.data.sources import open_source
 from jaxcls.distributed.mesh import bytes_per_device, has_gpus, make_mesh, replicated_bytes
 from jaxcls.measure.benchmark import IMAGENET_CLASSES, IMAGENET_EXAMPLES, cost_per_image
 from jaxcls.measure.chips import Chip
-from jaxcls.measure.gpu_program import WIDTHS, cost_of
+from jaxcls.measure.collectives import collectives
+from jaxcls.measure.gpu_program import cost_of
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.training.build import Training, build_training
 
 MAX_SEARCH_COMPILES = 6
-
-COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
 type Rehearsal = dict[str, Any]
 
@@ -167,39 +166,23 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
         "memory_bytes_per_device": total,
         "activation_bytes_per_device": temporary,
         "code_bytes_per_device": code,
-        **_costs(training, program),
+        **_costs(training, program, text),
         "collectives": counts,
         "collective_bytes": sizes,
         "compile_seconds": seconds,
     }
 
 
-def _costs(training: Training, program: Any) -> Rehearsal:
+def _costs(training: Training, program: Any, text: str) -> Rehearsal:
     """What an image costs; on GPUs also what a step starts."""
     flops, traffic = cost_per_image(training, program)
-    cost = cost_of(program.as_text()) if has_gpus(training.mesh) else None
+    cost = cost_of(text) if has_gpus(training.mesh) else None
     return {
         "bytes_per_image": traffic,
         "flops_per_image": flops,
         "kernels": cost and cost.kernels,
         "unknown_loops": cost and cost.unknown_loops,
     }
-
-
-def collectives(text: str) -> tuple[dict[str, int], dict[str, int]]:
-    """Counts the collectives of a compiled program by kind, and the bytes of their results.
-
-    A collective in a loop counts once. An asynchronous one counts where it ends.
-    """
-    counts: dict[str, int] = {}
-    sizes: dict[str, int] = {}
-    for result, kind in re.findall(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-done)?\(", text):
-        counts[kind] = counts.get(kind, 0) + 1
-        sizes[kind] = sizes.get(kind, 0) + sum(
-            WIDTHS.get(dtype, 1) * math.prod(int(size) for size in shape.split(",") if size)
-            for dtype, shape in re.findall(r"(\w+)\[([\d,]*)\]", result)
-        )
-    return counts, sizes
 
 
 def bytes_wanted(message: str) -> int | None:

@@ -249,7 +249,7 @@ class Claim:
                 return True
             if newer.number != last.number or _has_ended(newer):
                 return False
-            writer = newer.writer()
+            writer = newer.writer() or writer
         raise RunError(
             f"run {str(self._run)!r} is already being trained, by {writer or 'another process'}; "
             f"wait for its end, stop it{'' if writer is None else f' (kill {writer.process})'}, or "

@@ -14,6 +14,7 @@ from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.config.progressive import progress
 from jaxcls.data.device import BATCH_FIELDS
+from jaxcls.distributed.compiler_options import compiler_options
 from jaxcls.distributed.mesh import batch_spec, has_gpus, in_rows, replicated, split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.distributed.random_keys import random_key
@@ -168,6 +169,7 @@ def make_train_step(
         in_shardings=(shardings, dict.fromkeys(BATCH_FIELDS, split_by_example(mesh))),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
 
 

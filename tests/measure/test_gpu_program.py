@@ -27,6 +27,11 @@ PROGRAM = """HloModule jit_step, entry_computation_layout={()->()}
   ROOT %update = f32[100,4]{1,0} dynamic-update-slice(%y, %u, %j, %none)
 }
 
+%fused_part (all: f32[100,4]) -> f32[2,4] {
+  %all = f32[100,4]{1,0} parameter(0)
+  ROOT %part = f32[2,4]{1,0} slice(%all), slice={[7:9], [0:4]}
+}
+
 %body (state: (s32[], f32[100,4])) -> (s32[], f32[100,4]) {
   %state = (s32[], f32[100,4]{1,0}) parameter(0)
   %step = s32[] get-tuple-element(%state), index=0
@@ -66,6 +71,14 @@ SLICE, INDEX = 4 * 4, 4
         (
             "%d = f32[8,4]{1,0} fusion(%x.1, %w), kind=kCustom, calls=%fused_dot",
             Cost(moved=8 * 16 * 2 + 16 * 4 * 2 + 8 * 4 * 4, flops=2 * 8 * 16 * 4, kernels=1),
+        ),
+        (
+            "%p = f32[2,4]{1,0} fusion(%r), kind=kLoop, calls=%fused_part",
+            Cost(moved=2 * 2 * 4 * 4, kernels=1),
+        ),
+        (
+            "%p = f32[2,4]{1,0} slice(%r), slice={[7:9], [0:4]}",
+            Cost(moved=2 * 2 * 4 * 4, kernels=1),
         ),
         ("%c = f32[10]{0} call(%v), to_apply=%called", Cost(moved=80, kernels=1)),
         (

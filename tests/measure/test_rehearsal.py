@@ -9,7 +9,6 @@ from jaxcls.config import Config
 from jaxcls.measure import rehearsal
 from jaxcls.measure.rehearsal import (
     bytes_wanted,
-    collectives,
     describe_rehearsal,
     largest_batch,
     rehearse,
@@ -87,18 +86,6 @@ def test_the_search_finds_the_largest_batch(limit: int, unit: int, first: int) -
     found = largest_batch(attempt, unit=unit, limit=limit, first=(first, attempt(first)))
     assert found == (limit - 300) // 10 // unit * unit
     assert len(attempts) <= 1 + rehearsal.MAX_SEARCH_COMPILES
-
-
-def test_collectives_are_counted_with_their_bytes() -> None:
-    text = """
-  %a = (f32[8]{0}, bf16[2,3]{1,0}) all-reduce(%x, %y), to_apply=%add
-  %s = (f32[4]{0}, f32[16]{0}) all-gather-start(%z), dimensions={0}
-  %d = f32[16]{0} all-gather-done(%s)
-  %t = f32[2]{0} fusion(%all-reduce.3), calls=%all-gather
-"""
-    counts, sizes = collectives(text)
-    assert counts == {"all-reduce": 1, "all-gather": 1}
-    assert sizes == {"all-reduce": 44, "all-gather": 64}
 
 
 def test_the_compilers_complaint_is_read() -> None:

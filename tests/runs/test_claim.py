@@ -16,7 +16,7 @@ import pytest
 from jaxcls.runs import claim
 from jaxcls.runs.claim import Claim, Writer, last_writer, writer_status
 from jaxcls.runs.directory import RunError, TakenOverError
-from jaxcls.system.whole_files import create_whole
+from jaxcls.system.whole_files import create_whole, write_whole
 
 ELSEWHERE = "another-host 1234 pid:[5678]"
 
@@ -34,7 +34,7 @@ def claim_of(run: Path) -> Claim:
 def leave_claim(run: Path, *, number: int = 1, **changes: object) -> Writer:
     """What a writer leaves that did not end by itself; by default one that lives: this process."""
     writer = dataclasses.replace(claim._this_process(run), **changes)  # type: ignore[arg-type]
-    (run / f"writer.{number}.json").write_text(json.dumps(dataclasses.asdict(writer)))
+    write_whole(run / f"writer.{number}.json", json.dumps(dataclasses.asdict(writer)))
     return writer
 
 

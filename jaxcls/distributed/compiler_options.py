@@ -1,0 +1,28 @@
+"""XLA's options for the training step: the only place where jaxcls changes how XLA compiles.
+
+Figures are of EfficientNetV2-B0 at 224 pixels on eight H200, 256 images each, in bfloat16, with
+`model.batch_norm` 32, as `jaxcls compile` reports them.
+"""
+
+from jax.sharding import Mesh
+
+from jaxcls.distributed.mesh import has_gpus
+
+# JAX's name of an option: its value.
+type CompilerOptions = dict[str, str | int | bool]
+
+# For steps that sum gradients over several GPUs.
+SEVERAL_GPUS: CompilerOptions = {
+    # XLA would copy all gradients into one array, sum that, and copy each gradient out again. NCCL
+    # sums many arrays at once as well: 1,783 -> 1,417 kernels.
+    "xla_disable_hlo_passes": "all-reduce-contiguous",
+    # Gradients are summed in parts of about this size, instead of 30 MB, and each part as soon as
+    # it is known, while the device computes the gradients of earlier layers: 1 -> 4 all-reduces.
+    "xla_gpu_all_reduce_combine_threshold_bytes": 8 * 2**20,
+    "xla_gpu_enable_latency_hiding_scheduler": True,
+}
+
+
+def compiler_options(mesh: Mesh) -> CompilerOptions:
+    """The options with which XLA compiles the training step for a mesh."""
+    return SEVERAL_GPUS if has_gpus(mesh) and mesh.size > 1 else {}

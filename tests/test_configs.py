@@ -118,7 +118,9 @@ def write_tiny_weights(path: str) -> None:
     write_weights(path, jax.device_get(variables), info_of_spec(model_spec("tiny")))
 
 
-@pytest.mark.parametrize("name", ["cats_vs_dogs", "caltech101"])
+@pytest.mark.parametrize(
+    "name", ["cats_vs_dogs", pytest.param("caltech101", marks=pytest.mark.long)]
+)
 def test_the_guides_trainings_run_from_end_to_end(name: str, tmp_path: Path) -> None:
     """On a few photos under the set's real features, with the tiny network (or its weights)."""
     prepare_small(name, tmp_path)

@@ -108,7 +108,9 @@ def test_entries_of_one_kind_draw_apart() -> None:
 # --- The same everywhere -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("devices", [1, 2, 4, 8])
+@pytest.mark.parametrize(
+    "devices", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 8]
+)
 def test_devices_change_no_bit_and_exchange_nothing(devices: int) -> None:
     mesh = make_mesh(jax.devices()[:devices])
     rows, same = split_by_example(mesh), replicated(mesh)

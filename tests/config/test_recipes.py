@@ -87,10 +87,8 @@ def different() -> list[str]:
 # Each has something that the others have not; the rest is compiled with -m long.
 IN_CI = {
     "finetune.py",
-    "imagenet/efficientnetv2_b0.py",
     "imagenet/kerascv_b0.py",
     "imagenet/resnet50.py",
-    "imagenet/torchvision_s.py",
 }
 
 

@@ -35,6 +35,7 @@ def cost(config: Config, *, num_classes: int = 10, devices: int = 1) -> tuple[fl
     return cost_per_image(training, training.compile_step().program)
 
 
+@pytest.mark.long
 def test_the_cost_of_an_image_does_not_depend_on_micro_batches(tiny_config: Config) -> None:
     # Much work an image, so that the update of the parameters hardly counts.
     data = dataclasses.replace(tiny_config.data, batch_size=256, image_size=32)

@@ -97,7 +97,9 @@ def test_the_run_and_every_checkpoint_keep_the_whole_config(
         assert info.config == tiny_config
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)]
+)
 def test_a_stopped_run_resumes_bit_for_bit(
     tiny_run: tuple[Path, Outcome],
     tiny_config: Config,
@@ -445,7 +447,8 @@ def test_a_run_of_stages_is_evaluated_at_any_size(staged_run: Path) -> None:
     assert larger["loss"] != same["loss"]
 
 
-@pytest.mark.parametrize("step", [6, 8])  # in a stage, and where the size changes
+# Where the size changes, and in a stage.
+@pytest.mark.parametrize("step", [8, pytest.param(6, marks=pytest.mark.long)])
 def test_a_run_resumes_bit_for_bit_in_a_stage_and_between_two(
     staged_run: Path,
     staged_config: Config,

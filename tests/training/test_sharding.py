@@ -77,7 +77,12 @@ def test_a_device_holds_less_of_a_split_state(tiny_config: Config) -> None:
 
 @pytest.mark.parametrize(
     ("name", "parallel"),
-    [("tiny", choice) for choice in CHOICES] + [("tiny_resnet", CHOICES[-1])],
+    [
+        ("tiny", CHOICES[0]),
+        *(pytest.param("tiny", choice, marks=pytest.mark.long) for choice in CHOICES[1:-1]),
+        ("tiny", CHOICES[-1]),
+        pytest.param("tiny_resnet", CHOICES[-1], marks=pytest.mark.long),
+    ],
     ids=[*NAMES, "fsdp of a ResNet"],
 )
 def test_only_parameters_are_gathered(

@@ -124,7 +124,7 @@ def test_one_step_on_eight_devices_equals_one_device(
     assert distance(*statistics) < 1e-5
 
 
-@pytest.mark.slow
+@pytest.mark.long  # test_pipeline.py compares augmented images bit by bit
 def test_one_augmented_step_on_eight_devices_equals_two(tiny_config: Config) -> None:
     config = changed(augmented(tiny_config), "model", batch_norm=4)
     few, many = (make_training(config, devices=devices) for devices in (2, 8))
@@ -158,7 +158,7 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(
     ("name", "devices", "mixing"),
     [
         ("tiny", 1, False),
-        ("tiny_resnet", 1, False),
+        pytest.param("tiny_resnet", 1, False, marks=pytest.mark.long),
         pytest.param("tiny", 2, True, marks=pytest.mark.long),
     ],
 )
@@ -241,7 +241,7 @@ def test_ema_warms_up_and_follows_the_parameters(tiny_config: Config) -> None:
     assert state.eval_variables["params"] is state.params
 
 
-@pytest.mark.parametrize("name", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("name", ["softmax", pytest.param("sigmoid", marks=pytest.mark.long)])
 def test_a_network_learns_one_batch_by_heart(tiny_config: Config, name: str) -> None:
     config = changed(tiny_config, "loss", name=name, label_smoothing=0.0)
     config = changed(config, "model", dropout=0.0, drop_path=0.0)
@@ -267,6 +267,7 @@ def test_bfloat16_keeps_parameters_and_loss_in_float32(tiny_config: Config) -> N
     np.testing.assert_allclose(metrics["loss"], expected["loss"], rtol=0.02)
 
 
+@pytest.mark.long  # it compiles four steps
 def test_rates_by_stage_equal_the_same_step_at_fixed_rates(tiny_config: Config) -> None:
     by_stage = make_training(
         changed(tiny_config, "model", dropout=(0.1, 0.4), drop_path=(0.0, 0.3)), devices=1

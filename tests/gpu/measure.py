@@ -179,7 +179,6 @@ def options(say: Table) -> None:
 
 def depthwise(say: Table) -> None:
     """Each form of the depthwise convolution at the sizes of B0 and S, forward and backward."""
-    import jax
     import jax.numpy as jnp
     from depthwise_kernel import by_kernel, gradients_by_kernel
 

@@ -6,14 +6,41 @@ leaves what it measured.
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 NETWORKS = {"efficientnetv2_b0": (224, 256), "efficientnetv2_s": (300, 128)}
 CONFIG = "configs/imagenet/kerascv_b0.py"
+# Depthwise convolutions of B0 at 224 px and S at 300 px: batch, image size, channels and stride.
+DEPTHWISE = (
+    (256, 28, 192, 2),
+    (256, 14, 384, 1),
+    (256, 14, 576, 1),
+    (256, 14, 672, 1),
+    (256, 14, 672, 2),
+    (256, 7, 1152, 1),
+    (128, 38, 256, 2),
+    (128, 19, 512, 1),
+    (128, 19, 768, 1),
+    (128, 19, 960, 1),
+    (128, 19, 960, 2),
+    (128, 10, 1536, 1),
+)
+XLA_OPTIONS = (
+    "",
+    "--xla_gpu_enable_command_buffer=",
+    "--xla_gpu_triton_gemm_any=true",
+    "--xla_allow_excess_precision=false",
+    "--xla_gpu_autotune_level=0",
+)
+SECONDS_OF_OPTIONS = 450  # of the part `options`
+SECONDS_OF_OPTION = 150
 
 
 class Table:
@@ -29,12 +56,19 @@ class Table:
             file.write(row + "\n")
 
 
-def benchmark(name: str, *, bare: bool) -> dict[str, float]:
+def benchmark(
+    name: str, *, bare: bool, xla_flags: str = "", timeout: float | None = None
+) -> dict[str, float]:
     """Runs `jaxcls benchmark` on random images in bfloat16.
 
     Args:
       name: the network.
       bare: whether to leave out augmentation and moving averages.
+      xla_flags: options of XLA, beside those in the environment.
+      timeout: the seconds after which to end it.
+
+    Raises:
+      subprocess.SubprocessError: it failed, or took longer.
     """
     size, batch = NETWORKS[name]
     options = {
@@ -57,7 +91,14 @@ def benchmark(name: str, *, bare: bool) -> dict[str, float]:
         )
     words = [word for field, value in options.items() for word in (f"--{field}", str(value))]
     command = [sys.executable, "-m", "jaxcls", "benchmark", str(config), "--synthetic", "--json"]
-    done = subprocess.run([*command, *words], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [*command, *words],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=timeout,
+        env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {xla_flags}"},
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -115,32 +156,79 @@ def timm(say: Table) -> None:
         say(f"timm {name}, torch.compile", step=f"{rate:,.0f} img/s")
 
 
+def options(say: Table) -> None:
+    """The step of B0 without augmentation, with some options of XLA.
+
+    What is cut off can be measured by a second call, which has the finished programs in the cache.
+    """
+    end = time.monotonic() + SECONDS_OF_OPTIONS
+    for flags in XLA_OPTIONS:
+        timeout = max(0, min(SECONDS_OF_OPTION, end - time.monotonic()))
+        try:
+            found = benchmark("efficientnetv2_b0", bare=True, xla_flags=flags, timeout=timeout)
+            values = {
+                "step": f"{found['step_images_per_second']:,.0f} img/s",
+                "compile": f"{found['compile_seconds']:.1f} s",
+            }
+        except subprocess.TimeoutExpired:
+            values = {"step": "cut off"}
+        except subprocess.CalledProcessError as error:
+            values = {"failed": " ".join(error.stderr.split())[-200:]}
+        say(f"jaxcls efficientnetv2_b0 bare, {flags or 'XLA as it is'}", **values)
+
+
 def depthwise(say: Table) -> None:
-    """Each form of the depthwise convolution at the sizes of B0, forward and backward."""
-    import jax
+    """Each form of the depthwise convolution at the sizes of B0 and S, forward and backward."""
     import jax.numpy as jnp
+    from depthwise_kernel import by_kernel, gradients_by_kernel
 
     from jaxcls.models.depthwise import grouped, grouped_gradients, shifted, shifted_gradients
 
-    forms = {"grouped": (grouped, grouped_gradients), "shifted": (shifted, shifted_gradients)}
-    for side, channels, stride in ((28, 192, 2), (14, 384, 1), (14, 672, 1), (7, 1152, 1)):
-        x = jnp.ones((256, side, side, channels), jnp.bfloat16)
+    forms = {
+        "grouped": (grouped, grouped_gradients),
+        "shifted": (shifted, shifted_gradients),
+        "kernel": (by_kernel, gradients_by_kernel),
+    }
+    for batch, side, channels, stride in DEPTHWISE:
+        x = jnp.ones((batch, side, side, channels), jnp.bfloat16)
         kernel = jnp.ones((3, 3, 1, channels), jnp.bfloat16)
-        grad = jnp.ones((256, side // stride, side // stride, channels), jnp.bfloat16)
+        out = -(-side // stride)
+        grad = jnp.ones((batch, out, out, channels), jnp.bfloat16)
         for form, (forward, backward) in forms.items():
-            both = jax.jit(
-                lambda x, kernel, grad, forward=forward, backward=backward, stride=stride: (
-                    forward(x, kernel, stride=stride),
-                    backward(x, kernel, grad, stride=stride),
-                )
+            try:
+                values = {
+                    "forward": f"{_milliseconds(forward, x, kernel, stride=stride):.3f} ms",
+                    "backward": f"{_milliseconds(backward, x, kernel, grad, stride=stride):.3f} ms",
+                }
+            except Exception as error:  # the other forms and sizes are measured all the same
+                values = {"failed": " ".join(str(error).split())[:200]}
+            say(
+                f"depthwise {form}, {batch} x {side} px, {channels} channels, stride {stride}",
+                **values,
             )
-            result = jax.block_until_ready(both(x, kernel, grad))
-            begin = time.perf_counter()
-            for _ in range(50):
-                result = both(x, kernel, grad)
-            jax.block_until_ready(result)
-            milliseconds = (time.perf_counter() - begin) / 50 * 1e3
-            say(f"depthwise {form} {side} px, {channels} channels", step=f"{milliseconds:.3f} ms")
+
+
+def _milliseconds(
+    function: Callable[..., Any], *operands: Any, stride: int, copies: int = 4, calls: int = 25
+) -> float:
+    """Measures a call, with several in a program, on different arrays.
+
+    So the time to start a program does not count, and its operands are not in the GPU's cache.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    @jax.jit
+    def program(batches: list[Any]) -> list[Any]:
+        return [function(*batch, stride=stride) for batch in batches]
+
+    batches = [[jnp.array(of) for of in operands] for _ in range(copies)]
+    jax.block_until_ready(program(batches))
+    begin, result = time.perf_counter(), None
+    for _ in range(calls):
+        result = program(batches)
+    jax.block_until_ready(result)
+    return (time.perf_counter() - begin) / (calls * copies) * 1e3
 
 
 def profile(say: Table) -> None:
@@ -165,16 +253,16 @@ def profile(say: Table) -> None:
     say("profile", step="written")
 
 
-PARTS = {part.__name__: part for part in (ours, timm, depthwise, profile)}
+PARTS = {part.__name__: part for part in (ours, timm, options, depthwise, profile)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--out", type=Path, default=Path("gpu"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-    PARTS[options.part](Table(options.out))
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    PARTS[arguments.part](Table(arguments.out))
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from depthwise_kernel import by_kernel as depthwise_by_kernel
+from depthwise_kernel import gradients_by_kernel as depthwise_gradients_by_kernel
 from jax import Array
 
 from jaxcls.config import Config
 from jaxcls.distributed.mesh import make_mesh, split_by_example
 from jaxcls.models.channel_sums import sum_by_compiler, sum_by_kernel
+from jaxcls.models.depthwise import shifted, shifted_gradients
 from jaxcls.models.gate import gate, gate_by_kernel, gate_gradients, gradients_by_kernel
 from jaxcls.models.layers import silu
 from jaxcls.training.build import build_training
@@ -68,6 +71,38 @@ def test_the_kernels_of_the_gate(channels: int, width: int) -> None:
         gradients,
         expected,
     )
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "stride"),
+    [
+        ((32, 14, 14, 672), 3, 1),
+        ((16, 19, 19, 96), 3, 2),
+        ((7, 5, 9, 70), 5, 2),
+        ((8, 28, 28, 40), 5, 1),
+    ],
+)
+@pytest.mark.parametrize("padding", ["same", "symmetric"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-4), ("bfloat16", 1e-2)])
+def test_the_kernels_of_the_depthwise_convolution(
+    shape: tuple[int, ...], size: int, stride: int, padding: Any, dtype: str, tolerance: float
+) -> None:
+    """The sums of both forms are float32, and only the results are rounded."""
+    options: dict[str, Any] = {"stride": stride, "padding": padding}
+    x, kernel = draw(*shape, dtype=dtype), draw(size, size, 1, shape[-1], dtype=dtype, seed=1)
+    expected = shifted(x, kernel, **options)
+    grad = draw(*expected.shape, dtype=dtype, seed=2)
+    wanted = (expected, *shifted_gradients(x, kernel, grad, **options))
+    results = (
+        depthwise_by_kernel(x, kernel, **options),
+        *depthwise_gradients_by_kernel(x, kernel, grad, **options),
+    )
+    for actual, of in zip(results, wanted, strict=True):
+        assert actual.dtype == of.dtype
+        scale = float(jnp.max(jnp.abs(of)))
+        np.testing.assert_allclose(
+            actual.astype("float32"), of.astype("float32"), rtol=tolerance, atol=tolerance * scale
+        )
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-3), ("bfloat16", 0.05)])

@@ -31,8 +31,12 @@ ACCELERATOR_FILES = {
     "tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
 }
 
-# In the names of AMD's GPUs, and of NVIDIA's with compute capability 7.5.
-OTHER_GPUS = ("AMD", "Radeon", "Tesla T4", "Quadro RTX", "TITAN RTX", "GeForce RTX 20", "GTX 16")
+# In the names of AMD's GPUs, and of NVIDIA's with compute capability 7.5. An abstract device has
+# a name but no compute capability.
+GPUS_WITHOUT_TRITON = (
+    *("AMD", "Radeon", "GeForce RTX 20", "GTX 16", "MX450", "MX550", "Quadro RTX", "T1000"),
+    *("T1200", "T2000", "T400", "T500", "T550", "T600", "Tesla T4", "TITAN RTX"),
+)
 
 logger = logging.getLogger("jaxcls")
 
@@ -117,28 +121,36 @@ def warn_of_idle_accelerator() -> None:
 
 
 def has_gpus(mesh: Mesh | AbstractMesh) -> bool:
-    """Whether the devices are GPUs for which XLA compiles kernels of Triton: NVIDIA's since 2020.
-
-    They may be those of a topology that is only compiled for.
-    """
+    """Whether the devices are GPUs, which may be those of a topology that is only compiled for."""
     abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
     device = abstract.abstract_device
-    if device is None or device.platform not in ("gpu", "cuda"):
-        return False
-    return not any(name in device.device_kind for name in OTHER_GPUS)
+    return device is not None and device.platform in ("gpu", "cuda", "rocm")
 
 
-def gpus_of_step(batch: int) -> AbstractMesh | None:
-    """The GPUs of the training step that is being traced, if they share a batch evenly.
+def supports_triton(mesh: Mesh | AbstractMesh) -> bool:
+    """Whether XLA compiles kernels of Triton for the devices.
 
-    None for other devices, and outside of a step.
+    It does for NVIDIA's GPUs with compute capability 8.0 or newer.
+    """
+    abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
+    return has_gpus(mesh) and not any(
+        name in abstract.abstract_device.device_kind for name in GPUS_WITHOUT_TRITON
+    )
+
+
+def triton_mesh(batch: int) -> AbstractMesh | None:
+    """The devices for kernels of Triton in the training step that is being traced.
+
+    The step sets them (`jax.sharding.use_abstract_mesh`), because a kernel must be told how the
+    batch is split. None outside of a step, where XLA's own operations are fast enough, for other
+    devices, and if the devices do not share the batch evenly.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh if not mesh.empty and has_gpus(mesh) and batch % mesh.size == 0 else None
+    return mesh if not mesh.empty and supports_triton(mesh) and batch % mesh.size == 0 else None
 
 
-def in_rows(array: Array) -> Array:
-    """The array, whose last axis is contiguous in memory, as arrays of the state are."""
+def row_major(array: Array) -> Array:
+    """The array with its last axis contiguous in memory, as arrays of the state are."""
     return with_layout_constraint(array, Layout(tuple(range(array.ndim))))
 
 

@@ -91,7 +91,7 @@ def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
       program: its compiled step.
     """
     data, micro_batches = training.config.data, training.config.optimizer.micro_batches
-    if has_gpus(training.mesh):  # whose compiler knows nothing of the kernels of Triton
+    if has_gpus(training.mesh):  # whose compiler does not know the costs of our kernels
         cost, images = cost_of(program.as_text()), data.batch_size / training.mesh.size
         return cost.flops / images, cost.moved / images
     if micro_batches > 1:

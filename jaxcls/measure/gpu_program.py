@@ -36,7 +36,7 @@ class Cost:
     Attributes:
       moved: bytes of operands and results of all kernels: an upper bound of what they read and
         write, without caches.
-      flops: of matrix products and convolutions.
+      flops: of matrix products and convolutions. Kernels of Triton count none: ours compute little.
       kernels: the number of kernels, library calls and copies that are started.
       unknown_loops: the number of loops whose length the program decides as it runs; their bodies
         count once.

@@ -14,14 +14,18 @@ PLUGIN = "jax-cuda13-plugin"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Gpu(Chip):
-    """A GPU, with what XLA's compiler asks of it. Figures: NVIDIA's, as XLA lists them.
+    """A GPU, with what XLA's compiler must know of it.
+
+    The figures are those of XLA's own list (xla/backends/gpu/target_config/specs in its
+    repository). The rate is that of NVIDIA's data sheets. A kernel usually takes 2 to 3
+    microseconds to start.
 
     Attributes:
       title: NVIDIA's name.
       capability: the compute capability.
       multiprocessors: their number.
       clock: in GHz.
-      l2_bytes: the size of the second cache.
+      l2_bytes: the size of the L2 cache.
       shared_bytes: the shared memory of a multiprocessor; a block can have 1024 bytes less.
       lanes: arithmetic units of a multiprocessor for float32.
       threads: the largest number of threads of a multiprocessor.
@@ -170,7 +174,7 @@ def prepare_gpu_compiler() -> None:
             f"--topology: the GPU's compiler ({PLUGIN} {plugin}) is not of the version of JAX "
             f"({jax}), and would not be loaded; install both together: {how}"
         )
-    # Otherwise JAX looks for a GPU, and does not load the compiler without one.
+    # With "cuda", JAX fails without a GPU. With "cpu" it still loads the plugin and its compiler.
     os.environ["JAX_PLATFORMS"] = "cpu"
 
 

@@ -51,7 +51,7 @@ def rehearse(
     mesh = make_mesh(devices, parallel=config.parallel)
     limit = chip.memory_bytes if chip else _local_limit(mesh.devices.flat[0])
     if search and limit is None:
-        raise UserError("--search: the memory size of these devices is unknown")
+        raise UserError("--search: the memory size of these devices is unknown; give --topology")
     classes, examples = _sizes_of_data(config, num_classes)
 
     def make(batch_size: int) -> Training:

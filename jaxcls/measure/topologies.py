@@ -71,7 +71,7 @@ def find_topology(text: str) -> Topology:
     if name in GPUS and sizes:
         hosts, gpus = int(sizes[1] or 1), int(sizes[2])
         if hosts * gpus > MAX_GPUS:
-            raise UserError(f"--topology: {text!r} has more than {MAX_GPUS} GPUs")
+            raise UserError(f"--topology: {text!r} has more than {MAX_GPUS} GPUs; give fewer")
         return Topology(platform="cuda", chip=GPUS[name], shape=f"1x{hosts}x{gpus}")
     if name in GPUS:
         raise UserError(

@@ -17,13 +17,13 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from jaxcls.distributed.mesh import batch_spec, gpus_of_step
+from jaxcls.distributed.mesh import batch_spec, triton_mesh
 
 type Terms = Callable[..., Sequence[Array]]
 
-_TILE = 4096  # elements of an image that a program has in registers at once
+_TILE_ELEMENTS = 4096  # of an image that a program has in registers at once
 _COLUMNS = 128  # channels of a tile: rows of 256 bytes in bfloat16
-_MAX_SIZE = 2**31  # elements of an image, because the kernel's offsets are int32
+_MAX_ELEMENTS = 2**31  # of an image, because the kernel's offsets are int32
 _PROGRAMS = 512  # programs of a kernel: about four for each multiprocessor of a large card
 
 
@@ -33,18 +33,19 @@ def group_sums(
     """Sums terms over the pixels of groups of consecutive examples.
 
     Args:
-      terms: maps elements of the images and vectors, as float32 (float64 for float64), to the terms
-        of each sum. It works on arrays that broadcast with each other.
+      terms: `terms(*images, *vectors)` computes the terms of each sum from elements of the images
+        and vectors, as float32 (float64 for float64). It works on arrays that broadcast with each
+        other.
       images: each [batch, height, width, channels].
-      vectors: each [n, channels], or [n, 1] for all channels; a row belongs to batch / n
-        consecutive examples.
+      vectors: each [n, channels], or [n, 1] for all channels; n divides the batch, and a row
+        belongs to batch / n consecutive examples.
       groups: the number of groups; divides the batch.
 
     Returns:
       The sums of each term, [groups, channels].
     """
-    mesh = gpus_of_step(images[0].shape[0])
-    if mesh is not None and images[0].size < _MAX_SIZE:
+    mesh = triton_mesh(images[0].shape[0])
+    if mesh is not None and images[0].size < _MAX_ELEMENTS:
         return sum_by_kernel(terms, images, vectors, groups=groups, mesh=mesh)
     return sum_by_compiler(terms, images, vectors, groups=groups)
 
@@ -74,8 +75,10 @@ def sum_by_kernel(
 ) -> tuple[Array, ...]:
     """Computes `group_sums` with a kernel of Triton on each device of a mesh.
 
-    The examples are split over all devices. Each program sums a unit of consecutive examples of the
-    same group, or a piece of one example, for some of the channels.
+    The examples are split over all devices. Each program of a kernel sums a unit for some of the
+    channels. A unit is a number of consecutive examples that share a device, a group and the rows
+    of all vectors, or a piece of one example where there are too few examples to keep a GPU busy. A
+    second kernel adds the units of a device that belong to the same group.
 
     Args:
       mesh: the devices; the batch is divisible by their number.
@@ -84,13 +87,14 @@ def sum_by_kernel(
     """
     (batch, *_, channels) = images[0].shape
     columns = min(_COLUMNS, power_of_two(channels))
-    examples, wanted = batch // mesh.size, pl.cdiv(_PROGRAMS, pl.cdiv(channels, columns))
+    examples, units_wanted = batch // mesh.size, pl.cdiv(_PROGRAMS, pl.cdiv(channels, columns))
     vectors = [_divisible(vector, mesh.size) for vector in vectors]
-    alike = math.gcd(examples, batch // groups, *(batch // len(v) for v in vectors if len(v) > 1))
-    unit = max(n for n in range(1, alike + 1) if alike % n == 0 and n <= max(1, examples // wanted))
+    rows = [batch // len(vector) for vector in vectors if len(vector) > 1]
+    sizes = _divisors(math.gcd(examples, batch // groups, *rows))
+    unit = max(size for size in sizes if size <= max(1, examples // units_wanted))
     units = examples // unit  # of a device
-    pieces = max(1, wanted // examples) if unit == 1 else 1
-    run = math.gcd(units, batch // groups // unit)  # units of a device that are of one group
+    pieces = max(1, units_wanted // examples) if unit == 1 else 1
+    units_of_group = math.gcd(units, batch // groups // unit)  # on a device
     num_terms = len(
         jax.eval_shape(terms, *(jnp.zeros((), _dtype(of)) for of in [*images, *vectors]))
     )
@@ -99,8 +103,8 @@ def sum_by_kernel(
         arrays = [of.reshape(units, -1, channels) for of in operands[: len(images)]]
         vectors = operands[len(images) :]
         sums = _sum_rows(terms, arrays, vectors, num_terms, pieces=pieces, interpret=interpret)
-        if run * pieces > 1:
-            runs = [of.reshape(units // run, -1, channels) for of in sums]
+        if units_of_group * pieces > 1:
+            runs = [of.reshape(units // units_of_group, -1, channels) for of in sums]
             sums = _sum_rows(lambda *tiles: tiles, runs, (), num_terms, interpret=interpret)
         return [of[:, 0] for of in sums]
 
@@ -114,6 +118,10 @@ def sum_by_kernel(
     )(*images, *vectors)
     whole_groups = (of.reshape(groups, -1, channels) for of in sums)  # groups may span devices
     return tuple(of[:, 0] if of.shape[1] == 1 else jnp.sum(of, axis=1) for of in whole_groups)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _sum_rows(
@@ -167,7 +175,7 @@ def _kernel(
     images, vectors, sums = refs[:num_images], refs[num_images:-num_terms], refs[-num_terms:]
     units, rows, channels = images[0].shape
     unit, piece, block = (pl.program_id(axis) for axis in range(3))
-    height, start, dtype = _TILE // columns, block * columns, sums[0].dtype
+    height, start, dtype = _TILE_ELEMENTS // columns, block * columns, sums[0].dtype
     inside = start + jnp.arange(columns) < channels
 
     def row_of(vector: Any) -> Array:

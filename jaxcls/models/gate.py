@@ -14,7 +14,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from jaxcls.distributed.mesh import batch_spec, gpus_of_step
+from jaxcls.distributed.mesh import batch_spec, triton_mesh
 from jaxcls.models.channel_sums import power_of_two
 from jaxcls.models.layers import Activation, GateParams
 
@@ -27,12 +27,13 @@ def gate(means: Array, params: GateParams, activation: Activation, *, dtype: jnp
 
     Args:
       means: the means of the channels, float32 [batch, channels] (float64 for float64).
-      params: the output of `SqueezeExcite`.
+      params: the output of `SqueezeExcite`: kernel and bias of "reduce", [channels, width] and
+        [width], and of "expand", [width, channels] and [channels].
       activation: the elementwise function inside the bottleneck.
       dtype: the dtype of the network, and of the result.
     """
-    mesh = gpus_of_step(means.shape[0])
-    if mesh is not None and dtype != jnp.float64:  # of which matrix units have no products
+    mesh = triton_mesh(means.shape[0])
+    if mesh is not None and dtype != jnp.float64:  # Triton has no float64 matrix products
         return gate_by_kernel(means, params, activation, dtype=dtype, mesh=mesh)
     means = means.astype(dtype)
     for name, function in (("reduce", activation), ("expand", lax.logistic)):
@@ -50,13 +51,17 @@ def gate_gradients(
     pixels: int,
     dtype: jnp.dtype,
 ) -> tuple[Array, GateParams]:
-    """Returns the gradients of `gate` for each pixel that the means are of, and the parameters.
+    """Returns the gradients of `gate` for a pixel of the image, and for the parameters.
 
     Args:
-      grad: the gradient for the result, like `means`.
-      pixels: the number of pixels that the means are of; the others are as for `gate`.
+      grad: the gradient for the result, float32 [batch, channels].
+      pixels: the number of pixels of an image; the others are as for `gate`.
+
+    Returns:
+      The gradient for each pixel, [batch, channels]: that for the mean, divided by `pixels`. And
+      the gradients for the parameters, with the structure of `params`.
     """
-    mesh = gpus_of_step(means.shape[0])
+    mesh = triton_mesh(means.shape[0])
     if mesh is not None and dtype != jnp.float64:
         return gradients_by_kernel(
             means, params, activation, grad, pixels=pixels, dtype=dtype, mesh=mesh

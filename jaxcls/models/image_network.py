@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxcls.config.progressive import at_progress
-from jaxcls.distributed.mesh import gpus_of_step, in_rows
+from jaxcls.distributed.mesh import row_major, triton_mesh
 from jaxcls.models import layers
 from jaxcls.models.batch_norm import BatchNorm, BatchNormGroups
 from jaxcls.models.interface import CLASSIFIER, NetworkSpec
@@ -158,10 +158,10 @@ class ImageNetwork(nn.Module):
             # again with other rounding, nothing is equal, and the gradient divides by 0.
             x = nn.max_pool(x, x.shape[1:3])[:, 0, 0].astype(dtype)
         else:
-            if gpus_of_step(x.shape[0]) is not None:
+            if triton_mesh(x.shape[0]) is not None:
                 # Or the compiler may put channels first for the mean, and transpose x and its
                 # gradient.
-                x = in_rows(x)
+                x = row_major(x)
             x = jnp.mean(x, axis=(1, 2), dtype=dtype)
         if features or not self.num_classes:
             return x

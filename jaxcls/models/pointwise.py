@@ -5,15 +5,15 @@ import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
-from jaxcls.distributed.mesh import gpus_of_step
+from jaxcls.distributed.mesh import triton_mesh
 
 _TILE = 128  # rows and columns of the result that a program of a GPU computes
-_ALIGNED = 64  # sums whose length is a multiple of this are not made longer
+_ALIGNED = 64  # the compiler pads sums to a multiple of this
 _PROGRAMS = 128  # to give each multiprocessor of a large card one
 
 
 def pointwise_conv(x: Array, kernel: Array) -> Array:
-    """Multiplies each pixel with a matrix.
+    """Multiplies the channels of each pixel by a matrix.
 
     Args:
       x: [batch, height, width, in].
@@ -22,7 +22,7 @@ def pointwise_conv(x: Array, kernel: Array) -> Array:
     Returns:
       [batch, height, width, out].
     """
-    mesh = gpus_of_step(x.shape[0])
+    mesh = triton_mesh(x.shape[0])
     if mesh is None:
         return x @ kernel
     pixels = x[..., 0].size // mesh.size
@@ -43,11 +43,6 @@ def num_parts(pixels: int, inputs: int, outputs: int) -> int:
 
 
 def _multiply(x: Array, kernel: Array, parts: int) -> Array:
-    """Computes `pointwise_conv`; the kernel's gradient is a sum over parts of the batch.
-
-    It is a product with a small result and a very long sum. A GPU's compiler also splits it, but
-    into parts of a size that it likes, for which it copies both images into longer ones.
-    """
     del parts
     return x @ kernel
 
@@ -58,6 +53,8 @@ def _forward(x: Array, kernel: Array, parts: int) -> tuple[Array, tuple[Array, A
 
 def _backward(parts: int, kept: tuple[Array, Array], grad: Array) -> tuple[Array, Array]:
     x, kernel = kept
+    # The kernel's gradient is a product with a small result and a very long sum. A GPU's compiler
+    # splits that sum too, but pads both images to parts of a size of its own, which copies them.
     of_parts = jnp.einsum(
         "spi,spo->sio",
         x.reshape(parts, -1, x.shape[-1]),

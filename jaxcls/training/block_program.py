@@ -1,7 +1,8 @@
-"""A function of numbers and blocks of arrays, taken apart: what concerns numbers only, and more.
+"""Splits a traced function of scalars and blocks: what depends on scalars only, and the rest.
 
-A kernel does the rest for each block. The numbers are computed once, outside of it, where every
-operation is allowed.
+The first part is computed once, outside of a kernel, where every operation is allowed. The second
+is computed in the kernel for each block. Both follow the equations of the traced function (its
+jaxpr) one by one.
 """
 
 import dataclasses
@@ -12,11 +13,17 @@ import jax
 from jax import Array
 from jax.extend.core import Literal
 
-_CALLED = ("jaxpr", "call_jaxpr")  # in the parameters of operations that call a traced function
+# Operations that only call a function, and the name of the parameter that holds it.
+_CALLS = {
+    "jit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Number:
+class _Scalar:
     """A value that depends on no block; in a kernel, its value is unknown."""
 
     value: Any = None
@@ -25,75 +32,75 @@ class _Number:
 
 @dataclasses.dataclass(frozen=True)
 class BlockProgram:
-    """A traced function `(*numbers, *blocks) -> blocks`, all blocks of one shape.
+    """A traced function `(*scalars, *blocks) -> blocks`, all blocks of one shape.
 
     Attributes:
       closed: the function, as JAX traced it.
-      num_numbers: the number of its arguments that are numbers.
+      num_scalars: the number of its arguments that are scalars.
     """
 
     closed: Any
-    num_numbers: int
+    num_scalars: int
 
     @classmethod
     def trace(
-        cls, function: Callable[..., Any], numbers: Sequence[Any], blocks: Sequence[Any]
+        cls, function: Callable[..., Any], scalars: Sequence[Any], blocks: Sequence[Any]
     ) -> "BlockProgram":
         """Traces a function for arguments, or for their shapes and dtypes."""
-        return cls(jax.make_jaxpr(function)(*numbers, *blocks), len(numbers))
+        return cls(jax.make_jaxpr(function)(*scalars, *blocks), len(scalars))
 
-    def operations(self) -> set[str]:
-        """The names of the operations on blocks; and "array" if they need more than numbers."""
+    def consists_of(self, operations: frozenset[str]) -> bool:
+        """Whether blocks are only computed from blocks and scalars, by the named operations."""
         names: set[str] = set()
+        operands_with_axes: list[Any] = []
 
         def note(equation: Any, operands: Sequence[Any]) -> list[None]:
             names.add(equation.primitive.name)
-            if any(getattr(of, "ndim", 0) for of in operands if of is not None):
-                names.add("array")
+            operands_with_axes.extend(of for of in operands if getattr(of, "ndim", 0))
             return [None] * len(equation.outvars)
 
-        numbers = [aval_of(value) for value in self.closed.in_avals[: self.num_numbers]]
+        scalars = [shape_of(value) for value in self.closed.in_avals[: self.num_scalars]]
         results = self._evaluate(
-            [*map(_Number, numbers), *[None] * self._num_blocks],
-            on_numbers=lambda equation, _: [aval_of(out.aval) for out in equation.outvars],
+            [*map(_Scalar, scalars), *[None] * self._num_blocks],
+            on_scalars=lambda equation, _: [shape_of(out.aval) for out in equation.outvars],
             on_blocks=note,
-            use=lambda number: number.value,
+            use=lambda scalar: scalar.value,
         )
-        if any(isinstance(result, _Number) for result in results):
-            names.add("array")
-        return names
+        all_blocks = not any(isinstance(result, _Scalar) for result in results)
+        return all_blocks and not operands_with_axes and names <= operations
 
-    def derived_numbers(self, numbers: Sequence[Array]) -> list[Array]:
-        """Computes the numbers that the operations on blocks use, in the order of their use."""
+    def derived_scalars(self, scalars: Sequence[Array]) -> list[Array]:
+        """Computes the scalars that the operations on blocks use, in the order of their use."""
         derived: list[Array] = []
         self._evaluate(
-            [*map(_Number, numbers), *[None] * self._num_blocks],
-            on_numbers=_bind,
+            [*map(_Scalar, scalars), *[None] * self._num_blocks],
+            on_scalars=_bind,
             on_blocks=lambda equation, _: [None] * len(equation.outvars),
-            use=lambda number: derived.append(number.value),
+            use=lambda scalar: derived.append(scalar.value),
         )
         return derived
 
     def apply(self, blocks: Sequence[Array], derived: Sequence[Any]) -> list[Array]:
-        """Computes the results for some blocks, with the derived numbers."""
+        """Computes the results for some blocks, with the derived scalars."""
         rest = iter(derived)
         return self._evaluate(
-            [*[_Number()] * self.num_numbers, *blocks],
-            on_numbers=lambda equation, _: [None] * len(equation.outvars),
+            [*[_Scalar()] * self.num_scalars, *blocks],
+            on_scalars=lambda equation, _: [None] * len(equation.outvars),
             on_blocks=_bind,
             use=lambda _: next(rest),
         )
 
     @property
     def _num_blocks(self) -> int:
-        return len(self.closed.in_avals) - self.num_numbers
+        return len(self.closed.in_avals) - self.num_scalars
 
     def _evaluate(self, inputs: Sequence[Any], **how: Any) -> list[Any]:
         shape = self.closed.in_avals[-1].shape
         return _evaluate(self.closed, inputs, block_shape=shape, **how)
 
 
-def aval_of(value: Any) -> jax.ShapeDtypeStruct:
+def shape_of(value: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of an array, or of JAX's description of one."""
     return jax.ShapeDtypeStruct(value.shape, value.dtype)
 
 
@@ -102,55 +109,53 @@ def _evaluate(
     inputs: Sequence[Any],
     *,
     block_shape: tuple[int, ...],
-    on_numbers: Callable[[Any, list[Any]], Sequence[Any]],
+    on_scalars: Callable[[Any, list[Any]], Sequence[Any]],
     on_blocks: Callable[[Any, list[Any]], Sequence[Any]],
-    use: Callable[[_Number], Any],
+    use: Callable[[_Scalar], Any],
 ) -> list[Any]:
-    """Follows a traced function.
+    """Follows a traced function, and those that it calls.
 
     Args:
       closed: the function.
-      inputs: a `_Number`, or what stands for a block, for each argument.
+      inputs: a `_Scalar`, or what stands for a block, for each argument.
       block_shape: the shape of the blocks.
-      on_numbers: computes an operation on numbers from their values; returns values.
+      on_scalars: computes an operation on scalars from their values; returns values.
       on_blocks: computes an operation on blocks, or whose result is one.
-      use: what an operation on blocks gets for a number that is no literal.
+      use: what an operation on blocks gets for a scalar that is no literal.
 
     Returns:
-      A `_Number` or a block for each result.
+      A `_Scalar` or a block for each result.
     """
     jaxpr = closed.jaxpr
-    values = dict(zip(jaxpr.constvars, map(_Number, closed.consts), strict=True))
+    values = dict(zip(jaxpr.constvars, map(_Scalar, closed.consts), strict=True))
     values.update(zip(jaxpr.invars, inputs, strict=True))
 
     def read(variable: Any) -> Any:
         if isinstance(variable, Literal):
-            return _Number(variable.val, is_literal=True)
+            return _Scalar(variable.val, is_literal=True)
         return values[variable]
 
     def operand(value: Any) -> Any:
-        if not isinstance(value, _Number):
+        if not isinstance(value, _Scalar):
             return value
         return value.value if value.is_literal else use(value)
 
     for equation in jaxpr.eqns:
         read_in = [read(variable) for variable in equation.invars]
-        numbers = [value for value in read_in if isinstance(value, _Number)]
-        called = next((equation.params[name] for name in _CALLED if name in equation.params), None)
-        if called is not None:
+        scalars = [value for value in read_in if isinstance(value, _Scalar)]
+        makes_block = any(out.aval.shape == block_shape for out in equation.outvars)
+        if called := _CALLS.get(equation.primitive.name):
             results: Sequence[Any] = _evaluate(
-                called,
+                equation.params[called],
                 read_in,
                 block_shape=block_shape,
-                on_numbers=on_numbers,
+                on_scalars=on_scalars,
                 on_blocks=on_blocks,
                 use=use,
             )
-        elif len(numbers) == len(read_in) and all(
-            out.aval.shape != block_shape for out in equation.outvars
-        ):
-            found = on_numbers(equation, [number.value for number in numbers])
-            results = [_Number(value) for value in found]
+        elif len(scalars) == len(read_in) and not makes_block:
+            found = on_scalars(equation, [scalar.value for scalar in scalars])
+            results = [_Scalar(value) for value in found]
         else:
             results = on_blocks(equation, [operand(value) for value in read_in])
         values.update(zip(equation.outvars, results, strict=True))

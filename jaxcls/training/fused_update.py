@@ -9,7 +9,7 @@ place.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -24,31 +24,21 @@ from jaxcls.models.interface import PyTree
 from jaxcls.training.block_program import BlockProgram
 from jaxcls.training.ema import update_ema
 
-_BLOCK = 1024  # elements of a program
-_MAX_ARRAYS = 256  # of a kernel; their addresses must fit into 4 kB
+_BLOCK = 1024  # elements of a block, which an instance of the kernel updates
+_MAX_ARRAYS = 256  # of a kernel; their addresses must fit into its arguments, which take 4 kB
 # What the update of a block may consist of: operations that Triton knows, by which each element of
 # a result depends on the same elements only.
-_ELEMENTWISE = {
-    *("abs", "add", "add_any", "and", "broadcast_in_dim", "clamp", "convert_element_type", "div"),
-    *(
-        "eq",
-        "exp",
-        "floor",
-        "ge",
-        "gt",
-        "integer_pow",
-        "le",
-        "log",
-        "lt",
-        "max",
-        "min",
-        "mul",
-        "ne",
-    ),
-    *("neg", "not", "or", "pow", "rsqrt", "select_n", "sign", "sqrt", "square", "sub", "tanh"),
-}
+_ELEMENTWISE = frozenset(
+    (
+        *("abs", "add", "add_any", "and", "broadcast_in_dim", "clamp", "convert_element_type"),
+        *("div", "eq", "exp", "floor", "ge", "gt", "integer_pow", "le", "log", "lt", "max"),
+        *("min", "mul", "ne", "neg", "not", "or", "pow", "rsqrt", "select_n", "sign", "sqrt"),
+        *("square", "sub", "tanh"),
+    )
+)
 
-Update = Callable[..., tuple[PyTree, PyTree, PyTree]]
+type Update = Callable[..., tuple[PyTree, PyTree, PyTree]]
+type Shape = tuple[int, ...]
 
 
 def update_each(optimizer: optax.GradientTransformation, decay: float) -> Update:
@@ -85,20 +75,19 @@ class FusedUpdate:
     def fits(self, params: PyTree) -> bool:
         """Whether the optimizer treats each element of such parameters by itself, in float32."""
         state = jax.eval_shape(self.optimizer.init, params)
-        layout = _Layout.of(state, params)
+        layout = _StateStructure.of(state, params)
         slots, scalars = layout.split(state)
         if any(leaf.ndim for leaf in scalars):  # arrays that are not like the parameters
             return False
         if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves((params, slots))):
             return False
         programs = self._programs(layout, scalars)
-        return all(program.operations() <= _ELEMENTWISE for program in programs)
+        return all(program.consists_of(_ELEMENTWISE) for program in programs.values())
 
-    def _programs(self, layout: "_Layout", scalars: Sequence[Any]) -> tuple[BlockProgram, ...]:
-        """Traces the update of a block of a vector, and of a block of a kernel.
-
-        A block of a kernel has two axes, because weight decay leaves out arrays with one.
-        """
+    def _programs(
+        self, layout: "_StateStructure", scalars: Sequence[Any]
+    ) -> dict[Shape, BlockProgram]:
+        """Traces the update of a block for each shape that blocks have (`_block_shape`)."""
 
         def update(*values: Array) -> list[Any]:
             scalars, (step, grad, param, *rest) = values[:num_scalars], values[num_scalars:]
@@ -108,16 +97,18 @@ class FusedUpdate:
             slots = layout.split(state)[0]
             if average is None:
                 return [new, *slots]
-            of_leaf: Any = average  # which is a tree, too
-            return [new, *slots, update_ema(of_leaf, new, step=step, decay=self.decay)]
+            tree: Any = average
+            return [new, *slots, update_ema(tree, new, step=step, decay=self.decay)]
 
         num_scalars = len(scalars)
-        numbers = [*scalars, jax.ShapeDtypeStruct((), jnp.int32)]
+        given = [*scalars, jax.ShapeDtypeStruct((), jnp.int32)]
         count = 2 + sum(layout.is_slot) + (self.decay > 0)
-        return tuple(
-            BlockProgram.trace(update, numbers, [jax.ShapeDtypeStruct(shape, jnp.float32)] * count)
-            for shape in ((_BLOCK,), (1, _BLOCK))
-        )
+        return {
+            shape: BlockProgram.trace(
+                update, given, [jax.ShapeDtypeStruct(shape, jnp.float32)] * count
+            )
+            for shape in map(_block_shape, (1, 2))
+        }
 
     def __call__(
         self, grads: PyTree, state: PyTree, params: PyTree, averages: PyTree, *, step: Array
@@ -131,62 +122,66 @@ class FusedUpdate:
           averages: their moving averages; None without.
           step: the number of steps taken so far.
         """
-        layout = _Layout.of(state, params)
+        layout = _StateStructure.of(state, params)
         slots, scalars = layout.split(state)
         trees = [grads, params, *slots] + ([averages] if self.decay else [])
         rows = list(zip(*map(jax.tree.leaves, trees), strict=True))
         programs = self._programs(layout, scalars)
-        numbers = [program.derived_numbers([*scalars, step]) for program in programs]
+        derived = {
+            shape: program.derived_scalars([*scalars, step]) for shape, program in programs.items()
+        }
         results: list[Sequence[Array]] = []
+        # A kernel reads an array of each tree, and writes all but the gradients.
         for some in itertools.batched(rows, _MAX_ARRAYS // (2 * len(trees) - 1)):
-            results += self._update_arrays(some, programs, numbers)
+            results += self._update_arrays(some, programs, derived)
         structure = jax.tree.structure(params)
         new_params, *others = (structure.unflatten(of) for of in zip(*results, strict=True))
         # The state's scalars, such as the count of steps, do not depend on the parameters.
-        one = jnp.zeros((1,))
-        _, counted = self.optimizer.update(one, layout.join([one] * len(slots), scalars), one)
+        any_array = jnp.zeros((1,))
+        any_state = layout.join([any_array] * len(slots), scalars)
+        _, counted = self.optimizer.update(any_array, any_state, any_array)
         new_state = layout.join(others[: len(slots)], layout.split(counted)[1])
         return new_params, new_state, others[-1] if self.decay else None
 
     def _update_arrays(
         self,
         rows: Sequence[Sequence[Array]],
-        programs: Sequence[BlockProgram],
-        numbers: Sequence[Sequence[Array]],
+        programs: Mapping[Shape, BlockProgram],
+        derived: Mapping[Shape, Sequence[Array]],
     ) -> list[Sequence[Array]]:
         """Updates some arrays with one kernel.
 
         Args:
           rows: for each parameter: its gradient, itself, its part of the state, its average.
-          programs: of the blocks of vectors, and of kernels.
-          numbers: the numbers that they use.
+          programs: the update of a block, for each shape of blocks.
+          derived: the scalars that it uses.
 
         Returns:
           For each parameter: itself, its part of the state, its average.
         """
         arrays, width = [array for row in rows for array in row], len(rows[0])
-        updated = [place for place in range(len(arrays)) if place % width]  # no gradients
-        flat_numbers = [number[None] for of in numbers for number in of]
+        updated = [index for index in range(len(arrays)) if index % width]  # no gradients
+        scalars = [scalar[None] for each in derived.values() for scalar in each]
         blocks = [pl.cdiv(row[0].size, _BLOCK) for row in rows]
         ends = list(itertools.accumulate(blocks))
 
         def kernel(*refs: Any) -> None:
-            program = pl.program_id(0)
-            known = iter([ref[0] for ref in refs[: len(flat_numbers)]])
-            derived = [[next(known) for _ in of] for of in numbers]
-            inputs = refs[len(flat_numbers) : len(flat_numbers) + len(arrays)]
-            outputs = refs[len(flat_numbers) + len(arrays) :]
-            for place, row in enumerate(rows):
-                start, kind = ends[place] - blocks[place], int(row[0].ndim > 1)
+            block = pl.program_id(0)  # counted over all arrays
+            values = iter([ref[0] for ref in refs[: len(scalars)]])
+            known = {shape: [next(values) for _ in each] for shape, each in derived.items()}
+            inputs = refs[len(scalars) : len(scalars) + len(arrays)]
+            outputs = refs[len(scalars) + len(arrays) :]
+            for number, row in enumerate(rows):
+                start, shape = ends[number] - blocks[number], _block_shape(row[0].ndim)
                 body = functools.partial(
                     _update_block,
-                    lambda tiles, kind=kind: programs[kind].apply(tiles, derived[kind]),
-                    inputs[place * width : (place + 1) * width],
-                    outputs[place * (width - 1) : (place + 1) * (width - 1)],
-                    block=program - start,
-                    shape=(1, _BLOCK) if kind else (_BLOCK,),
+                    lambda tiles, shape=shape: programs[shape].apply(tiles, known[shape]),
+                    inputs[number * width : (number + 1) * width],
+                    outputs[number * (width - 1) : (number + 1) * (width - 1)],
+                    block=block - start,
+                    shape=shape,
                 )
-                pl.when((program >= start) & (program < ends[place]))(body)
+                pl.when((block >= start) & (block < ends[number]))(body)
 
         def on_device(*operands: Array) -> list[Array]:
             flat = [operand.ravel() for operand in operands]
@@ -194,10 +189,11 @@ class FusedUpdate:
                 kernel,
                 grid=(ends[-1],),
                 out_shape=[
-                    jax.ShapeDtypeStruct((arrays[n].size,), arrays[n].dtype) for n in updated
+                    jax.ShapeDtypeStruct((arrays[index].size,), arrays[index].dtype)
+                    for index in updated
                 ],
                 input_output_aliases={
-                    len(flat_numbers) + number: place for place, number in enumerate(updated)
+                    len(scalars) + index: output for output, index in enumerate(updated)
                 },
                 compiler_params=triton.CompilerParams(num_warps=4, num_stages=1),
                 interpret=self.interpret,
@@ -207,9 +203,20 @@ class FusedUpdate:
         whole = PartitionSpec()
         results = jax.shard_map(
             on_device, mesh=self.mesh, in_specs=whole, out_specs=whole, check_vma=False
-        )(*flat_numbers, *arrays)
-        shaped = [of.reshape(arrays[n].shape) for of, n in zip(results, updated, strict=True)]
+        )(*scalars, *arrays)
+        shaped = [
+            result.reshape(arrays[index].shape)
+            for result, index in zip(results, updated, strict=True)
+        ]
         return list(itertools.batched(shaped, width - 1))
+
+
+def _block_shape(ndim: int) -> Shape:
+    """The shape of the blocks of a parameter: one axis, or two for a parameter with more.
+
+    Optimizers look at the number of axes, because weight decay leaves out parameters with one.
+    """
+    return (_BLOCK,) if ndim < 2 else (1, _BLOCK)
 
 
 def _update_block(
@@ -229,14 +236,14 @@ def _update_block(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Layout:
+class _StateStructure:
     """Where the state of an optimizer has trees like the parameters ("slots"), and scalars."""
 
     structure: Any
     is_slot: tuple[bool, ...]
 
     @classmethod
-    def of(cls, state: PyTree, params: PyTree) -> "_Layout":
+    def of(cls, state: PyTree, params: PyTree) -> "_StateStructure":
         like = jax.tree.structure(params)
 
         def is_slot(node: Any) -> bool:
@@ -252,5 +259,7 @@ class _Layout:
         return [node for node, slot in parts if slot], [node for node, slot in parts if not slot]
 
     def join(self, slots: Sequence[Any], scalars: Sequence[Any]) -> PyTree:
-        rest = iter(slots), iter(scalars)
-        return self.structure.unflatten(next(rest[not slot]) for slot in self.is_slot)
+        each_slot, each_scalar = iter(slots), iter(scalars)
+        return self.structure.unflatten(
+            next(each_slot if is_slot else each_scalar) for is_slot in self.is_slot
+        )

@@ -15,7 +15,14 @@ from jaxcls.config import Config
 from jaxcls.config.progressive import progress
 from jaxcls.data.device import BATCH_FIELDS
 from jaxcls.distributed.compiler_options import compiler_options
-from jaxcls.distributed.mesh import batch_spec, has_gpus, in_rows, replicated, split_by_example
+from jaxcls.distributed.mesh import (
+    batch_spec,
+    has_gpus,
+    replicated,
+    row_major,
+    split_by_example,
+    supports_triton,
+)
 from jaxcls.distributed.precision import traced_for
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import Network, PyTree
@@ -72,8 +79,8 @@ def make_train_step(
     losses = LOSSES[config.loss.name]
     everywhere = replicated(mesh)
     decay = config.optimizer.ema_decay
-    together = has_gpus(mesh) and config.parallel.state == "replicated"
-    norm = functools.partial(tree_norm, together=together)
+    whole_on_gpus = has_gpus(mesh) and config.parallel.state == "replicated"
+    norm = functools.partial(tree_norm, together=whole_on_gpus)
 
     def share_of_loss(
         params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array
@@ -118,7 +125,8 @@ def make_train_step(
             keys=keys,
             done=progress(state.step, plan.stage_ends),
         )
-        # The network's operations have a form for each kind of device.
+        # From this, the network's operations know for which devices they are traced
+        # (`triton_mesh`).
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
             if config.optimizer.micro_batches == 1:
                 grads, (batch_stats, sums) = compute(batch)
@@ -129,13 +137,13 @@ def make_train_step(
         sums = jax.tree.map(lambda total: total / batch_size, sums)
         grads = jax.lax.with_sharding_constraint(grads, update_shardings)
         grads = zero_frozen(grads, unfreeze_at, state.step)
-        if has_gpus(mesh):  # or the state is updated in the layout of the gradients, and copied
-            grads = jax.tree.map(in_rows, grads)
+        if has_gpus(mesh):
+            # Otherwise XLA updates the state in the layout of the gradients, and copies it back.
+            grads = jax.tree.map(row_major, grads)
         with jax.named_scope("update"):
             fused = FusedUpdate(optimizer, decay, mesh)
-            update = (
-                fused if together and fused.fits(state.params) else update_each(optimizer, decay)
-            )
+            fits = whole_on_gpus and supports_triton(mesh) and fused.fits(state.params)
+            update = fused if fits else update_each(optimizer, decay)
             averages = state.ema["params"] if state.ema else None
             params, opt_state, averages = update(
                 grads, state.opt_state, state.params, averages, step=state.step

@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig, check_batch
 from jaxcls.config.decoding import ConfigError
 from jaxcls.distributed import mesh
-from jaxcls.distributed.mesh import has_gpus, make_mesh, replicated, split_by_example
+from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example, supports_triton
 
 
 def config_of(batch_size: int, micro_batches: int = 1, batch_norm: int | None = None) -> Config:
@@ -139,8 +139,8 @@ def test_the_sizes_that_are_advised_work_and_enclose_the_one_that_does_not(
 def test_which_devices_take_kernels_of_triton(kind: str, platform: str, expected: bool) -> None:
     device = AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
     abstract = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
-    assert has_gpus(abstract) == expected
+    assert supports_triton(abstract) == expected
 
 
 def test_a_cpu_takes_none() -> None:
-    assert not has_gpus(make_mesh())
+    assert not supports_triton(make_mesh())

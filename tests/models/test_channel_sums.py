@@ -11,7 +11,7 @@ from jaxcls.models.channel_sums import sum_by_compiler, sum_by_kernel
 
 
 def terms(x: Array, grad: Array, mean: Array, scale: Array) -> tuple[Array, ...]:
-    """Of which no term is 0 where the images are: what is outside of them must not count."""
+    """No term of a pixel is 0, so that a pixel outside of the images would be noticed."""
     normed = (x - mean) * scale
     return jnp.cos(normed), grad * normed, grad + 1
 
@@ -21,7 +21,8 @@ def terms(x: Array, grad: Array, mean: Array, scale: Array) -> tuple[Array, ...]
     [
         (1, (4, 5, 3, 24), 1, 1),  # fewer channels than a tile
         (1, (2, 40, 40, 130), 2, 2),  # an example in pieces, and two tiles of channels
-        (1, (64, 3, 3, 8), 4, 4),  # units of several examples, in groups
+        (1, (64, 3, 3, 8), 4, 4),  # units of one example, in groups
+        (1, (128, 2, 1, 1152), 4, None),  # units of two examples, in groups
         (1, (6, 2, 2, 16), 6, 3),  # a sum of each example, vectors of two
         (8, (16, 3, 3, 16), 1, 1),  # a group on all devices
         (8, (16, 3, 3, 16), 4, 4),  # groups on two devices each
@@ -29,12 +30,13 @@ def terms(x: Array, grad: Array, mean: Array, scale: Array) -> tuple[Array, ...]
     ],
 )
 def test_the_kernel_equals_the_compiler(
-    devices: int, shape: tuple[int, ...], groups: int, rows: int
+    devices: int, shape: tuple[int, ...], groups: int, rows: int | None
 ) -> None:
     mesh = make_mesh(jax.devices()[:devices])
     draws = np.random.default_rng(0)
     images = [jnp.asarray(draws.normal(size=shape), jnp.bfloat16) for _ in range(2)]
-    sizes = ((rows, shape[-1]), (shape[0], 1))  # the second is of all channels
+    # With a vector for each example, a unit has one; the second is of all channels.
+    sizes = ((rows, shape[-1]), (shape[0], 1)) if rows else ((1, shape[-1]), (1, 1))
     vectors = [jnp.asarray(draws.normal(size=size), jnp.float32) for size in sizes]
 
     @jax.jit

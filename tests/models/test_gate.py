@@ -17,7 +17,7 @@ from jaxcls.models.layers import silu
 def test_the_kernels_equal_the_compiler(
     devices: int, batch: int, channels: int, width: int
 ) -> None:
-    """Of which none has a batch, channels or a width that fill the kernels' tiles."""
+    """With sizes that fill the kernels' tiles and others that do not."""
     dtype = jnp.dtype("float32")
     mesh, draws = make_mesh(jax.devices()[:devices]), np.random.default_rng(0)
 

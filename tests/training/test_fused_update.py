@@ -54,6 +54,35 @@ def test_three_updates_equal_those_of_each_array(
     )
 
 
+def test_scalars_may_be_computed_in_any_way() -> None:
+    """Loops, branches and calls that a learning rate needs; none of them is part of the kernel."""
+
+    def rate(count: Any) -> Any:
+        total = jax.lax.fori_loop(0, 5, lambda _, value: value + 0.01, jnp.float32(0))
+        tenfold = jax.lax.scan(lambda carry, _: (carry * 10, None), total, None, length=2)[0]
+        return jax.lax.cond(count > 0, lambda: total, lambda: jax.nn.relu(tenfold))
+
+    optimizer = optax.chain(optax.trace(0.9), optax.scale_by_learning_rate(rate))
+    fused = FusedUpdate(optimizer, 0.0, make_mesh(jax.devices()[:1]), interpret=True)
+    params = draw(0)
+    assert fused.fits(params)
+    results = [
+        jax.jit(update)(draw(1), optimizer.init(params), params, None, step=jnp.int32(0))[0]
+        for update in (fused, update_each(optimizer, 0.0))
+    ]
+    jax.tree.map(lambda *of: np.testing.assert_allclose(*of, rtol=1e-6), *results)
+
+
+def double_in_a_loop(updates: Any, params: Any) -> Any:
+    del params
+    return jax.tree.map(lambda leaf: jax.lax.fori_loop(0, 2, lambda _, x: x * 2, leaf), updates)
+
+
+def test_a_loop_over_parameters_does_not_fit() -> None:
+    optimizer = optax.stateless(double_in_a_loop)
+    assert not FusedUpdate(optimizer, 0.0, make_mesh(jax.devices()[:1])).fits(draw(0))
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

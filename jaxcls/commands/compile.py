@@ -18,9 +18,9 @@ class Compile:
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: str | None = None
-    """TPUs or GPUs to compile for, such as v5e:4x4, h200:8 or h200:2x8 (two hosts), which this
-    machine need not have (None: this machine's devices). Needs the extra tpu-compiler or
-    gpu-compiler."""
+    """TPUs or GPUs to compile for, such as v5e:4x4, tpu7x:2x2x1 (four chips, which are eight
+    devices), h200:8 or h200:2x8 (two hosts), which this machine need not have (None: this
+    machine's devices). Needs the extra tpu-compiler or gpu-compiler."""
     batch_per_chip: int | None = None
     """Set data.batch_size to this many images per device."""
     num_classes: int | None = None

@@ -5,7 +5,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A TPU chip or a GPU, with its published numbers.
+    """A kind of device, with its published figures.
 
     Attributes:
       memory_bytes: the size of its memory.

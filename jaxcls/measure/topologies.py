@@ -5,9 +5,8 @@ import re
 from typing import Any, Literal
 
 from jaxcls.config.decoding import nearest
-from jaxcls.measure.chips import Chip
 from jaxcls.measure.gpus import GPUS, OLDEST, TOO_OLD, Gpu, prepare_gpu_compiler, target_config
-from jaxcls.measure.tpus import TPUS, prepare_tpu_compiler
+from jaxcls.measure.tpus import TPUS, Tpu, prepare_tpu_compiler
 from jaxcls.system.errors import UserError
 
 MAX_GPUS = 4096
@@ -20,11 +19,12 @@ class Topology:
     Attributes:
       platform: whose compiler it is.
       chip: their kind.
-      shape: their arrangement, as the compiler of the platform names it.
+      shape: their arrangement, as the compiler of the platform names it: "v5e:4x4", or for GPUs
+        "1x2x8" for one group of two hosts with eight GPUs each.
     """
 
     platform: Literal["tpu", "cuda"]
-    chip: Chip
+    chip: Tpu | Gpu
     shape: str
 
     def prepare_compiler(self) -> None:
@@ -43,8 +43,10 @@ class Topology:
         """Returns the devices, to compile for."""
         from jax.experimental import topologies
 
-        if not isinstance(self.chip, Gpu):
-            return topologies.get_topology_desc(platform="tpu", topology_name=self.shape).devices
+        if isinstance(self.chip, Tpu):
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=self.shape, chip_config_name=self.chip.chip_config
+            ).devices
         return topologies.get_topology_desc(
             platform="cuda",
             topology_name="",

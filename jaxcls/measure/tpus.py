@@ -12,23 +12,39 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tpu(Chip):
-    """A TPU chip.
+    """A device of a TPU: a whole chip, but for tpu7x one of its two halves.
 
     Attributes:
-      shapes: the available topologies.
+      shapes: the available topologies, in chips.
+      chip_config: how libtpu divides a chip into devices. Both cores of a v4 chip are one device
+        for JAX, but not by libtpu's default.
     """
 
     shapes: tuple[str, ...]
+    chip_config: str = "default"
 
 
 FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
+# Figures: cloud.google.com/tpu/docs.
 TPUS = {
-    "v4": Tpu(memory_bytes=32 * GIB, bandwidth=1228e9, bfloat16_rate=275e12, shapes=CUBES),
+    "v4": Tpu(
+        memory_bytes=32 * GIB,
+        bandwidth=1228e9,
+        bfloat16_rate=275e12,
+        shapes=CUBES,
+        chip_config="megacore",
+    ),
     "v5e": Tpu(memory_bytes=16 * GIB, bandwidth=819e9, bfloat16_rate=197e12, shapes=FLAT),
     "v5p": Tpu(memory_bytes=95 * GIB, bandwidth=2765e9, bfloat16_rate=459e12, shapes=CUBES),
     "v6e": Tpu(memory_bytes=32 * GIB, bandwidth=1640e9, bfloat16_rate=918e12, shapes=FLAT),
+    "tpu7x": Tpu(
+        memory_bytes=192 * GIB // 2,
+        bandwidth=7380e9 / 2,
+        bfloat16_rate=2307e12 / 2,
+        shapes=(*CUBES, "8x8x16", "8x16x16"),
+    ),
 }
 
 

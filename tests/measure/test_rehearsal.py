@@ -105,4 +105,5 @@ def test_published_figures() -> None:
         "v5e": (16, 819, 197),
         "v5p": (95, 2765, 459),
         "v6e": (32, 1640, 918),
+        "tpu7x": (96, 3690, 1153.5),  # half a chip, which is a device
     }

@@ -9,6 +9,23 @@ import pytest
 from small_network import CONFIG
 
 
+@pytest.mark.parametrize(
+    ("topology", "devices"), [("v4:2x2x1", 4), ("v5p:2x2x2", 8), ("v6e:2x4", 8), ("tpu7x:2x2x1", 8)]
+)
+def test_the_devices_of_a_topology_are_those_that_jax_has_there(
+    topology: str, devices: int
+) -> None:
+    pytest.importorskip("libtpu")
+    code = f"""
+from jaxcls.measure.topologies import find_topology
+topology = find_topology({topology!r})
+topology.prepare_compiler()
+print(len(topology.devices()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == [str(devices)], done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("state", ["replicated", "fsdp"])
 def test_a_small_topology_is_rehearsed(tmp_path: Path, state: str) -> None:

@@ -4,11 +4,13 @@ Batches are split by example over all axes of the mesh: `data`, or with fully sh
 `data` and `fsdp`. The state is replicated, or split along one axis (`state_shardings`).
 """
 
+import contextlib
 import functools
 import glob
 import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,13 +32,6 @@ ACCELERATOR_FILES = {
     "cuda": ("/dev/nvidia[0-9]*",),
     "tpu": ("/dev/accel[0-9]*", "/dev/vfio/[0-9]*"),
 }
-
-# In the names of AMD's GPUs, and of NVIDIA's with compute capability 7.5. An abstract device has
-# a name but no compute capability.
-GPUS_WITHOUT_TRITON = (
-    *("AMD", "Radeon", "GeForce RTX 20", "GTX 16", "MX450", "MX550", "Quadro RTX", "T1000"),
-    *("T1200", "T2000", "T400", "T500", "T550", "T600", "Tesla T4", "TITAN RTX"),
-)
 
 logger = logging.getLogger("jaxcls")
 
@@ -120,33 +115,40 @@ def warn_of_idle_accelerator() -> None:
             )
 
 
-def has_gpus(mesh: Mesh | AbstractMesh) -> bool:
+def has_gpus(mesh: Mesh) -> bool:
     """Whether the devices are GPUs, which may be those of a topology that is only compiled for."""
-    abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
-    device = abstract.abstract_device
-    return device is not None and device.platform in ("gpu", "cuda", "rocm")
+    return mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
 
 
-def supports_triton(mesh: Mesh | AbstractMesh) -> bool:
-    """Whether XLA compiles kernels of Triton for the devices.
+def supports_triton(mesh: Mesh) -> bool:
+    """Whether XLA compiles our kernels of Triton for the devices.
 
-    It does for NVIDIA's GPUs with compute capability 8.0 or newer.
+    It does for NVIDIA's GPUs with compute capability 8.0 or newer. (JAX knows the capability of
+    virtual GPUs whose name does not begin with NVIDIA, but Pallas does not.)
     """
-    abstract = mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh
-    return has_gpus(mesh) and not any(
-        name in abstract.abstract_device.device_kind for name in GPUS_WITHOUT_TRITON
-    )
+    device = mesh.devices.flat[0]
+    capability = re.fullmatch(r"(\d+)\.\d+", str(getattr(device, "compute_capability", "")))
+    is_nvidia = has_gpus(mesh) and device.device_kind.startswith("NVIDIA")
+    return is_nvidia and capability is not None and int(capability[1]) >= 8
+
+
+def kernels_on(mesh: Mesh) -> contextlib.AbstractContextManager[Any]:
+    """While a step is traced: the network's operations may use kernels of Triton on these devices.
+
+    A kernel must be told how the batch is split; `triton_mesh` tells it. Where devices do not
+    support them, and outside of a step, operations of XLA compute the same.
+    """
+    if supports_triton(mesh):
+        return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    return contextlib.nullcontext()
 
 
 def triton_mesh(batch: int) -> AbstractMesh | None:
-    """The devices for kernels of Triton in the training step that is being traced.
-
-    The step sets them (`jax.sharding.use_abstract_mesh`), because a kernel must be told how the
-    batch is split. None outside of a step, where XLA's own operations are fast enough, for other
-    devices, and if the devices do not share the batch evenly.
-    """
+    """The devices of `kernels_on`; None if there are none, or they do not share a batch evenly."""
     mesh = jax.sharding.get_abstract_mesh()
-    return mesh if not mesh.empty and supports_triton(mesh) and batch % mesh.size == 0 else None
+    device = None if mesh.empty else mesh.abstract_device
+    on_gpus = device is not None and device.platform == "gpu"
+    return mesh if on_gpus and batch % mesh.size == 0 else None
 
 
 def row_major(array: Array) -> Array:

@@ -160,7 +160,12 @@ def _moved(within: _Computation, instruction: _Instruction, inside: _Computation
             return 2 * shape_bytes(instruction.shape)
         if instruction.kind == "dynamic-update-slice":
             return 2 * shape_bytes(within[instruction.operands[1]].shape)
-        return shape_bytes(instruction.shape) + sum(
+        if instruction.kind.endswith("-start"):  # its result repeats the operands
+            return shape_bytes(instruction.shape)
+        result = instruction.shape
+        if '"__cu' in instruction.rest:  # of cuBLAS or cuDNN, whose working memory is the last
+            result = re.sub(r", [su]8\[\d+\]\S*\)$", ")", result)
+        return shape_bytes(result) + sum(
             shape_bytes(within[of].shape) for of in instruction.operands
         )
     read = sum(_read(inside, each) for each in inside.values() if each.kind == "parameter")
@@ -187,13 +192,23 @@ def _written(inside: _Computation, result: _Instruction) -> int:
 def _flops(within: _Computation, instruction: _Instruction) -> int:
     if instruction.kind == "dot":
         contracted = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.rest)
-        ((_, left),) = _sizes(within[instruction.operands[0]].shape)
-        ((_, result),) = _sizes(instruction.shape)
         assert contracted is not None
-        return 2 * math.prod(result) * math.prod(left[int(dim)] for dim in contracted[1].split(","))
+        return _product_flops(within, instruction, re.findall(r"\d+", contracted[1]))
+    if '"__cublas$' in instruction.rest:
+        contracted = re.search(r'"lhs_contracting_dimensions":\[([^\]]*)\]', instruction.rest)
+        assert contracted is not None
+        return _product_flops(within, instruction, re.findall(r"\d+", contracted[1]))
     if "dim_labels=" in instruction.rest and len(instruction.operands) > 1:
         return _convolution_flops(within, instruction)
     return 0
+
+
+def _product_flops(within: _Computation, instruction: _Instruction, contracted: list[str]) -> int:
+    """FLOPs of a matrix product that sums over the given axes of its first operand."""
+    (_, left), (_, result) = (
+        _sizes(shape)[0] for shape in (within[instruction.operands[0]].shape, instruction.shape)
+    )
+    return 2 * math.prod(result) * math.prod(left[int(axis)] for axis in contracted)
 
 
 def _convolution_flops(within: _Computation, instruction: _Instruction) -> int:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import importlib.metadata
-import importlib.util
 import os
 
 from jaxcls.measure.chips import Chip
@@ -21,7 +20,8 @@ class Gpu(Chip):
     microseconds to start.
 
     Attributes:
-      title: NVIDIA's name.
+      title: NVIDIA's name. Pallas finds the compute capability by it, and must be given the name
+        of a card that it knows.
       capability: the compute capability.
       multiprocessors: their number.
       clock: in GHz.
@@ -40,6 +40,7 @@ class Gpu(Chip):
     lanes: int = 128
     threads: int = 2048
     kernel_seconds: float = 2.5e-6
+    reserved_share: float = 0.75
 
 
 GPUS = {
@@ -68,7 +69,7 @@ GPUS = {
         lanes=64,
     ),
     "a6000": Gpu(
-        title="NVIDIA RTX A6000",
+        title="NVIDIA RTX A6000 (like NVIDIA A10)",
         capability=(8, 6),
         memory_bytes=51041271808,
         bandwidth=768.096e9,
@@ -163,12 +164,13 @@ def prepare_gpu_compiler() -> None:
       UserError: the compiler is not installed, or is not of the version of JAX.
     """
     how = "uv run --isolated --extra gpu-compiler jaxcls compile CONFIG --topology …"
-    if importlib.util.find_spec("jax_plugins.xla_cuda13") is None:
+    try:
+        plugin, jax = (importlib.metadata.version(name) for name in (PLUGIN, "jax"))
+    except importlib.metadata.PackageNotFoundError as error:
         raise UserError(
             "--topology: the GPU's compiler is not installed; install the extra gpu-compiler: "
             f"{how}"
-        )
-    plugin, jax = (importlib.metadata.version(name) for name in (PLUGIN, "jax"))
+        ) from error
     if plugin != jax:
         raise UserError(
             f"--topology: the GPU's compiler ({PLUGIN} {plugin}) is not of the version of JAX "

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -49,7 +50,7 @@ def rehearse(
         is set and the size of the devices' memory is unknown.
     """
     mesh = make_mesh(devices, parallel=config.parallel)
-    limit = chip.memory_bytes if chip else _local_limit(mesh.devices.flat[0])
+    limit = _limit_of(chip) if chip else _local_limit(mesh.devices.flat[0])
     if search and limit is None:
         raise UserError("--search: the memory size of these devices is unknown; give --topology")
     classes, examples = _sizes_of_data(config, num_classes)
@@ -140,7 +141,8 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
     try:
         program = training.compile_step().program
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # A kernel that needs too much of a processor's shared memory is our fault.
+        if "RESOURCE_EXHAUSTED" not in str(error) or "Shared memory" in str(error):
             raise
         return {
             "fits": False,
@@ -205,6 +207,14 @@ def _sizes_of_data(config: Config, num_classes: int | None) -> tuple[int, int]:
     return source.num_classes, len(source)
 
 
+def _limit_of(chip: Chip) -> int:
+    """Returns the bytes of a device's memory that JAX reserves."""
+    if chip.reserved_share == 1:
+        return chip.memory_bytes
+    share = os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", chip.reserved_share)
+    return int(chip.memory_bytes * float(share))
+
+
 def _local_limit(device: Any) -> int | None:
     """Returns the bytes of a local device's memory, or None if it does not report them."""
     statistics = device.memory_stats()
@@ -259,7 +269,7 @@ def describe_rehearsal(report: Rehearsal) -> str:
         size = report["collective_bytes"][kind] / 1e6
         lines.append(f"collectives      {count} {kind}, {size:,.2f} MB (in a loop: counted once)")
     if "estimated_step_seconds" in report:
-        figures = "bandwidth, rate and kernel starts" if report["kernels"] else "bandwidth and rate"
+        figures = "bandwidth and bfloat16 rate" + (", and kernel starts" * bool(report["kernels"]))
         lines.append(
             f"estimate         {report['estimated_step_seconds'] * 1e3:.1f} ms a step, "
             f"{report['estimated_images_per_second']:,.0f} img/s, from the published {figures} "

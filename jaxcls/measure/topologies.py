@@ -47,12 +47,19 @@ class Topology:
             return topologies.get_topology_desc(
                 platform="tpu", topology_name=self.shape, chip_config_name=self.chip.chip_config
             ).devices
-        return topologies.get_topology_desc(
-            platform="cuda",
-            topology_name="",
-            target_config=target_config(self.chip),
-            topology=self.shape,
-        ).devices
+        try:
+            return topologies.get_topology_desc(
+                platform="cuda",
+                topology_name="",
+                target_config=target_config(self.chip),
+                topology=self.shape,
+            ).devices
+        except NotImplementedError as error:
+            raise UserError(
+                "--topology: the config file starts JAX's devices when it is imported (for example "
+                "by jax.devices() or jnp.zeros), before the GPU's compiler is loaded; move that "
+                "into a function that the config does not call"
+            ) from error
 
 
 def find_topology(text: str) -> Topology:
@@ -61,9 +68,9 @@ def find_topology(text: str) -> Topology:
     Raises:
       UserError: it is unknown; the message lists the known ones.
     """
-    name, _, shape = text.partition(":")
+    name, _, shape = text.lower().partition(":")
     if name in TPUS and shape in TPUS[name].shapes:
-        return Topology(platform="tpu", chip=TPUS[name], shape=text)
+        return Topology(platform="tpu", chip=TPUS[name], shape=f"{name}:{shape}")
     if name in TOO_OLD:
         raise UserError(
             f"--topology: {name} has compute capability {_version(TOO_OLD[name])}, and XLA's "
@@ -83,11 +90,17 @@ def find_topology(text: str) -> Topology:
     known = [f"{tpu}:{{{','.join(chip.shapes)}}}" for tpu, chip in TPUS.items()]
     known += [f"{gpu}:[HOSTSx]GPUS" for gpu in GPUS]
     raise UserError(
-        f"--topology: unknown topology {text!r}{nearest(name, [*TPUS, *GPUS])}; the known ones "
+        f"--topology: unknown topology {text!r}{_nearest(name)}; the known ones "
         + "are\n"
         + "\n".join(f"  {line}" for line in known)
         + "\n(the figures of other GPUs can be added to GPUS in jaxcls/measure/gpus.py)"
     )
+
+
+def _nearest(name: str) -> str:
+    """Names the kinds that a user may mean."""
+    longer = [repr(gpu) for gpu in GPUS if name and gpu.startswith(name)]
+    return f"; did you mean {' or '.join(longer)}?" if longer else nearest(name, [*TPUS, *GPUS])
 
 
 def _version(capability: tuple[int, int]) -> str:

@@ -23,7 +23,7 @@ type Terms = Callable[..., Sequence[Array]]
 
 _TILE_ELEMENTS = 4096  # of an image that a program has in registers at once
 _COLUMNS = 128  # channels of a tile: rows of 256 bytes in bfloat16
-_MAX_ELEMENTS = 2**31  # of an image, because the kernel's offsets are int32
+_MAX_ELEMENTS = 2**31  # of a device's images, because the kernel's offsets are int32
 _PROGRAMS = 512  # programs of a kernel: about four for each multiprocessor of a large card
 
 
@@ -45,7 +45,7 @@ def group_sums(
       The sums of each term, [groups, channels].
     """
     mesh = triton_mesh(images[0].shape[0])
-    if mesh is not None and images[0].size < _MAX_ELEMENTS:
+    if mesh is not None and images[0].size // mesh.size < _MAX_ELEMENTS:
         return sum_by_kernel(terms, images, vectors, groups=groups, mesh=mesh)
     return sum_by_compiler(terms, images, vectors, groups=groups)
 

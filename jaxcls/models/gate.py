@@ -20,6 +20,7 @@ from jaxcls.models.layers import Activation, GateParams
 
 _ROWS = 16  # examples of a program, the fewest that a matrix unit takes
 _COLUMNS = 64  # channels that a program has in registers at once
+_MAX_WIDTH = 128  # of the bottleneck: more does not fit into the shared memory of some cards
 
 
 def gate(means: Array, params: GateParams, activation: Activation, *, dtype: jnp.dtype) -> Array:
@@ -32,9 +33,45 @@ def gate(means: Array, params: GateParams, activation: Activation, *, dtype: jnp
       activation: the elementwise function inside the bottleneck.
       dtype: the dtype of the network, and of the result.
     """
-    mesh = triton_mesh(means.shape[0])
-    if mesh is not None and dtype != jnp.float64:  # Triton has no float64 matrix products
+    return _differentiable_gate(means, params, activation, dtype)
+
+
+def _gate(means: Array, params: GateParams, activation: Activation, dtype: jnp.dtype) -> Array:
+    mesh = _mesh_for_kernels(means, params, dtype)
+    if mesh is not None:
         return gate_by_kernel(means, params, activation, dtype=dtype, mesh=mesh)
+    return _gate_by_compiler(means, params, activation, dtype)
+
+
+def _gate_forward(
+    means: Array, params: GateParams, activation: Activation, dtype: jnp.dtype
+) -> tuple[Array, tuple[Array, GateParams]]:
+    return _gate(means, params, activation, dtype), (means, params)
+
+
+def _gate_backward(
+    activation: Activation, dtype: jnp.dtype, kept: tuple[Array, GateParams], grad: Array
+) -> tuple[Array, GateParams]:
+    means, params = kept
+    grad = grad.astype(means.dtype)
+    return gate_gradients(means, params, activation, grad, pixels=1, dtype=dtype)
+
+
+_differentiable_gate = jax.custom_vjp(_gate, nondiff_argnums=(2, 3))
+_differentiable_gate.defvjp(_gate_forward, _gate_backward)
+
+
+def _mesh_for_kernels(means: Array, params: GateParams, dtype: jnp.dtype) -> AbstractMesh | None:
+    """The devices for kernels of Triton; None if there are none, or the kernels do not fit them."""
+    width = params["expand"][0].shape[0]
+    if dtype == jnp.float64 or _padded(width) > _MAX_WIDTH:  # Triton has no float64 products
+        return None
+    return triton_mesh(means.shape[0])
+
+
+def _gate_by_compiler(
+    means: Array, params: GateParams, activation: Activation, dtype: jnp.dtype
+) -> Array:
     means = means.astype(dtype)
     for name, function in (("reduce", activation), ("expand", lax.logistic)):
         kernel, bias = params[name]
@@ -61,13 +98,13 @@ def gate_gradients(
       The gradient for each pixel, [batch, channels]: that for the mean, divided by `pixels`. And
       the gradients for the parameters, with the structure of `params`.
     """
-    mesh = triton_mesh(means.shape[0])
-    if mesh is not None and dtype != jnp.float64:
+    mesh = _mesh_for_kernels(means, params, dtype)
+    if mesh is not None:
         return gradients_by_kernel(
             means, params, activation, grad, pixels=pixels, dtype=dtype, mesh=mesh
         )
     _, pullback = jax.vjp(
-        lambda means, params: gate(means, params, activation, dtype=dtype), means, params
+        lambda means, params: _gate_by_compiler(means, params, activation, dtype), means, params
     )
     grad_means, grad_params = pullback(grad.astype(dtype))
     return grad_means / pixels, grad_params

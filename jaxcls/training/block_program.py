@@ -32,31 +32,46 @@ class _Scalar:
 
 @dataclasses.dataclass(frozen=True)
 class BlockProgram:
-    """A traced function `(*scalars, *blocks) -> blocks`, all blocks of one shape.
+    """A traced function `(*scalars, *blocks) -> (*blocks, *scalars)`, all blocks of one shape.
 
     Attributes:
       closed: the function, as JAX traced it.
       num_scalars: the number of its arguments that are scalars.
+      num_new_blocks: the number of its results that are blocks.
     """
 
     closed: Any
     num_scalars: int
+    num_new_blocks: int
 
     @classmethod
     def trace(
-        cls, function: Callable[..., Any], scalars: Sequence[Any], blocks: Sequence[Any]
+        cls,
+        function: Callable[..., tuple[Sequence[Any], Sequence[Any]]],
+        scalars: Sequence[Any],
+        blocks: Sequence[Any],
     ) -> "BlockProgram":
-        """Traces a function for arguments, or for their shapes and dtypes."""
-        return cls(jax.make_jaxpr(function)(*scalars, *blocks), len(scalars))
+        """Traces a function for arguments, or for their shapes and dtypes.
+
+        Args:
+          function: `(*scalars, *blocks) -> (new_blocks, new_scalars)`.
+          scalars: its first arguments.
+          blocks: its other arguments.
+        """
+        closed, (new_blocks, _) = jax.make_jaxpr(function, return_shape=True)(*scalars, *blocks)
+        return cls(closed, len(scalars), len(new_blocks))
 
     def consists_of(self, operations: frozenset[str]) -> bool:
-        """Whether blocks are only computed from blocks and scalars, by the named operations."""
+        """Whether a kernel can compute the blocks.
+
+        They must follow from blocks and scalars by the named operations, those scalars must be
+        float32 or int32, and the new scalars must follow from scalars only.
+        """
         names: set[str] = set()
-        operands_with_axes: list[Any] = []
+        used: list[Any] = []
 
         def note(equation: Any, operands: Sequence[Any]) -> list[None]:
             names.add(equation.primitive.name)
-            operands_with_axes.extend(of for of in operands if getattr(of, "ndim", 0))
             return [None] * len(equation.outvars)
 
         scalars = [shape_of(value) for value in self.closed.in_avals[: self.num_scalars]]
@@ -64,31 +79,41 @@ class BlockProgram:
             [*map(_Scalar, scalars), *[None] * self._num_blocks],
             on_scalars=lambda equation, _: [shape_of(out.aval) for out in equation.outvars],
             on_blocks=note,
-            use=lambda scalar: scalar.value,
+            use=lambda scalar: used.append(scalar.value),
         )
-        all_blocks = not any(isinstance(result, _Scalar) for result in results)
-        return all_blocks and not operands_with_axes and names <= operations
+        kinds = [isinstance(result, _Scalar) for result in results]
+        return (
+            kinds == [index >= self.num_new_blocks for index in range(len(kinds))]
+            and all(of.ndim == 0 and of.dtype in ("float32", "int32") for of in used)
+            and names <= operations
+        )
 
-    def derived_scalars(self, scalars: Sequence[Array]) -> list[Array]:
-        """Computes the scalars that the operations on blocks use, in the order of their use."""
-        derived: list[Array] = []
-        self._evaluate(
+    def scalars_from(self, scalars: Sequence[Array]) -> tuple[list[Array], list[Array]]:
+        """Computes what depends on scalars only.
+
+        Returns:
+          The scalars that the operations on blocks use, in the order of their use; and the new
+          scalars.
+        """
+        used: list[Array] = []
+        results = self._evaluate(
             [*map(_Scalar, scalars), *[None] * self._num_blocks],
             on_scalars=_bind,
             on_blocks=lambda equation, _: [None] * len(equation.outvars),
-            use=lambda scalar: derived.append(scalar.value),
+            use=lambda scalar: used.append(scalar.value),
         )
-        return derived
+        return used, [result.value for result in results[self.num_new_blocks :]]
 
-    def apply(self, blocks: Sequence[Array], derived: Sequence[Any]) -> list[Array]:
-        """Computes the results for some blocks, with the derived scalars."""
-        rest = iter(derived)
-        return self._evaluate(
+    def blocks_from(self, blocks: Sequence[Array], used: Sequence[Any]) -> list[Array]:
+        """Computes the new blocks from blocks, and the scalars that `scalars_from` returned."""
+        rest = iter(used)
+        results = self._evaluate(
             [*[_Scalar()] * self.num_scalars, *blocks],
             on_scalars=lambda equation, _: [None] * len(equation.outvars),
             on_blocks=_bind,
             use=lambda _: next(rest),
         )
+        return results[: self.num_new_blocks]
 
     @property
     def _num_blocks(self) -> int:

@@ -16,7 +16,12 @@ from jaxcls.distributed.mesh import split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.models.interface import Network, Variables
 from jaxcls.models.registry import model_from_config, variables_template
-from jaxcls.training.parameter_rates import make_training_optimizer, rate_factors, unfreeze_steps
+from jaxcls.training.parameter_rates import (
+    make_training_optimizer,
+    rate_factors,
+    trains_alike,
+    unfreeze_steps,
+)
 from jaxcls.training.schedules import Plan, make_plan
 from jaxcls.training.state import TrainState, init_state, state_shardings
 from jaxcls.training.step import make_train_step
@@ -117,11 +122,12 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
     plan = make_plan(config, num_examples)
     params = variables_template(model, image_size=config.data.image_size)["params"]
     unfreeze_at = unfreeze_steps(config.optimizer, params, num_steps=plan.num_steps)
+    factors = rate_factors(config.optimizer, params, model.layers())
     optimizer = make_training_optimizer(
         config.optimizer,
         plan.learning_rate,
         unfreeze_at=unfreeze_at,
-        factors=rate_factors(config.optimizer, params, model.layers()),
+        factors=factors,
         num_steps=plan.num_steps,
     )
     make_state = functools.partial(
@@ -147,6 +153,7 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
                 plan,
                 image_size=image_size,
                 unfreeze_at=unfreeze_at,
+                alike=trains_alike(unfreeze_at, factors),
                 mesh=mesh,
                 shardings=shardings,
                 update_shardings=update_shardings,

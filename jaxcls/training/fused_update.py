@@ -21,7 +21,7 @@ from jax.experimental.pallas import triton
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxcls.models.interface import PyTree
-from jaxcls.training.block_program import BlockProgram
+from jaxcls.training.block_program import BlockProgram, shape_of
 from jaxcls.training.ema import update_ema
 
 _BLOCK = 1024  # elements of a block, which an instance of the kernel updates
@@ -79,7 +79,10 @@ class FusedUpdate:
         slots, scalars = layout.split(state)
         if any(leaf.ndim for leaf in scalars):  # arrays that are not like the parameters
             return False
-        if any(leaf.dtype != jnp.float32 for leaf in jax.tree.leaves((params, slots))):
+        float32 = [
+            jax.ShapeDtypeStruct(leaf.shape, jnp.float32) for leaf in jax.tree.leaves(params)
+        ]
+        if any([*map(shape_of, jax.tree.leaves(tree))] != float32 for tree in (params, *slots)):
             return False
         programs = self._programs(layout, scalars)
         return all(program.consists_of(_ELEMENTWISE) for program in programs.values())
@@ -89,16 +92,16 @@ class FusedUpdate:
     ) -> dict[Shape, BlockProgram]:
         """Traces the update of a block for each shape that blocks have (`_block_shape`)."""
 
-        def update(*values: Array) -> list[Any]:
+        def update(*values: Array) -> tuple[list[Any], list[Any]]:
             scalars, (step, grad, param, *rest) = values[:num_scalars], values[num_scalars:]
-            average = rest.pop() if self.decay else None
+            average: Any = rest.pop() if self.decay else None
             updates, state = self.optimizer.update(grad, layout.join(rest, scalars), param)
             new: Any = optax.apply_updates(param, updates)
-            slots = layout.split(state)[0]
-            if average is None:
-                return [new, *slots]
-            tree: Any = average
-            return [new, *slots, update_ema(tree, new, step=step, decay=self.decay)]
+            slots, new_scalars = layout.split(state)
+            averages = (
+                [] if average is None else [update_ema(average, new, step=step, decay=self.decay)]
+            )
+            return [new, *slots, *averages], new_scalars
 
         num_scalars = len(scalars)
         given = [*scalars, jax.ShapeDtypeStruct((), jnp.int32)]
@@ -127,55 +130,51 @@ class FusedUpdate:
         trees = [grads, params, *slots] + ([averages] if self.decay else [])
         rows = list(zip(*map(jax.tree.leaves, trees), strict=True))
         programs = self._programs(layout, scalars)
-        derived = {
-            shape: program.derived_scalars([*scalars, step]) for shape, program in programs.items()
-        }
+        used, new_scalars = {}, []
+        for shape, program in programs.items():
+            used[shape], new_scalars = program.scalars_from([*scalars, step])
         results: list[Sequence[Array]] = []
         # A kernel reads an array of each tree, and writes all but the gradients.
         for some in itertools.batched(rows, _MAX_ARRAYS // (2 * len(trees) - 1)):
-            results += self._update_arrays(some, programs, derived)
+            results += self._update_arrays(some, programs, used)
         structure = jax.tree.structure(params)
         new_params, *others = (structure.unflatten(of) for of in zip(*results, strict=True))
-        # The state's scalars, such as the count of steps, do not depend on the parameters.
-        any_array = jnp.zeros((1,))
-        any_state = layout.join([any_array] * len(slots), scalars)
-        _, counted = self.optimizer.update(any_array, any_state, any_array)
-        new_state = layout.join(others[: len(slots)], layout.split(counted)[1])
+        new_state = layout.join(others[: len(slots)], new_scalars)
         return new_params, new_state, others[-1] if self.decay else None
 
     def _update_arrays(
         self,
         rows: Sequence[Sequence[Array]],
         programs: Mapping[Shape, BlockProgram],
-        derived: Mapping[Shape, Sequence[Array]],
+        used: Mapping[Shape, Sequence[Array]],
     ) -> list[Sequence[Array]]:
         """Updates some arrays with one kernel.
 
         Args:
           rows: for each parameter: its gradient, itself, its part of the state, its average.
           programs: the update of a block, for each shape of blocks.
-          derived: the scalars that it uses.
+          used: the scalars that it uses.
 
         Returns:
           For each parameter: itself, its part of the state, its average.
         """
         arrays, width = [array for row in rows for array in row], len(rows[0])
         updated = [index for index in range(len(arrays)) if index % width]  # no gradients
-        scalars = [scalar[None] for each in derived.values() for scalar in each]
+        scalars = [scalar[None] for each in used.values() for scalar in each]
         blocks = [pl.cdiv(row[0].size, _BLOCK) for row in rows]
         ends = list(itertools.accumulate(blocks))
 
         def kernel(*refs: Any) -> None:
             block = pl.program_id(0)  # counted over all arrays
             values = iter([ref[0] for ref in refs[: len(scalars)]])
-            known = {shape: [next(values) for _ in each] for shape, each in derived.items()}
+            known = {shape: [next(values) for _ in each] for shape, each in used.items()}
             inputs = refs[len(scalars) : len(scalars) + len(arrays)]
             outputs = refs[len(scalars) + len(arrays) :]
             for number, row in enumerate(rows):
                 start, shape = ends[number] - blocks[number], _block_shape(row[0].ndim)
                 body = functools.partial(
                     _update_block,
-                    lambda tiles, shape=shape: programs[shape].apply(tiles, known[shape]),
+                    lambda tiles, shape=shape: programs[shape].blocks_from(tiles, known[shape]),
                     inputs[number * width : (number + 1) * width],
                     outputs[number * (width - 1) : (number + 1) * (width - 1)],
                     block=block - start,

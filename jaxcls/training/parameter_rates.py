@@ -69,6 +69,14 @@ def rate_factors(
     return jax.tree_util.tree_map_with_path(decayed, rates)
 
 
+def trains_alike(unfreeze_at: PyTree, factors: PyTree) -> bool:
+    """Whether all parameters train from the first step on, and at the same rate.
+
+    Then the optimizer does not depend on which parameters it updates.
+    """
+    return set(jax.tree.leaves(unfreeze_at)) == {0} and set(jax.tree.leaves(factors)) == {1}
+
+
 def make_training_optimizer(
     optimizer: OptimizerConfig,
     schedule: optax.Schedule,

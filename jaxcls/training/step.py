@@ -18,6 +18,7 @@ from jaxcls.distributed.compiler_options import compiler_options
 from jaxcls.distributed.mesh import (
     batch_spec,
     has_gpus,
+    kernels_on,
     replicated,
     row_major,
     split_by_example,
@@ -48,6 +49,7 @@ def make_train_step(
     *,
     image_size: int,
     unfreeze_at: PyTree,
+    alike: bool,
     mesh: Mesh,
     shardings: TrainState,
     update_shardings: PyTree,
@@ -61,7 +63,8 @@ def make_train_step(
 
     The network sees images of `image_size` pixels, the size of one or more stages of the plan; the
     strength of the augmentation and the drop rates follow from the stage that the step is in. Each
-    parameter trains from its step of `unfreeze_at` on (`unfreeze_steps`).
+    parameter trains from its step of `unfreeze_at` on (`unfreeze_steps`); `alike` says whether the
+    optimizer is the same for all parameters (`trains_alike`).
 
     The state has the shardings `shardings`, and gradients and updates have `update_shardings`:
     where `update_shardings` split a parameter, each device updates its part. The network computes
@@ -125,9 +128,7 @@ def make_train_step(
             keys=keys,
             done=progress(state.step, plan.stage_ends),
         )
-        # From this, the network's operations know for which devices they are traced
-        # (`triton_mesh`).
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with kernels_on(mesh):
             if config.optimizer.micro_batches == 1:
                 grads, (batch_stats, sums) = compute(batch)
             else:
@@ -142,7 +143,8 @@ def make_train_step(
             grads = jax.tree.map(row_major, grads)
         with jax.named_scope("update"):
             fused = FusedUpdate(optimizer, decay, mesh)
-            fits = whole_on_gpus and supports_triton(mesh) and fused.fits(state.params)
+            in_kernels = alike and whole_on_gpus and supports_triton(mesh)
+            fits = in_kernels and fused.fits(state.params)
             update = fused if fits else update_each(optimizer, decay)
             averages = state.ema["params"] if state.ema else None
             params, opt_state, averages = update(

@@ -1,12 +1,14 @@
 import logging
+import types
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.sharding import AbstractDevice, AbstractMesh, AxisType, PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxcls.config import Config, DataConfig, ModelConfig, OptimizerConfig, check_batch
 from jaxcls.config.decoding import ConfigError
@@ -126,20 +128,26 @@ def test_the_sizes_that_are_advised_work_and_enclose_the_one_that_does_not(
 
 
 @pytest.mark.parametrize(
-    ("kind", "platform", "expected"),
+    ("kind", "platform", "capability", "expected"),
     [
-        ("NVIDIA H200", "gpu", True),
-        ("NVIDIA GeForce RTX 4090", "gpu", True),
-        ("Tesla T4", "gpu", False),
-        ("NVIDIA GeForce RTX 2080 Ti", "gpu", False),
-        ("AMD Instinct MI300X", "gpu", False),
-        ("TPU v5 lite", "tpu", False),
+        ("NVIDIA H200", "gpu", "9.0", True),
+        ("NVIDIA GeForce RTX 4090", "gpu", "8.9", True),
+        ("NVIDIA RTX PRO 6000 Blackwell", "gpu", "12.0", True),
+        ("Tesla T4", "gpu", "7.5", False),
+        ("NVIDIA GeForce RTX 2080 Ti", "gpu", "7.5", False),
+        ("GRID A100X-40C", "gpu", "8.0", False),
+        ("AMD Instinct MI300X", "gpu", "gfx942", False),
+        ("TPU v5 lite", "tpu", None, False),
     ],
 )
-def test_which_devices_take_kernels_of_triton(kind: str, platform: str, expected: bool) -> None:
-    device = AbstractDevice(device_kind=kind, num_cores=None, platform=platform)
-    abstract = AbstractMesh((1,), ("data",), axis_types=(AxisType.Auto,), abstract_device=device)
-    assert supports_triton(abstract) == expected
+def test_which_devices_take_kernels_of_triton(
+    kind: str, platform: str, capability: str | None, expected: bool
+) -> None:
+    device = types.SimpleNamespace(
+        device_kind=kind, platform=platform, compute_capability=capability
+    )
+    mesh: Any = types.SimpleNamespace(devices=np.array([device]))
+    assert supports_triton(mesh) == expected
 
 
 def test_a_cpu_takes_none() -> None:

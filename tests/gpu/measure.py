@@ -5,10 +5,12 @@ leaves what it measured.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -81,7 +83,7 @@ def benchmark(
     config = ROOT / CONFIG
     if bare:
         options |= {"data.crop-fraction": 1.0, "optimizer.ema-decay": 0.0}
-        config = Path("bare.py").absolute()
+        config = Path(tempfile.gettempdir()) / "bare.py"
         config.write_text(
             "import dataclasses, runpy\n"
             "from jaxcls.config.augment import CenterCrop\n"
@@ -241,14 +243,17 @@ def profile(say: Table) -> None:
     from jaxcls.pretrained.resolve import resolve
     from jaxcls.training.build import build_training
 
-    config = resolve(load_config(str(ROOT / CONFIG)))
+    size, batch = NETWORKS["efficientnetv2_b0"]
+    config = load_config(ROOT / CONFIG)
+    data = dataclasses.replace(config.data, image_size=size, batch_size=batch)
+    config = resolve(dataclasses.replace(config, data=data, compute_dtype="bfloat16"))
     training = build_training(config, num_classes=1000, num_examples=1281167, mesh=make_mesh())
     step, state = training.compile_step().program, training.init()
-    batch = synthetic_batch(training)
-    state, metrics = step(state, batch)
+    images = synthetic_batch(training)
+    state, metrics = step(state, images)
     with jax.profiler.trace(str(say.folder / "profile")):
         for _ in range(3):
-            state, metrics = step(state, batch)
+            state, metrics = step(state, images)
         jax.block_until_ready(metrics)
     say("profile", step="written")
 

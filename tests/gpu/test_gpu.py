@@ -19,7 +19,10 @@ from jaxcls.models.gate import gate, gate_by_kernel, gate_gradients, gradients_b
 from jaxcls.models.layers import silu
 from jaxcls.training.build import build_training
 
-pytestmark = pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU"),
+    pytest.mark.filterwarnings("ignore:The Pallas Triton backend:DeprecationWarning"),
+]
 
 
 def draw(*shape: int, dtype: Any = jnp.float32, seed: int = 0) -> Array:
@@ -41,7 +44,7 @@ def test_the_kernel_of_sums(shape: tuple[int, ...], dtype: Any) -> None:
         )(*images, vector)
     expected = sum_by_compiler(terms, images, [vector], groups=1)
     for actual, wanted in zip(sums, expected, strict=True):
-        np.testing.assert_allclose(actual, wanted, rtol=2e-3, atol=0.5)
+        np.testing.assert_allclose(actual, wanted, rtol=2e-3, atol=0.05)
 
 
 @pytest.mark.parametrize(("channels", "width"), [(672, 28), (1152, 48), (70, 3)])
@@ -130,14 +133,15 @@ def test_two_steps_equal_those_of_a_cpu(
         with jax.default_matmul_precision("highest"):
             for _ in range(2):
                 state, metrics = step(state, batch)
-        results.append(jax.device_get((metrics, state.batch_stats)))
-    (metrics, statistics), (of_gpu, statistics_of_gpu) = results
+        trees = {"params": state.params, "statistics": state.batch_stats, "averages": state.ema}
+        results.append(jax.device_get((metrics, trees)))
+    (metrics, trees), (of_gpu, trees_of_gpu) = results
     for key in ("loss", "grad_norm"):
         np.testing.assert_allclose(of_gpu[key], metrics[key], rtol=tolerance)
     jax.tree.map(
         lambda actual, wanted: np.testing.assert_allclose(
             actual, wanted, rtol=tolerance, atol=tolerance
         ),
-        statistics_of_gpu,
-        statistics,
+        trees_of_gpu,
+        trees,
     )

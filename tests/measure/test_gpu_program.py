@@ -80,6 +80,16 @@ SLICE, INDEX = 4 * 4, 4
             "%p = f32[2,4]{1,0} slice(%r), slice={[7:9], [0:4]}",
             Cost(moved=2 * 2 * 4 * 4, kernels=1),
         ),
+        (
+            "%m = (f32[8,4]{1,0}, s8[4194304]{0}) custom-call(%x.1, %w), "
+            'custom_call_target="__cublas$gemm", backend_config={"gemm_backend_config":'
+            '{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"]}}}',
+            Cost(moved=8 * 16 * 2 + 16 * 4 * 2 + 8 * 4 * 4, flops=2 * 8 * 16 * 4, kernels=1),
+        ),
+        (
+            "%s = (f32[10]{0}, f32[10]{0}, u32[]) copy-start(%v)\n  %e = f32[10]{0} copy-done(%s)",
+            Cost(moved=84, kernels=1),
+        ),
         ("%c = f32[10]{0} call(%v), to_apply=%called", Cost(moved=80, kernels=1)),
         (
             "%t = (s32[], f32[100,4]{1,0}) while(%r), condition=%condition, body=%body, "

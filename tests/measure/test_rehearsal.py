@@ -7,6 +7,7 @@ import pytest
 from jaxcls.commands.cli import main
 from jaxcls.config import Config
 from jaxcls.measure import rehearsal
+from jaxcls.measure.gpus import GPUS
 from jaxcls.measure.rehearsal import (
     bytes_wanted,
     describe_rehearsal,
@@ -86,6 +87,15 @@ def test_the_search_finds_the_largest_batch(limit: int, unit: int, first: int) -
     found = largest_batch(attempt, unit=unit, limit=limit, first=(first, attempt(first)))
     assert found == (limit - 300) // 10 // unit * unit
     assert len(attempts) <= 1 + rehearsal.MAX_SEARCH_COMPILES
+
+
+def test_a_gpu_fits_what_jax_reserves(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
+    assert rehearsal._limit_of(TPUS["v5e"]) == 16 * 2**30
+    assert rehearsal._limit_of(GPUS["h200"]) == int(0.75 * 151397597184)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9")
+    assert rehearsal._limit_of(GPUS["h200"]) == int(0.9 * 151397597184)
+    assert rehearsal._limit_of(TPUS["v5e"]) == 16 * 2**30
 
 
 def test_the_compilers_complaint_is_read() -> None:

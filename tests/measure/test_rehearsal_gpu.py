@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from small_network import CONFIG
 
+from jaxcls.measure.gpus import GPUS
+
 pytest.importorskip("jax_plugins.xla_cuda13")
 
 
@@ -56,6 +58,23 @@ def test_a_small_step_moves_little_and_starts_few_kernels(tmp_path: Path) -> Non
     report = rehearsal(tmp_path, "--topology", "h200", "--batch-per-chip", "256")
     assert report["bytes_per_image"] < 1.1e6
     assert report["kernels"] < 215
+
+
+def test_fine_tuning_compiles(tmp_path: Path) -> None:
+    """With batch norm frozen, rates by layer, and a bottleneck too wide for the gate's kernels."""
+    text = CONFIG.replace("batch_norm=8", "freeze_batch_norm=True").replace("Mix()", "")
+    text = text.replace("ema_decay=0.99", "ema_decay=0.99, layer_decay=0.9")
+    text = text.replace("filters=32, expansion=2", "filters=32, expansion=40")
+    report = rehearsal(tmp_path, "--topology", "h200", "--batch-per-chip", "16", text=text)
+    assert report["fits"]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("card", GPUS)
+def test_each_card_is_compiled_for(tmp_path: Path, card: str) -> None:
+    report = rehearsal(tmp_path, "--topology", card, "--batch-per-chip", "16")
+    assert report["fits"]
+    assert 0 < report["kernels"] < 215
 
 
 def options_of(**options: object) -> list[str]:

@@ -38,6 +38,13 @@ def test_a_wrong_number_of_gpus_is_named(topology: str) -> None:
         find_topology(topology)
 
 
+def test_a_kind_is_named_in_any_case_and_by_its_beginning() -> None:
+    assert find_topology("H200:8").shape == "1x1x8"
+    assert find_topology("V5e:2x2").shape == "v5e:2x2"
+    with pytest.raises(UserError, match="did you mean 'a100-40' or 'a100-80'"):
+        find_topology("a100:8")
+
+
 def test_too_many_or_too_old_gpus_are_refused() -> None:
     with pytest.raises(UserError, match="more than 4096 GPUs"):
         find_topology("h200:1000x1000")
@@ -49,13 +56,18 @@ def test_a_missing_compiler_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--extra tpu-compiler"):
         prepare_tpu_compiler()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("jax_plugins") is not None, reason="the compiler is installed"
+)
+def test_the_missing_compiler_of_gpus_names_the_extra() -> None:
     with pytest.raises(UserError, match="--extra gpu-compiler"):
         prepare_gpu_compiler()
 
 
 def test_a_compiler_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"jax": "0.11.2", "jax-cuda13-plugin": "0.11.1"}
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setattr(importlib.metadata, "version", versions.__getitem__)
     with pytest.raises(UserError, match=r"0\.11\.1\) is not of the version of JAX \(0\.11\.2\)"):
         prepare_gpu_compiler()

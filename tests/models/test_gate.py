@@ -1,5 +1,7 @@
 """The kernels of NVIDIA GPUs, step by step on a CPU, against the plain formulas."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,30 @@ import pytest
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models.gate import gate, gate_by_kernel, gate_gradients, gradients_by_kernel
 from jaxcls.models.layers import silu
+
+
+def test_its_gradient_is_that_of_the_formula() -> None:
+    draws = np.random.default_rng(0)
+
+    def draw(*shape: int) -> jax.Array:
+        return jnp.asarray(draws.normal(size=shape), jnp.float32)
+
+    def formula(means: jax.Array, params: Any) -> jax.Array:
+        hidden = silu(means @ params["reduce"][0] + params["reduce"][1])
+        return jax.nn.sigmoid(hidden @ params["expand"][0] + params["expand"][1])
+
+    weights, means = draw(4, 12), draw(4, 12)
+    params = {"reduce": (draw(12, 3), draw(3)), "expand": (draw(3, 12), draw(12))}
+
+    def gradients(function: Any) -> Any:
+        return jax.grad(lambda *of: jnp.sum(weights * function(*of)), argnums=(0, 1))(means, params)
+
+    actual = gradients(lambda means, params: gate(means, params, silu, dtype=means.dtype))
+    jax.tree.map(
+        lambda *of: np.testing.assert_allclose(*of, rtol=1e-5, atol=1e-6),
+        actual,
+        gradients(formula),
+    )
 
 
 @pytest.mark.parametrize(

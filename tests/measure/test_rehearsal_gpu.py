@@ -64,7 +64,7 @@ def test_fine_tuning_compiles(tmp_path: Path) -> None:
     """With batch norm frozen, rates by layer, and a bottleneck too wide for the gate's kernels."""
     text = CONFIG.replace("batch_norm=8", "freeze_batch_norm=True").replace("Mix()", "")
     text = text.replace("ema_decay=0.99", "ema_decay=0.99, layer_decay=0.9")
-    text = text.replace("filters=32, expansion=2", "filters=32, expansion=40")
+    text = text.replace("se_ratio=0.25", "se_ratio=10.0")
     report = rehearsal(tmp_path, "--topology", "h200", "--batch-per-chip", "16", text=text)
     assert report["fits"]
 

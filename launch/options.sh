@@ -99,16 +99,15 @@ workdir_of_training() {
 # ACCELERATOR is GKE's label of the nodes or Compute Engine's machine type; how many dimensions the
 # topologies of unknown ones have is not checked.
 hosts_of_slice() {
-  local accelerator=$1 topology=$2 chips_per_host=$3 example='' chips
+  local accelerator=$1 topology=$2 chips_per_host=$3 numbers='' example=4x4 chips
   case $accelerator in
-    tpu-v5-lite-* | tpu-v6e-* | ct6e-*) example=4x4 ;;
-    tpu-v4-* | tpu-v5p-* | ct5p-* | tpu7x | tpu7x-*) example=2x2x4 ;;
+    tpu-v5-lite-* | tpu-v6e-* | ct6e-*) numbers=two ;;
+    tpu-v4-* | tpu-v5p-* | ct5p-* | tpu7x | tpu7x-*) numbers=three example=2x2x4 ;;
   esac
   [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] ||
-    die 2 "--topology: give one such as ${example:-4x4}, got '$topology'"
-  [[ -z $example || ${topology//[0-9]/} == "${example//[0-9]/}" ]] ||
-    die 2 "--topology: that of $accelerator has $(($(tr -dc x <<<"$example" | wc -c) + 1)) numbers, such as" \
-      "$example, got '$topology'"
+    die 2 "--topology: give one such as $example, got '$topology'"
+  [[ -z $numbers || ${topology//[0-9]/} == "${example//[0-9]/}" ]] ||
+    die 2 "--topology: $accelerator takes $numbers numbers, such as $example, got '$topology'"
   chips=$((${topology//x/*}))
   ((chips % chips_per_host == 0)) ||
     die 2 "--topology: the $chips chips of $topology are not a multiple of the $chips_per_host chips of a host"

@@ -18,7 +18,8 @@ own_options="  --name NAME               name of the managed instance group; its
   --machine-type TYPE       for example ct5p-hightpu-4t, ct6e-standard-4t or tpu7x-standard-4t
   --topology TOPOLOGY       for example 4x4 (v6e) or 2x2x4 (v5p, tpu7x); it tells how many machines
   --image-family FAMILY     image of the machines, for TPUs of this version; this lists them:
-                            gcloud compute images list --project=ubuntu-os-accelerator-images
+                            gcloud compute images list --no-standard-images \\
+                              --project=ubuntu-os-accelerator-images
   --image-project PROJECT   (default: ubuntu-os-accelerator-images)
   --boot-disk-size SIZE     (default: 100GB)
   --service-account EMAIL   with access to the buckets (default: that of Compute Engine)
@@ -99,31 +100,35 @@ delete_if_there() { ask_if_there '' gcloud compute "$@" --quiet >/dev/null; }
 
 # ---- The machines, in the order of their numbers as workers
 
-# JAX numbers its processes by the same metadata (jax/_src/clusters/cloud_tpu_cluster.py).
+# Prints "jaxcls-worker NUMBER NAME". JAX numbers its processes by the same metadata
+# (jax/_src/clusters/cloud_tpu_cluster.py).
 # shellcheck disable=SC2016 # expanded on the machines
-WHO_ARE_YOU='of() { curl -sf -H "Metadata-Flavor: Google" \
-"http://metadata.google.internal/computeMetadata/v1/instance/$1"; }
-echo "jaxcls-worker $(of attributes/agent-worker-number) $(of name)"'
+WHO_ARE_YOU='for key in attributes/agent-worker-number name; do curl -sf -H Metadata-Flavor:Google \
+http://metadata.google.internal/computeMetadata/v1/instance/$key; echo; done | xargs echo jaxcls-worker'
+WHO_ARE_YOU=${WHO_ARE_YOU//$'\\\n'/}
 
 find_workers() {
-  local answer number machine sorted=()
+  local answer names='' index
   ((${#machines[@]} == 0)) || return 0
-  answer=$(for ((number = 0; number < ${hosts:-1}; number++)); do echo "$name-$number"; done)
-  answer=$(retry ask_if_there "$answer" gcloud compute instance-groups managed list-instances "$name" \
-    "${place[@]}" --format="value(instance.basename())") || die 1 "cannot ask for the machines of $name"
+  for ((index = 0; index < ${hosts:-1}; index++)); do names+=$name-$index$'\n'; done
+  answer=$(retry ask_if_there "${names%$'\n'}" gcloud compute instance-groups managed list-instances \
+    "$name" "${place[@]}" --format="value(instance.basename())") ||
+    die 1 "cannot ask for the machines of $name"
   [[ -n $answer && $answer != NOT_FOUND ]] || die 1 "there are no machines of $name; create it first"
   readarray -t machines <<<"$answer"
-  ((${#machines[@]} > 1)) || return 0
+  ((${#machines[@]} == 1)) || retry sort_machines ||
+    die 1 "the machines of $name did not tell their numbers as workers (agent-worker-number in the" \
+      "metadata of Compute Engine); is their image one for TPUs?"
+}
 
-  answer=$(awk '{ print "jaxcls-worker", NR - 1, $1 }' <<<"$answer")
-  answer=$(retry ask "$answer" ssh_workers all "$WHO_ARE_YOU") ||
-    die 1 "cannot connect to the machines of $name"
+sort_machines() {
+  local answer number machine sorted=()
+  answer=$(printf '%s\n' "${machines[@]}" | awk '{ print "jaxcls-worker", NR - 1, $1 }')
+  answer=$(ask "$answer" ssh_workers all "$WHO_ARE_YOU") || return
   while read -r _ number machine; do
-    [[ -z $machine ]] || sorted[number]=$machine
-  done < <(grep '^jaxcls-worker [0-9]* ' <<<"$answer")
-  ((${#sorted[@]} == ${#machines[@]})) ||
-    die 1 "the machines of $name do not know their numbers as workers (agent-worker-number in their" \
-      "metadata); is the image made for TPUs?"
+    sorted[number]=$machine
+  done < <(grep -E '^jaxcls-worker [0-9]+ [^ ]+$' <<<"$answer")
+  ((${#sorted[@]} == ${#machines[@]})) || return 1
   machines=("${sorted[@]}")
 }
 
@@ -169,13 +174,16 @@ require_accelerator() {
   [[ $zone =~ ^[a-z0-9-]+-[a-z0-9]+$ ]] || die 2 "--zone: give one such as us-central1-c, got '$zone'"
   region=${zone%-*}
   ((${#name} <= 56)) || die 2 "--name: give at most 56 characters, got ${#name}"
+  if [[ -n $machine_type$topology || $phase == create || $phase == run ]]; then
+    [[ $machine_type =~ -([1-9][0-9]*)t$ ]] ||
+      die 2 "--machine-type: give one that ends in its number of chips, such as tpu7x-standard-4t, got '$machine_type'"
+    hosts=$(hosts_of_slice "$machine_type" "$topology" "${BASH_REMATCH[1]}")
+  fi
   case $phase in create | run) ;; *) return ;; esac
-  [[ $machine_type =~ -([1-9][0-9]*)t$ ]] ||
-    die 2 "--machine-type: give one that ends in its number of chips, such as tpu7x-standard-4t, got '$machine_type'"
-  hosts=$(hosts_of_slice "$machine_type" "$topology" "${BASH_REMATCH[1]}")
   if [[ -z $instance_template ]]; then
     [[ -n $image_family ]] ||
-      die 2 "give --image-family; see: gcloud compute images list --project=$image_project"
+      die 2 "give --image-family; this lists them: gcloud compute images list --no-standard-images" \
+        "--project=$image_project"
   elif $spot; then
     die 2 "--spot: set it in the --instance-template (--provisioning-model=SPOT)"
   fi

@@ -41,15 +41,15 @@ lastAttempt.errors.errors[0].code,lastAttempt.errors.errors[0].message)") || ret
     [[ -z $problem ]] || say "$name: $problem"
   fi
   awk -F '\t' -v hosts="$hosts" '
-    $3 == "DELETING" { deleting = 1 }
-    $2 ~ /STOP|SUSPEND|TERMINATED|DEPROVISIONING/ { gone = 1 }
-    $4 ~ /QUOTA/ { refused = 1 }
     $2 == "RUNNING" { running++ }
+    $2 ~ /STOP|SUSPEND|TERMINATED|DEPROVISIONING/ || $2 $3 == "NONE" { gone = 1 }
+    $3 == "DELETING" { deleting = 1 }
+    $4 ~ /QUOTA/ { refused = 1 }
     END {
       if (deleting) print "DELETING"
-      else if (gone) print "SUSPENDED"
-      else if (refused) print "FAILED"
       else if (running == (hosts ? hosts : NR)) print "ACTIVE"
+      else if (refused) print "FAILED"
+      else if (gone) print "SUSPENDED"
       else print "PROVISIONING"
     }' <<<"$answer"
 }

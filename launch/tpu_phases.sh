@@ -83,7 +83,7 @@ ask_if_there() {
   answer=$(ask "$1" run_command "${@:2}" 2>"$errors") || status=$?
   if ((status == 0)); then
     echo "$answer"
-  elif grep -qE 'NOT_FOUND|was not found' "$errors"; then
+  elif grep -qE 'NOT_FOUND|The resource .* was not found' "$errors"; then
     echo NOT_FOUND
   else
     cat "$errors" >&2

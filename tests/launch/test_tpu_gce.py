@@ -160,7 +160,7 @@ def test_a_machine_that_fails_is_seen_among_others(tmp_path: Path) -> None:
     assert sorted(stops) == sorted(names * 2)
 
 
-@pytest.mark.parametrize("status", ["TERMINATED|NONE", "STOPPING|NONE"])
+@pytest.mark.parametrize("status", ["TERMINATED|NONE", "STOPPING|NONE", "|NONE"])
 def test_preempted_machines_are_created_again_and_the_run_continues(
     gcloud: Fakes, status: str
 ) -> None:

@@ -320,7 +320,7 @@ def test_dry_run_prints_and_runs_nothing(gcloud: Fakes) -> None:
     ],
 )
 def test_mistakes(gcloud: Fakes, options: dict[str, str], message: str) -> None:
-    result = launch(gcloud, "run", **options)
+    result = launch(gcloud, "run", training=TRAINING, **options)
     assert result.returncode == 2
     assert message in result.stderr
     assert gcloud.calls() == []

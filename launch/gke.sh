@@ -2,11 +2,6 @@
 # Trains on a TPU slice of a GKE cluster with gke_jobset.yaml. `gke.sh --help` explains it.
 set -euo pipefail
 
-if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
-  echo "gke: bash 4.4 or newer is needed; this is $BASH_VERSION" >&2
-  exit 2
-fi
-
 usage() {
   cat <<'END'
 usage: bash launch/gke.sh PHASE --name NAME [option ...] [-- CONFIG argument of jaxcls train ...]
@@ -20,8 +15,9 @@ usage: bash launch/gke.sh PHASE --name NAME [option ...] [-- CONFIG argument of 
 
   --name NAME               name of the JobSet
   --image IMAGE             built with launch/Dockerfile and pushed where the cluster can read it
-  --accelerator TYPE        label of the nodes: tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice, ...
-  --topology TOPOLOGY       label of the nodes: 4x4, 2x2x4, ...
+  --accelerator TYPE        label of the nodes: tpu-v5-lite-podslice, tpu-v5p-slice, tpu-v6e-slice, tpu7x
+                            (Ironwood), ...
+  --topology TOPOLOGY       label of the nodes: 4x4 (v5e, v6e), 2x2x4 (v4, v5p, tpu7x), ...
   --chips-per-host N        chips of one node (default: 4)
   --spot                    nodes that may be taken away at any time
   --service-account NAME    of Kubernetes, with access to the buckets (default: default)
@@ -61,15 +57,12 @@ yaml_list() {
 }
 
 show() {
-  local text chips index word
-  chips=$((${topology//x/*}))
-  ((chips % chips_per_host == 0)) ||
-    die 2 "--topology: the $chips chips of $topology are not a multiple of --chips-per-host $chips_per_host"
+  local text index word
   text=$(<"$(dirname "${BASH_SOURCE[0]}")/gke_jobset.yaml")
   $spot || text=$(grep -v '# only with --spot$' <<<"$text")
   local pairs=(
     NAME "$name" IMAGE "$image" ACCELERATOR "$accelerator" TOPOLOGY "$topology"
-    CHIPS_PER_HOST "$chips_per_host" HOSTS "$((chips / chips_per_host))"
+    CHIPS_PER_HOST "$chips_per_host" HOSTS "$hosts"
     MAX_RESTARTS "$max_restarts" SERVICE_ACCOUNT "$service_account"
     ARGUMENTS "$(yaml_list train "${training[@]}")"
   )
@@ -181,8 +174,8 @@ case $phase in
     [[ $image =~ ^[^[:space:]]+$ ]] ||
       die 2 "--image: give the image that launch/Dockerfile makes, got '$image'"
     [[ $accelerator =~ $label ]] || die 2 "--accelerator: give the label of the nodes, such as tpu-v5-lite-podslice"
-    [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] || die 2 "--topology: give one such as 4x4, got '$topology'"
     [[ $chips_per_host =~ ^[1-9][0-9]*$ ]] || die 2 "--chips-per-host: give a number, got '$chips_per_host'"
+    hosts=$(hosts_of_slice "$accelerator" "$topology" "$chips_per_host")
     [[ $service_account =~ $label ]] || die 2 "--service-account: give a name, got '$service_account'"
     [[ ${training[0]:--} != -* ]] || die 2 "give the config and arguments of jaxcls train after --"
     workdir=$(workdir_of_training)

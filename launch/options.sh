@@ -1,4 +1,4 @@
-# Messages, quoting and options of gke.sh and tpu_pod.sh, which source this file.
+# Messages, quoting and options of gke.sh, tpu_pod.sh and tpu_gce.sh, which source this file.
 #
 # `take_options` sets shell variables that are named after the options: --chips-per-host 8 sets
 # chips_per_host=8, --spot sets spot=true, and what follows -- becomes the array `training`. The
@@ -6,6 +6,11 @@
 # shellcheck shell=bash
 
 launcher=$(basename "$0" .sh)
+
+if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
+  echo "$launcher: bash 4.4 or newer is needed; this is $BASH_VERSION" >&2
+  exit 2
+fi
 
 say() { echo "$launcher: $*" >&2; }
 
@@ -88,4 +93,23 @@ workdir_of_training() {
     [[ -n $workdir && $workdir != -* ]] || die 2 "--workdir: give a value"
   done
   echo "$workdir"
+}
+
+# hosts_of_slice ACCELERATOR TOPOLOGY CHIPS_PER_HOST: prints the number of hosts of a TPU slice.
+# ACCELERATOR is GKE's label of the nodes or Compute Engine's machine type; how many dimensions the
+# topologies of unknown ones have is not checked.
+hosts_of_slice() {
+  local accelerator=$1 topology=$2 chips_per_host=$3 numbers='' example=4x4 chips
+  case $accelerator in
+    tpu-v5-lite-* | tpu-v6e-* | ct6e-*) numbers=two ;;
+    tpu-v4-* | tpu-v5p-* | ct5p-* | tpu7x | tpu7x-*) numbers=three example=2x2x4 ;;
+  esac
+  [[ $topology =~ ^[1-9][0-9]*(x[1-9][0-9]*)+$ ]] ||
+    die 2 "--topology: give one such as $example, got '$topology'"
+  [[ -z $numbers || ${topology//[0-9]/} == "${example//[0-9]/}" ]] ||
+    die 2 "--topology: $accelerator takes $numbers numbers, such as $example, got '$topology'"
+  chips=$((${topology//x/*}))
+  ((chips % chips_per_host == 0)) ||
+    die 2 "--topology: the $chips chips of $topology are not a multiple of the $chips_per_host chips of a host"
+  echo "$((chips / chips_per_host))"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# tpu_pod.sh runs this on each worker of a TPU pod, in the folder that it copied there (the parent of
+# tpu_pod.sh and tpu_gce.sh run this on each worker, in the folder that they copied there (the parent of
 # launch/). The training continues when the ssh connection that started it ends; the folder worker/
 # contains its process number, its log and, once it has ended, its exit status.
 set -euo pipefail
@@ -23,7 +23,10 @@ install() {
     wheels/*) source=file://$PWD/$source ;;
   esac
   export PATH=$HOME/.local/bin:$PATH
-  command -v uv >/dev/null || python3 -m pip install --quiet --user uv
+  # Ubuntu 24.04 lets pip install for a user only with this variable, and some images have no pip.
+  command -v uv >/dev/null ||
+    PIP_BREAK_SYSTEM_PACKAGES=1 python3 -m pip install --quiet --user uv ||
+    curl -LsSf https://astral.sh/uv/install.sh | sh
   [[ -d .venv ]] || uv venv --quiet --python 3.12 .venv
   uv pip install --quiet --python .venv/bin/python --reinstall-package jaxcls "jaxcls[tpu,gcs] @ $source"
 }
@@ -56,7 +59,7 @@ supervise() {
   mv worker/status.new worker/status
 }
 
-# One line, for tpu_pod.sh: running, exited STATUS, or absent (nothing was started on this machine).
+# One line, for the launcher: running, exited STATUS, or absent (nothing was started on this machine).
 status() {
   local state=absent
   if is_running; then

@@ -13,7 +13,7 @@ BLOCKS = sorted({block for name in DOCUMENTS for block in blocks(name, "sh") if 
 
 
 def test_the_scripts_are_clean() -> None:
-    assert len(SCRIPTS) == 5
+    assert len(SCRIPTS) == 7
     done = subprocess.run(
         [Path(sys.executable).parent / "shellcheck", *SCRIPTS],
         capture_output=True,
@@ -24,7 +24,7 @@ def test_the_scripts_are_clean() -> None:
 
 
 def test_every_launcher_is_shown() -> None:
-    for name in ("tpu_pod.sh", "gke.sh", "Dockerfile", "slurm.sbatch"):
+    for name in ("tpu_pod.sh", "tpu_gce.sh", "gke.sh", "Dockerfile", "slurm.sbatch"):
         assert any(f"launch/{name}" in block for block in BLOCKS), name
 
 
@@ -33,13 +33,20 @@ def test_the_documents_commands_run(block: str, tmp_path: Path) -> None:
     """With fakes for what is not here; each must be called, and end well."""
     fakes = Fakes(tmp_path / "fakes", ("gcloud", "kubectl", "docker", "sbatch", "uv"))
     fakes.on("queued-resources describe", Reply(out="ACTIVE\n"))
+    fakes.on("list-instances .*instanceStatus", Reply(out="b0-x\tRUNNING\n" * 4))
+    fakes.on("list-instances", Reply(out="".join(f"b0-{number}\n" for number in range(4))))
+    fakes.on("agent-worker-number", Reply(script='echo "jaxcls-worker ${3#b0-} $3"'))
     fakes.on("tpu_worker.sh status", Reply(out="jaxcls-status worker-0 exited 0\n"))
     fakes.on("terminalState", Reply(out="Completed\n"))
     script = tmp_path / "commands.sh"
     script.write_text("set -e\n" + block)
     result = fakes.run(str(script))
     assert result.returncode == 0, result.stderr
-    for launcher, command in (("tpu_pod.sh", "gcloud compute tpus"), ("gke.sh", "kubectl ")):
+    for launcher, command in (
+        ("tpu_pod.sh", "gcloud compute tpus"),
+        ("tpu_gce.sh", "gcloud compute instance-groups"),
+        ("gke.sh", "kubectl "),
+    ):
         called = any(call.startswith(command) for call in fakes.calls())
         assert called == (launcher in block)
     if "launch/slurm.sbatch" in block:

@@ -250,15 +250,27 @@ def test_what_an_exit_status_leads_to(kubectl: Fakes, exit_code: int | None, act
 
 
 @pytest.mark.parametrize(
-    ("topology", "chips", "hosts"), [("4x4", "4", 4), ("2x2x4", "4", 4), ("2x4", "8", 1)]
+    ("accelerator", "topology", "chips", "hosts"),
+    [
+        ("tpu-v5-lite-podslice", "4x4", "4", 4),
+        ("tpu-v6e-slice", "2x4", "8", 1),
+        ("tpu-v4-podslice", "2x2x4", "4", 4),
+        ("tpu-v5p-slice", "2x2x4", "4", 4),
+        ("tpu7x", "2x2x1", "4", 1),
+        ("tpu7x", "4x4x8", "4", 32),
+        ("tpu9-new", "2x2x2x2", "4", 4),
+    ],
 )
-def test_the_slice(kubectl: Fakes, topology: str, chips: str, hosts: int) -> None:
-    manifest = shown(kubectl, "--topology", topology, "--chips-per-host", chips)
+def test_the_slice(kubectl: Fakes, accelerator: str, topology: str, chips: str, hosts: int) -> None:
+    manifest = shown(
+        *(kubectl, "--accelerator", accelerator, "--topology", topology),
+        *("--chips-per-host", chips),
+    )
     job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     assert job["parallelism"] == job["completions"] == hosts
     assert pod["nodeSelector"] == {
-        "cloud.google.com/gke-tpu-accelerator": "tpu-v5-lite-podslice",
+        "cloud.google.com/gke-tpu-accelerator": accelerator,
         "cloud.google.com/gke-tpu-topology": topology,
     }
     resources = pod["containers"][0]["resources"]
@@ -362,6 +374,14 @@ def test_dry_run_prints_and_runs_nothing(kubectl: Fakes) -> None:
     [
         ((*OPTIONS, "--topology", "4x"), "--topology: give one such as 4x4"),
         ((*OPTIONS, "--topology", "2x3", *TRAINING), "the 6 chips of 2x3 are not a multiple"),
+        (
+            (*OPTIONS, "--topology", "2x2x1", *TRAINING),
+            "--topology: tpu-v5-lite-podslice takes two numbers, such as 4x4, got '2x2x1'",
+        ),
+        (
+            (*OPTIONS, "--accelerator", "tpu7x", *TRAINING),
+            "--topology: tpu7x takes three numbers, such as 2x2x4, got '4x4'",
+        ),
         ((*OPTIONS, "--image", "", *TRAINING), "--image: give a value, got ''"),
         ((*OPTIONS, "--name", "B0", *TRAINING), "--name: give lower-case letters"),
         ((*OPTIONS, "--sport"), "unknown option --sport"),

@@ -1,4 +1,4 @@
-"""How gke.sh and tpu_pod.sh read their options, in the loop that they share."""
+"""How gke.sh, tpu_pod.sh and tpu_gce.sh read their options, in the loop that they share."""
 
 import shlex
 from pathlib import Path
@@ -88,6 +88,7 @@ def test_help_in_any_place(shell: Fakes) -> None:
         "gke.sh apply --name b0 --image --dry-run --accelerator tpu --topology 2x2 -- c.py",
         "tpu_pod.sh create --name b0 --accelerator-type --dry-run --runtime-version v",
         "tpu_pod.sh create --name b0 --zone --dry-run --accelerator-type v4-8",
+        "tpu_gce.sh create --name b0 --zone z-a --machine-type --dry-run --topology 4x4",
         "gke.sh delete --name --dry-run",
     ],
 )

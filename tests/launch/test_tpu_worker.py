@@ -138,25 +138,52 @@ def test_install_and_stage(worker: Path, tmp_path: Path) -> None:
     ]
 
 
-def test_the_launcher_over_real_workers(worker: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("has_pip", [True, False])
+def test_uv_is_installed_where_it_is_missing(worker: Path, tmp_path: Path, has_pip: bool) -> None:
+    fakes = Fakes(tmp_path / "fakes", ("python3", "curl"))
+    for command in ("bash", "sh", "cat", "dirname", "mkdir", "ln"):
+        (fakes.bin / command).symlink_to(str(shutil.which(command)))
+    home = f"{fakes.folder}/.local/bin"  # a second name of the fake python3 serves as uv
+    uv = f"mkdir -p {home}; ln -s {fakes.bin}/python3 {home}/uv"
+    fakes.on("-m pip install", Reply(script=uv) if has_pip else Reply(err="No pip\n", status=1))
+    fakes.on("uv/install.sh", Reply(out=uv))
+    result = fakes.run(str(worker / "launch/tpu_worker.sh"), "install", ".", PATH=str(fakes.bin))
+    assert result.returncode == 0, result.stderr
+    calls = [call.split()[0] for call in fakes.calls()]
+    assert calls == ["python3", *([] if has_pip else ["curl"]), "python3"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "options"),
+    [
+        ("tpu_pod.sh", "--accelerator-type v4-8 --runtime-version tpu"),
+        (
+            "tpu_gce.sh",
+            "--machine-type tpu7x-standard-4t --topology 2x2x1 --image-family f --zone z-a",
+        ),
+    ],
+)
+def test_the_launcher_over_real_workers(
+    worker: Path, tmp_path: Path, launcher: str, options: str
+) -> None:
     """Worker 0 is run here; it crashes at first, and its second training goes through."""
     fakes = Fakes(tmp_path / "fakes", ("gcloud", "uv"))
     fakes.on("describe", Reply(out="ACTIVE\n"))
-    copy = f"cp \"$5\" '{tmp_path}/jaxcls.tar.gz'"
+    fakes.on("list-instances", Reply(out="b0-x\tRUNNING\n"))
+    copy = f"for word; do case $word in /*) cp \"$word\" '{tmp_path}/jaxcls.tar.gz';; esac; done"
     here = (
         f"for word; do case $word in --command=*) cd '{tmp_path}'; "
         'eval "${word#--command=}"; exit;; esac; done'
     )
-    fakes.on("tpu-vm scp", Reply(script=copy))
-    fakes.on("tpu-vm ssh", Reply(script=here))
+    fakes.on("compute (tpus tpu-vm )?scp", Reply(script=copy))
+    fakes.on("compute (tpus tpu-vm )?ssh", Reply(script=here))
     (worker / ".venv/bin/jaxcls").write_text(
         "#!/usr/bin/env bash\n"
         "[[ -e crashed ]] && { echo done with $2; exit 0; }\n"
         "touch crashed; echo crashing; exit 1\n"
     )
     result = fakes.run(
-        "launch/tpu_pod.sh",
-        *("run", "--name", "b0", "--accelerator-type", "v4-8", "--runtime-version", "tpu"),
+        *(f"launch/{launcher}", "run", "--name", "b0", *options.split()),
         *("--", "configs/digits.py", "--workdir", "gs://bucket/run"),
     )
     assert result.returncode == 0, result.stderr

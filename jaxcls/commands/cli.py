@@ -39,7 +39,7 @@ usage: jaxcls COMMAND ...
   jaxcls show run RUN ... -o FILE.png                           curves of runs, confusion matrix
   jaxcls show schedule CONFIG -o FILE.png                       the learning rate over the training
   jaxcls benchmark CONFIG [--json]                              speed, and where the time is spent
-  jaxcls compile CONFIG [--topology v5e:4x4] [--search]         whether a training fits into memory
+  jaxcls compile CONFIG [--topology v5e:4x4|h200:8] [--search]  whether a training fits into memory
 
 CONFIG is a Python file that defines get_config(), or the directory of a run. MODEL and WEIGHTS are
 the directory of a run, a preset such as efficientnet_lite0_imagenet, or a weights file.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 
 from jaxcls.system.early_signals import end_on_signals
+from jaxcls.system.huge_pages import restart_with_huge_pages
 
 TYPE_CHECKING = False  # as in jaxcls/__init__.py
 if TYPE_CHECKING:
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
 
 def run() -> NoReturn:
     """Runs the command line of this process, and ends the process."""
+    restart_with_huge_pages()
     end_on_signals()
     from jaxcls.commands import cli  # imported after signals are handled: it takes half a second
     from jaxcls.distributed.job import end_with

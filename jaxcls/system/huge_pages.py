@@ -1,9 +1,9 @@
 """Huge pages for the memory of this program, which make training on a CPU faster.
 
-XLA takes gigabytes of memory for each step on a CPU, and gives them back after it. In pages of 4 kB,
-Linux must then prepare hundreds of thousands of pages in each step, which takes a third of the
-processor's time. It can use pages of 2 MB. Where it waits to be asked ("madvise"), glibc asks for
-them if an environment variable says so when the program starts.
+XLA takes gigabytes of memory for each step on a CPU, and gives them back after it. In pages of
+4 kB, Linux must then prepare hundreds of thousands of pages in each step, which takes a third of
+the processor's time. It can use pages of 2 MB. Where it waits to be asked ("madvise"), glibc asks
+for them if an environment variable says so when the program starts.
 
 This module imports as little as possible, because it is called before signals are handled.
 """

@@ -144,18 +144,8 @@ status() {
 
 delete() { run_kubectl delete jobset "$name" --ignore-not-found; }
 
-phase=${1:-}
-case $phase in
-  show | apply | logs | run | status | delete) shift ;;
-  -h | --help | help)
-    usage
-    exit 0
-    ;;
-  *)
-    usage >&2
-    exit 2
-    ;;
-esac
+take_phase "show apply logs run status delete" "$@"
+shift
 
 name='' image='' accelerator='' topology='' chips_per_host=4
 service_account=default data_dir='' max_restarts=3 namespace=''

@@ -1,4 +1,4 @@
-# Messages, quoting and options of gke.sh, tpu_pod.sh and tpu_gce.sh, which source this file.
+# Messages, quoting, phases and options of gke.sh, tpu_pod.sh and tpu_gce.sh, which source this file.
 #
 # `take_options` sets shell variables that are named after the options: --chips-per-host 8 sets
 # chips_per_host=8, --spot sets spot=true, and what follows -- becomes the array `training`. The
@@ -29,6 +29,22 @@ quoted() {
     line+=" $word"
   done
   echo "${line:1}"
+}
+
+# take_phase "PHASE ..." ARGUMENT ...: sets phase to the first argument, or explains the phases.
+take_phase() {
+  phase=${2:-}
+  if [[ $phase =~ ^[a-z]+$ && " $1 " == *" $phase "* ]]; then return; fi
+  case $phase in
+    -h | --help | help)
+      usage
+      exit 0
+      ;;
+    *)
+      usage >&2
+      exit 2
+      ;;
+  esac
 }
 
 # take_options "VALUED ..." "SWITCH ..." ARGUMENT ...: sets the variables of the options up to --. A

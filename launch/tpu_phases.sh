@@ -394,18 +394,9 @@ code=$root
 # `take_options`.
 main() {
   local own=$1
-  phase=${2:-}
-  case $phase in
-    create | install | start | logs | status | stop | run | collect | delete) shift 2 ;;
-    -h | --help | help)
-      usage
-      exit 0
-      ;;
-    *)
-      usage >&2
-      exit 2
-      ;;
-  esac
+  shift
+  take_phase "create install start logs status stop run collect delete" "$@"
+  shift
 
   take_options "--name --zone --project --code --data-dir --create-timeout --max-restarts $own" \
     "--spot --stage --delete --dry-run" "$@"

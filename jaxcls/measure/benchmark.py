@@ -92,8 +92,7 @@ def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
     """
     data, micro_batches = training.config.data, training.config.optimizer.micro_batches
     if has_gpus(training.mesh):  # whose compiler does not know the costs of our kernels
-        cost, images = cost_of(program.as_text()), data.batch_size / training.mesh.size
-        return cost.flops / images, cost.moved / images
+        return cost_of(program.as_text()).per_image(data.batch_size / training.mesh.size)
     if micro_batches > 1:
         program = _one_micro_batch(training).compile_step().program
     cost = program.cost_analysis()

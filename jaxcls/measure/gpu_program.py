@@ -55,6 +55,10 @@ class Cost:
             unknown_loops=self.unknown_loops + other.unknown_loops,
         )
 
+    def per_image(self, images: float) -> tuple[float, float]:
+        """FLOPs and bytes for each of the images of a device."""
+        return self.flops / images, self.moved / images
+
     def times(self, trips: int) -> "Cost":
         """The cost of a loop's body that runs so often."""
         return Cost(

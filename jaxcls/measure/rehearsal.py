@@ -177,8 +177,9 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
 
 def _costs(training: Training, program: Any, text: str) -> Rehearsal:
     """What an image costs; on GPUs also what a step starts."""
-    flops, traffic = cost_per_image(training, program)
     cost = cost_of(text) if has_gpus(training.mesh) else None
+    images = training.config.data.batch_size / training.mesh.size
+    flops, traffic = cost.per_image(images) if cost else cost_per_image(training, program)
     return {
         "bytes_per_image": traffic,
         "flops_per_image": flops,

@@ -31,6 +31,14 @@ class Reply(NamedTuple):
     script: str = ":"
 
 
+def words_of_remote_command(file: Path) -> Reply:
+    """A fake gcloud that writes the words which its --command= gives bash there, a line each."""
+    return Reply(
+        script=f"""for word; do case $word in --command=*)
+        bash() {{ printf '%s\\n' "$@" >'{file}'; }}; eval "${{word#--command=}}";; esac; done"""
+    )
+
+
 class Fakes:
     """Fake commands in `folder`/bin."""
 

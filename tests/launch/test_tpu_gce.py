@@ -6,7 +6,7 @@ What it shares with tpu_pod.sh is tested there.
 from pathlib import Path
 
 import pytest
-from fakes import Fakes, Reply
+from fakes import Fakes, Reply, words_of_remote_command
 
 PLACE = "--zone=us-central1-c --project=p"
 CONFIG = "configs/imagenet/kerascv_b0.py"
@@ -276,13 +276,7 @@ def test_collect(gcloud: Fakes, tmp_path: Path) -> None:
 
 def test_arguments_keep_their_quotes(gcloud: Fakes, tmp_path: Path) -> None:
     got = tmp_path / "got"
-    gcloud.on(
-        "worker.sh start",
-        Reply(
-            script=f"""for word; do case $word in --command=*)
-            bash() {{ printf '%s\\n' "$@" >'{got}'; }}; eval "${{word#--command=}}";; esac; done"""
-        ),
-    )
+    gcloud.on("worker.sh start", words_of_remote_command(got))
     pattern = "(stem|block).* it's {} $HOME"
     result = launch(gcloud, "start", training=(*TRAINING, "--optimizer.freeze", pattern, "1"))
     assert result.returncode == 0, result.stderr

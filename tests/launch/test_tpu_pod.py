@@ -4,7 +4,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from fakes import Fakes, Reply
+from fakes import Fakes, Reply, words_of_remote_command
 
 PLACE = "--zone=us-west4-a --project=p"
 CONFIG = "configs/imagenet/kerascv_b0.py"
@@ -324,13 +324,7 @@ def test_code_from_a_wheel_or_a_url(gcloud: Fakes, tmp_path: Path) -> None:
 
 def test_arguments_keep_their_quotes(gcloud: Fakes, tmp_path: Path) -> None:
     got = tmp_path / "got"
-    gcloud.on(
-        "worker.sh start",
-        Reply(
-            script=f"""for word; do case $word in --command=*)
-            bash() {{ printf '%s\\n' "$@" >'{got}'; }}; eval "${{word#--command=}}";; esac; done"""
-        ),
-    )
+    gcloud.on("worker.sh start", words_of_remote_command(got))
     pattern = "(stem|block).* it's $HOME"
     result = launch(gcloud, "start", training=(*TRAINING, "--optimizer.freeze", pattern, "1"))
     assert result.returncode == 0, result.stderr

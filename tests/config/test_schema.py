@@ -60,7 +60,7 @@ def valid_configs(draw: st.DrawFn) -> Config:
         model=draw(
             st.builds(
                 ModelConfig,
-                name=st.text(),
+                name=st.text().filter(lambda name: ":" not in name),  # one names a module
                 dropout=DROP_RATES,
                 drop_path=DROP_RATES,
                 batch_norm=st.sampled_from(["global", group]),

@@ -120,6 +120,11 @@ def has_gpus(mesh: Mesh) -> bool:
     return mesh.devices.flat[0].platform in ("gpu", "cuda", "rocm")
 
 
+def has_tpus(mesh: Mesh) -> bool:
+    """Whether the devices are TPUs, which may be those of a topology that is only compiled for."""
+    return mesh.devices.flat[0].platform == "tpu"
+
+
 def supports_triton(mesh: Mesh) -> bool:
     """Whether XLA compiles our kernels of Triton for the devices.
 

@@ -18,7 +18,7 @@ from jaxcls.data.device import device_batches
 from jaxcls.data.sources import Source, open_source
 from jaxcls.distributed.mesh import has_gpus, make_mesh
 from jaxcls.distributed.random_keys import random_key
-from jaxcls.measure.gpu_program import cost_of
+from jaxcls.measure.gpu_program import gpu_cost
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.losses import one_hot_labels
 
@@ -80,7 +80,7 @@ def benchmark(config: Config, *, synthetic: bool = False, seconds: float = 5.0) 
 def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
     """Returns the FLOPs and bytes of a training step for each image, as the compiler counts them.
 
-    On a GPU they are read out of the program's text (`gpu_program.cost_of`).
+    On a GPU they are read out of the program's text (`gpu_program.gpu_cost`).
 
     The compiler counts the body of a loop once. So with several micro-batches, a step on a single
     one is compiled and counted. On a CPU the loop over rows in the depthwise kernel gradient is
@@ -92,7 +92,8 @@ def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
     """
     data, micro_batches = training.config.data, training.config.optimizer.micro_batches
     if has_gpus(training.mesh):  # whose compiler does not know the costs of our kernels
-        return cost_of(program.as_text()).per_image(data.batch_size / training.mesh.size)
+        gpu, images = gpu_cost(program.as_text()), data.batch_size / training.mesh.size
+        return gpu.flops / images, gpu.moved / images
     if micro_batches > 1:
         program = _one_micro_batch(training).compile_step().program
     cost = program.cost_analysis()

@@ -3,7 +3,7 @@
 import collections
 import re
 
-from jaxcls.measure.gpu_program import shape_bytes
+from jaxcls.measure.program_text import shape_bytes
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 

@@ -13,11 +13,18 @@ import jax
 from jaxcls.config import Config
 from jaxcls.config.augment import mix_of
 from jaxcls.data.sources import open_source
-from jaxcls.distributed.mesh import bytes_per_device, has_gpus, make_mesh, replicated_bytes
+from jaxcls.distributed.mesh import (
+    bytes_per_device,
+    has_gpus,
+    has_tpus,
+    make_mesh,
+    replicated_bytes,
+)
 from jaxcls.measure.benchmark import IMAGENET_CLASSES, IMAGENET_EXAMPLES, cost_per_image
 from jaxcls.measure.chips import Chip
 from jaxcls.measure.collectives import collectives
-from jaxcls.measure.gpu_program import cost_of
+from jaxcls.measure.gpu_program import gpu_cost
+from jaxcls.measure.tpu_program import tpu_cost
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.training.build import Training, build_training
 
@@ -75,11 +82,8 @@ def rehearse(
         "memory_limit_bytes": limit,
     }
     report["remedies"] = [] if report["fits"] else _remedies(config)
-    traffic, flops = report["bytes_per_image"], report["flops_per_image"]
-    if chip and traffic is not None:
-        work = max(traffic / chip.bandwidth, flops / chip.bfloat16_rate)
-        starts = (report["kernels"] or 0) * chip.kernel_seconds
-        seconds = work * report["batch_per_device"] + starts
+    if chip and report["bytes_per_image"] is not None:
+        seconds = _estimated_seconds(report, chip)
         report["estimated_images_per_second"] = config.data.batch_size / seconds
         report["estimated_step_seconds"] = seconds
     report["largest_batch_per_device"] = None
@@ -150,7 +154,9 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
             "activation_bytes_per_device": None,
             "code_bytes_per_device": None,
             "bytes_per_image": None,
+            "hbm_bytes_per_image": None,
             "flops_per_image": None,
+            "cycles": None,
             "kernels": None,
             "unknown_loops": None,
             "collectives": {},
@@ -176,16 +182,36 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
 
 
 def _costs(training: Training, program: Any, text: str) -> Rehearsal:
-    """What an image costs; on GPUs also what a step starts."""
-    cost = cost_of(text) if has_gpus(training.mesh) else None
+    """What an image costs, and what only the text of a program for a GPU or a TPU tells."""
+    gpu = gpu_cost(text) if has_gpus(training.mesh) else None
+    tpu = tpu_cost(text) if has_tpus(training.mesh) else None
+    read = gpu or tpu
     images = training.config.data.batch_size / training.mesh.size
-    flops, traffic = cost.per_image(images) if cost else cost_per_image(training, program)
+    flops, traffic = cost_per_image(training, program)
     return {
         "bytes_per_image": traffic,
+        "hbm_bytes_per_image": tpu and tpu.moved / images,
         "flops_per_image": flops,
-        "kernels": cost and cost.kernels,
-        "unknown_loops": cost and cost.unknown_loops,
+        "cycles": tpu and tpu.cycles,
+        "kernels": gpu and gpu.kernels,
+        "unknown_loops": read and read.unknown_loops,
     }
+
+
+def _estimated_seconds(report: Rehearsal, chip: Chip) -> float:
+    """What a step takes by the compiler's estimate, but no less than the published figures allow.
+
+    Where the compiler makes no estimate, or the clock is unknown, they alone are the estimate.
+    """
+    traffic = report["hbm_bytes_per_image"] or report["bytes_per_image"]
+    work = max(traffic / chip.bandwidth, report["flops_per_image"] / chip.bfloat16_rate)
+    starts = (report["kernels"] or 0) * chip.kernel_seconds
+    cycles = (
+        report["cycles"] / chip.cycles_per_second
+        if report["cycles"] and chip.cycles_per_second
+        else 0
+    )
+    return max(work * report["batch_per_device"] + starts, cycles)
 
 
 def bytes_wanted(message: str) -> int | None:
@@ -256,9 +282,15 @@ def describe_rehearsal(report: Rehearsal) -> str:
         f"  of the state, {megabytes('replicated_bytes_per_device')} are a copy on every device",
     ]
     if report["bytes_per_image"] is not None:
+        hbm = report["hbm_bytes_per_image"]
         lines.append(
             f"an image         {report['flops_per_image'] / 1e9:.3f} GFLOP and "
             f"{report['bytes_per_image'] / 1e6:.1f} MB"
+            + ("" if hbm is None else f", {hbm / 1e6:.1f} MB of them from or to HBM")
+        )
+    if report["cycles"] is not None:
+        lines.append(
+            f"cycles           {report['cycles'] / 1e6:,.2f} million a step, XLA estimates"
         )
     if report["kernels"] is not None:
         loops = report["unknown_loops"]
@@ -270,11 +302,10 @@ def describe_rehearsal(report: Rehearsal) -> str:
         size = report["collective_bytes"][kind] / 1e6
         lines.append(f"collectives      {count} {kind}, {size:,.2f} MB (in a loop: counted once)")
     if "estimated_step_seconds" in report:
-        figures = "bandwidth and bfloat16 rate" + (", and kernel starts" * bool(report["kernels"]))
         lines.append(
             f"estimate         {report['estimated_step_seconds'] * 1e3:.1f} ms a step, "
-            f"{report['estimated_images_per_second']:,.0f} img/s, from the published {figures} "
-            f"alone; a real step is slower"
+            f"{report['estimated_images_per_second']:,.0f} img/s, from the device's published "
+            f"figures alone; a real step is slower"
         )
     if report["largest_batch_per_device"] is not None:
         lines.append(f"largest batch    {report['largest_batch_per_device']} images a device")

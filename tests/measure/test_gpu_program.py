@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxcls.measure.gpu_program import Cost, cost_of
+from jaxcls.measure.gpu_program import gpu_cost
+from jaxcls.measure.program_text import Cost
 
 PROGRAM = """HloModule jit_step, entry_computation_layout={()->()}
 
@@ -132,9 +133,9 @@ SLICE, INDEX = 4 * 4, 4
     ],
 )
 def test_the_cost_of_a_program(body: str, expected: Cost) -> None:
-    assert cost_of(PROGRAM.replace("BODY", body)) == expected
+    assert gpu_cost(PROGRAM.replace("BODY", body)) == expected
 
 
 def test_of_branches_the_one_that_moves_most_counts() -> None:
     branches = "%c = f32[10]{0} conditional(%v, %v, %v), branch_computations={%called, %condition}"
-    assert cost_of(PROGRAM.replace("BODY", branches)) == Cost(moved=80, kernels=1)
+    assert gpu_cost(PROGRAM.replace("BODY", branches)) == Cost(moved=80, kernels=1)

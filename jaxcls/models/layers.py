@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array, lax
 
+from jaxcls.models.convolution import conv
 from jaxcls.models.depthwise import depthwise_conv
 from jaxcls.models.padding import Padding, explicit_padding
 from jaxcls.models.pointwise import pointwise_conv
 
 Activation = Callable[[Array], Array]
 type GateParams = dict[str, tuple[Array, Array]]
-
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def silu(x: Array) -> Array:
@@ -60,14 +59,13 @@ class Conv(nn.Module):
         if self.kernel_size == 1 and self.stride == 1:
             # A matrix product, because its kernel gradient needs no transposed copies on a CPU.
             return pointwise_conv(x, kernel[0, 0])
-        zeros = [
+        zeros = tuple(
             explicit_padding(
                 size, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding
             )
             for size in x.shape[1:3]
-        ]
-        strides = (self.stride, self.stride)
-        return lax.conv_general_dilated(x, kernel, strides, zeros, dimension_numbers=_DIMENSIONS)
+        )
+        return conv(x, kernel, stride=self.stride, zeros=zeros)
 
 
 class DepthwiseConv(nn.Module):

@@ -35,5 +35,7 @@ def beta(keys: Array, alpha: Array) -> Array:
     Computations with such numbers are exact, so that no rounding depends on how the batch is split.
     """
     safe = jnp.maximum(alpha, 1e-3)
-    drawn = jax.vmap(lambda key: jax.random.beta(key, safe, safe))(keys)
+    # As `jax.random.beta`, but with one call for both gamma variables: half the program to compile.
+    first, second = jax.vmap(lambda key: jax.random.loggamma(key, safe, (2,)))(keys).T
+    drawn = jax.nn.sigmoid(first - second)
     return jnp.where(alpha > 0, jnp.round(drawn * 4096) / 4096, 1.0)

@@ -17,8 +17,9 @@ def tree_norm(tree: PyTree, *, together: bool) -> Array:
 
     Args:
       tree: the arrays.
-      together: whether many arrays are summed by one kernel, which saves a GPU hundreds of starts.
-        Arrays that are split over devices would be gathered for it, and a TPU would copy them.
+      together: whether many arrays are summed by one kernel, which saves a GPU hundreds of starts,
+        and a CPU's compiler a sixth of its time. Arrays that are split over devices would be
+        gathered for it, and a TPU would copy them.
     """
     if not together:
         return optax.tree.norm(tree)

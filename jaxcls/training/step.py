@@ -18,6 +18,7 @@ from jaxcls.distributed.compiler_options import compiler_options
 from jaxcls.distributed.mesh import (
     batch_spec,
     has_gpus,
+    has_tpus,
     kernels_on,
     replicated,
     row_major,
@@ -82,8 +83,8 @@ def make_train_step(
     losses = LOSSES[config.loss.name]
     everywhere = replicated(mesh)
     decay = config.optimizer.ema_decay
-    whole_on_gpus = has_gpus(mesh) and config.parallel.state == "replicated"
-    norm = functools.partial(tree_norm, together=whole_on_gpus)
+    whole = config.parallel.state == "replicated"
+    norm = functools.partial(tree_norm, together=whole and not has_tpus(mesh))
 
     def share_of_loss(
         params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array
@@ -143,7 +144,7 @@ def make_train_step(
             grads = jax.tree.map(row_major, grads)
         with jax.named_scope("update"):
             fused = FusedUpdate(optimizer, decay, mesh)
-            in_kernels = alike and whole_on_gpus and supports_triton(mesh)
+            in_kernels = alike and whole and supports_triton(mesh)
             fits = in_kernels and fused.fits(state.params)
             update = fused if fits else update_each(optimizer, decay)
             averages = state.ema["params"] if state.ema else None

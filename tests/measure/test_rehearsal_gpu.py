@@ -1,37 +1,13 @@
 """Rehearsals through the GPU's own compiler; need the extra gpu-compiler."""
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
-from small_network import CONFIG
+from rehearsals import BARE, CONFIG, options_of, rehearsal
 
 from jaxcls.measure.gpus import GPUS
 
 pytest.importorskip("jax_plugins.xla_cuda13")
-
-
-BARE = """
-import dataclasses, runpy
-from jaxcls.config.augment import CenterCrop
-
-def get_config():
-    config = runpy.run_path("configs/imagenet/kerascv_b0.py")["get_config"]()
-    optimizer = dataclasses.replace(config.optimizer, ema_decay=0.0)
-    return dataclasses.replace(config, augment=(CenterCrop(),), optimizer=optimizer)
-"""
-
-
-def rehearsal(folder: Path, *options: str, text: str = CONFIG) -> dict[str, Any]:
-    config = folder / "tiny.py"
-    config.write_text(text)
-    command = [sys.executable, "-m", "jaxcls", "compile", str(config), "--json", *options]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
 
 
 @pytest.mark.parametrize("state", ["replicated", pytest.param("fsdp", marks=pytest.mark.long)])
@@ -75,14 +51,6 @@ def test_each_card_is_compiled_for(tmp_path: Path, card: str) -> None:
     report = rehearsal(tmp_path, "--topology", card, "--batch-per-chip", "16")
     assert report["fits"]
     assert 0 < report["kernels"] < 215
-
-
-def options_of(**options: object) -> list[str]:
-    return [
-        word
-        for name, value in options.items()
-        for word in (f"--{name.replace('__', '.').replace('_', '-')}", str(value))
-    ]
 
 
 @pytest.mark.long

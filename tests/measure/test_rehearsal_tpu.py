@@ -1,12 +1,11 @@
 """A rehearsal through the TPU's own compiler; needs the extra tpu-compiler."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from small_network import CONFIG
+from rehearsals import BARE, options_of, rehearsal
 
 
 @pytest.mark.parametrize(
@@ -30,18 +29,15 @@ print(len(topology.devices()))
 @pytest.mark.parametrize("state", ["replicated", "fsdp"])
 def test_a_small_topology_is_rehearsed(tmp_path: Path, state: str) -> None:
     pytest.importorskip("libtpu")
-    config = tmp_path / "tiny.py"
-    config.write_text(CONFIG)
-    command = [sys.executable, "-m", "jaxcls", "compile", str(config), "--topology", "v5e:2x2"]
-    options = ["--batch-per-chip", "16", "--json", "--parallel.state", state]
-    done = subprocess.run([*command, *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout.splitlines()[-1])
+    options = options_of(topology="v5e:2x2", batch_per_chip=16, parallel__state=state)
+    report = rehearsal(tmp_path, *options)
     assert report["fits"]
     assert report["num_devices"] == 4
     assert 0 < report["parameter_bytes_per_device"] < report["memory_bytes_per_device"] < 16 * 2**30
-    assert report["bytes_per_image"] > 0
+    assert 0 < report["hbm_bytes_per_image"] < report["bytes_per_image"] < 6e6
+    assert 0 < report["cycles"] < 1e6
     assert report["flops_per_image"] > 0
+    assert report["estimated_step_seconds"] >= report["cycles"] / 1.5e9
     assert report["largest_batch_per_device"] is None
     assert "all-to-all" not in report["collectives"]
     if state == "fsdp":  # parts of the kernels' gradients go round; one image's features are more
@@ -49,3 +45,20 @@ def test_a_small_topology_is_rehearsed(tmp_path: Path, state: str) -> None:
     if state == "replicated":
         assert set(report["collectives"]) == {"all-reduce"}
         assert report["collectives"]["all-reduce"] <= 3
+
+
+@pytest.mark.long
+def test_b0_without_augmentation(tmp_path: Path) -> None:
+    """Keras 3 moves 192 MB an image, as the compiler counts it."""
+    pytest.importorskip("libtpu")
+    options = options_of(
+        compute_dtype="bfloat16",
+        data__canvas_size=224,
+        data__crop_fraction=1.0,
+        batch_per_chip=128,
+        topology="v5e:2x2",
+    )
+    report = rehearsal(tmp_path, *options, text=BARE)
+    assert report["bytes_per_image"] <= 1e6
+    assert report["hbm_bytes_per_image"] <= 1e6
+    assert report["cycles"] <= 1e6

@@ -4,7 +4,7 @@ set -euo pipefail
 
 usage() {
   cat <<'END'
-usage: bash launch/gke.sh PHASE --name NAME [option ...] [-- CONFIG argument of jaxcls train ...]
+usage: bash launch/gke.sh PHASE --name NAME [option ...] [-- CONFIG [option of jaxcls train ...]]
 
   show      print the filled-in gke_jobset.yaml
   apply     start the training; if it is running already, change nothing

@@ -14,10 +14,12 @@ resource="managed instance group"
 size_option=--topology
 own_options="  --name NAME               name of the managed instance group; its instance template and workload policy
                             are called jaxcls-NAME
-  --zone ZONE               for example us-central1-c
-  --machine-type TYPE       for example ct5p-hightpu-4t, ct6e-standard-4t or tpu7x-standard-4t
-  --topology TOPOLOGY       for example 4x4 (v6e) or 2x2x4 (v5p, tpu7x); it tells how many machines
-  --image-family FAMILY     image of the machines, for TPUs of this version; this lists them:
+  --zone ZONE               for example us-central1-c (required)
+  --machine-type TYPE       for example ct5p-hightpu-4t, ct6e-standard-4t or tpu7x-standard-4t (required)
+  --topology TOPOLOGY       chips along each axis, for example 4x4 (v6e) or 2x2x4 (v5p, tpu7x); with
+                            --machine-type it decides the number of machines (required)
+  --image-family FAMILY     Ubuntu image with the drivers of this kind of TPU (required, unless there
+                            is --instance-template); this lists them:
                             gcloud compute images list --no-standard-images \\
                               --project=ubuntu-os-accelerator-images
   --image-project PROJECT   (default: ubuntu-os-accelerator-images)

@@ -27,14 +27,15 @@ SILENT_LOOKS=20 # checks during which worker 0 may write nothing, before the tra
 
 usage() {
   cat <<END
-usage: bash launch/$launcher.sh PHASE --name NAME [option ...] [-- CONFIG argument of jaxcls train ...]
+usage: bash launch/$launcher.sh PHASE --name NAME [option ...] [-- CONFIG [option of jaxcls train ...]]
 
   create    ask for a TPU and wait until it is ready
   install   copy the code, configs/ and, with --stage, the data to all workers
   start     start the training on all workers; where it is running already, it continues
   logs      show the log of worker 0 until the training ends
   status    show the state of the TPU and the training
-  stop      ask the training to save and exit
+  stop      ask the training to save and exit; interrupt a \`run\` that is attached first (Ctrl-C),
+            or it starts the training again
   run       create, install, start and logs; and again after a preemption, a stop or a crash
   collect   copy the run from worker 0 to runs/, or say in which bucket it is
   delete    delete the TPU

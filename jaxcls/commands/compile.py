@@ -22,7 +22,8 @@ class Compile:
     devices), h200:8 or h200:2x8 (two hosts), which this machine need not have (None: this
     machine's devices). Needs the extra tpu-compiler or gpu-compiler."""
     batch_per_chip: int | None = None
-    """Set data.batch_size to this many images per device."""
+    """Set data.batch_size to this many images per device: a GPU, a TPU chip, or half a chip of
+    tpu7x."""
     num_classes: int | None = None
     """Number of classes of the classifier (None: that of the data, which for ImageNet need not be
     prepared)."""

@@ -35,10 +35,10 @@ class Cost:
     """What a program does when it runs once on one device.
 
     Attributes:
-      moved: bytes of the operands and results in the device's memory: an upper bound of what is
-        read and written there, without caches.
-      flops: of matrix products and convolutions; 0 where the compiler reports them itself.
-      kernels: the number of kernels, library calls and copies that are started.
+      moved: bytes of the operands and results in the device's memory (of a TPU: in HBM): an upper
+        bound of what is read and written there, without caches.
+      flops: of matrix products and convolutions; 0 for TPUs, whose compiler reports them itself.
+      kernels: the number of kernels, library calls and copies that are started; 0 for TPUs.
       cycles: the compiler's estimate of the time, in cycles of the device; 0 where it makes none.
       unknown_loops: the number of loops whose length the program decides as it runs; their bodies
         count once.
@@ -92,24 +92,28 @@ class Instruction:
 
 type Computation = Mapping[str, Instruction]  # by name, in the order of the text
 
-# Of an instruction in a computation, and of the computation that it fuses, if it is a fusion.
+# (a computation, one of its instructions, the computation that this fuses or None) -> the cost
 type CostOf = Callable[[Computation, Instruction, Computation | None], Cost]
 
 
 def sum_of_costs(text: str, cost_of: CostOf) -> Cost:
-    """Adds the costs of a program's instructions (its text: `Compiled.as_text()`).
+    """Adds the costs of a program's instructions.
 
     Called computations count where they are called, a loop's body as often as the compiler knows
     that it runs, and of the branches of a conditional the one that moves most.
+
+    Args:
+      text: the program's text, `Compiled.as_text()`.
+      cost_of: gives the cost of an instruction that calls no others.
     """
     computations, entry = _parse(text)
 
     @functools.cache
     def of_computation(name: str) -> Cost:
         found = computations[name]
-        return sum((of(found, instruction) for instruction in found.values()), Cost())
+        return sum((cost_with_calls(found, instruction) for instruction in found.values()), Cost())
 
-    def of(within: Computation, instruction: Instruction) -> Cost:
+    def cost_with_calls(within: Computation, instruction: Instruction) -> Cost:
         kind, called = instruction.kind, _called(instruction)
         if kind in FREE or kind.endswith(("-done", "-update")):
             return Cost()
@@ -186,17 +190,20 @@ def moved_bytes(
             return 2 * bytes_of(instruction.shape)
         if instruction.kind == "dynamic-update-slice":
             return 2 * bytes_of(within[instruction.operands[1]].shape)
-        if instruction.kind.endswith("-start"):  # its result repeats the operands
+        repeats_operands = instruction.kind.endswith("-start") and "reduce" not in instruction.kind
+        if repeats_operands:  # in its result
             return bytes_of(instruction.shape)
         result = instruction.shape
         if '"__cu' in instruction.rest:  # of cuBLAS or cuDNN, whose working memory is the last
             result = re.sub(r", [su]8\[\d+\]\S*\)$", ")", result)
-        return bytes_of(result) + sum(bytes_of(within[of].shape) for of in instruction.operands)
+        return bytes_of(result) + sum(
+            bytes_of(within[operand].shape) for operand in instruction.operands
+        )
     read = sum(
         _read_bytes(inside, each, bytes_of) for each in inside.values() if each.kind == "parameter"
     )
     (root,) = (each for each in inside.values() if each.is_root)
-    results = [inside[of] for of in root.operands] if root.kind == "tuple" else [root]
+    results = [inside[name] for name in root.operands] if root.kind == "tuple" else [root]
     return read + sum(_written_bytes(inside, result, bytes_of) for result in results)
 
 

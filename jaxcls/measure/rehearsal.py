@@ -43,6 +43,9 @@ def rehearse(
 ) -> Rehearsal:
     """Compiles the training step and reports memory, traffic and collectives of one device.
 
+    Bytes of memory are those of a device, bytes and FLOPs are those of an image, cycles and kernels
+    those of a step. What is not known is None.
+
     If the image size grows by stage, the step of the last stage is used, which needs most memory.
 
     Args:
@@ -293,19 +296,20 @@ def describe_rehearsal(report: Rehearsal) -> str:
             f"cycles           {report['cycles'] / 1e6:,.2f} million a step, XLA estimates"
         )
     if report["kernels"] is not None:
-        loops = report["unknown_loops"]
+        lines.append(f"kernels          {report['kernels']:,} a step")
+    if loops := report["unknown_loops"]:
         lines.append(
-            f"kernels          {report['kernels']:,} a step"
-            + (f" (the bodies of {loops} loops of unknown length: counted once)" if loops else "")
+            f"of these figures {loops} loops of unknown length are counted as one pass each"
         )
     for kind, count in report["collectives"].items():
         size = report["collective_bytes"][kind] / 1e6
         lines.append(f"collectives      {count} {kind}, {size:,.2f} MB (in a loop: counted once)")
     if "estimated_step_seconds" in report:
+        source = " and the cycles" if report["cycles"] else ""
         lines.append(
             f"estimate         {report['estimated_step_seconds'] * 1e3:.1f} ms a step, "
-            f"{report['estimated_images_per_second']:,.0f} img/s, from the device's published "
-            f"figures alone; a real step is slower"
+            f"{report['estimated_images_per_second']:,.0f} img/s: a bound from the device's "
+            f"published figures{source}; a real step is slower"
         )
     if report["largest_batch_per_device"] is not None:
         lines.append(f"largest batch    {report['largest_batch_per_device']} images a device")

@@ -24,8 +24,8 @@ class Tpu(Chip):
     chip_config: str = "default"
 
 
-FLAT = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+TOPOLOGIES_2D = ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
+TOPOLOGIES_3D = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 
 # Figures: cloud.google.com/tpu/docs. The clock is the rate of bfloat16 products by what the matrix
 # units of 128 x 128 do in a cycle: v4 and v5p have eight of them, v5e has four. For the newer ones,
@@ -36,7 +36,7 @@ TPUS = {
         bandwidth=1228e9,
         bfloat16_rate=275e12,
         cycles_per_second=1.05e9,
-        shapes=CUBES,
+        shapes=TOPOLOGIES_3D,
         chip_config="megacore",
     ),
     "v5e": Tpu(
@@ -44,21 +44,21 @@ TPUS = {
         bandwidth=819e9,
         bfloat16_rate=197e12,
         cycles_per_second=1.5e9,
-        shapes=FLAT,
+        shapes=TOPOLOGIES_2D,
     ),
     "v5p": Tpu(
         memory_bytes=95 * GIB,
         bandwidth=2765e9,
         bfloat16_rate=459e12,
         cycles_per_second=1.75e9,
-        shapes=CUBES,
+        shapes=TOPOLOGIES_3D,
     ),
-    "v6e": Tpu(memory_bytes=32 * GIB, bandwidth=1640e9, bfloat16_rate=918e12, shapes=FLAT),
+    "v6e": Tpu(memory_bytes=32 * GIB, bandwidth=1640e9, bfloat16_rate=918e12, shapes=TOPOLOGIES_2D),
     "tpu7x": Tpu(
         memory_bytes=192 * GIB // 2,
         bandwidth=7380e9 / 2,
         bfloat16_rate=2307e12 / 2,
-        shapes=(*CUBES, "8x8x16", "8x16x16"),
+        shapes=(*TOPOLOGIES_3D, "8x8x16", "8x16x16"),
     ),
 }
 

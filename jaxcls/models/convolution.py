@@ -1,4 +1,4 @@
-"""Convolutions with the kernel's gradient in the fastest form for each platform.
+"""Convolutions, whose kernel gradient is computed in a faster form on CPUs.
 
 Images are [batch, height, width, channels] and kernels [height, width, in, out].
 """
@@ -21,12 +21,13 @@ def conv(x: Array, kernel: Array, *, stride: int, zeros: Zeros) -> Array:
       x: [batch, height, width, in].
       kernel: [size, size, in, out], with the dtype of `x`.
       stride: of both axes.
-      zeros: the zeros before and after each axis.
+      zeros: the padding: the number of zeros before and after the rows, and the columns.
 
     Returns:
-      [batch, rows, columns, out].
+      [batch, rows, columns, out] with rows = (height + zeros - size) // stride + 1.
     """
     size, _, inputs, outputs = kernel.shape
+    # Otherwise the exchanged form is not faster, or needs a negative padding.
     if stride == 1 and outputs > inputs and max(max(axis) for axis in zeros) < size:
         return _widening(x, kernel, zeros)
     return _of_jax(x, kernel, stride, zeros)
@@ -51,8 +52,8 @@ def _backward(zeros: Zeros, kept: tuple[Array, Array], grad: Array) -> tuple[Arr
     kernel_gradient = lax.platform_dependent(
         x,
         grad,
-        cpu=partial(exchanged, size=kernel.shape[0], zeros=zeros),
-        default=partial(_usual, size=kernel.shape[0], zeros=zeros),
+        cpu=partial(kernel_gradient_exchanged, size=kernel.shape[0], zeros=zeros),
+        default=partial(_kernel_gradient_of_jax, size=kernel.shape[0], zeros=zeros),
     )
     return x_gradient, kernel_gradient
 
@@ -62,13 +63,13 @@ _widening = jax.custom_vjp(_unstrided, nondiff_argnums=(2,))
 _widening.defvjp(_forward, _backward)
 
 
-def _usual(x: Array, grad: Array, *, size: int, zeros: Zeros) -> Array:
+def _kernel_gradient_of_jax(x: Array, grad: Array, *, size: int, zeros: Zeros) -> Array:
     """The kernel's gradient as JAX has it: it convolves the images with the result's gradient."""
     kernel = jnp.zeros((size, size, x.shape[-1], grad.shape[-1]), x.dtype)  # only its shape counts
     return jax.vjp(lambda kernel: _unstrided(x, kernel, zeros), kernel)[1](grad)[0]
 
 
-def exchanged(x: Array, grad: Array, *, size: int, zeros: Zeros) -> Array:
+def kernel_gradient_exchanged(x: Array, grad: Array, *, size: int, zeros: Zeros) -> Array:
     """The kernel's gradient as a convolution of the result's gradient with the images.
 
     It is the same sum, in which image and gradient change places. On a CPU it is up to five times

@@ -9,7 +9,7 @@ from jaxcls.distributed.mesh import triton_mesh
 
 _TILE = 128  # rows and columns of the result that a program of a GPU computes
 _ALIGNED = 64  # the compiler pads sums to a multiple of this
-_PROGRAMS = 128  # to give each multiprocessor of a large card one
+_PROGRAMS = 128  # about one for each multiprocessor of a large card
 
 
 def pointwise_conv(x: Array, kernel: Array) -> Array:

@@ -2,8 +2,8 @@
 
 XLA takes gigabytes of memory for each step on a CPU, and gives them back after it. In pages of
 4 kB, Linux must then prepare hundreds of thousands of pages in each step, which takes a third of
-the processor's time. It can use pages of 2 MB. Where it waits to be asked ("madvise"), glibc asks
-for them if an environment variable says so when the program starts.
+the processor's time. Linux can use pages of 2 MB instead; in its mode "madvise" it does so only for
+memory whose program asks. glibc asks if an environment variable says so when the program starts.
 
 This module imports as little as possible, because it is called before signals are handled.
 """
@@ -42,7 +42,7 @@ def restart_with_huge_pages() -> None:
 def environment_with_huge_pages(
     environment: Mapping[str, str], *, modes: str, glibc: str
 ) -> dict[str, str] | None:
-    """The environment in which a program must start; None if it has to be as it is.
+    """The environment in which a program must start; None if no new start is needed or possible.
 
     Args:
       environment: the variables as they are.

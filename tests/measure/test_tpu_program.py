@@ -43,9 +43,9 @@ ENTRY %main (x: bf16[8,128], y: bf16[8,128]) -> bf16[8,128] {{
         (f'%z = {IN_HBM} negate(%x), backend_config={{"estimated_cycles":"70"}}', 2 * BYTES, 70),
         (f"%z = {IN_VMEM} negate(%y)", 0, 0),
         (f"%z = {IN_VMEM} fusion(%x, %y), kind=kLoop, calls=%from_hbm", BYTES, 0),
-        # To the fast memory, and back.
-        (f"%z = ({IN_HBM}, {IN_VMEM}, {CONTEXT}) copy-start(%x)", BYTES, 0),
-        (f"%z = ({IN_VMEM}, {IN_HBM}, {CONTEXT}) copy-start(%y)", BYTES, 0),
+        # To the fast memory, and back: (destination, source, context).
+        (f"%z = ({IN_VMEM}, {IN_HBM}, {CONTEXT}) copy-start(%x)", BYTES, 0),
+        (f"%z = ({IN_HBM}, {IN_VMEM}, {CONTEXT}) copy-start(%y)", BYTES, 0),
         (f"%z = ({IN_VMEM}, {IN_VMEM}, {CONTEXT}) copy-start(%y)", 0, 0),
         (f"%z = {IN_VMEM} copy-done(%x)", 0, 0),
         # Of an array that is brought in parts, a part.

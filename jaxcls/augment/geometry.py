@@ -38,8 +38,17 @@ _SHIFTS = np.array([0, 8, 16], np.uint32)
 
 def _pack(images: Array, *, axis: int) -> Array:
     """Packs the three channels along `axis` into a uint32, so that a gather gets whole pixels."""
-    shifts = np.expand_dims(_SHIFTS, tuple(range(1, images.ndim - axis)))
-    return lax.optimization_barrier(jnp.sum(images.astype(jnp.uint32) << shifts, axis=axis))
+    return lax.optimization_barrier(_packed(images, axis))
+
+
+def _pack_turned(lines: Array, *, axis: int) -> Array:
+    """Packs as `_pack`, and exchanges rows and columns in the same pass."""
+    return lax.optimization_barrier(jnp.swapaxes(_packed(lines, axis), 1, 2))
+
+
+def _packed(images: Array, axis: int) -> Array:
+    channels = jnp.moveaxis(images, axis, 0).astype(jnp.uint32)
+    return channels[0] | (channels[1] << 8) | (channels[2] << 16)
 
 
 def _unpack(packed: Array, *, axis: int) -> Array:
@@ -143,9 +152,9 @@ def resize_by_gather(canvases: Array, rows: Taps, cols: Taps) -> Array:
     batch, height, width, _ = canvases.shape
     size = rows[0].shape[1]
     lines = _weigh_lines(canvases.reshape(batch, height, width * 3), rows)
-    packed = _turn(_pack(lines.reshape(batch, size, width, 3), axis=3))
+    packed = _pack_turned(lines.reshape(batch, size, width, 3), axis=3)
     lines = _weigh_lines(_unpack(packed, axis=2).reshape(batch, width, 3 * size), cols)
-    return _unpack(_turn(_pack(lines.reshape(batch, size, 3, size), axis=2)), axis=1)
+    return _unpack(_pack_turned(lines.reshape(batch, size, 3, size), axis=2), axis=1)
 
 
 def _weigh_lines(lines: Array, taps: Taps) -> Array:
@@ -157,10 +166,6 @@ def _weigh_lines(lines: Array, taps: Taps) -> Array:
         chosen = take(lines, indices[:, :, tap]).astype(jnp.uint16)
         total = total + chosen * weights[:, :, tap, None].astype(jnp.uint16)
     return lax.optimization_barrier((total >> 8).astype(jnp.uint8))
-
-
-def _turn(packed: Array) -> Array:
-    return lax.optimization_barrier(jnp.swapaxes(packed, 1, 2))
 
 
 def resize_by_matmul(canvases: Array, rows: Taps, cols: Taps) -> Array:

@@ -94,28 +94,29 @@ def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
     if has_gpus(training.mesh):  # whose compiler does not know the costs of our kernels
         gpu, images = gpu_cost(program.as_text()), data.batch_size / training.mesh.size
         return gpu.flops / images, gpu.moved / images
-    if micro_batches > 1:
-        program = _one_micro_batch(training).compile_step().program
-    cost = program.cost_analysis()
+    cost = program_of_micro_batch(training, program).cost_analysis()
     images = data.batch_size / micro_batches / training.mesh.size  # of one device
     return cost["flops"] / images, cost["bytes accessed"] / images
 
 
-def _one_micro_batch(training: Training) -> Training:
-    """Builds a training whose whole batch is one micro-batch of `training`."""
+def program_of_micro_batch(training: Training, program: Any) -> Any:
+    """The compiled step on a single micro-batch; `program`, that of the batch, if it is only one."""
     config = training.config
+    if config.optimizer.micro_batches == 1:
+        return program
     batch_size = config.data.batch_size // config.optimizer.micro_batches
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, batch_size=batch_size),
         optimizer=dataclasses.replace(config.optimizer, micro_batches=1),
     )
-    return build_training(
+    single = build_training(
         config,
         num_classes=training.model.num_classes,
         num_examples=batch_size,
         mesh=training.mesh,
     )
+    return single.compile_step().program
 
 
 def _rates(

@@ -20,7 +20,12 @@ from jaxcls.distributed.mesh import (
     make_mesh,
     replicated_bytes,
 )
-from jaxcls.measure.benchmark import IMAGENET_CLASSES, IMAGENET_EXAMPLES, cost_per_image
+from jaxcls.measure.benchmark import (
+    IMAGENET_CLASSES,
+    IMAGENET_EXAMPLES,
+    cost_per_image,
+    program_of_micro_batch,
+)
 from jaxcls.measure.chips import Chip
 from jaxcls.measure.collectives import collectives
 from jaxcls.measure.gpu_program import gpu_cost
@@ -187,18 +192,23 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
 def _costs(training: Training, program: Any, text: str) -> Rehearsal:
     """What an image costs, and what only the text of a program for a GPU or a TPU tells."""
     gpu = gpu_cost(text) if has_gpus(training.mesh) else None
-    tpu = tpu_cost(text) if has_tpus(training.mesh) else None
-    read = gpu or tpu
-    images = training.config.data.batch_size / training.mesh.size
     flops, traffic = cost_per_image(training, program)
-    return {
+    costs = {
         "bytes_per_image": traffic,
-        "hbm_bytes_per_image": tpu and tpu.moved / images,
+        "hbm_bytes_per_image": None,
         "flops_per_image": flops,
-        "cycles": tpu and tpu.cycles,
+        "cycles": None,
         "kernels": gpu and gpu.kernels,
-        "unknown_loops": read and read.unknown_loops,
+        "unknown_loops": gpu and gpu.unknown_loops,
     }
+    if has_tpus(training.mesh):  # whose programs do not tell how often a loop runs
+        micro_batches = training.config.optimizer.micro_batches
+        images = training.config.data.batch_size / training.mesh.size / micro_batches
+        tpu = tpu_cost(program_of_micro_batch(training, program).as_text())
+        costs["hbm_bytes_per_image"] = tpu.moved / images
+        costs["cycles"] = tpu.cycles * micro_batches
+        costs["unknown_loops"] = tpu.unknown_loops
+    return costs
 
 
 def _estimated_seconds(report: Rehearsal, chip: Chip) -> float:

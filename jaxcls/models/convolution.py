@@ -27,8 +27,12 @@ def conv(x: Array, kernel: Array, *, stride: int, zeros: Zeros) -> Array:
       [batch, rows, columns, out] with rows = (height + zeros - size) // stride + 1.
     """
     size, _, inputs, outputs = kernel.shape
-    # Otherwise the exchanged form is not faster, or needs a negative padding.
-    if stride == 1 and outputs > inputs and max(max(axis) for axis in zeros) < size:
+    # Otherwise the exchanged form is not faster, or needs a negative padding, or nothing results.
+    fits = all(
+        max(axis) < size <= pixels + sum(axis)
+        for axis, pixels in zip(zeros, x.shape[1:3], strict=True)
+    )
+    if stride == 1 and outputs > inputs and fits:
         return _widening(x, kernel, zeros)
     return _of_jax(x, kernel, stride, zeros)
 

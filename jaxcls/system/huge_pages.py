@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MODES = "/sys/kernel/mm/transparent_hugepage/enabled"
 _VARIABLE = "GLIBC_TUNABLES"
+_STARTED_AGAIN = "JAXCLS_STARTED_AGAIN"  # remains where the system removes the other variable
 _TUNABLE = "glibc.malloc.hugetlb"
 _OLDEST_GLIBC = (2, 35)  # with this tunable
 
@@ -26,8 +27,11 @@ _OLDEST_GLIBC = (2, 35)  # with this tunable
 def restart_with_huge_pages() -> None:
     """Starts this program again with huge pages, in the same process, if that helps.
 
-    It does not if the program has been started with them, or if the user has chosen.
+    It does not if the program has been started with them, or if the user has chosen. A program that
+    only calls this one is not started again.
     """
+    if not is_the_command(sys.argv[0]):
+        return
     try:
         with open(MODES) as file:
             modes = file.read()
@@ -36,7 +40,17 @@ def restart_with_huge_pages() -> None:
         return
     environment = environment_with_huge_pages(os.environ, modes=modes, glibc=glibc)
     if environment is not None:
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        try:
+            os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+        except (OSError, ValueError):  # without huge pages, then
+            return
+
+
+def is_the_command(program: str) -> bool:
+    """Whether a program (`sys.argv[0]`) is the script `jaxcls` or `python -m jaxcls`."""
+    folder, name = os.path.split(program)
+    is_module = name == "__main__.py" and os.path.basename(folder) == "jaxcls"
+    return os.path.isfile(program) and (is_module or name == "jaxcls")
 
 
 def environment_with_huge_pages(
@@ -53,8 +67,11 @@ def environment_with_huge_pages(
     numbers = version.split(".")
     if name != "glibc" or not all(number.isdecimal() for number in numbers):
         return None
+    if _STARTED_AGAIN in environment:
+        return None
     tunables = environment.get(_VARIABLE, "")
     if tuple(map(int, numbers)) < _OLDEST_GLIBC or "[madvise]" not in modes or _TUNABLE in tunables:
         return None
     wanted = f"{_TUNABLE}=1"
-    return {**environment, _VARIABLE: f"{tunables}:{wanted}" if tunables else wanted}
+    tunables = f"{tunables}:{wanted}" if tunables else wanted
+    return {**environment, _VARIABLE: tunables, _STARTED_AGAIN: "1"}

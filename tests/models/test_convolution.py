@@ -24,6 +24,7 @@ def normal(*shape: int) -> Array:
         (3, 7, 1, ((0, 0), (0, 0))),
         (3, 7, 1, ((3, 1), (1, 4))),  # more zeros than the kernel sees at once
         (3, 7, 2, ((0, 1), (1, 1))),
+        (11, 7, 1, ((0, 1), (1, 1))),  # larger than the image: nothing results
         (3, 4, 1, ((1, 1), (1, 1))),  # not wider
         (7, 8, 2, ((3, 2), (3, 2))),
     ],

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxcls.system.huge_pages import MODES, environment_with_huge_pages
+from jaxcls.system.huge_pages import MODES, environment_with_huge_pages, is_the_command
 
 MADVISE = "always [madvise] never\n"
 
@@ -35,7 +35,27 @@ def test_when_a_program_starts_again(
         return
     assert found is not None
     assert found["HOME"] == "/home/someone"
+    without = {name: value for name, value in found.items() if name != "GLIBC_TUNABLES"}
+    assert environment_with_huge_pages(without, modes=modes, glibc=glibc) is None  # not for ever
     assert found["GLIBC_TUNABLES"] in (expected, f"{given}{expected}")
+
+
+def test_only_the_command_is_started_again(tmp_path: Path) -> None:
+    (tmp_path / "jaxcls").mkdir()
+    files = [tmp_path / "bin" / "jaxcls", tmp_path / "jaxcls" / "__main__.py", tmp_path / "mine.py"]
+    (tmp_path / "bin").mkdir()
+    for file in files:
+        file.touch()
+    assert [is_the_command(str(file)) for file in files] == [True, True, False]
+    for program in ("-c", "-", "", "jaxcls", str(tmp_path / "jaxcls")):
+        assert not is_the_command(program)
+
+
+def test_a_program_from_a_pipe_is_not_lost() -> None:
+    code = "import sys; sys.argv = ['jaxcls', 'trian']; from jaxcls.__main__ import run; run()"
+    done = subprocess.run([sys.executable, "-"], input=code, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "trian" in done.stderr
 
 
 def test_the_command_has_huge_pages_and_its_arguments(tmp_path: Path) -> None:

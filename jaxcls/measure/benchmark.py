@@ -100,7 +100,7 @@ def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
 
 
 def program_of_micro_batch(training: Training, program: Any) -> Any:
-    """The compiled step on a single micro-batch; `program`, that of the batch, if it is only one."""
+    """Returns the compiled step on one micro-batch: `program` itself if the batch is one."""
     config = training.config
     if config.optimizer.micro_batches == 1:
         return program

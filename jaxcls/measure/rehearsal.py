@@ -308,9 +308,7 @@ def describe_rehearsal(report: Rehearsal) -> str:
     if report["kernels"] is not None:
         lines.append(f"kernels          {report['kernels']:,} a step")
     if loops := report["unknown_loops"]:
-        lines.append(
-            f"of these figures {loops} loops of unknown length are counted as one pass each"
-        )
+        lines.append(f"loops            {loops} of unknown length: their bodies are counted once")
     for kind, count in report["collectives"].items():
         size = report["collective_bytes"][kind] / 1e6
         lines.append(f"collectives      {count} {kind}, {size:,.2f} MB (in a loop: counted once)")

@@ -49,7 +49,7 @@ def test_a_small_topology_is_rehearsed(tmp_path: Path, state: str) -> None:
 
 @pytest.mark.long
 def test_b0_without_augmentation(tmp_path: Path) -> None:
-    """Keras 3 moves 192 MB an image, as the compiler counts it."""
+    """Keras 3 moves 192 MB an image, as the compiler counts it in all memories."""
     pytest.importorskip("libtpu")
     options = options_of(
         compute_dtype="bfloat16",
@@ -59,6 +59,6 @@ def test_b0_without_augmentation(tmp_path: Path) -> None:
         topology="v5e:2x2",
     )
     report = rehearsal(tmp_path, *options, text=BARE)
-    assert report["bytes_per_image"] <= 1e6
-    assert report["hbm_bytes_per_image"] <= 1e6
-    assert report["cycles"] <= 1e6
+    assert report["bytes_per_image"] <= 166e6
+    assert report["hbm_bytes_per_image"] <= 41e6
+    assert report["cycles"] <= 40e6

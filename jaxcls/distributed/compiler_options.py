@@ -3,8 +3,9 @@
 Figures are of EfficientNetV2-B0 at 224 pixels on eight H200, 256 images each, in bfloat16, with
 `model.batch_norm` 32, as `jaxcls compile` reports them.
 
-For TPUs, XLA's own choices are best so far. Of the same network on four v5e, 128 images each, without
-augmentation (162.6 MB an image, 39.6 of them from or to HBM, 39.2 million cycles), this was tried:
+For TPUs, XLA's own choices are best so far. Of the same network on four v5e, 128 images each,
+without augmentation (162.6 MB an image, 39.6 of them from or to HBM, 39.2 million cycles), this was
+tried:
 
 - xla_tpu_scoped_vmem_limit_kib: with 65536 fewer bytes (154.9 MB), but more from and to HBM (60.4)
   and more cycles (41.0), because less fast memory is left to keep arrays in; with 8192 more cycles.

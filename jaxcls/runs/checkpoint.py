@@ -13,12 +13,15 @@ metadata and metric, and the shape, dtype and digest of each array, all under on
 
 import concurrent.futures
 import dataclasses
+import glob
 import hashlib
 import json
 import logging
 import os
 import re
+import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Self
@@ -99,6 +102,7 @@ class Checkpoints:
         self._keep_best = keep_best
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: tuple[int, concurrent.futures.Future[str | None]] | None = None
+        self._link: epath.Path | None = None  # to the directory
 
     def __enter__(self) -> Self:
         return self
@@ -148,7 +152,7 @@ class Checkpoints:
             _raise_together(self._by_main_process(lambda: self._set_aside(step, "replaced")))
         try:
             response = ocp.save_async(
-                str(self._folder(step)),
+                str(self._directory_for_orbax() / str(step)),
                 {path: array for path, array in arrays.items() if array.size},
                 custom_metadata={"record": record, "sha256": _checksum(record)},
             )
@@ -180,6 +184,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._executor.shutdown()
+            if self._link:
+                shutil.rmtree(self._link.parent)
 
     def steps(self) -> list[int]:
         """The steps that are complete, ascending. If there is none, warns of half-written ones."""
@@ -245,6 +251,20 @@ class Checkpoints:
 
     def _folder(self, step: int) -> epath.Path:
         return self.directory / str(step)
+
+    def _directory_for_orbax(self) -> epath.Path:
+        """The directory by a name without wildcards.
+
+        Orbax lists the files of a save by a pattern that begins with the directory's name, and
+        would find none under a name such as run[1].
+        """
+        name = str(self.directory)
+        if is_url(name) or glob.escape(name) == name:
+            return self.directory
+        if self._link is None:
+            self._link = epath.Path(tempfile.mkdtemp(prefix="jaxcls-")) / "checkpoints"
+            os.symlink(self.directory, self._link)
+        return self._link
 
     def _names(self) -> list[str]:
         if not self.directory.is_dir():

@@ -438,6 +438,18 @@ def test_a_failing_write_is_an_error_and_lists_nothing(tmp_path: Path) -> None:
     assert checkpoints.steps() == [2]
 
 
+@pytest.mark.parametrize("name", ["run[1]", "[a]*?", "a b", "ü\n"])
+def test_a_directory_may_have_any_name(tmp_path: Path, name: str, monkeypatch: Any) -> None:
+    links = tmp_path / "links"
+    links.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(links))
+    save_steps(tmp_path / name, 1, 2, 3)
+    with Checkpoints(tmp_path / name) as checkpoints:
+        assert checkpoints.steps() == [2, 3]
+        assert_equal(checkpoints.restore(template_of(make_state())).state, make_state(3))
+    assert not list(links.iterdir())
+
+
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=f"cannot write checkpoints to {tmp_path}/file/run"):

@@ -22,6 +22,7 @@ from jaxcls.data.listing import LeftOut, Listing, list_images
 from jaxcls.system.caches import cache_dir
 from jaxcls.system.errors import DataError
 from jaxcls.system.file_names import printable
+from jaxcls.system.json_text import parse_json
 from jaxcls.system.whole_files import write_whole
 
 logger = logging.getLogger("jaxcls")
@@ -70,7 +71,7 @@ def _index_file(root: Path) -> Path:
 def _read(index: Path) -> tuple[datetime.datetime, Listing] | None:
     """Returns when an index was made, and its list; None if it is missing or cannot be used."""
     try:
-        values = json.loads(index.read_text())
+        values = parse_json(index.read_text())
         listing = Listing(
             folders=tuple(values["folders"]),
             files=tuple(values["files"]),

@@ -14,6 +14,7 @@ from etils import epath
 
 from jaxcls.data.full_disk import disk_is_full
 from jaxcls.system.errors import DataError
+from jaxcls.system.json_text import parse_json
 from jaxcls.system.whole_files import replacing, write_whole
 
 
@@ -31,7 +32,7 @@ def convert_to_array_record(folder: epath.Path) -> None:
     """
     description = folder / "dataset_info.json"
     try:
-        info = json.loads(description.read_text())
+        info = parse_json(description.read_text())
         others = info.get("alternativeFileFormats", [])
         if info["fileFormat"] != "tfrecord" or "array_record" in others:
             return

@@ -13,6 +13,7 @@ from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_id
 from jaxcls.pretrained.limits import excerpt
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import composed
+from jaxcls.system.json_text import parse_json
 
 MAX_BYTES = 64 * 2**20
 
@@ -95,8 +96,8 @@ def _json(path: Path, text: str) -> Any:
     if path.suffix.lower() != ".json" and text.lstrip()[:1] not in ("[", "{"):
         return None
     try:
-        content = json.loads(text, object_pairs_hook=lambda pairs: _table(path, pairs))
-    except (ValueError, RecursionError) as error:
+        content = parse_json(text, object_pairs_hook=lambda pairs: _table(path, pairs))
+    except ValueError as error:
         if isinstance(error, UserError):
             raise
         if path.suffix.lower() != ".json":  # names that begin with a bracket

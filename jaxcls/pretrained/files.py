@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import io
-import json
 import string
 import struct
 import zipfile
@@ -24,6 +23,7 @@ from jaxcls.pretrained.limits import (
     widen_bfloat16,
 )
 from jaxcls.pretrained.wrappers import unwrap
+from jaxcls.system.json_text import parse_json
 from jaxcls.system.paths import local_path
 
 _KERAS_WEIGHTS = "model.weights.h5"
@@ -196,8 +196,8 @@ def _shards(path: Path, start: bytes) -> list[Path] | None:
     if not start.lstrip().startswith(b"{") or path.stat().st_size > MAX_HEADER:
         return None
     try:
-        places = json.loads(path.read_bytes())["weight_map"].values()
-    except (ValueError, RecursionError, KeyError, AttributeError):
+        places = parse_json(path.read_bytes())["weight_map"].values()
+    except (ValueError, KeyError, AttributeError):
         return None
     names = dict.fromkeys(
         name for place in places for name in (place if isinstance(place, list) else [place])
@@ -251,8 +251,8 @@ def _read_safetensors(path: Path) -> WeightsFile:
         )
     try:
         entries = safetensors.deserialize(data)  # checks sizes, offsets and overlaps
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
-    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        metadata = parse_json(data[8 : 8 + length]).get("__metadata__") or {}
+    except (safetensors.SafetensorError, ValueError) as error:
         raise WeightsError(
             f"{path}: is damaged or cut off ({excerpt(error, 200)}); download it again"
         ) from None

@@ -12,6 +12,7 @@ from safetensors.numpy import save
 from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.models.weights_info import WeightsError, WeightsInfo
 from jaxcls.pretrained.files import WeightsFile
+from jaxcls.system.json_text import parse_json
 from jaxcls.system.paths import local_path
 from jaxcls.system.whole_files import write_whole
 
@@ -55,7 +56,7 @@ def stored_info(file: WeightsFile) -> WeightsInfo | None:
         return None
     where = f"{file.path}: metadata {_KEY!r}"
     try:
-        stored = json.loads(file.metadata[_KEY])
+        stored = parse_json(file.metadata[_KEY])
         version, values = stored["version"], stored["info"]
     except (ValueError, KeyError, TypeError) as error:
         raise WeightsError(f"{where} is damaged ({error!r}); convert the weights again") from error

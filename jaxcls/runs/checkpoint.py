@@ -41,6 +41,7 @@ from jaxcls.runs.fingerprint import (
     name_mismatches,
 )
 from jaxcls.system.errors import UserError
+from jaxcls.system.json_text import parse_json
 from jaxcls.system.paths import is_url
 from jaxcls.system.whole_files import try_writing, write_whole
 
@@ -321,7 +322,7 @@ class Checkpoints:
 
     def _read_index(self) -> list[int]:
         try:
-            steps = json.loads((self.directory / _INDEX_FILE).read_bytes())["steps"]
+            steps = parse_json((self.directory / _INDEX_FILE).read_bytes())["steps"]
             return [step for step in steps if type(step) is int and step >= 0]
         except (FileNotFoundError, NotADirectoryError):
             return []
@@ -342,11 +343,11 @@ class Checkpoints:
         if is_url(folder) and not (folder / _COMMIT_FILE).exists():
             raise self._damaged(step, f"it is half-written, without {_COMMIT_FILE}")
         try:
-            content = json.loads((folder / _RECORD_FILE).read_bytes())["custom_metadata"]
+            content = parse_json((folder / _RECORD_FILE).read_bytes())["custom_metadata"]
             record, checksum = content["record"], content["sha256"]
         except FileNotFoundError:
             raise self._damaged(step, f"it is half-written, without {_RECORD_FILE}") from None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise self._damaged(step, f"cannot read {_RECORD_FILE}: {error!r}") from error
         if _checksum(record) != checksum:
             raise self._damaged(step, f"{_RECORD_FILE} is damaged: its checksum is wrong")

@@ -38,6 +38,7 @@ from typing import Literal, Self
 from jaxcls.config.decoding import decode_fields
 from jaxcls.distributed.agree import by_main_process
 from jaxcls.runs.directory import RunError, TakenOverError, writing
+from jaxcls.system.json_text import parse_json
 from jaxcls.system.paths import RunPath
 from jaxcls.system.whole_files import create_whole, write_whole
 
@@ -90,7 +91,7 @@ class _ClaimFile:
     def writer(self) -> Writer | None:
         """The process that wrote it; None if the text cannot be read."""
         try:
-            return decode_fields(Writer, json.loads(self.text), prefix="")
+            return decode_fields(Writer, parse_json(self.text), prefix="")
         except (ValueError, TypeError):
             return None
 

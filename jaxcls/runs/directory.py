@@ -31,6 +31,7 @@ from jaxcls.distributed.job import JobError
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.system.errors import UserError, one_line, shown
 from jaxcls.system.file_names import composed, printable
+from jaxcls.system.json_text import parse_json
 from jaxcls.system.paths import RunPath, is_url
 from jaxcls.system.shell import command, path_word
 from jaxcls.system.version import VERSION
@@ -326,7 +327,7 @@ def recording_status(run: RunPath, *, num_steps: int) -> Iterator[None]:
 def recorded_state(run: RunPath) -> RunState | None:
     """The recorded state of a run; None if it is unknown, as for runs of older versions."""
     try:
-        return decode_fields(RunState, json.loads((run / "state.json").read_text()), prefix="")
+        return decode_fields(RunState, parse_json((run / "state.json").read_text()), prefix="")
     except (OSError, ValueError, TypeError):
         return None
 
@@ -383,7 +384,7 @@ def recorded_info(run: RunPath) -> RunInfo | None:
     try:
         if not record.is_file():
             return None
-        return RunInfo.from_json(json.loads(record.read_text()))
+        return RunInfo.from_json(parse_json(record.read_text()))
     except OSError as error:
         raise _not_readable(run, error) from error
     except ConfigError as error:
@@ -407,7 +408,7 @@ def config_of_record(record: RunPath) -> Config:
     if is_url(record):
         _require_readable(record.parent)
     try:
-        values = json.loads(record.read_text())
+        values = parse_json(record.read_text())
     except FileNotFoundError as error:
         raise RunError(f"config file {str(record)!r} does not exist") from error
     except OSError as error:

@@ -51,7 +51,7 @@ _RECORD_FILE = "_CHECKPOINT_METADATA"  # Orbax's; the last file it writes before
 _COMMIT_FILE = "commit_success.txt"  # Orbax's; the last file in a bucket, which has no rename
 _INDEX_FILE = "verified.json"
 _TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
-_ASIDE = re.compile(r"\d+\.(replaced|damaged)")
+_ASIDE = re.compile(r"\d+\.(replaced|damaged|pruned)")
 
 
 class CheckpointError(UserError):
@@ -442,6 +442,16 @@ class Checkpoints:
                 aside.rmtree()
             self._folder(step).rename(aside)
 
+    def _delete(self, step: int) -> None:
+        """Deletes a step; if this is cut off, what remains is not taken for a step."""
+        folder = self._folder(step)
+        if is_url(folder):
+            (folder / _COMMIT_FILE).unlink(missing_ok=True)
+        else:
+            self._set_aside(step, "pruned")
+            folder = self.directory / f"{step}.pruned"
+        folder.rmtree()
+
     def _discard(self, failed: int) -> None:
         """Renames the folder of a failed save, and deletes temporary ones to free disk space."""
         self._set_aside(failed, "damaged")
@@ -450,13 +460,17 @@ class Checkpoints:
 
     def _prune(self, verified: int) -> None:
         """Deletes old steps, now that `verified` is safe; keeps those that cannot be read."""
-        metrics = self._metrics(self._complete())
+        complete, known = self._complete(), self._read_index()
+        metrics = self._metrics(complete)
         latest = sorted(metrics, reverse=True)[: self._keep_latest]
         keep = {verified, *latest, *_best_first(metrics)[: self._keep_best]}
         write_whole(self.directory / _INDEX_FILE, json.dumps({"steps": sorted(keep)}))
-        old = {str(step) for step in metrics if step not in keep}
+        # What a killed process leaves of a step that it deletes or, in a bucket, writes.
+        rests = set(self._folders()) - {*complete, *known, verified}
+        for step in sorted((set(metrics) - keep) | rests):
+            self._delete(step)
         for name in self._names():
-            if name in old or _TEMPORARY.fullmatch(name) or _ASIDE.fullmatch(name):
+            if _TEMPORARY.fullmatch(name) or _ASIDE.fullmatch(name):
                 (self.directory / name).rmtree()
 
 

@@ -381,6 +381,38 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
         assert checkpoints.steps() == [2, 4, 5, 6]  # 4 cannot be read, so it does not count
 
 
+def test_a_deletion_that_is_cut_off_leaves_no_half_of_a_step(
+    tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def half_of(folder: Any) -> None:
+        data_file(Path(folder)).unlink()
+        raise Killed
+
+    checkpoints = Checkpoints(tmp_path, keep_latest=1)
+    for step in (1, 2):
+        checkpoints.save(step, make_state(step), metadata=METADATA)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(checkpoints.directory), "rmtree", half_of)
+        with pytest.raises(Killed):
+            checkpoints.wait()
+    assert checkpoints.steps() == [2]
+    save_steps(tmp_path, 3)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["2", "3"]
+    assert not caplog.records
+
+
+def test_what_is_left_of_a_step_is_swept_but_not_a_damaged_one(tmp_path: Path) -> None:
+    save_steps(tmp_path, 2, 3)
+    (tmp_path / "1").mkdir()  # as an older version of jaxcls left it
+    (tmp_path / "1" / "state").mkdir()
+    (tmp_path / "2" / "_CHECKPOINT_METADATA").unlink()  # of a step that is in the index
+    save_steps(tmp_path, 4)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["2", "3", "4"]
+
+
 def test_a_step_that_is_there_is_kept_if_good_and_the_same(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2)
     before = data_file(tmp_path / "2").stat().st_mtime_ns

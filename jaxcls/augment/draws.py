@@ -35,7 +35,13 @@ def beta(keys: Array, alpha: Array) -> Array:
     Computations with such numbers are exact, so that no rounding depends on how the batch is split.
     """
     safe = jnp.maximum(alpha, 1e-3)
-    # As `jax.random.beta`, but with one call for both gamma variables: half the program to compile.
-    first, second = jax.vmap(lambda key: jax.random.loggamma(key, safe, (2,)))(keys).T
-    drawn = jax.nn.sigmoid(first - second)
+
+    # The values of `jax.random.beta`, but with one call for both gamma variables: half the program
+    # to compile.
+    def draw(key: Array) -> Array:
+        logs = jax.vmap(lambda key: jax.random.loggamma(key, safe))(jax.random.split(key))
+        scaled = jnp.exp(logs - jnp.max(logs))
+        return scaled[0] / (scaled[0] + scaled[1])
+
+    drawn = jax.vmap(draw)(keys)
     return jnp.where(alpha > 0, jnp.round(drawn * 4096) / 4096, 1.0)

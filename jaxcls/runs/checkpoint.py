@@ -404,7 +404,8 @@ class Checkpoints:
     def _prepare_directory(self) -> None:
         if is_url(self.directory):
             return  # a bucket has no folders, and the write itself is the test
-        self.directory.mkdir(parents=True, exist_ok=True)
+        # Not the run's own directory: if that is gone, it was moved, deleted or unmounted.
+        self.directory.mkdir(exist_ok=True)
         try_writing(self.directory / "trial")
 
     def _not_written(self, step: int, error: Exception) -> str:
@@ -420,6 +421,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many types
             return self._not_written(step, error)
         problem = self._read_back(step, record)
+        if problem and not self._folder(step).exists():
+            return f"checkpoint {self._folder(step)} is gone: it was moved, deleted or unmounted"
         return problem and (
             f"checkpoint {self._folder(step)} is damaged: {problem}; it was renamed to "
             f"{step}.damaged; older ones are kept; check the disk"

@@ -54,5 +54,12 @@ def test_beta_follows_its_distribution_on_a_grid(alpha: float) -> None:
         assert bounds[0] - 0.012 <= share <= bounds[1] + 0.012
 
 
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
+def test_beta_is_that_of_jax(alpha: float) -> None:
+    keys = keys_of(5, 100)
+    expected = jax.vmap(lambda key: jax.random.beta(key, alpha, alpha))(keys)
+    np.testing.assert_allclose(beta(keys, jnp.float32(alpha)), expected, atol=0.51 / 4096)
+
+
 def test_beta_of_zero_is_one() -> None:
     np.testing.assert_array_equal(beta(keys_of(4, 100), jnp.float32(0)), 1)

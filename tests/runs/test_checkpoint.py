@@ -482,6 +482,19 @@ def test_a_directory_may_have_any_name(tmp_path: Path, name: str, monkeypatch: A
     assert not list(links.iterdir())
 
 
+def test_a_run_that_is_moved_away_is_not_made_anew(tmp_path: Path) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    run.mkdir()
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        checkpoints.save(1, make_state(1), metadata=METADATA)
+        checkpoints.wait()
+        run.rename(moved)
+        with pytest.raises(CheckpointError, match=f"cannot write checkpoints to {run}.*No such"):
+            checkpoints.save(2, make_state(2), metadata=METADATA)
+    assert not run.exists()
+    assert Checkpoints(moved / "checkpoints").steps() == [1]
+
+
 def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=f"cannot write checkpoints to {tmp_path}/file/run"):

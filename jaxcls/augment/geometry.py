@@ -38,17 +38,22 @@ _SHIFTS = np.array([0, 8, 16], np.uint32)
 
 def _pack(images: Array, *, axis: int) -> Array:
     """Packs the three channels along `axis` into a uint32, so that a gather gets whole pixels."""
-    return lax.optimization_barrier(_packed(images, axis))
+    shifts = np.expand_dims(_SHIFTS, tuple(range(1, images.ndim - axis)))
+    return lax.optimization_barrier(jnp.sum(images.astype(jnp.uint32) << shifts, axis=axis))
 
 
 def _pack_turned(lines: Array, *, axis: int) -> Array:
-    """Packs as `_pack`, and exchanges rows and columns in the same pass."""
-    return lax.optimization_barrier(jnp.swapaxes(_packed(lines, axis), 1, 2))
+    """Packs as `_pack`, and exchanges rows and columns; on a CPU both in one pass."""
 
+    def in_one_pass(lines: Array) -> Array:
+        channels = jnp.moveaxis(lines, axis, 0).astype(jnp.uint32)
+        packed = channels[0] | (channels[1] << 8) | (channels[2] << 16)
+        return lax.optimization_barrier(jnp.swapaxes(packed, 1, 2))
 
-def _packed(images: Array, axis: int) -> Array:
-    channels = jnp.moveaxis(images, axis, 0).astype(jnp.uint32)
-    return channels[0] | (channels[1] << 8) | (channels[2] << 16)
+    def one_by_one(lines: Array) -> Array:
+        return lax.optimization_barrier(jnp.swapaxes(_pack(lines, axis=axis), 1, 2))
+
+    return lax.platform_dependent(lines, cpu=in_one_pass, default=one_by_one)
 
 
 def _unpack(packed: Array, *, axis: int) -> Array:

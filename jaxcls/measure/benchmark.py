@@ -90,19 +90,28 @@ def cost_per_image(training: Training, program: Any) -> tuple[float, float]:
       training: the training.
       program: its compiled step.
     """
+    return cost_from_part(training, program_of_micro_batch(training, program))
+
+
+def cost_from_part(training: Training, part: Any) -> tuple[float, float]:
+    """Returns what `cost_per_image` does, from the program of `program_of_micro_batch`."""
     data, micro_batches = training.config.data, training.config.optimizer.micro_batches
     if has_gpus(training.mesh):  # whose compiler does not know the costs of our kernels
-        gpu, images = gpu_cost(program.as_text()), data.batch_size / training.mesh.size
+        gpu, images = gpu_cost(part.as_text()), data.batch_size / training.mesh.size
         return gpu.flops / images, gpu.moved / images
-    cost = program_of_micro_batch(training, program).cost_analysis()
+    cost = part.cost_analysis()
     images = data.batch_size / micro_batches / training.mesh.size  # of one device
     return cost["flops"] / images, cost["bytes accessed"] / images
 
 
 def program_of_micro_batch(training: Training, program: Any) -> Any:
-    """Returns the compiled step on one micro-batch: `program` itself if the batch is one."""
+    """Returns the compiled step on one micro-batch.
+
+    That is `program` itself if the batch is one, or on a GPU, whose programs tell how often their
+    loops run.
+    """
     config = training.config
-    if config.optimizer.micro_batches == 1:
+    if config.optimizer.micro_batches == 1 or has_gpus(training.mesh):
         return program
     batch_size = config.data.batch_size // config.optimizer.micro_batches
     config = dataclasses.replace(

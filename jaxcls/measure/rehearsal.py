@@ -23,7 +23,7 @@ from jaxcls.distributed.mesh import (
 from jaxcls.measure.benchmark import (
     IMAGENET_CLASSES,
     IMAGENET_EXAMPLES,
-    cost_per_image,
+    cost_from_part,
     program_of_micro_batch,
 )
 from jaxcls.measure.chips import Chip
@@ -192,7 +192,8 @@ def _try(training: Training, limit: int | None) -> Rehearsal:
 def _costs(training: Training, program: Any, text: str) -> Rehearsal:
     """What an image costs, and what only the text of a program for a GPU or a TPU tells."""
     gpu = gpu_cost(text) if has_gpus(training.mesh) else None
-    flops, traffic = cost_per_image(training, program)
+    part = program_of_micro_batch(training, program)  # compiled once more if it is not `program`
+    flops, traffic = cost_from_part(training, part)
     costs = {
         "bytes_per_image": traffic,
         "hbm_bytes_per_image": None,
@@ -204,7 +205,7 @@ def _costs(training: Training, program: Any, text: str) -> Rehearsal:
     if has_tpus(training.mesh):  # whose programs do not tell how often a loop runs
         micro_batches = training.config.optimizer.micro_batches
         images = training.config.data.batch_size / training.mesh.size / micro_batches
-        tpu = tpu_cost(program_of_micro_batch(training, program).as_text())
+        tpu = tpu_cost(part.as_text())
         costs["hbm_bytes_per_image"] = tpu.moved / images
         costs["cycles"] = tpu.cycles * micro_batches
         costs["unknown_loops"] = tpu.unknown_loops

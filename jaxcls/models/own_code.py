@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import inspect
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,6 @@ from flax import linen as nn
 from jaxcls.config import is_own_network
 from jaxcls.config.decoding import ConfigError, nearest
 from jaxcls.system.errors import one_line
-from jaxcls.system.json_text import parse_json
 
 logger = logging.getLogger("jaxcls")
 
@@ -44,7 +44,7 @@ def make_module(name: str, options: str, *, num_classes: int, dtype: jnp.dtype) 
       ConfigError: the factory cannot be imported or called, or returns no module.
     """
     factory = _import(name)
-    arguments = parse_json(options)
+    arguments = json.loads(options)
     taken = parameters(factory)
     if isinstance(factory, type) and not issubclass(factory, nn.Module):
         raise ConfigError(f"model.name: {name} is not a flax.linen.Module, nor a function")

@@ -94,6 +94,7 @@ def rehearse(
         seconds = _estimated_seconds(report, chip)
         report["estimated_images_per_second"] = config.data.batch_size / seconds
         report["estimated_step_seconds"] = seconds
+        report["cycles_per_second"] = chip.cycles_per_second
     report["largest_batch_per_device"] = None
     if search and limit is not None:
         group = config.model.batch_norm
@@ -314,7 +315,8 @@ def describe_rehearsal(report: Rehearsal) -> str:
         size = report["collective_bytes"][kind] / 1e6
         lines.append(f"collectives      {count} {kind}, {size:,.2f} MB (in a loop: counted once)")
     if "estimated_step_seconds" in report:
-        source = " and the cycles" if report["cycles"] else ""
+        clocked = report["cycles"] and report["cycles_per_second"]
+        source = " and the cycles" if clocked else ""
         lines.append(
             f"estimate         {report['estimated_step_seconds'] * 1e3:.1f} ms a step, "
             f"{report['estimated_images_per_second']:,.0f} img/s: a bound from the device's "

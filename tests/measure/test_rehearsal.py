@@ -73,6 +73,14 @@ def test_a_step_that_is_too_large_says_what_would_help(
         assert remedy in text
 
 
+def test_the_estimate_names_the_cycles_only_where_the_clock_is_known(tiny_config: Config) -> None:
+    report = rehearse(tiny_config, num_classes=10, chip=TPUS["v5e"])
+    for name, named in (("v5e", True), ("v6e", False)):
+        clock = TPUS[name].cycles_per_second
+        text = describe_rehearsal({**report, "cycles": 1e6, "cycles_per_second": clock})
+        assert ("published figures and the cycles" in text) is named
+
+
 @pytest.mark.parametrize("limit", [1000, 1700, 100_000, 350])
 @pytest.mark.parametrize("unit", [1, 4])
 @pytest.mark.parametrize("first", [8, 128])

@@ -158,18 +158,32 @@ class Checkpoints:
                 custom_metadata={"record": record, "sha256": _checksum(record)},
             )
         except Exception as error:  # Orbax and TensorStore raise many types
-            raise CheckpointError(self._not_written(step, error)) from error
+            # Told by `wait`, as other failures are: the other processes may not have this one.
+            problem = concurrent.futures.Future[str | None]()
+            problem.set_result(self._not_written(step, error))
+            self._pending = step, problem
+            return
         self._pending = step, self._executor.submit(self._finish, step, record, response)
 
-    def wait(self) -> None:
+    def failed(self) -> bool:
+        """Whether the last save is known to have failed, in any process; does not wait for it."""
+        if self._pending is None:
+            return False
+        _, future = self._pending
+        return first_problem(future.result() if future.done() else None) is not None
+
+    def wait(self) -> int | None:
         """Waits until the last save is on disk and verified, and old steps are deleted.
+
+        Returns:
+          Its step, or None if no save was waited for.
 
         Raises:
           CheckpointError: the last save failed, or was damaged when it was read back. Nothing older
             was deleted. The error is raised only once.
         """
         if self._pending is None:
-            return
+            return None
         step, future = self._pending
         problem = first_problem(future.result())
         self._pending = None
@@ -178,6 +192,7 @@ class Checkpoints:
         if first_problem(untidy):  # all processes wait here for the main process
             logger.warning("%s", untidy)
         _raise_together(problem)
+        return step
 
     def close(self) -> None:
         """Waits for the last save and ends the background thread; raises as `wait`."""

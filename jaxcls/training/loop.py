@@ -264,6 +264,8 @@ def take_steps(
                 if ending or intervals.saves(step):
                     watchdog.note_progress(step, "saving")
                     saver.save(step, state, top1=top1)
+                else:
+                    saver.replace_failed(step, state, meter, logged=intervals.logs(step))
                 if intervals.evaluates(step) or intervals.saves(step):
                     meter.restart_clock()
         except StoppedError:  # while it waited for data, or evaluated
@@ -276,7 +278,8 @@ def take_steps(
             saver.save_if_finite(step, state, meter)
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
             raise DataError(f"{error}\n{saved}; fix it and run the same command again") from error
-        saver.wait()
+        else:
+            saver.finish(step, state)
     stopped_by = stop.received if step < num_steps else None
     return Outcome(step, num_steps, metrics, stopped_by)
 

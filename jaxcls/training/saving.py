@@ -1,23 +1,36 @@
 """Saves the state of a training, as long as its run is claimed by no other training."""
 
-from jaxcls.runs.checkpoint import Checkpoints
+import logging
+
+from jaxcls.distributed.agree import num_processes
+from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 from jaxcls.runs.claim import Claim
 from jaxcls.runs.directory import RunInfo
 from jaxcls.training.meter import Meter
 from jaxcls.training.state import TrainState
 
+logger = logging.getLogger("jaxcls")
+
+MAX_FAILURES = 4  # in a row: at two intervals, each time with a second try
+
 
 class Saver:
-    """Saves checkpoints of one run. All processes call each method together."""
+    """Saves checkpoints of one run. All processes call each method together.
+
+    A save that fails does not end the training at once, because somebody may free the disk. The
+    current state is saved instead. If that fails too, the next interval tries again, also twice.
+    Then the training ends.
+    """
 
     def __init__(self, checkpoints: Checkpoints, claim: Claim, info: RunInfo, *, start: int):
         self._checkpoints = checkpoints
-        self._saved = start
         self._claim = claim
         self._metadata = info.to_json()
+        self._saved: int | None = start  # the step of the last save, unless it failed
+        self._failures = 0  # since the last good save
 
     def save(self, step: int, state: TrainState, *, top1: float | None = None) -> None:
-        """Begins to save the state after a step, in the background; `wait` ends it.
+        """Begins to save the state after a step, in the background; `finish` ends it.
 
         Args:
           step: the last step that the state has taken.
@@ -25,28 +38,83 @@ class Saver:
           top1: the accuracy of this step's evaluation, if it was evaluated.
 
         Raises:
+          CheckpointError: this and the saves before it have failed, `MAX_FAILURES` in all.
           TakenOverError: another training has claimed the run.
         """
         self.require_claim()
-        self._checkpoints.save(step, state, metadata=self._metadata, metric=top1)
+        self._settle()
         self._saved = step
+        try:
+            self._checkpoints.save(step, state, metadata=self._metadata, metric=top1)
+        except CheckpointError as error:
+            self._note_failure(error)
+
+    def replace_failed(self, step: int, state: TrainState, meter: Meter, *, logged: bool) -> None:
+        """Saves the current state if a save has failed since the last call; call it at each step.
+
+        Args:
+          step: the last step that the state has taken.
+          state: the state after it.
+          meter: tells whether the state is finite.
+          logged: whether the metrics of this step were read. Several processes agree only then,
+            because that takes time.
+
+        Raises:
+          DivergedError: a metric since the last read of `meter` is not finite.
+          CheckpointError, TakenOverError: as `save`.
+        """
+        if num_processes() > 1 and not logged:
+            return
+        if self._checkpoints.failed():
+            self._settle()
+        if self._saved is None and self._failures % 2:  # the first try of an interval
+            meter.fetch()
+            self.save(step, state)
 
     def save_if_finite(self, step: int, state: TrainState, meter: Meter) -> None:
         """Saves the state of a training that is cut short, and waits until it is saved.
 
         Raises:
           DivergedError: a metric since the last read of `meter` is not finite.
+          CheckpointError: the state cannot be saved.
           TakenOverError: another training has claimed the run.
         """
         meter.fetch()
         if step != self._saved:
             self.save(step, state)
-        self.wait()
+        self.finish(step, state)
 
-    def wait(self) -> None:
-        """Waits until the last save is verified."""
-        self._checkpoints.wait()
+    def finish(self, step: int, state: TrainState) -> None:
+        """Waits until the state after the last step is saved; if that fails, tries once more.
+
+        Raises:
+          CheckpointError: the state cannot be saved.
+          TakenOverError: another training has claimed the run.
+        """
+        self._settle()
+        if self._saved != step:
+            self._failures = MAX_FAILURES - 1  # the next one ends the training
+            self.save(step, state)
+            self._settle()
 
     def require_claim(self) -> None:
         """Raises TakenOverError if another training has claimed the run."""
         self._claim.require()
+
+    def _settle(self) -> None:
+        """Waits until the last save is verified, or has failed."""
+        try:
+            verified = self._checkpoints.wait()
+        except CheckpointError as error:
+            self._note_failure(error)
+        else:
+            self._failures = 0 if verified is not None else self._failures
+
+    def _note_failure(self, error: CheckpointError) -> None:
+        self._saved = None
+        self._failures += 1
+        if self._failures >= MAX_FAILURES:
+            raise error
+        first = self._failures % 2
+        then = "the current state is saved instead" if first else "the next save tries again"
+        logger.warning("%s; the training continues, and %s", error, then)

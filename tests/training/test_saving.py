@@ -1,0 +1,117 @@
+"""What a training does when its checkpoints cannot be saved."""
+
+import dataclasses
+from collections.abc import Callable, Container
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+from jaxcls.config import CheckpointConfig, Config
+from jaxcls.distributed.mesh import make_mesh
+from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
+from jaxcls.runs.directory import checkpoint_dir
+from jaxcls.runs.reporter import read_metrics
+from jaxcls.training.loop import train
+
+Train = Callable[[Config], None]
+
+
+class Failures:
+    """Makes saves fail, and notes the steps that are tried."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch):
+        self.of: Container[int] = ()
+        self.tried: list[int] = []
+        finish = Checkpoints._finish
+
+        def fail(checkpoints: Checkpoints, step: int, record: Any, response: Any) -> str | None:
+            problem = finish(checkpoints, step, record, response)
+            self.tried.append(step)
+            return "it failed" if step in self.of else problem
+
+        monkeypatch.setattr(Checkpoints, "_finish", fail)
+        # Whether a save has failed before the next step depends on time, so wait for it.
+        monkeypatch.setattr(Checkpoints, "failed", self._failed)
+
+    @staticmethod
+    def _failed(checkpoints: Checkpoints) -> bool:
+        return checkpoints._pending is not None and checkpoints._pending[1].result() is not None
+
+
+@pytest.fixture
+def failures(monkeypatch: pytest.MonkeyPatch) -> Failures:
+    return Failures(monkeypatch)
+
+
+@pytest.fixture
+def saved_often(tiny_config: Config) -> Config:
+    """Saves after steps 3, 6, 9 and 12."""
+    return dataclasses.replace(tiny_config, checkpoint=CheckpointConfig(every_steps=3))
+
+
+def run(config: Config, folder: Path) -> None:
+    train(config, folder, mesh=make_mesh(jax.devices()[:1]))
+
+
+def test_a_failed_save_is_made_up_for_after_the_next_step(
+    saved_often: Config, tmp_path: Path, failures: Failures, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures.of = {3}
+    run(saved_often, tmp_path)
+    assert failures.tried == [3, 4, 6, 9, 12]
+    assert "it failed; the training continues, and the current state is saved" in caplog.text
+    assert Checkpoints(checkpoint_dir(tmp_path)).steps() == [9, 12]
+    assert "it failed" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_training_goes_on_until_two_intervals_have_failed(
+    saved_often: Config, tmp_path: Path, failures: Failures, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures.of = {3, 4}
+    run(saved_often, tmp_path / "goes_on")
+    assert failures.tried == [3, 4, 6, 9, 12]
+    assert "it failed; the training continues, and the next save tries again" in caplog.text
+    failures.of, failures.tried = range(3, 13), []
+    with pytest.raises(CheckpointError, match="^it failed$"):
+        run(saved_often, tmp_path / "ends")
+    assert failures.tried == [3, 4, 6, 7]
+    assert max(int(row["step"]) for row in read_metrics(tmp_path / "ends" / "metrics.csv")) < 9
+
+
+def test_failures_count_only_in_a_row(
+    saved_often: Config, tmp_path: Path, failures: Failures
+) -> None:
+    failures.of = {3, 4, 9, 10}
+    run(saved_often, tmp_path)
+    assert failures.tried == [3, 4, 6, 9, 10, 12]
+
+
+def test_the_last_save_is_tried_twice(
+    saved_often: Config, tmp_path: Path, failures: Failures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures.of = {12}
+    with pytest.raises(CheckpointError, match="^it failed$"):
+        run(saved_often, tmp_path)
+    assert failures.tried == [3, 6, 9, 12, 12]
+    # The same command takes the steps that are not saved again.
+    failures.of, failures.tried = (), []
+    run(saved_often, tmp_path)
+    assert failures.tried == [12]
+
+
+def test_a_directory_that_cannot_be_written_counts_too(
+    saved_often: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: Failures
+) -> None:
+    prepare, tries = Checkpoints._prepare_directory, []
+
+    def fail_first(checkpoints: Checkpoints) -> None:
+        tries.append(None)
+        if len(tries) == 1:
+            raise OSError("no space")
+        prepare(checkpoints)
+
+    monkeypatch.setattr(Checkpoints, "_prepare_directory", fail_first)
+    run(saved_often, tmp_path)
+    assert failures.tried == [4, 6, 9, 12]

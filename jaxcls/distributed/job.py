@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
+END_SECONDS = 10.0  # for threads that are still busy when the program ends
 FAREWELL_SECONDS = 10.0
 MAX_JOIN_TIMEOUT = 1_000_000  # seconds
 SHUTDOWN_SECONDS = 60  # from the end of the first process to the end of the last one
@@ -171,9 +172,16 @@ def end_now(status: int, message: str) -> NoReturn:
 
 
 def end_with(status: int) -> NoReturn:
-    """Ends the program; without waiting if the compiler's or a tracker's thread is still busy."""
+    """Ends the program, whatever its threads do.
+
+    The compiler's and a tracker's thread are not waited for. Others get `END_SECONDS`: after a save
+    that failed, a thread of Orbax waits for minutes.
+    """
     if any(thread.name in (COMPILER, TRACKER) for thread in threading.enumerate()):
         _exit(status)
+    alarm = threading.Timer(END_SECONDS, _exit, [status])
+    alarm.daemon = True
+    alarm.start()
     sys.exit(status)
 
 

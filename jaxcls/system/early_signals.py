@@ -43,6 +43,8 @@ def end_on_signals() -> None:
     threading.Thread(
         target=_watch_pipe, args=[read_end], name="jaxcls-early-signals", daemon=True
     ).start()
+    # The program may have been started again with them blocked (jaxcls/system/huge_pages.py).
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     # A forked child inherits the pipe, and a signal that it writes there would end its parent.
     os.register_at_fork(
         before=_block_signals,

@@ -11,7 +11,10 @@ This module imports as little as possible, because it is called before signals a
 from __future__ import annotations
 
 import os
+import signal
 import sys
+
+from jaxcls.system.early_signals import SIGNALS
 
 TYPE_CHECKING = False  # as in jaxcls/__init__.py
 if TYPE_CHECKING:
@@ -40,10 +43,12 @@ def restart_with_huge_pages() -> None:
         return
     environment = environment_with_huge_pages(os.environ, modes=modes, glibc=glibc)
     if environment is not None:
+        # A signal that comes while Python starts waits until `end_on_signals` handles it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
         except (OSError, ValueError):  # without huge pages, then
-            return
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def is_the_command(program: str) -> bool:

@@ -111,6 +111,21 @@ def test_the_end_does_not_wait_for_a_compile() -> None:
     assert (ended.returncode, ended.stdout) == (75, "said\n"), ended.stderr
 
 
+def test_the_end_waits_a_little_for_other_threads() -> None:
+    program = """
+import threading, time
+from jaxcls.distributed import job
+job.END_SECONDS = 0.5
+threading.Thread(target=time.sleep, args=[60]).start()
+job.end_with(2)
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+    assert time.monotonic() - start < 30
+
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

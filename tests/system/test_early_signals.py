@@ -68,6 +68,14 @@ def test_a_signal_ends_the_program_with_status_75_and_one_line(number: int, work
     assert err == f"stopped by {name} before it was done; run the same command to start over\n"
 
 
+def test_a_signal_that_came_while_the_program_started_again_ends_it() -> None:
+    before = "import os; signal.pthread_sigmask(signal.SIG_BLOCK, [15]); os.kill(os.getpid(), 15)"
+    with start("time.sleep(60)", before=before) as process:
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 75
+    assert err.startswith("stopped by SIGTERM before it was done")
+
+
 @pytest.mark.parametrize("done", [0, 75, 2])
 def test_once_the_work_is_done_a_signal_does_not_change_the_status(done: int) -> None:
     work = f"work_is_done({done}); {READY}time.sleep(0.2); sys.exit({done})"

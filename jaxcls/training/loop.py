@@ -250,7 +250,8 @@ def take_steps(
                     saver.require_claim()
 
                 # Log. To read the metrics, the host waits for the devices.
-                if ending or step == start + 1 or intervals.logs(step):
+                # A resumed run logs the same steps as an undisturbed one.
+                if ending or step == 1 or intervals.logs(step):
                     reporter.log(step, meter.read())
 
                 # Evaluate the moving averages, or the parameters if no averages are kept.

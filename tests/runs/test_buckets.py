@@ -17,6 +17,7 @@ from jaxcls.commands.cli import main
 from jaxcls.config import Config, DataConfig
 from jaxcls.data.digits import prepared_digits
 from jaxcls.data.sources import open_source
+from jaxcls.distributed.compile_cache import CheckedPrograms
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.runs import claim
@@ -253,3 +254,20 @@ def test_compiled_programs_of_a_run_are_beside_it(store: Store) -> None:
     hit = "/jax/compilation_cache/cache_hits"
     assert hit not in outs[0]
     assert hit in outs[1]
+
+
+def test_a_compiled_program_that_is_damaged_in_a_bucket_is_deleted(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    programs = CheckedPrograms("gs://bucket/runs/x.compiled", max_size=1)  # no limit applies there
+    assert programs.get("key") is None
+    programs.put("key", b"program")
+    assert programs.get("key") == b"program"
+    name = "runs/x.compiled/key-checked"
+    store.put("bucket", name, b"damaged")
+    assert programs.get("key") is None
+    said = f"the compiled program gs://bucket/{name} is damaged; it is deleted, and compiled again"
+    assert said in caplog.messages
+    assert name not in store.buckets["bucket"]
+    programs.put("key", b"program")
+    assert programs.get("key") == b"program"

@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Self
 
 import jax
@@ -224,6 +224,7 @@ class Checkpoints:
         step: int | Literal["latest", "best"] = "latest",
         *,
         subset: bool = False,
+        optional: Collection[str] = (),
     ) -> Restored:
         """Reads a step and checks every digest; falls back to another step if it is damaged.
 
@@ -234,6 +235,7 @@ class Checkpoints:
             with the highest metric; or a number, exactly that one, without a fallback. A warning
             names each step that is skipped.
           subset: whether the template names only some of the saved arrays; the others are not read.
+          optional: names of arrays that the template or the step may lack; zeros if the step does.
 
         Raises:
           CheckpointError: there is no such step, no step is good, or its arrays differ from the
@@ -244,21 +246,29 @@ class Checkpoints:
 
         def read(number: int) -> Restored:
             record = self._read_together(number)
-            saved = record["arrays"]
-            if subset:
-                saved = {name: saved[name] for name in saved if name in targets}
-            mismatches = name_mismatches(saved, targets)
+            arrays = record["arrays"]
+            wanted = {
+                name: x for name, x in targets.items() if name in arrays or name not in optional
+            }
+            saved = {
+                name: arrays[name]
+                for name in arrays
+                if name in targets or not (subset or name in optional)
+            }
+            mismatches = name_mismatches(saved, wanted)
             if mismatches:  # another model, not damage
                 raise CheckpointError(
                     f"checkpoint {self._folder(number)} does not fit the network and optimizer of "
                     f"the config ({mismatches}); resume with the config that it was saved with, or "
                     f"start a new run in another directory"
                 )
-            arrays = self._load(number, targets)
+            arrays = self._load(number, wanted)
             damaged = name_damaged(saved, fingerprint(arrays))
             if damaged:  # the same digests, hence the same answer, in every process
                 raise self._damaged(number, f"damaged arrays: {damaged}")
-            state = jax.tree.unflatten(jax.tree.structure(template), list(arrays.values()))
+            arrays |= {name: _zeros(x) for name, x in targets.items() if name not in wanted}
+            leaves = [arrays[name] for name in targets]
+            state = jax.tree.unflatten(jax.tree.structure(template), leaves)
             return Restored(step=number, state=state, metadata=record["metadata"])
 
         return self._first_good(step, read)
@@ -393,12 +403,7 @@ class Checkpoints:
         except Exception as error:  # for damaged files Orbax raises many types
             problem = self._damaged(step, f"cannot read its arrays: {_one_line(error)}")
         _raise_together(problem, _DamagedError)
-        empty = {
-            path: jnp.zeros(x.shape, x.dtype, device=x.sharding or default)
-            for path, x in targets.items()
-            if not x.size
-        }
-        return {path: (loaded | empty)[path] for path in targets}
+        return loaded | {path: _zeros(x) for path, x in targets.items() if not x.size}
 
     def _read_back(self, step: int, record: dict[str, Any]) -> str | None:
         """Says what is wrong with a step on disk, if anything. Each process reads some arrays."""
@@ -547,6 +552,11 @@ def _hush_orbax() -> None:
 
 
 _hush_orbax()
+
+
+def _zeros(template: Any) -> jax.Array:
+    device = template.sharding or jax.local_devices()[0]
+    return jnp.zeros(template.shape, template.dtype, device=device)
 
 
 def _load_arrays[T](folder: epath.Path, template: Mapping[str, Any], kind: type[T]) -> dict[str, T]:

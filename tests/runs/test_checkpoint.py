@@ -340,6 +340,30 @@ def test_no_checkpoint(tmp_path: Path) -> None:
         Checkpoints(tmp_path).restore(make_state(), "best")
 
 
+def test_optional_arrays_may_be_missing_on_either_side(tmp_path: Path) -> None:
+    """Also where the newest step is damaged, and only it has the array."""
+    without, count = make_state(1), jnp.int32(7)
+    counted = make_state(2).replace(ema=count)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, without, metadata=METADATA)
+        checkpoints.save(2, counted, metadata=METADATA)
+    with Checkpoints(tmp_path) as checkpoints:
+        for template, step, expected in [
+            (counted, 2, counted),
+            (counted, 1, without.replace(ema=jnp.int32(0))),
+            (without, 2, counted.replace(ema=None)),
+        ]:
+            restored = checkpoints.restore(template_of(template), step, optional={"ema"})
+            assert_equal(restored.state, expected)
+        with pytest.raises(CheckpointError, match=r"ema: saved nothing, wanted int32\[\]"):
+            checkpoints.restore(template_of(counted), 1)
+        with pytest.raises(CheckpointError, match=r"ema: saved int32\[\], wanted nothing"):
+            checkpoints.restore(template_of(without), 2, optional={"step"})
+        truncate(tmp_path / "2")
+        restored = checkpoints.restore(template_of(counted), optional={"ema"})
+    assert (restored.step, int(restored.state.ema)) == (1, 0)
+
+
 def test_another_model_is_named_and_not_taken_for_damage(tmp_path: Path) -> None:
     save_steps(tmp_path, 1, 2)
     template = template_of(make_state())

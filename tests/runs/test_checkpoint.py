@@ -1,5 +1,6 @@
 """Checkpoints: what is saved comes back bit for bit, or is named and passed over."""
 
+import dataclasses
 import gc
 import json
 import logging
@@ -343,15 +344,15 @@ def test_no_checkpoint(tmp_path: Path) -> None:
 def test_optional_arrays_may_be_missing_on_either_side(tmp_path: Path) -> None:
     """Also where the newest step is damaged, and only it has the array."""
     without, count = make_state(1), jnp.int32(7)
-    counted = make_state(2).replace(ema=count)
+    counted = dataclasses.replace(make_state(2), ema=count)
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, without, metadata=METADATA)
         checkpoints.save(2, counted, metadata=METADATA)
     with Checkpoints(tmp_path) as checkpoints:
         for template, step, expected in [
             (counted, 2, counted),
-            (counted, 1, without.replace(ema=jnp.int32(0))),
-            (without, 2, counted.replace(ema=None)),
+            (counted, 1, dataclasses.replace(without, ema=jnp.int32(0))),
+            (without, 2, dataclasses.replace(counted, ema=None)),
         ]:
             restored = checkpoints.restore(template_of(template), step, optional={"ema"})
             assert_equal(restored.state, expected)

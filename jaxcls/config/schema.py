@@ -204,6 +204,9 @@ class DataConfig:
     prefetch: Annotated[Count, OPERATIONAL] = 2
     """Batches that are made and sent to the devices ahead of the step; on the host there are at
     least num_threads."""
+    verify: Annotated[bool, OPERATIONAL] = False
+    """Read all files of both splits at every start, and refuse to resume if the content of one has
+    changed. Otherwise only names and numbers of files are compared."""
     cache_gib: Annotated[float, Range(0), OPERATIONAL] = 0.0
     """Memory for decoded training images, in GiB; they are kept if all, at canvas_size, fit."""
 

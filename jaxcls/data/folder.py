@@ -56,6 +56,9 @@ class FolderSource(Source):
     def example_name(self, index: int) -> str:
         return os.path.join(self.root, self.files[index])
 
+    def stored_files(self) -> dict[str, Path]:
+        return {file: Path(self.root, file) for file in self.files}
+
     def __len__(self) -> int:
         return len(self.files)
 

@@ -2,9 +2,12 @@
 
 import abc
 import dataclasses
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
+from etils import epath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +66,10 @@ class Source(abc.ABC):
     def example_name(self, index: int) -> str:
         """Returns the name of record `index` in lists of examples: its file, or its number."""
         return str(index)
+
+    def stored_files(self) -> Mapping[str, Path | epath.Path]:
+        """Returns the files that hold the records: a name that stays the same -> where it is."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which files it reads")
 
     @abc.abstractmethod
     def __len__(self) -> int: ...

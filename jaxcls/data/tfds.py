@@ -29,12 +29,14 @@ class TfdsSource(Source):
 
     Attributes:
       folder: the folder of the prepared set.
+      shards: the names of the files in it that hold the split.
       records: TFDS's data source, which does not decode the images.
       image_key: the name of the feature with the image.
       label_key: the name of the feature with the label.
     """
 
     folder: str
+    shards: tuple[str, ...]
     records: Sequence[Any]
     image_key: str
     label_key: str
@@ -42,6 +44,9 @@ class TfdsSource(Source):
     @property
     def identity(self) -> str:
         return f"version {os.path.basename(self.folder)}, {super().identity}"
+
+    def stored_files(self) -> dict[str, epath.Path]:
+        return {shard: epath.Path(self.folder) / shard for shard in self.shards}
 
     def __len__(self) -> int:
         return len(self.records)
@@ -120,6 +125,7 @@ def open_prepared(
         split=split,
         class_names=tuple(features[label_key].names),
         folder=os.fspath(folder),
+        shards=tuple(path.name for path in builder.info.splits[split].filepaths),
         records=records,
         image_key=image_key,
         label_key=label_key,

@@ -2,6 +2,7 @@
 
 config.json    the whole config, class names and versions
 checkpoints/   one folder per saved step
+data.sha256    with data.verify, the digests of the data's files (jaxcls/runs/data_digests.py)
 state.json     whether the run is running, or how it ended
 writer.N.json  the N-th process that wrote to the run, the current or last (jaxcls/runs/claim.py)
 log.txt        the printed lines, and warnings such as images that were skipped
@@ -150,7 +151,7 @@ def require_run(run: RunPath) -> RunPath:
             raise RunError(f"{what}; train one there with: {how}")
         next(iter(checkpoint_dir(run).iterdir()), None)
     except OSError as error:
-        raise _not_readable(run, error) from error
+        raise not_readable(run, error) from error
     return run
 
 
@@ -251,7 +252,7 @@ def _require_readable(run: RunPath) -> None:
     except FileNotFoundError:  # there is no such bucket or folder
         return
     except Exception as error:  # the network's, the credentials' and the server's errors
-        raise _not_readable(run, error) from error
+        raise not_readable(run, error) from error
 
 
 def _require_writable_bucket(run: RunPath) -> None:
@@ -360,7 +361,7 @@ def writing(run: RunPath) -> Iterator[None]:
         raise _not_writable(run, error) from error
 
 
-def _not_readable(run: RunPath, error: Exception) -> RunError:
+def not_readable(run: RunPath, error: Exception) -> RunError:
     return RunError(
         f"run {shown(run)!r} cannot be read: {one_line(error)}; correct this, or use another run"
     )
@@ -386,7 +387,7 @@ def recorded_info(run: RunPath) -> RunInfo | None:
             return None
         return RunInfo.from_json(parse_json(record.read_text()))
     except OSError as error:
-        raise _not_readable(run, error) from error
+        raise not_readable(run, error) from error
     except ConfigError as error:
         raise RunError(f"{record}: {error}; use another --workdir") from error
     except (ValueError, KeyError, TypeError) as error:

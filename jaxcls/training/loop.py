@@ -56,6 +56,7 @@ from jaxcls.training.saving import Saver
 from jaxcls.training.start_messages import start_messages
 from jaxcls.training.state import TrainState
 from jaxcls.training.step import Batch
+from jaxcls.training.verify_data import verify_data
 
 HANGING_SECONDS = 10.0  # how long a stopped training waits for data that hang
 
@@ -120,11 +121,13 @@ def train(
             training = _build(experiment, mesh)
             changes = prepare_run(run, experiment.info, allow_changes=allow_changes)
 
-        # 3. Claim the run, so that no other training writes to it.
+        # 3. Claim the run, so that no other training writes to it. Compare all processes, and the
+        #    content of the data, which may take long.
         claim = stack.enter_context(Claim(run, on_taken_over=_stop_this_process))
         stop.before_leaving = lambda: _leave_run(run, claim, stop)
         require_same(experiment.facts())
         require_shared(run)
+        data = verify_data(experiment, run, allow_changes=allow_changes, watchdog=watchdog)
 
         # 4. Restore the newest good checkpoint, or make a new state, while the step compiles.
         checkpoints = stack.enter_context(_open_checkpoints(run, training.config))
@@ -134,6 +137,7 @@ def train(
         )
 
         # 5. Record the run and report. Not earlier: a failed restore leaves the run as it was.
+        by_main_process(lambda: data.record(run))
         by_main_process(lambda: record_run(run, experiment.info))
         num_steps = training.plan.num_steps
         stack.enter_context(recording_status(run, num_steps=num_steps))
@@ -142,7 +146,8 @@ def train(
                 _open_reporter(run, training, start, log_all_processes=log_all_processes)
             )
         stack.push(stop.finish_leaving)
-        notes = (claim.message, weights_note)
+        notes = (claim.message, data.message, weights_note)
+        changes = [*changes, *data.changes]
         for message in start_messages(
             experiment, training, start=start, notes=notes, changes=changes
         ):

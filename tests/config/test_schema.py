@@ -421,6 +421,7 @@ def test_operational_fields_may_change_in_a_run_and_the_others_may_not() -> None
         "data.num_threads",
         "data.prefetch",
         "data.cache_gib",
+        "data.verify",
         "checkpoint.every_steps",
         "checkpoint.keep_latest",
         "checkpoint.keep_best",

@@ -15,6 +15,7 @@ from gcs_server import Store, serve
 
 from jaxcls.commands.cli import main
 from jaxcls.config import Config, DataConfig
+from jaxcls.data.content import read_content
 from jaxcls.data.digits import prepared_digits
 from jaxcls.data.sources import open_source
 from jaxcls.distributed.compile_cache import CheckedPrograms
@@ -225,6 +226,8 @@ def test_a_prepared_set_is_read_from_a_bucket(store: Store) -> None:
     assert there.class_names == here.class_names
     for index in (0, 7, 19):
         assert (there[index].image, there[index].label) == (here[index].image, here[index].label)
+    contents = [read_content(source.stored_files()) for source in (there, here)]
+    assert contents[0].digests == contents[1].digests
 
 
 COMPILE = """

@@ -1,0 +1,119 @@
+"""Finds changes of the data's content since a run began (`data.verify`)."""
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from jaxcls.data.content import Content, read_content
+from jaxcls.distributed.agree import is_main_process, require_same, shared_errors
+from jaxcls.distributed.watchdog import STARTING, Watchdog
+from jaxcls.runs.data_digests import (
+    RECORD,
+    describe_changes,
+    digest_of_all,
+    record_digests,
+    recorded_digests,
+)
+from jaxcls.runs.directory import RunError
+from jaxcls.system.paths import RunPath
+from jaxcls.training.experiment import Experiment
+
+_LONG_SECONDS = 10.0  # after which the user is told what takes so long
+
+logger = logging.getLogger("jaxcls")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VerifiedData:
+    """The content of the data, compared with what the run recorded.
+
+    Attributes:
+      message: tells the user what was read and found; empty without `data.verify`.
+      changes: how the content has changed since the run recorded it, as text.
+      to_record: the digests that the run must record; None if it has recorded them.
+    """
+
+    message: str = ""
+    changes: tuple[str, ...] = ()
+    to_record: Mapping[str, str] | None = None
+
+    def record(self, run: RunPath) -> None:
+        """Writes the digests, if they are not recorded yet. Call it in one process only.
+
+        Raises:
+          RunError: the directory cannot be written.
+        """
+        if self.to_record is not None:
+            record_digests(run, self.to_record)
+
+
+def verify_data(
+    experiment: Experiment, run: RunPath, *, allow_changes: bool, watchdog: Watchdog
+) -> VerifiedData:
+    """With `data.verify`, reads all files of both splits and compares their content.
+
+    All processes must call it together. Each reads all files, because each may have its own disk.
+
+    Args:
+      experiment: the two splits.
+      run: the directory of the run, which may have recorded digests (`data_digests`).
+      allow_changes: whether the content may differ from what is recorded.
+      watchdog: is notified of the progress.
+
+    Raises:
+      DataError: a file cannot be read.
+      RunError: the content has changed and `allow_changes` is not set, or the record is damaged.
+      JobError: the content differs between the processes.
+    """
+    if not experiment.config.data.verify:
+        return VerifiedData()
+    with shared_errors():
+        content = _read(experiment, watchdog)
+        recorded = recorded_digests(run)
+        changes = describe_changes(recorded or content.digests, content.digests)
+        if changes and not allow_changes:
+            raise RunError(
+                f"run {str(run)!r} recorded other content of its data; changed:\n  "
+                + "\n  ".join(changes)
+                + "\nrestore these files, use another --workdir, or --allow-changes to resume with "
+                "the data as they are now"
+            )
+    require_same({"the content of the data": digest_of_all(content.digests)})
+    if recorded is not None:
+        found = "their content has changed" if changes else f"their content is that of {RECORD}"
+    elif experiment.recorded is not None:
+        found = f"the run had no digests to compare; they are in {RECORD} from now on"
+    else:
+        found = f"their digests are recorded in {RECORD}"
+    return VerifiedData(
+        message=f"data.verify: read {content}; {found}",
+        changes=tuple(changes),
+        to_record=content.digests if changes or recorded is None else None,
+    )
+
+
+def _read(experiment: Experiment, watchdog: Watchdog) -> Content:
+    files = {**experiment.source.stored_files(), **experiment.eval_source.stored_files()}
+    tell = _telling_once(f"data.verify: reading all {len(files):,} files of the data")
+
+    def note_progress() -> None:
+        watchdog.note_progress(0, "verifying the data")
+        tell()
+
+    content = read_content(files, note_progress=note_progress)
+    watchdog.note_progress(0, STARTING)
+    return content
+
+
+def _telling_once(message: str) -> Callable[[], None]:
+    """A function that warns once, if it is called when something takes long."""
+    told, begin = not is_main_process(), time.monotonic()
+
+    def tell() -> None:
+        nonlocal told
+        if not told and time.monotonic() - begin > _LONG_SECONDS:
+            told = True
+            logger.warning("%s", message)
+
+    return tell

@@ -1,4 +1,4 @@
-"""The digests of a run's data in data.sha256, as `sha256sum` writes and checks them.
+"""The digests of a run's data in data_sha256.txt, as `sha256sum` writes and checks them.
 
 The first line is a comment with the digest of the other lines, so that damage to the record is not
 taken for a change of the data.
@@ -14,7 +14,7 @@ from jaxcls.system.file_names import printable
 from jaxcls.system.paths import RunPath
 from jaxcls.system.whole_files import write_whole
 
-RECORD = "data.sha256"
+RECORD = "data_sha256.txt"
 
 _HEADER = b"# SHA-256 of the lines below: "
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
@@ -23,7 +23,7 @@ _SHOWN = 5  # names of files in a message
 
 
 def record_digests(run: RunPath, digests: Mapping[str, str]) -> None:
-    """Writes data.sha256.
+    """Writes data_sha256.txt.
 
     Raises:
       RunError: the directory cannot be written.
@@ -34,7 +34,7 @@ def record_digests(run: RunPath, digests: Mapping[str, str]) -> None:
 
 
 def recorded_digests(run: RunPath) -> dict[str, str] | None:
-    """Reads data.sha256: name of each file -> digest of its content; None if there is none.
+    """Reads data_sha256.txt: name of each file -> digest of its content; None if there is none.
 
     Raises:
       RunError: it is damaged, or cannot be read.

@@ -1,15 +1,15 @@
 """The directory of a run: its record, and whether it can be resumed.
 
-config.json    the whole config, class names and versions
-checkpoints/   one folder per saved step
-data.sha256    with data.verify, the digests of the data's files (jaxcls/runs/data_digests.py)
-state.json     whether the run is running, or how it ended
-writer.N.json  the N-th process that wrote to the run, the current or last (jaxcls/runs/claim.py)
-log.txt        the printed lines, and warnings such as images that were skipped
-metrics.csv    one line per log interval
-eval.json      the metrics of the last `jaxcls evaluate`
-events.*       TensorBoard's files
-wandb_id.txt   with wandb_project, the run's id there; the folder wandb belongs to its library
+config.json      the whole config, class names and versions
+checkpoints/     one folder per saved step
+data_sha256.txt  with data.verify, the digests of the data's files (jaxcls/runs/data_digests.py)
+state.json       whether the run is running, or how it ended
+writer.N.json    the N-th process that wrote to the run, the current or last (jaxcls/runs/claim.py)
+log.txt          the printed lines, and warnings such as images that were skipped
+metrics.csv      one line per log interval
+eval.json        the metrics of the last `jaxcls evaluate`
+events.*         TensorBoard's files
+wandb_id.txt     with wandb_project, the run's id there; the folder wandb belongs to its library
 """
 
 import contextlib

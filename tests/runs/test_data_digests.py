@@ -34,7 +34,7 @@ def test_sha256sum_checks_the_record(tmp_path: Path) -> None:
         (data / name).parent.mkdir(parents=True, exist_ok=True)
         (data / name).write_bytes(os.fsencode(name))
     record_digests(tmp_path, digests_of())
-    command = ["sha256sum", "--check", "--quiet", "../data.sha256"]
+    command = ["sha256sum", "--check", "--quiet", "../data_sha256.txt"]
     check = subprocess.run(command, cwd=data, capture_output=True, text=True, check=False)
     assert (check.returncode, check.stdout, check.stderr) == (0, "", "")
     (data / "a b  c").write_bytes(b"other")
@@ -55,13 +55,13 @@ def test_the_digest_of_all_depends_on_names_and_contents_but_not_on_their_order(
 
 def test_a_damaged_record_is_not_taken_for_a_change_of_the_data(tmp_path: Path) -> None:
     record_digests(tmp_path, digests_of())
-    record = tmp_path / "data.sha256"
+    record = tmp_path / "data_sha256.txt"
     whole = record.read_bytes()
     for place in range(0, 8 * len(whole), 7):
         damaged = bytearray(whole)
         damaged[place // 8] ^= 1 << place % 8
         record.write_bytes(damaged)
-        with pytest.raises(RunError, match=r"data\.sha256 is damaged.*delete it"):
+        with pytest.raises(RunError, match=r"data_sha256\.txt is damaged.*delete it"):
             recorded_digests(tmp_path)
     for damaged in (b"", whole[:-1], whole[: len(whole) // 2], b"\n" + whole):
         record.write_bytes(damaged)

@@ -108,8 +108,8 @@ def test_the_run_records_the_digests_and_says_what_reading_cost(finished: Path) 
     assert {name.split("/")[0] for name in digests} == {"train", "test"}
     first, second = re.findall("data.verify: (.*)", log_of(finished / "run"))
     cost = r"read 20 files \(0\.0 MB in \d+\.\d s, \d+ MB/s\); "
-    assert re.fullmatch(cost + r"their digests are recorded in data\.sha256", first)
-    assert re.fullmatch(cost + r"their content is that of data\.sha256", second)
+    assert re.fullmatch(cost + r"their digests are recorded in data_sha256\.txt", first)
+    assert re.fullmatch(cost + r"their content is that of data_sha256\.txt", second)
 
 
 @pytest.mark.parametrize("file", ["train/dog/7.png", "test/cat/18.png"])
@@ -163,7 +163,7 @@ def test_another_time_or_order_of_files_is_no_change(config: Config, place: Path
         photo.write_bytes(content)
         os.utime(photo, (number, number))
     resume(config, place / "run")
-    assert log_of(place / "run").count("their content is that of data.sha256") == 2
+    assert log_of(place / "run").count("their content is that of data_sha256.txt") == 2
 
 
 def test_files_that_come_and_go_are_named(config: Config, place: Path) -> None:
@@ -175,16 +175,16 @@ def test_files_that_come_and_go_are_named(config: Config, place: Path) -> None:
 
 
 def test_a_run_without_digests_records_them_and_says_so(config: Config, place: Path) -> None:
-    (place / "run/data.sha256").unlink()
+    (place / "run/data_sha256.txt").unlink()
     resume(config, place / "run")
-    assert "the run had no digests to compare; they are in data.sha256" in log_of(place / "run")
+    assert "the run had no digests to compare; they are in data_sha256.txt" in log_of(place / "run")
     assert recorded_digests(place / "run") is not None
 
 
 def test_a_damaged_record_is_one_message(config: Config, place: Path) -> None:
-    record = place / "run/data.sha256"
+    record = place / "run/data_sha256.txt"
     record.write_bytes(record.read_bytes()[:-5])
-    with pytest.raises(RunError, match=r"data\.sha256 is damaged.*delete it"):
+    with pytest.raises(RunError, match=r"data_sha256\.txt is damaged.*delete it"):
         resume(config, place / "run", allow_changes=True)
 
 
@@ -305,7 +305,7 @@ def test_two_processes_with_disks_of_their_own(tiny_config: Config, tmp_path: Pa
     codes, said = run_job()
     assert codes == [2, 2], said
     assert all("differ in the content of the data" in text for text in said)
-    assert not (tmp_path / "run/data.sha256").exists()
+    assert not (tmp_path / "run/data_sha256.txt").exists()
 
     draw(tmp_path / "1/photos/train/cat/2.png", 2)
     codes, said = run_job()

@@ -50,6 +50,7 @@ logger = logging.getLogger("jaxcls")
 _RECORD_FILE = "_CHECKPOINT_METADATA"  # Orbax's; the last file it writes before the rename
 _COMMIT_FILE = "commit_success.txt"  # Orbax's; the last file in a bucket, which has no rename
 _INDEX_FILE = "verified.json"
+_OTHER_METRIC = "it has another score"  # a reason to replace a step
 _TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 _ASIDE = re.compile(r"\d+\.(replaced|damaged|pruned)")
 
@@ -70,11 +71,13 @@ class Restored:
       step: the training step that was restored; after a fallback, not the newest or the best.
       state: a tree like the template, of arrays with the template's shardings.
       metadata: the metadata that was saved with the step.
+      metric: its score, or None.
     """
 
     step: int
     state: Any
     metadata: dict[str, Any]
+    metric: float | None
 
 
 class Checkpoints:
@@ -149,7 +152,8 @@ class Checkpoints:
             if problem is None:
                 logger.info("checkpoint %s exists already", self._folder(step))
                 return
-            logger.warning("replacing checkpoint %s: %s", self._folder(step), problem)
+            level = logging.INFO if problem == _OTHER_METRIC else logging.WARNING
+            logger.log(level, "replacing checkpoint %s: %s", self._folder(step), problem)
             _raise_together(self._by_main_process(lambda: self._set_aside(step, "replaced")))
         try:
             response = ocp.save_async(
@@ -269,7 +273,9 @@ class Checkpoints:
             arrays |= {name: _zeros(x) for name, x in targets.items() if name not in wanted}
             leaves = [arrays[name] for name in targets]
             state = jax.tree.unflatten(jax.tree.structure(template), leaves)
-            return Restored(step=number, state=state, metadata=record["metadata"])
+            return Restored(
+                step=number, state=state, metadata=record["metadata"], metric=record["metric"]
+            )
 
         return self._first_good(step, read)
 
@@ -408,8 +414,10 @@ class Checkpoints:
     def _read_back(self, step: int, record: dict[str, Any]) -> str | None:
         """Says what is wrong with a step on disk, if anything. Each process reads some arrays."""
         try:
-            if self._read_record(step) != record:
-                return "it contains other values or metadata"
+            saved = self._read_record(step)
+            if saved != record:
+                only_metric = {**saved, "metric": record["metric"]} == record
+                return _OTHER_METRIC if only_metric else "it contains other values or metadata"
             paths = [path for path, saved in record["arrays"].items() if 0 not in saved["shape"]]
             mine = paths[jax.process_index() :: jax.process_count()]
             template = dict.fromkeys(mine, np.ndarray)

@@ -51,10 +51,9 @@ from jaxcls.training.intervals import intervals_of
 from jaxcls.training.meter import Meter
 from jaxcls.training.preview import first_augmented
 from jaxcls.training.profiling import Profile
-from jaxcls.training.resume import restore_or_initialize
+from jaxcls.training.resume import Beginning, restore_or_initialize
 from jaxcls.training.saving import Saver
 from jaxcls.training.start_messages import start_messages
-from jaxcls.training.state import TrainState
 from jaxcls.training.step import Batch
 from jaxcls.training.verify_data import verify_data
 
@@ -132,9 +131,8 @@ def train(
         # 4. Restore the newest good checkpoint, or make a new state, while the step compiles.
         checkpoints = stack.enter_context(_open_checkpoints(run, training.config))
         steps = CompiledSteps(training)
-        state, start, weights_note = restore_or_initialize(
-            training, checkpoints, experiment.source, steps
-        )
+        beginning = restore_or_initialize(training, checkpoints, experiment.source, steps)
+        start = beginning.step
 
         # 5. Record the run and report. Not earlier: a failed restore leaves the run as it was.
         by_main_process(lambda: data.record(run))
@@ -146,7 +144,7 @@ def train(
                 _open_reporter(run, training, start, log_all_processes=log_all_processes)
             )
         stack.push(stop.finish_leaving)
-        notes = (claim.message, data.message, weights_note)
+        notes = (claim.message, data.message, beginning.message)
         changes = [*changes, *data.changes]
         for message in start_messages(
             experiment, training, start=start, notes=notes, changes=changes
@@ -159,8 +157,7 @@ def train(
             outcome = Outcome(start, num_steps, metrics={}, stopped_by=None)
         else:
             outcome = take_steps(
-                state,
-                start,
+                beginning,
                 started=started,
                 experiment=experiment,
                 training=training,
@@ -189,8 +186,7 @@ def train(
 
 
 def take_steps(
-    state: TrainState,
-    start: int,
+    beginning: Beginning,
     *,
     started: float,
     experiment: Experiment,
@@ -202,11 +198,10 @@ def take_steps(
     watchdog: Watchdog,
     profile: Profile,
 ) -> Outcome:
-    """Takes the steps after `start`, up to the last one or a signal to stop.
+    """Takes the steps after the beginning, up to the last one or a signal to stop.
 
     Args:
-      state: the state after `start` steps, which the first step donates.
-      start: the last step that was taken; 0 for a new run.
+      beginning: the state to start from.
       started: when the program began, by `time.perf_counter`.
       experiment: the two splits.
       training: the network, its plan and its devices.
@@ -225,11 +220,19 @@ def take_steps(
         before_batch=lambda step: _before_eval_batch(step, num_steps, stop, watchdog),
     )
     metrics: dict[str, float] = {}
+    top1: float | None = None  # of the evaluation after this step, if there was one
+    state, start = beginning.state, beginning.step
     step, ending = start, False  # `step` is the last one that `state` has taken
     with profile, _open_batches(training, experiment.source, start, stop) as batches:
         try:
             if start == 0 and training.config.log_images and is_main_process():
                 batches = _show_first(batches, training, reporter)
+            if start and intervals.evaluates(start) and not beginning.evaluated:
+                # A signal ended the evaluation of this step, which an undisturbed run has.
+                metrics = evaluate(start, state)
+                reporter.evaluated(start, metrics)
+                top1 = metrics["top1"]
+                saver.save(start, state, top1=top1)
             while not ending:
                 # Read a batch. It was made ahead, so this waits only for slow data.
                 profile.before(step + 1)
@@ -242,7 +245,7 @@ def take_steps(
                 train_step = steps.for_step(step, watchdog=watchdog, say=reporter.say)
                 watchdog.note_progress(step, "taking the next step")
                 state, step_metrics = train_step(state, batch)
-                step += 1
+                step, top1 = step + 1, None
                 meter.add(step, step_metrics)
                 profile.after(step, step_metrics)
                 if step == start + 1:
@@ -260,7 +263,6 @@ def take_steps(
                     reporter.log(step, meter.read())
 
                 # Evaluate the moving averages, or the parameters if no averages are kept.
-                top1 = None
                 if intervals.evaluates(step):
                     metrics = evaluate(step, state)
                     reporter.evaluated(step, metrics)
@@ -276,16 +278,16 @@ def take_steps(
                     meter.restart_clock()
         except StoppedError:  # while it waited for data, or evaluated
             watchdog.note_progress(step, "saving")
-            saver.save_if_finite(step, state, meter)
+            saver.save_if_finite(step, state, meter, top1=top1)
         except DataError as error:
             # With several processes it cannot save: the others do not know of the error.
             if client() is not None:
                 raise
-            saver.save_if_finite(step, state, meter)
+            saver.save_if_finite(step, state, meter, top1=top1)
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
             raise DataError(f"{error}\n{saved}; fix it and run the same command again") from error
         else:
-            saver.finish(step, state)
+            saver.finish(step, state, top1=top1)
     stopped_by = stop.received if step < num_steps else None
     return Outcome(step, num_steps, metrics, stopped_by)
 

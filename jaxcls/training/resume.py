@@ -1,5 +1,7 @@
 """Where a training starts: at the newest good checkpoint of its run, or at a new state."""
 
+import dataclasses
+
 from jaxcls.data.sources import Source
 from jaxcls.distributed.agree import require_same, shared_errors
 from jaxcls.runs.checkpoint import Checkpoints
@@ -9,25 +11,43 @@ from jaxcls.training.initial_values import make_initial_values
 from jaxcls.training.state import TrainState
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Where a training starts.
+
+    Attributes:
+      state: the first step donates it.
+      step: the last step that the state has taken; 0 for a new state.
+      evaluated: whether the state was evaluated before it was saved.
+      message: which weights were loaded; empty for a restored state.
+    """
+
+    state: TrainState
+    step: int
+    evaluated: bool = False
+    message: str = ""
+
+
 def restore_or_initialize(
     training: Training, checkpoints: Checkpoints, source: Source, steps: CompiledSteps
-) -> tuple[TrainState, int, str]:
-    """Returns (state, step, message): the newest good checkpoint, or a new state at step 0.
+) -> Beginning:
+    """Restores the newest good checkpoint, or makes a new state.
 
-    The message says which weights were loaded. A resumed run no longer needs the weights that it
-    started from.
+    A resumed run no longer needs the weights that it started from.
     """
     # Compile in the background while the checkpoint or the weights are read.
     saved = checkpoints.steps()
     if training.plan.num_steps not in saved:
         steps.start_compiling(max(saved, default=0))
-    message = ""
     if checkpoints.any_saved():
         restored = checkpoints.restore(training.abstract_state())
-        state, step = restored.state, restored.step
+        beginning = Beginning(
+            state=restored.state, step=restored.step, evaluated=restored.metric is not None
+        )
     else:
         with shared_errors():
             values, message = make_initial_values(training.config, training.model, source)
-        state, step = training.init(values), 0
-    require_same({"the step to resume from": step})  # a shared disk may show old listings
-    return state, step, message
+        beginning = Beginning(state=training.init(values), step=0, message=message)
+    # A shared disk may show old listings.
+    require_same({"the step to resume from": beginning.step})
+    return beginning

@@ -71,8 +71,10 @@ class Saver:
             meter.fetch()
             self.save(step, state)
 
-    def save_if_finite(self, step: int, state: TrainState, meter: Meter) -> None:
-        """Saves the state of a training that is cut short, and waits until it is saved.
+    def save_if_finite(
+        self, step: int, state: TrainState, meter: Meter, *, top1: float | None
+    ) -> None:
+        """Saves the state of a training that is cut short, and waits; arguments as of `save`.
 
         Raises:
           DivergedError: a metric since the last read of `meter` is not finite.
@@ -81,11 +83,13 @@ class Saver:
         """
         meter.fetch()
         if step != self._saved:
-            self.save(step, state)
-        self.finish(step, state)
+            self.save(step, state, top1=top1)
+        self.finish(step, state, top1=top1)
 
-    def finish(self, step: int, state: TrainState) -> None:
+    def finish(self, step: int, state: TrainState, *, top1: float | None) -> None:
         """Waits until the state after the last step is saved; if that fails, tries once more.
+
+        The arguments are those of `save`.
 
         Raises:
           CheckpointError: the state cannot be saved.
@@ -94,7 +98,7 @@ class Saver:
         self._settle()
         if self._saved != step:
             self._failures = MAX_FAILURES - 1  # the next one ends the training
-            self.save(step, state)
+            self.save(step, state, top1=top1)
             self._settle()
 
     def require_claim(self) -> None:

@@ -122,6 +122,34 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert [row["step"] for row in rows] == ["4", "8", "12"]
 
 
+def test_an_evaluation_that_a_signal_ends_is_made_up_for(
+    tiny_run: tuple[Path, Outcome],
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 8, signal.SIGTERM)  # its evaluation follows
+        stopped = train(tiny_config, tmp_path, mesh=one_device())
+    assert stopped.step == 8
+    training = build_training(tiny_config, num_classes=10, num_examples=1442, mesh=one_device())
+    template = training.abstract_state()
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        assert checkpoints.restore(template, 8).metric is None
+    train(tiny_config, tmp_path, mesh=one_device())
+    assert _without_times(tmp_path) == _without_times(tiny_run[0])
+    with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
+        assert checkpoints.restore(template, 8).metric is not None
+
+
+def _without_times(run: Path) -> list[dict[str, str]]:
+    measured = ("seconds", "images_per_second", "data_wait_share")
+    return [
+        {name: value for name, value in row.items() if name not in measured}
+        for row in read_metrics(run / "metrics.csv")
+    ]
+
+
 def test_a_signal_ends_a_wait_for_data_that_hang(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

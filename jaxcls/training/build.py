@@ -137,6 +137,7 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
         seed=config.seed,
         image_size=config.data.image_size,
         use_ema=config.optimizer.ema_decay > 0,
+        use_skipping=config.on_non_finite == "skip",
     )
     shapes = jax.eval_shape(make_state, {})
     shardings, update_shardings = state_shardings(shapes, config.parallel, mesh)

@@ -23,6 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxcls.models.interface import PyTree
 from jaxcls.training.block_program import BlockProgram, shape_of
 from jaxcls.training.ema import update_ema
+from jaxcls.training.skipping import optimizer_unless_skipped, unless_skipped
 
 _BLOCK = 1024  # elements of a block, which an instance of the kernel updates
 _MAX_ARRAYS = 256  # of a kernel; their addresses must fit into its arguments, which take 4 kB
@@ -45,13 +46,24 @@ def update_each(optimizer: optax.GradientTransformation, decay: float) -> Update
     """Makes the update of one array after another; arguments and results as of `FusedUpdate`."""
 
     def update(
-        grads: PyTree, state: PyTree, params: PyTree, averages: PyTree, *, step: Array
+        grads: PyTree,
+        state: PyTree,
+        params: PyTree,
+        averages: PyTree,
+        *,
+        step: Array,
+        skipped: Array | None = None,
     ) -> tuple[PyTree, PyTree, PyTree]:
-        updates, state = optimizer.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        updates, new_state = optimizer.update(grads, state, params)
+        new_params: PyTree = optax.apply_updates(params, updates)
+        new_averages = averages
         if averages is not None:
-            averages = update_ema(averages, params, step=step, decay=decay)
-        return params, state, averages
+            new_averages = update_ema(averages, new_params, step=step, decay=decay)
+        return (
+            unless_skipped(new_params, params, skipped=skipped),
+            optimizer_unless_skipped(new_state, state, skipped=skipped),
+            unless_skipped(new_averages, averages, skipped=skipped),
+        )
 
     return update
 
@@ -84,27 +96,30 @@ class FusedUpdate:
         ]
         if any([*map(shape_of, jax.tree.leaves(tree))] != float32 for tree in (params, *slots)):
             return False
-        programs = self._programs(layout, scalars)
+        count = jax.ShapeDtypeStruct((), jnp.int32)
+        programs = self._programs(layout, scalars, {"step": count, "skipped": count})
         return all(program.consists_of(_ELEMENTWISE) for program in programs.values())
 
     def _programs(
-        self, layout: "_StateStructure", scalars: Sequence[Any]
+        self, layout: "_StateStructure", scalars: Sequence[Any], counts: Mapping[str, Any]
     ) -> dict[Shape, BlockProgram]:
-        """Traces the update of a block for each shape that blocks have (`_block_shape`)."""
+        """Traces the update of a block for each shape that blocks have (`_block_shape`).
+
+        Its scalars are those of the optimizer's state, and the counts "step" and maybe "skipped".
+        """
+        update_one = update_each(self.optimizer, self.decay)
+        blocks_from = len(scalars) + len(counts)
 
         def update(*values: Array) -> tuple[list[Any], list[Any]]:
-            scalars, (step, grad, param, *rest) = values[:num_scalars], values[num_scalars:]
-            average: Any = rest.pop() if self.decay else None
-            updates, state = self.optimizer.update(grad, layout.join(rest, scalars), param)
-            new: Any = optax.apply_updates(param, updates)
-            slots, new_scalars = layout.split(state)
-            averages = (
-                [] if average is None else [update_ema(average, new, step=step, decay=self.decay)]
-            )
-            return [new, *slots, *averages], new_scalars
+            named = dict(zip(counts, values[len(scalars) : blocks_from], strict=True))
+            grad, param, *slots = values[blocks_from:]
+            average = slots.pop() if self.decay else None
+            state = layout.join(slots, values[: len(scalars)])
+            new, state, average = update_one(grad, state, param, average, **named)
+            new_slots, new_scalars = layout.split(state)
+            return [new, *new_slots, *([average] if self.decay else [])], new_scalars
 
-        num_scalars = len(scalars)
-        given = [*scalars, jax.ShapeDtypeStruct((), jnp.int32)]
+        given = [*scalars, *counts.values()]
         count = 2 + sum(layout.is_slot) + (self.decay > 0)
         return {
             shape: BlockProgram.trace(
@@ -114,7 +129,14 @@ class FusedUpdate:
         }
 
     def __call__(
-        self, grads: PyTree, state: PyTree, params: PyTree, averages: PyTree, *, step: Array
+        self,
+        grads: PyTree,
+        state: PyTree,
+        params: PyTree,
+        averages: PyTree,
+        *,
+        step: Array,
+        skipped: Array | None = None,
     ) -> tuple[PyTree, PyTree, PyTree]:
         """Returns the new parameters, state and averages (None without).
 
@@ -124,15 +146,18 @@ class FusedUpdate:
           params: the parameters.
           averages: their moving averages; None without.
           step: the number of steps taken so far.
+          skipped: if not 0, the step is skipped, and all but the counts of schedules stays as it is
+            (`count_skipped`); None if no step is ever skipped.
         """
         layout = _StateStructure.of(state, params)
         slots, scalars = layout.split(state)
         trees = [grads, params, *slots] + ([averages] if self.decay else [])
         rows = list(zip(*map(jax.tree.leaves, trees), strict=True))
-        programs = self._programs(layout, scalars)
+        counts = {"step": step} if skipped is None else {"step": step, "skipped": skipped}
+        programs = self._programs(layout, scalars, counts)
         used, new_scalars = {}, []
         for shape, program in programs.items():
-            used[shape], new_scalars = program.scalars_from([*scalars, step])
+            used[shape], new_scalars = program.scalars_from([*scalars, *counts.values()])
         results: list[Sequence[Array]] = []
         # A kernel reads an array of each tree, and writes all but the gradients.
         for some in itertools.batched(rows, _MAX_ARRAYS // (2 * len(trees) - 1)):

@@ -213,7 +213,11 @@ def take_steps(
       profile: traces some of the steps.
     """
     intervals, num_steps = intervals_of(training), training.plan.num_steps
-    meter = Meter(training.config.data.batch_size)
+    meter = Meter(
+        training.config.data.batch_size,
+        max_skipped=training.config.max_skipped_steps,
+        say=reporter.say,
+    )
     evaluate = make_evaluator(
         training,
         experiment.eval_source,

@@ -40,7 +40,8 @@ def restore_or_initialize(
     if training.plan.num_steps not in saved:
         steps.start_compiling(max(saved, default=0))
     if checkpoints.any_saved():
-        restored = checkpoints.restore(training.abstract_state())
+        # The count of skipped steps: `on_non_finite` may change when a run resumes.
+        restored = checkpoints.restore(training.abstract_state(), optional={"skipped"})
         beginning = Beginning(
             state=restored.state, step=restored.step, evaluated=restored.metric is not None
         )

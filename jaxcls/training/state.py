@@ -21,11 +21,13 @@ class TrainState:
     Random draws need no state: they follow from the config's seed and `step`.
 
     Attributes:
-      step: int32 scalar, the number of steps that were taken.
+      step: int32 scalar, the number of steps that were taken or skipped.
       params: the network's parameters.
       batch_stats: the moving statistics of the batch norms.
       opt_state: the optimizer's state.
       ema: moving averages {"params", "batch_stats"}, or None if the config keeps none.
+      skipped: int32 scalar, the number of steps in a row, up to the last one, that were skipped, or
+        None if the config does not skip steps.
     """
 
     step: Array
@@ -33,6 +35,7 @@ class TrainState:
     batch_stats: PyTree
     opt_state: PyTree
     ema: Variables | None
+    skipped: Array | None = None
 
     @property
     def variables(self) -> Variables:
@@ -53,6 +56,7 @@ def init_state(
     seed: int,
     image_size: int,
     use_ema: bool,
+    use_skipping: bool,
 ) -> TrainState:
     """Makes the state before the first step; a pure function, made to be jitted.
 
@@ -64,6 +68,7 @@ def init_state(
       seed: the seed of the random values.
       image_size: height and width of the images, in pixels.
       use_ema: whether to keep moving averages.
+      use_skipping: whether to skip steps that are not finite, and count them.
     """
     images = jnp.zeros((1, image_size, image_size, 3))
     variables = overlay(model.init(random_key(seed), images), given)
@@ -74,6 +79,7 @@ def init_state(
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         ema={"params": params, "batch_stats": batch_stats} if use_ema else None,
+        skipped=jnp.zeros((), jnp.int32) if use_skipping else None,
     )
 
 

@@ -36,6 +36,7 @@ from jaxcls.training.losses import LOSSES, one_hot_labels, smooth_labels
 from jaxcls.training.norms import tree_norm
 from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
 from jaxcls.training.schedules import Plan
+from jaxcls.training.skipping import count_skipped, unless_skipped
 from jaxcls.training.state import TrainState
 
 Batch = dict[str, Array]
@@ -60,7 +61,9 @@ def make_train_step(
     The batch is {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2], "labels":
     int32 [batch]}, split over the mesh by example. Metrics are float32 scalars: loss, top1, top5
     (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
-    and ema; top1 and top5 compare with the argmax of the mixed labels.
+    and ema; top1 and top5 compare with the argmax of the mixed labels. If the state counts skipped
+    steps, a step whose loss or grad_norm is not finite is skipped, and there is an int32 metric,
+    skipped: the number of steps in a row that were skipped, up to this one (0: it was taken).
 
     The network sees images of `image_size` pixels, the size of one or more stages of the plan; the
     strength of the augmentation and the drop rates follow from the stage that the step is in. Each
@@ -142,6 +145,9 @@ def make_train_step(
         if has_gpus(mesh):
             # Otherwise XLA updates the state in the layout of the gradients, and copies it back.
             grads = jax.tree.map(row_major, grads)
+        skipped = state.skipped
+        if skipped is not None:  # the compiler computes the norm once
+            skipped = count_skipped(skipped, loss=sums["loss"], grad_norm=norm(grads))
         with jax.named_scope("update"):
             fused = FusedUpdate(optimizer, decay, mesh)
             in_kernels = alike and whole and supports_triton(mesh)
@@ -149,11 +155,13 @@ def make_train_step(
             update = fused if fits else update_each(optimizer, decay)
             averages = state.ema["params"] if state.ema else None
             params, opt_state, averages = update(
-                grads, state.opt_state, state.params, averages, step=state.step
+                grads, state.opt_state, state.params, averages, step=state.step, skipped=skipped
             )
+            batch_stats = unless_skipped(batch_stats, state.batch_stats, skipped=skipped)
             ema = state.ema
             if ema is not None:
                 averaged = update_ema(ema["batch_stats"], batch_stats, step=state.step, decay=decay)
+                averaged = unless_skipped(averaged, ema["batch_stats"], skipped=skipped)
                 ema = {"params": averages, "batch_stats": averaged}
         # The loss is of the old parameters. The norms tell whether the new state is finite, too.
         new = {"params": params, "batch_stats": batch_stats, "ema": ema}
@@ -166,12 +174,15 @@ def make_train_step(
             "learning_rate": jnp.asarray(plan.learning_rate(state.step)),
             **norms,
         }
+        if skipped is not None:
+            metrics["skipped"] = skipped
         state = TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema=ema,
+            skipped=skipped,
         )
         return state, metrics
 

@@ -429,6 +429,8 @@ def test_operational_fields_may_change_in_a_run_and_the_others_may_not() -> None
         "log_every_steps",
         "log_images",
         "wandb_project",
+        "on_non_finite",
+        "max_skipped_steps",
         "stuck_after_seconds",
         "parallel.state",
         "parallel.fsdp_devices",

@@ -56,6 +56,28 @@ def test_three_updates_equal_those_of_each_array(name: str, decay: float) -> Non
     )
 
 
+@pytest.mark.parametrize("name", FIT)
+def test_a_skipped_update_keeps_every_bit_but_the_counts_of_schedules(name: str) -> None:
+    optimizer = optimizer_of(name)
+    fused = FusedUpdate(optimizer, 0.9, make_mesh(jax.devices()[:1]), interpret=True)
+    params = draw(0)
+    update = jax.jit(fused)
+    taken, plain = (
+        update(draw(1), optimizer.init(params), params, params, step=jnp.int32(0), **skipped)
+        for skipped in ({"skipped": jnp.int32(0)}, {})
+    )
+    jax.tree.map(np.testing.assert_array_equal, taken, plain)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    new, state, averages = update(
+        broken, taken[1], taken[0], taken[2], step=jnp.int32(1), skipped=jnp.int32(3)
+    )
+    jax.tree.map(np.testing.assert_array_equal, (new, averages), (taken[0], taken[2]))
+    *moments, schedule = jax.tree.leaves(state)
+    *old_moments, old_schedule = jax.tree.leaves(taken[1])
+    jax.tree.map(np.testing.assert_array_equal, moments, old_moments)
+    assert (old_schedule, schedule) == (1, 2)
+
+
 def test_scalars_may_be_computed_in_any_way() -> None:
     """Loops, branches and calls that a learning rate needs; none of them is part of the kernel."""
 

@@ -14,9 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jaxcls.commands.common import check_arguments
 from jaxcls.config.decoding import nearest
-from jaxcls.distributed.job import EXIT_FAILED, EXIT_USER_ERROR, joined, leave
+from jaxcls.distributed.job import (
+    EXIT_FAILED,
+    EXIT_USER_ERROR,
+    joined,
+    leave,
+    lost_connection,
+)
 from jaxcls.system.early_signals import work_is_done
-from jaxcls.system.errors import UserError, mistake_behind
+from jaxcls.system.errors import UserError, mistake_behind, one_line
 from jaxcls.system.file_names import printable
 from jaxcls.system.output import require_printed
 from jaxcls.system.version import VERSION
@@ -92,6 +98,9 @@ def ending(arguments: Sequence[str]) -> Iterator[Ending]:
             end.status = EXIT_USER_ERROR
         elif not joined():
             raise
+        elif lost_connection(error):
+            print(f"jaxcls: another process of the job is gone: {one_line(error)}", file=sys.stderr)
+            end.status = EXIT_FAILED
         else:
             traceback.print_exc()
             end.status = EXIT_FAILED

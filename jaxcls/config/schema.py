@@ -336,7 +336,8 @@ class Config:
     """skip: end the training after this many skipped steps in a row."""
     stuck_after_seconds: Annotated[float, Range(0), OPERATIONAL] = 600.0
     """If one of several processes makes no progress for this long (six times as long while it
-    starts), all end with status 1 and name it; 0 turns this off."""
+    starts), all end with status 1 and name it. A process alone says so; if it waits for data, it
+    saves and ends. 0 turns this off."""
 
 
 def load_config(path: str | Path) -> Config:

@@ -7,13 +7,13 @@ when a run resumes at any step.
 
 import contextlib
 import dataclasses
-import itertools
 import logging
 import math
+import re
 import sys
 from collections.abc import Callable, Generator
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grain
 import numpy as np
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from jaxcls.config import DataConfig
 
 logger = logging.getLogger("jaxcls")
+
+MAX_KILLED = 3  # workers in a row, without a batch between them
+_WORKER_ENDED = re.compile(r"exit code -?\d+")  # in grain's error
 
 
 type HostBatch = dict[str, np.ndarray]
@@ -154,10 +157,49 @@ def _run(
 ) -> HostBatches:
     """Yields `count` batches (None: without end) from `start`, made by threads or workers ahead.
 
-    grain leaks shared memory when the dataset of a worker ends, so it always gets an endless one,
-    and this generator stops reading.
+    If a worker is killed, new ones go on at the next batch; a batch depends on its number only.
+
+    Raises:
+      DataError: workers are killed again and again.
     """
-    data = images.data
+    number, end = start, math.inf if count is None else start + count
+    killed = 0  # since the last batch
+    while number < end:
+        iterator = _iterate(load, images.data, start=number)
+        try:
+            while number < end:
+                with signals_held_back() if images.data.num_workers else contextlib.nullcontext():
+                    batch = next(iterator)
+                _note_broken(images, batch["index"][batch["broken"]])
+                if images.data.num_workers:
+                    # Copy out of the workers' shared memory, so that it is freed.
+                    batch = {key: np.array(value) for key, value in batch.items()}
+                killed, number = 0, number + 1
+                yield batch
+        except RuntimeError as error:
+            if not (exit_code := _WORKER_ENDED.search(str(error))):
+                raise
+            killed += 1
+            if killed > MAX_KILLED:
+                raise DataError(
+                    f"data.num_workers: workers that decode images ended {killed} times in a row "
+                    f"with {exit_code[0]}; the machine may lack memory: set the field to fewer "
+                    f"workers, or to 0, which decodes in threads"
+                ) from error
+            logger.warning(
+                "a worker that decodes images ended with %s (perhaps for lack of memory); new "
+                "workers go on at the same batch",
+                exit_code[0],
+            )
+        finally:
+            iterator.close()
+
+
+def _iterate(load: Callable[[int], HostBatch], data: "DataConfig", *, start: int) -> Any:
+    """Begins to make batches from `start` on, in threads or workers.
+
+    grain leaks shared memory when the dataset of a worker ends, so it always gets an endless one.
+    """
     read = grain.ReadOptions(
         num_threads=data.num_threads,
         prefetch_buffer_size=max(data.prefetch, data.num_threads),
@@ -174,18 +216,7 @@ def _run(
         )
         # Started now, because starting it later would unblock the signals that are held back.
         resource_tracker.ensure_running()
-    iterator = iter(dataset)
-    try:
-        for _ in itertools.count() if count is None else range(count):
-            with signals_held_back() if data.num_workers else contextlib.nullcontext():
-                batch = next(iterator)
-            _note_broken(images, batch["index"][batch["broken"]])
-            if data.num_workers:
-                # Copy out of the workers' shared memory, so that it is freed.
-                batch = {key: np.array(value) for key, value in batch.items()}
-            yield batch
-    finally:
-        iterator.close()
+    return iter(dataset)
 
 
 def _note_broken(images: Images, records: np.ndarray) -> None:

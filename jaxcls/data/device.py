@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
@@ -28,7 +29,7 @@ def device_batches(
     seed: int,
     mesh: Mesh,
     start: int = 0,
-    on_wait: Callable[[], None] = lambda: None,
+    on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> Iterator[Iterator[dict[str, jax.Array]]]:
     """Training batches on the devices of all processes, made ahead of their use.
 
@@ -83,7 +84,7 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         ready: queue.Queue,
         stop: threading.Event,
         thread: threading.Thread,
-        on_wait: Callable[[], None],
+        on_wait: Callable[[float], None],
     ):
         self._ready = ready
         self._on_wait = on_wait
@@ -100,10 +101,11 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         return batch
 
     def _get(self) -> Any:
+        since = time.monotonic()
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._ready.get(timeout=_WAIT_SECONDS)
-            self._on_wait()
+            self._on_wait(time.monotonic() - since)
 
     def close(self) -> None:
         """Ends the thread after its current batch, and closes the host batches."""
@@ -121,7 +123,7 @@ def to_device(
     sharding: jax.sharding.Sharding,
     *,
     depth: int,
-    on_wait: Callable[[], None] = lambda: None,
+    on_wait: Callable[[float], None] = lambda seconds: None,
 ) -> DeviceBatches:
     """Moves this process's rows to its devices, as global arrays, ahead of their use.
 
@@ -129,8 +131,8 @@ def to_device(
       batches: this process's rows, in the order of `process_rows`; closing the result closes it.
       sharding: splits the leading axis; the other axes stay whole.
       depth: the number of batches to keep ready.
-      on_wait: called twice a second while waiting for the next batch; an error it raises ends the
-        wait.
+      on_wait: called twice a second while waiting for the next batch, with the seconds of this
+        wait; an error it raises ends the wait.
 
     Returns:
       An iterator of dicts of global arrays, in the same order. An error of `batches` is raised

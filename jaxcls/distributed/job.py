@@ -33,6 +33,8 @@ COMPILER = "jaxcls-compiler"  # the thread that compiles ahead
 TRACKER = "jaxcls-tracker"  # a thread that sends metrics; nobody waits for it if it hangs
 
 _ENDED = "jaxcls/ended/"
+# In errors of collectives (Gloo and NCCL) and of the coordination service.
+_LOST = ("Gloo", "NCCL", "Connection closed", "Connection reset", "Socket closed", "UNAVAILABLE:")
 
 
 class JobError(UserError):
@@ -196,6 +198,12 @@ def _exit(status: int) -> NoReturn:
 def joined() -> bool:
     """Whether this process has joined a job of several processes."""
     return _job() is not None
+
+
+def lost_connection(error: Exception) -> bool:
+    """Whether an error says that a connection to another process of the job was lost."""
+    text = str(error)
+    return type(error).__name__ == "JaxRuntimeError" and any(sign in text for sign in _LOST)
 
 
 def leave(status: int) -> int:

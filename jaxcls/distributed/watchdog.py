@@ -1,11 +1,12 @@
 """A watchdog over the processes of a job: if one is gone or stuck, the others end and name it.
 
-Each process reports its progress through the key-value store of JAX's coordination service, which
-runs in process 0.
+A process alone only says that it is stuck. In a job, each process reports its progress through the
+key-value store of JAX's coordination service, which runs in process 0.
 """
 
 import dataclasses
 import json
+import logging
 import math
 import sys
 import threading
@@ -24,6 +25,8 @@ STARTING, COMPILING = "starting", "compiling"  # the two phases in which program
 COMPILE_PATIENCE = 6  # compiling may take this many times as long as anything else
 
 _PREFIX = "jaxcls/progress/"
+
+logger = logging.getLogger("jaxcls")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,8 +120,8 @@ def _where(progress: Progress) -> str:
 class Watchdog:
     """Inside the `with`, ends this process with status 1 if a process of the job is gone or stuck.
 
-    Does nothing if there is only one process. All processes must call `note_progress` at the same
-    points of the training.
+    A process alone warns of each phase in which it is stuck, and goes on. All processes must call
+    `note_progress` at the same points of the training.
     """
 
     def __init__(self, *, stuck_after: float):
@@ -149,12 +152,29 @@ class Watchdog:
             # Two threads, because the first one hangs if process 0 is suspended as a whole.
             for work in (self._exchange, self._judge):
                 threading.Thread(target=work, name="jaxcls-watchdog", daemon=True).start()
+        elif self._stuck_after and client() is None:
+            threading.Thread(target=self._warn, name="jaxcls-watchdog", daemon=True).start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         with self._lock:
             self._mine = dataclasses.replace(self._mine, ended="failed" if kind else "done")
         self._exited.set()
+
+    def _warn(self) -> None:
+        """In a process alone, warns once of each phase that takes too long."""
+        phase, intervals = self._mine, 0  # not the clock, which goes on while a user debugs
+        while not self._exited.wait(self._interval):
+            if self._mine is not phase:
+                phase, intervals = self._mine, 0
+            patience = _patience(phase, self._stuck_after)
+            intervals += 1
+            if intervals == math.ceil(patience / self._interval):
+                logger.warning(
+                    "no progress for %.0f s at %s; a disk, the network or a device may hang",
+                    patience,
+                    _where(phase),
+                )
 
     def _exchange(self) -> None:
         """Sends the progress of this process and reads that of the others, until the exit."""

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,7 @@ from jaxcls.distributed.agree import (
     require_same,
     shared_errors,
 )
-from jaxcls.distributed.job import end_now
+from jaxcls.distributed.job import EXIT_USER_ERROR, end_now
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.distributed.stop_signals import StoppedError, StopSignals
 from jaxcls.distributed.watchdog import Watchdog
@@ -341,32 +342,50 @@ def _open_batches(
 ) -> Iterator[Iterator[Batch]]:
     """Opens the training batches from step `start` on.
 
+    With several processes the watchdog ends a wait for data that hang.
+
     Raises:
-      StoppedError: raised by the iterator, if a signal comes while it waits for a batch. Then data
-        that hang do not keep the process alive. With several processes the watchdog ends a wait.
+      StoppedError: raised by the iterator, if a signal comes while it waits for a batch.
+      DataError: raised by the iterator, if it has waited for `stuck_after_seconds`.
     """
-    stopped_waiting = False
+    gave_up: int | None = None  # the status of a training that ends without the next batch
 
-    def stop_waiting() -> None:
-        nonlocal stopped_waiting
-        if client() is None and stop.received:
-            stopped_waiting = True
+    def give_up(seconds: float) -> None:
+        nonlocal gave_up
+        if client() is not None:
+            return
+        if stop.received:
+            gave_up = EXIT_STOPPED
             raise StoppedError
+        if 0 < training.config.stuck_after_seconds < seconds:
+            gave_up = EXIT_USER_ERROR
+            raise DataError(
+                f"{source.name}: no batch came for {seconds:.0f} s (stuck_after_seconds); the "
+                f"disk, the network or a worker that decodes images hangs"
+            )
 
-    message = "the data hang, so the training ends without them; its state is saved"
-    hanging = threading.Timer(HANGING_SECONDS, end_now, [EXIT_STOPPED, message])
-    with device_batches(
-        source,
-        training.config.data,
-        seed=training.config.seed,
-        mesh=training.mesh,
-        start=start,
-        on_wait=stop_waiting,
-    ) as batches:
-        yield batches
-        if stopped_waiting:
-            hanging.start()  # closing the batches waits for the batch that is being made
-    hanging.cancel()
+    hanging: threading.Timer | None = None
+    try:
+        with device_batches(
+            source,
+            training.config.data,
+            seed=training.config.seed,
+            mesh=training.mesh,
+            start=start,
+            on_wait=give_up,
+        ) as batches:
+            try:
+                yield batches
+            finally:
+                # Closing the batches waits for the batch that is being made.
+                if gave_up is not None:
+                    error = sys.exception()
+                    why = f"jaxcls: {error}" if error else "the data hang; the state is saved"
+                    hanging = threading.Timer(HANGING_SECONDS, end_now, [gave_up, why])
+                    hanging.start()
+    finally:
+        if hanging is not None:
+            hanging.cancel()
 
 
 def _finish_first_step(

@@ -2,6 +2,7 @@ import dataclasses
 import itertools
 import logging
 import multiprocessing
+import os
 import subprocess
 import sys
 
@@ -93,6 +94,42 @@ def test_worker_processes_change_nothing(digits, digits_config):
     with pytest.raises(DataError, match=r"record \d+ of digits 'train': label 9 is not one of"):
         next(batches)
     assert not multiprocessing.active_children()
+
+
+def test_a_worker_that_is_killed_is_replaced_and_changes_nothing(digits, digits_config, caplog):
+    expected = take(6, train_batches(digits, digits_config, seed=1, rows=range(32)))
+    data = dataclasses.replace(digits_config, num_workers=2, num_threads=1, prefetch=1)
+    batches = train_batches(digits, data, seed=1, rows=range(32))
+    found = [next(batches)]
+    for worker in multiprocessing.active_children():
+        worker.kill()
+        worker.join()
+    assert_same([*found, *take(5, batches)], expected)
+    assert "ended with exit code -9" in caplog.text
+    assert not multiprocessing.active_children()
+
+
+@dataclasses.dataclass(frozen=True)
+class DeadlySource(Source):
+    """Its images end the process that reads them, as a lack of memory does."""
+
+    name: str = "deadly"
+    split: str = "train"
+    class_names: tuple[str, ...] = ("a", "b")
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, index):
+        assert multiprocessing.parent_process(), "this is no worker"
+        os._exit(9)
+
+
+def test_workers_that_are_killed_again_and_again_are_an_error(caplog):
+    data = config(num_workers=1, num_threads=1)
+    with pytest.raises(DataError, match=r"data.num_workers: .* ended 4 times in a row with exit"):
+        next(train_batches(DeadlySource(), data, seed=1, rows=range(16)))
+    assert caplog.text.count("new workers go on") == 3
 
 
 @pytest.mark.parametrize(("size", "batch_size"), [(100, 16), (96, 16), (5, 16), (1, 1), (17, 16)])

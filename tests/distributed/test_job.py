@@ -5,9 +5,10 @@ import sys
 import time
 from typing import Any
 
+import jax
 import pytest
 
-from jaxcls.distributed.job import JobError, JobOptions, Place, find_place
+from jaxcls.distributed.job import JobError, JobOptions, Place, find_place, lost_connection
 
 SLURM = {
     "SLURM_JOB_ID": "4096",
@@ -111,6 +112,19 @@ def test_the_end_does_not_wait_for_a_compile() -> None:
     assert (ended.returncode, ended.stdout) == (75, "said\n"), ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: Connection closed by peer [127.0.0.1]:43678", True),
+        ("UNAVAILABLE: failed to connect to all addresses", True),
+        ("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 8 bytes", False),
+    ],
+)
+def test_errors_of_a_lost_connection_are_told_from_others(text: str, lost: bool) -> None:
+    assert lost_connection(jax.errors.JaxRuntimeError(text)) is lost
+    assert not lost_connection(RuntimeError(text))
+
+
 def test_the_end_waits_a_little_for_other_threads() -> None:
     program = """
 import threading, time
@@ -123,7 +137,6 @@ job.end_with(2)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "")
     assert time.monotonic() - start < 30
-
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What the watchdog makes of the messages of a job's processes."""
 
 import dataclasses
+import time
 
 import pytest
 
@@ -112,3 +113,22 @@ def test_a_message_without_news_is_heard_but_no_move() -> None:
     assert (stale.moved_at, stale.heard_at) == (NOW, NOW + 7)
     moved = stale.update(Progress(moves=6, step=4, phase="reading data", beat=2), NOW + 11)
     assert (moved.moved_at, moved.heard_at) == (NOW + 11, NOW + 11)
+
+
+def test_a_process_alone_says_once_that_it_is_stuck(caplog: pytest.LogCaptureFixture) -> None:
+    with Watchdog(stuck_after=0.2) as dog:
+        dog.note_progress(3, "saving")
+        time.sleep(0.6)
+        assert caplog.messages == [
+            "no progress for 0 s at step 3 (saving); a disk, the network or a device may hang"
+        ]
+        dog.note_progress(3, "evaluating")
+        time.sleep(0.4)
+    assert len(caplog.messages) == 2
+    with Watchdog(stuck_after=0.2) as dog:
+        for _ in range(10):
+            dog.note_progress(4, "reading data")
+            time.sleep(0.05)
+    with Watchdog(stuck_after=0):
+        time.sleep(0.3)
+    assert len(caplog.messages) == 2

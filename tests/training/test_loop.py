@@ -150,10 +150,11 @@ def _without_times(run: Path) -> list[dict[str, str]]:
     ]
 
 
-def test_a_signal_ends_a_wait_for_data_that_hang(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ends", ["a signal", "time"])
+def test_a_wait_for_data_that_hang_ends(
+    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
-    hangs, free, statuses = threading.Event(), threading.Event(), []
+    hangs, free, calls = threading.Event(), threading.Event(), []
     device_batches = loop.device_batches
 
     def five_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -161,24 +162,32 @@ def test_a_signal_ends_a_wait_for_data_that_hang(
         hangs.set()
         free.wait(60)
 
-    def signalled(*args: Any, on_wait: Callable[[], None], **kwargs: Any) -> Any:
-        def signal_and_ask() -> None:
-            if hangs.is_set():
+    def hurried(*args: Any, on_wait: Callable[[float], None], **kwargs: Any) -> Any:
+        def ask(seconds: float) -> None:
+            if hangs.is_set() and ends == "a signal":
                 signal.raise_signal(signal.SIGTERM)
-            on_wait()
+            on_wait(1000 + seconds if hangs.is_set() and ends == "time" else seconds)
 
-        return device_batches(*args, on_wait=signal_and_ask, **kwargs)
+        return device_batches(*args, on_wait=ask, **kwargs)
 
-    def note_end(status: int, _: str) -> None:
-        statuses.append(status)
+    def note_end(*call: Any) -> None:
+        calls.append(call)
         free.set()
 
     monkeypatch.setattr(device, "train_batches", five_batches)
-    monkeypatch.setattr(loop, "device_batches", signalled)
+    monkeypatch.setattr(loop, "device_batches", hurried)
     monkeypatch.setattr(loop, "HANGING_SECONDS", 0.1)
     monkeypatch.setattr(loop, "end_now", note_end)
-    outcome = train(tiny_config, tmp_path, mesh=one_device())
-    assert (outcome.step, outcome.stopped_by, statuses) == (5, "SIGTERM", [75])
+    if ends == "time":
+        with pytest.raises(DataError, match=r"no batch came for 100. s.*\nthe run is saved up to"):
+            train(tiny_config, tmp_path, mesh=one_device())
+        ((status, message),) = calls
+        assert status == 2
+        assert "no batch came" in message
+    else:
+        outcome = train(tiny_config, tmp_path, mesh=one_device())
+        assert (outcome.step, outcome.stopped_by) == (5, "SIGTERM")
+        assert calls == [(75, "the data hang; the state is saved")]
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
         assert checkpoints.steps()[-1] == 5
 

@@ -1,0 +1,176 @@
+/* Disturbs the system calls of a process that change files below one folder.
+ *
+ * Loaded with LD_PRELOAD. It counts the calls that concern a path which contains STORM_PATH, in all
+ * threads of the process together, and from the STORM_FROM-th on either kills the process
+ * (STORM_KILL=1) or lets STORM_TIMES calls fail with the error number STORM_ERRNO (0: all that
+ * follow). STORM_CALLS chooses the calls: a comma-separated list of open, write, sync, rename,
+ * mkdir, delete. A call that only reads is not counted. STORM_LOG names a file that gets a line for
+ * each counted call.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+static atomic_long counted;
+
+static long number(const char *name) {
+  const char *text = getenv(name);
+  return text ? atol(text) : 0;
+}
+
+/* Whether this call shall fail, with errno set; does not return if it shall kill. */
+static int disturbed(const char *call, const char *path) {
+  const char *part = getenv("STORM_PATH"), *calls = getenv("STORM_CALLS"), *log;
+  if (!part || !path || !strstr(path, part) || (calls && !strstr(calls, call))) return 0;
+  long count = atomic_fetch_add(&counted, 1) + 1, from = number("STORM_FROM");
+  if ((log = getenv("STORM_LOG"))) {
+    static ssize_t (*real)(int, const void *, size_t);
+    if (!real) real = dlsym(RTLD_NEXT, "write");
+    int (*real_open)(const char *, int, ...) = dlsym(RTLD_NEXT, "open");
+    int fd = real_open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    char line[4400];
+    int length = snprintf(line, sizeof line, "%ld %s %s\n", count, call, path);
+    if (fd >= 0 && real(fd, line, length) >= 0) close(fd);
+  }
+  if (!from || count < from) return 0;
+  if (number("STORM_KILL")) kill(getpid(), SIGKILL);
+  long times = number("STORM_TIMES");
+  if (!number("STORM_ERRNO") || (times && count >= from + times)) return 0;
+  errno = number("STORM_ERRNO");
+  return 1;
+}
+
+static int disturbed_file(const char *call, int fd) {
+  char link[64], path[4096];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
+  ssize_t length = readlink(link, path, sizeof path - 1);
+  if (length < 0) return 0;
+  path[length] = 0;
+  return disturbed(call, path);
+}
+
+/* A path that is relative to an open folder, as a whole. */
+static const char *whole(int folder, const char *path, char *space) {
+  if (folder == AT_FDCWD || path[0] == '/') return path;
+  char link[64];
+  snprintf(link, sizeof link, "/proc/self/fd/%d", folder);
+  ssize_t length = readlink(link, space, 2000);
+  if (length < 0) return path;
+  snprintf(space + length, 2000, "/%s", path);
+  return space;
+}
+
+#define REAL(name) \
+  static __typeof__(&name) real;  \
+  if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+
+#define MODE(flags)                     \
+  mode_t mode = 0;                      \
+  if ((flags) & (O_CREAT | __O_TMPFILE)) { \
+    va_list rest;                       \
+    va_start(rest, flags);              \
+    mode = va_arg(rest, mode_t);        \
+    va_end(rest);                       \
+  }
+
+#define OPEN(name)                                                             \
+  int name(const char *path, int flags, ...) {                                 \
+    REAL(name);                                                                \
+    MODE(flags)                                                                \
+    if ((flags & O_ACCMODE) != O_RDONLY && disturbed("open", path)) return -1; \
+    return real(path, flags, mode);                                            \
+  }
+OPEN(open)
+OPEN(open64)
+
+#define OPENAT(name)                                                                           \
+  int name(int folder, const char *path, int flags, ...) {                                     \
+    REAL(name);                                                                                \
+    MODE(flags)                                                                                \
+    char space[4096];                                                                          \
+    if ((flags & O_ACCMODE) != O_RDONLY && disturbed("open", whole(folder, path, space))) return -1; \
+    return real(folder, path, flags, mode);                                                    \
+  }
+OPENAT(openat)
+OPENAT(openat64)
+
+FILE *fopen(const char *path, const char *how) {
+  REAL(fopen);
+  if (strpbrk(how, "wa+") && disturbed("open", path)) return NULL;
+  return real(path, how);
+}
+
+ssize_t write(int fd, const void *data, size_t size) {
+  REAL(write);
+  return disturbed_file("write", fd) ? -1 : real(fd, data, size);
+}
+ssize_t writev(int fd, const struct iovec *parts, int count) {
+  REAL(writev);
+  return disturbed_file("write", fd) ? -1 : real(fd, parts, count);
+}
+ssize_t pwrite(int fd, const void *data, size_t size, off_t offset) {
+  REAL(pwrite);
+  return disturbed_file("write", fd) ? -1 : real(fd, data, size, offset);
+}
+ssize_t pwrite64(int fd, const void *data, size_t size, off_t offset) {
+  REAL(pwrite64);
+  return disturbed_file("write", fd) ? -1 : real(fd, data, size, offset);
+}
+int fsync(int fd) {
+  REAL(fsync);
+  return disturbed_file("sync", fd) ? -1 : real(fd);
+}
+int fdatasync(int fd) {
+  REAL(fdatasync);
+  return disturbed_file("sync", fd) ? -1 : real(fd);
+}
+int rename(const char *from, const char *to) {
+  REAL(rename);
+  return disturbed("rename", to) ? -1 : real(from, to);
+}
+int renameat(int a, const char *from, int b, const char *to) {
+  REAL(renameat);
+  char space[4096];
+  return disturbed("rename", whole(b, to, space)) ? -1 : real(a, from, b, to);
+}
+int renameat2(int a, const char *from, int b, const char *to, unsigned flags) {
+  REAL(renameat2);
+  char space[4096];
+  return disturbed("rename", whole(b, to, space)) ? -1 : real(a, from, b, to, flags);
+}
+int link(const char *from, const char *to) {
+  REAL(link);
+  return disturbed("rename", to) ? -1 : real(from, to);
+}
+int mkdir(const char *path, mode_t mode) {
+  REAL(mkdir);
+  return disturbed("mkdir", path) ? -1 : real(path, mode);
+}
+int mkdirat(int folder, const char *path, mode_t mode) {
+  REAL(mkdirat);
+  char space[4096];
+  return disturbed("mkdir", whole(folder, path, space)) ? -1 : real(folder, path, mode);
+}
+int unlink(const char *path) {
+  REAL(unlink);
+  return disturbed("delete", path) ? -1 : real(path);
+}
+int unlinkat(int folder, const char *path, int flags) {
+  REAL(unlinkat);
+  char space[4096];
+  return disturbed("delete", whole(folder, path, space)) ? -1 : real(folder, path, flags);
+}
+int rmdir(const char *path) {
+  REAL(rmdir);
+  return disturbed("delete", path) ? -1 : real(path);
+}

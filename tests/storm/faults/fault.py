@@ -1,0 +1,23 @@
+"""What a fault is."""
+
+import dataclasses
+from collections.abc import Callable
+
+from trial import ONE, Shape, Trial
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A kind of fault.
+
+    Attributes:
+      inject: what happens to a training, and what must hold afterwards; raises LostError.
+      trials: how often the whole storm tries it.
+      shape: on what the training runs.
+      needs: what a machine must have: "compiler", or "root" to mount file systems.
+    """
+
+    inject: Callable[[Trial], None]
+    trials: int
+    shape: Shape = ONE
+    needs: str = ""

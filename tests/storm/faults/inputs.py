@@ -1,0 +1,192 @@
+"""What goes wrong with the data, the workers that read them, the loss and other commands' input."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from trial import STATUS_MISTAKE, STATUS_STOPPED, Process, Shape, Trial, require
+
+from faults.fault import Fault
+
+_WORKERS = Shape(workers=2)
+
+
+def worker_killed(trial: Trial) -> None:
+    """A process that decodes images is killed: it is named, and no step is lost."""
+    process = _train_with_workers(trial)
+    workers = _children(process)
+    if workers and not process.ended():
+        os.kill(trial.chance.choice(workers), signal.SIGKILL)
+    status = process.wait()
+    require(status in (0, 1, STATUS_MISTAKE), f"status {status}")
+    require(status == 0 or process.says("worker"), "the message does not name the worker")
+    _finish(trial)
+
+
+def worker_stopped(trial: Trial) -> None:
+    """A process that decodes images hangs: the training says so after a while, and ends."""
+    process = _train_with_workers(trial, "--stuck-after-seconds", "10")
+    workers = _children(process)
+    if workers and not process.ended():
+        os.kill(trial.chance.choice(workers), signal.SIGSTOP)
+    status = process.wait(within=90)
+    require(status in (0, 1, STATUS_MISTAKE, STATUS_STOPPED), f"status {status}")
+    require(status == 0 or process.says("reading data"), "the message does not say what hangs")
+    _finish(trial)
+
+
+def bad_image(trial: Trial) -> None:
+    """An image of the data set is damaged: named and skipped, or refused with its name."""
+    folder = _photos(trial)
+    victim = trial.chance.choice(sorted(folder.glob("*/*.png")))
+    data = bytearray(victim.read_bytes())
+    kind = trial.chance.choice(("cut", "empty", "noise", "folder", "flip", "missing"))
+    if kind == "cut":
+        victim.write_bytes(data[: len(data) // 2])
+    elif kind == "empty":
+        victim.write_bytes(b"")
+    elif kind == "noise":
+        victim.write_bytes(trial.chance.randbytes(300))
+    elif kind == "folder":
+        victim.unlink()
+        victim.mkdir()
+    elif kind == "flip":
+        data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
+        victim.write_bytes(data)
+    elif kind == "missing":
+        victim.unlink()
+    process = trial.start_one(*_photo_options(folder))
+    status = process.wait()
+    require(status in (0, STATUS_MISTAKE), f"{kind}: status {status}")
+    require(status == 0 or process.says(str(victim.name)), f"{kind}: it is not named")
+
+
+def data_vanish(trial: Trial) -> None:
+    """The data set disappears in mid-run, and comes back: nothing is lost."""
+    folder = _photos(trial)
+    process = trial.start_one(*_photo_options(folder))
+    process.wait_until(lambda: process.says("took the first step"))
+    away = folder.with_name("away")
+    folder.rename(away)
+    status = process.wait()
+    require(status in (0, STATUS_MISTAKE), f"status {status}")
+    away.rename(folder)
+    trial.finish(*_photo_options(folder))
+
+
+def loss_not_finite(trial: Trial) -> None:
+    """The loss diverges: the training stops with the step, and saves nothing after it."""
+    process = trial.start_one("--optimizer.learning-rate", "1e30", "--schedule.warmup", "0")
+    status = process.wait()
+    require(status == STATUS_MISTAKE, f"status {status}")
+    require(process.says("at step"), "the message does not name the step")
+    folder = trial.run / "checkpoints"
+    require(not folder.exists() or max(trial.saved_steps(), default=0) <= 4, "it was saved")
+
+
+def commands_on_a_damaged_run(trial: Trial) -> None:
+    """evaluate, predict, export and runs on a run with damaged files: a result, or one message."""
+    trial.begin_at(12)
+    files = [path for path in trial.run.rglob("*") if path.is_file() and path.stat().st_size]
+    for path in trial.chance.sample(files, 3):
+        data = bytearray(path.read_bytes())
+        data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
+        path.write_bytes(data[: trial.chance.choice((len(data), len(data) // 2))])
+    _run_commands(trial)
+
+
+def commands_interrupted(trial: Trial) -> None:
+    """evaluate, predict and export are interrupted: 75, or 0, and nothing half-written."""
+    trial.begin_at(12)
+    name = trial.chance.choice(list(_commands(trial)))
+    process = trial.command(*_commands(trial)[name])
+    time.sleep(trial.chance.uniform(0.15, 6))
+    process.send(trial.chance.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
+    status = process.wait()
+    require(status in (0, STATUS_STOPPED, -signal.SIGKILL), f"{name}: status {status}")
+    _run_commands(trial)
+    trial.finish()
+    trial.require_twin()
+
+
+def _run_commands(trial: Trial) -> None:
+    for name, arguments in _commands(trial).items():
+        process = trial.command(*arguments)
+        status = process.wait()
+        require(status in (0, 1, STATUS_MISTAKE), f"{name}: status {status}")
+        require(status != 1 or name == "evaluate", f"{name}: status {status}")
+
+
+def _commands(trial: Trial) -> dict[str, list[str]]:
+    run, image = str(trial.run), trial.folder / "image.png"
+    if not image.exists():
+        _draw(image, random.Random(0))
+    return {
+        "evaluate": ["evaluate", run],
+        "predict": ["predict", run, str(image)],
+        "export": ["export", run, "-o", str(trial.folder / "export")],
+        "runs": ["runs", str(trial.folder)],
+    }
+
+
+def _train_with_workers(trial: Trial, *options: str) -> Process:
+    (process,) = trial.start(*options)
+    process.wait_until(lambda: process.says("took the first step"))
+    time.sleep(trial.chance.uniform(0, 0.3))
+    return process
+
+
+def _children(process: Process) -> list[int]:
+    """The workers of a process, which are not the helpers of Python's multiprocessing."""
+    try:
+        text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    except OSError:
+        return []
+    found = []
+    for number in map(int, text.split()):
+        try:
+            command = Path(f"/proc/{number}/cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"resource_tracker" not in command:
+            found.append(number)
+    return found
+
+
+def _finish(trial: Trial) -> None:
+    trial.finish()
+    trial.require_twin(stopped=True)
+
+
+def _photos(trial: Trial) -> Path:
+    """A folder of images in two classes."""
+    folder = trial.folder / "photos"
+    for number in range(40):
+        path = folder / ("cats", "dogs")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _draw(path, random.Random(number))
+    return folder
+
+
+def _draw(path: Path, chance: random.Random) -> None:
+    pixels = np.frombuffer(chance.randbytes(12 * 12 * 3), np.uint8).reshape(12, 12, 3)
+    Image.fromarray(pixels).save(path)
+
+
+def _photo_options(folder: Path) -> list[str]:
+    return ["--data.source", f"folder:{folder}", "--data.batch-size", "8", "--num-steps", "24"]
+
+
+FAULTS = {
+    "worker-killed": Fault(inject=worker_killed, trials=15, shape=_WORKERS),
+    "worker-stopped": Fault(inject=worker_stopped, trials=10, shape=_WORKERS),
+    "bad-image": Fault(inject=bad_image, trials=20),
+    "data-vanish": Fault(inject=data_vanish, trials=10),
+    "loss-not-finite": Fault(inject=loss_not_finite, trials=3),
+    "commands-on-a-damaged-run": Fault(inject=commands_on_a_damaged_run, trials=10),
+    "commands-interrupted": Fault(inject=commands_interrupted, trials=20),
+}

@@ -1,0 +1,134 @@
+"""Faults of a job of two processes: one is killed, stopped, late, or gone at the start."""
+
+import signal
+import time
+
+from trial import ONE, STATUS_STOPPED, TWO, Process, Shape, Trial, require
+
+from faults.fault import Fault
+
+# Seconds: a process that is silent for half of it is gone (jaxcls/distributed/watchdog.py).
+_STUCK = ("--stuck-after-seconds", "20")
+_JAX_ABORTS = -signal.SIGABRT  # what a process of JAX does that has lost the others
+
+
+def peer_killed(trial: Trial) -> None:
+    """One process is killed; the other ends soon, and names it."""
+    _lose(trial, signal.SIGKILL)
+
+
+def peer_stopped(trial: Trial) -> None:
+    """One process is stopped as a whole; the other ends soon, and names it."""
+    _lose(trial, signal.SIGSTOP)
+
+
+def peer_killed_in_a_save(trial: Trial) -> None:
+    """One process is killed while both save."""
+    processes = trial.start(*_STUCK)
+    lost = trial.chance.randrange(2)
+    step = trial.chance.choice((4, 8, 12, 16))
+    begun = trial.run / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
+    processes[0].wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
+    time.sleep(trial.chance.uniform(0, 0.2))
+    processes[lost].kill()
+    _named(processes, lost)
+    trial.finish()
+    trial.require_twin()
+
+
+def both_killed(trial: Trial) -> None:
+    """Both processes are killed, one a little after the other."""
+    processes = trial.start()
+    if trial.chance.random() < 0.7:
+        processes[0].wait_until(lambda: processes[0].says("took the first step"))
+    time.sleep(trial.chance.uniform(0, 2))
+    for process in processes:
+        process.kill()
+        time.sleep(trial.chance.uniform(0, 0.3))
+    trial.finish()
+    trial.require_twin()
+
+
+def late_at_restore(trial: Trial) -> None:
+    """A process joins the job, and is then stopped for a while before both restore."""
+    trial.begin_at(12)
+    processes = trial.start()
+    late = trial.chance.choice(processes)
+    time.sleep(trial.chance.uniform(0, 4))
+    late.send(signal.SIGSTOP)
+    time.sleep(trial.chance.uniform(1, 8))
+    late.send(signal.SIGCONT)
+    require([process.wait() for process in processes] == [0, 0], "a late process")
+    trial.require_twin()
+
+
+def one_is_missing(trial: Trial) -> None:
+    """Only one of the two processes is started: one message, and the run is as it was."""
+    trial.begin_at(12)
+    processes = trial.start("--join-timeout", "5")
+    missing = trial.chance.randrange(2)
+    processes[missing].kill()
+    status = processes[1 - missing].wait(within=60)
+    require(status == 2, f"status {status}")
+    require(processes[1 - missing].says("jaxcls: "), "no message")
+    trial.finish()
+    trial.require_twin()
+
+
+def on_other_processes(trial: Trial) -> None:
+    """A run of one shape goes on with others: on CPU, at the same steps, without repeats."""
+    trial.begin_at(8)
+    for shape in trial.chance.sample((TWO, Shape(devices=2), Shape(devices=4), ONE), 2):
+        processes = trial.start(shape=shape)
+        processes[0].wait_until(lambda p=processes: p[0].says("took the first step"))
+        processes[0].send(signal.SIGTERM)
+        for process in processes:
+            status = process.wait()
+            require(status in (0, STATUS_STOPPED), f"{process.output}: status {status}")
+    trial.finish()
+    trial.require_like_twin()
+
+
+def _lose(trial: Trial, number: signal.Signals) -> None:
+    processes = trial.start(*_STUCK)
+    lost = trial.chance.randrange(2)
+    if trial.chance.random() < 0.7:
+        processes[0].wait_until(lambda: processes[0].says("took the first step"))
+        time.sleep(trial.chance.uniform(0, 1))
+    else:
+        time.sleep(trial.chance.uniform(3, 6))
+    if processes[lost].ended() or processes[1 - lost].ended():
+        lost = 2  # too late
+    else:
+        processes[lost].send(number)
+    _named(processes, lost)
+    trial.finish()
+    trial.require_twin()
+
+
+def _named(processes: list[Process], lost: int) -> None:
+    """The other process ends soon with a status other than 0, and names the one that is lost."""
+    if lost == 2:
+        for process in processes:
+            process.wait()
+        return
+    other = processes[1 - lost]
+    try:
+        status = other.wait(within=60)
+    finally:
+        processes[lost].kill()
+    if status == 0:  # it had nothing left to do with the other
+        return
+    require(status in (1, STATUS_STOPPED), f"{other.output}: status {status}")
+    require(other.says(f"process {lost}"), f"{other.output} does not name process {lost}")
+
+
+FAULTS = {
+    "peer-killed": Fault(inject=peer_killed, trials=20, shape=TWO),
+    "peer-stopped": Fault(inject=peer_stopped, trials=20, shape=TWO),
+    "peer-killed-in-a-save": Fault(inject=peer_killed_in_a_save, trials=20, shape=TWO),
+    "both-killed": Fault(inject=both_killed, trials=20, shape=TWO),
+    "late-at-restore": Fault(inject=late_at_restore, trials=10, shape=TWO),
+    "one-is-missing": Fault(inject=one_is_missing, trials=10, shape=TWO),
+    "on-other-processes": Fault(inject=on_other_processes, trials=10),
+}

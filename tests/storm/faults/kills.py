@@ -1,0 +1,88 @@
+"""kill -9 at any moment: while a process saves, prunes, starts, compiles or keeps a program."""
+
+import signal
+
+from trial import Disturbance, Trial, require
+
+from faults.fault import Fault
+
+_KILLED = -signal.SIGKILL
+
+
+def kill_at_a_call(trial: Trial) -> None:
+    """Kills the process at one of the system calls that change its checkpoints."""
+    _kill_at(trial, Disturbance(path="/run/checkpoints", first=1))
+
+
+def kill_at_a_deletion(trial: Trial) -> None:
+    """Kills the process while it prunes checkpoints."""
+    _kill_at(trial, Disturbance(path="/run/checkpoints", calls="delete,rename", first=1))
+
+
+def kill_at_a_run_file(trial: Trial) -> None:
+    """Kills the process at a call that changes any file of the run."""
+    _kill_at(trial, Disturbance(path="/run/", first=1))
+
+
+def kill_in_a_save(trial: Trial) -> None:
+    """Kills the process a little after a save has begun; needs no compiler."""
+    process = trial.start_one()
+    step = trial.chance.choice((4, 8, 12, 16, 20))
+    begun = trial.run / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
+    process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
+    _pause(trial, 0.2)
+    process.kill()
+    trial.finish()
+    trial.require_twin()
+
+
+def kill_at_any_time(trial: Trial) -> None:
+    """Kills the process at a random time, twice."""
+    for _ in range(2):
+        process = trial.start_one()
+        if trial.chance.random() < 0.5:
+            process.wait_until(lambda process=process: process.says("took the first step"))
+        _pause(trial, 6)
+        process.kill()
+    trial.finish()
+    trial.require_twin()
+
+
+def kill_while_a_program_is_kept(trial: Trial) -> None:
+    """Kills the process while it writes to the compile cache, which the next one then reads."""
+    cache = {"XDG_CACHE_HOME": str(trial.folder / "cache")}
+    where = Disturbance(path="/cache/", first=trial.chance.randint(1, 30))
+    (process,) = trial.start(variables=cache, disturbance=where)
+    status = process.wait()
+    require(status in (0, _KILLED), f"status {status}")
+    trial.finish(variables=cache)
+    trial.require_twin()
+
+
+def _kill_at(trial: Trial, where: Disturbance) -> None:
+    first = trial.chance.randint(1, trial.storm.count(where))
+    process = trial.start_one(
+        disturbance=Disturbance(path=where.path, calls=where.calls, first=first)
+    )
+    status = process.wait()
+    require(status in (0, _KILLED), f"call {first}: status {status}")
+    trial.finish()
+    trial.require_twin()
+
+
+def _pause(trial: Trial, most: float) -> None:
+    import time
+
+    time.sleep(trial.chance.uniform(0, most))
+
+
+FAULTS = {
+    "kill-at-a-call": Fault(inject=kill_at_a_call, trials=100, needs="compiler"),
+    "kill-at-a-deletion": Fault(inject=kill_at_a_deletion, trials=20, needs="compiler"),
+    "kill-at-a-run-file": Fault(inject=kill_at_a_run_file, trials=20, needs="compiler"),
+    "kill-in-a-save": Fault(inject=kill_in_a_save, trials=20),
+    "kill-at-any-time": Fault(inject=kill_at_any_time, trials=20),
+    "kill-while-a-program-is-kept": Fault(
+        inject=kill_while_a_program_is_kept, trials=10, needs="compiler"
+    ),
+}

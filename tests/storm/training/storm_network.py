@@ -1,0 +1,19 @@
+"""The network of the storm: two layers with batch norm and dropout, so that a start is quick."""
+
+import flax.linen as nn
+import jax
+
+
+class Network(nn.Module):
+    """A convolution and a classifier."""
+
+    num_classes: int
+    width: int = 8
+    image_size = 8
+
+    @nn.compact
+    def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+        x = nn.Conv(self.width, (3, 3), strides=2, name="conv")(images)
+        x = nn.relu(nn.BatchNorm(not train, momentum=0.9, name="norm")(x))
+        x = nn.Dropout(0.2, deterministic=not train)(x.mean((1, 2)))
+        return nn.Dense(self.num_classes, name="classifier")(x)

@@ -11,6 +11,7 @@ from jaxcls.commands.common import parse_with_config, require_devices, validate_
 from jaxcls.config import Config
 from jaxcls.distributed.compile_cache import keep_compiled
 from jaxcls.system.errors import UserError
+from jaxcls.system.output import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def run(arguments: list[str]) -> int:
     from jaxcls.measure.benchmark import benchmark, describe_benchmark
 
     report = benchmark(config, synthetic=options.synthetic, seconds=options.seconds)
-    print(describe_benchmark(report))
+    say(describe_benchmark(report))
     if options.json:
-        print(json.dumps(report))
+        say(json.dumps(report))
     return 0

@@ -23,8 +23,7 @@ from jaxcls.distributed.job import (
 )
 from jaxcls.system.early_signals import work_is_done
 from jaxcls.system.errors import UserError, mistake_behind, one_line
-from jaxcls.system.file_names import printable
-from jaxcls.system.output import require_printed
+from jaxcls.system.output import HarmlessFormatter, require_printed, say
 from jaxcls.system.version import VERSION
 
 USAGE = """\
@@ -86,7 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def ending(arguments: Sequence[str]) -> Iterator[Ending]:
     """Turns a user's mistake inside the `with` into a message and status 2; then leaves the job."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setFormatter(HarmlessFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     end = Ending()
     try:
         yield end
@@ -94,12 +95,12 @@ def ending(arguments: Sequence[str]) -> Iterator[Ending]:
             require_printed()
     except Exception as error:
         if (mistake := mistake_behind(error)) is not None:
-            print(f"jaxcls: {printable(str(mistake))}", file=sys.stderr)
+            say(f"jaxcls: {mistake}", sys.stderr)
             end.status = EXIT_USER_ERROR
         elif not joined():
             raise
         elif lost_connection(error):
-            print(f"jaxcls: another process of the job is gone: {one_line(error)}", file=sys.stderr)
+            say(f"jaxcls: another process of the job is gone: {one_line(error)}", sys.stderr)
             end.status = EXIT_FAILED
         else:
             traceback.print_exc()
@@ -128,5 +129,5 @@ def find_command(arguments: list[str]) -> Callable[[], int]:
 
 
 def _print(text: str, status: int) -> int:
-    print(text, end="")
+    say(text.rstrip("\n"))
     return status

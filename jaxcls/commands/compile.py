@@ -10,6 +10,7 @@ from jaxcls.commands.common import parse_with_config, require_devices, validate_
 from jaxcls.config import Config
 from jaxcls.config.decoding import MAX_INT
 from jaxcls.system.errors import UserError
+from jaxcls.system.output import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def run(arguments: list[str]) -> int:
         num_classes=options.num_classes,
         search=options.search,
     )
-    print(describe_rehearsal(report))
+    say(describe_rehearsal(report))
     if options.json:
-        print(json.dumps(report))
+        say(json.dumps(report))
     return 0 if report["fits"] else 1

@@ -10,6 +10,7 @@ from jaxcls.commands.common import ClassNames, WeightsEma, read_step, require_de
 from jaxcls.commands.options import parse
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
+from jaxcls.system.output import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,6 +86,6 @@ def run(arguments: list[str]) -> int:
         elif info.class_names is not None and len(info.class_names) != count:
             info = dataclasses.replace(info, class_names=None)
     write_weights(options.output, variables, info)
-    print(report)
-    print(f"wrote {printable(options.output)}: {info.model}, {info.image_size} px")
+    say(str(report))
+    say(f"wrote {printable(options.output)}: {info.model}, {info.image_size} px")
     return 0

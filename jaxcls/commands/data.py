@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from typing import Annotated
 
 import tyro
@@ -10,6 +9,8 @@ import tyro
 from jaxcls.commands.common import parse_with_config, validate_and_resolve
 from jaxcls.config import Config
 from jaxcls.system.errors import UserError
+from jaxcls.system.output import say
+from jaxcls.system.shell import join_words
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,10 +38,10 @@ def run(arguments: list[str]) -> int:
     split = data.train_split if options.split is None else options.split
     field = None if options.split is None else "--split"
     found = survey(open_source(data, split, field=field), data, limit=options.limit)
-    print(describe(found))
+    say(describe(found))
     other = data.eval_split if split == data.train_split else data.train_split
-    hint = "" if other == split else f"; to read the other one: --split {shlex.quote(other)}"
-    print(f"read only the split {split!r}{hint}")
+    hint = "" if other == split else f"; to read the other one: --split {join_words([other])}"
+    say(f"read only the split {split!r}{hint}")
     if options.json:
-        print(json.dumps(dataclasses.asdict(found)))
+        say(json.dumps(dataclasses.asdict(found)))
     return 0

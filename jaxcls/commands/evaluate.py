@@ -21,6 +21,7 @@ from jaxcls.commands.options import parse
 from jaxcls.config import DataConfig
 from jaxcls.distributed.job import JobOptions
 from jaxcls.system.file_names import printable
+from jaxcls.system.output import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,18 +81,18 @@ def run(arguments: list[str]) -> int:
         return 0
     if classifier.step is not None and data.source == own_data.source:
         save_evaluation(run_path(name), metrics)
-    print(_describe_metrics(metrics))
+    say(_describe_metrics(metrics))
     report: dict[str, Any] = dict(metrics)
     if evaluation is not None and options.per_class:
         results = evaluation.per_class()
-        print(f"\n{describe_classes(results)}")
+        say(f"\n{describe_classes(results)}")
         report["classes"] = [dataclasses.asdict(result) for result in results]
     if evaluation is not None and options.predictions is not None:
         with whole_file(options.predictions) as file:
             evaluation.write_predictions(file)
-        print(f"wrote {printable(options.predictions)}")
+        say(f"wrote {printable(options.predictions)}")
     if options.json:
-        print(json.dumps(report))
+        say(json.dumps(report))
     return 0
 
 

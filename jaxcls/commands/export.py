@@ -10,6 +10,7 @@ from jaxcls.commands.common import read_step, require_devices
 from jaxcls.commands.options import parse
 from jaxcls.distributed.compile_cache import keep_compiled
 from jaxcls.system.file_names import printable
+from jaxcls.system.output import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -35,5 +36,5 @@ def run(arguments: list[str]) -> int:
     from jaxcls.inference.export import export_run
 
     step = export_run(options.run, options.output, step=step, platforms=options.platforms)
-    print(f"wrote {printable(options.output)}: step {step}, for {', '.join(options.platforms)}")
+    say(f"wrote {printable(options.output)}: step {step}, for {', '.join(options.platforms)}")
     return 0

@@ -18,7 +18,7 @@ from jaxcls.commands.options import parse
 from jaxcls.distributed.job import JobOptions
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
-from jaxcls.system.output import table
+from jaxcls.system.output import say, table
 from jaxcls.system.paths import expand_home
 
 if TYPE_CHECKING:
@@ -159,7 +159,7 @@ def _add_folder(folder: str, found: _Found) -> None:
             f"image {folder!r}: there is no image in this folder" + (f" ({why})" if why else "")
         )
     for kind in left_out:
-        print(f"{printable(folder)}: not used: {kind}", file=sys.stderr)
+        say(f"{printable(folder)}: not used: {kind}", sys.stderr)
     found.paths.extend(os.path.join(folder, file) for file in listing.files)
     found.unreadable.extend(unreadable)
 
@@ -187,8 +187,8 @@ def _print_table(predictions: Sequence[Prediction]) -> None:
     rows = [["image", "class", "probability"]]
     for path, best, _ in predictions:
         for rank, (_, name, probability) in enumerate(best):
-            rows.append(["" if rank else printable(path), name, f"{probability:10.2%}"])
-    print(table(rows))
+            rows.append(["" if rank else path, name, f"{probability:10.2%}"])
+    say(table(rows))
 
 
 def _print_json(predictions: Sequence[Prediction]) -> None:
@@ -197,7 +197,7 @@ def _print_json(predictions: Sequence[Prediction]) -> None:
         | ({} if error is None else {"error": error})
         for path, best, error in predictions
     ]
-    print(json.dumps(entries))
+    say(json.dumps(entries))
 
 
 def _print_csv(predictions: Sequence[Prediction]) -> None:

@@ -7,6 +7,7 @@ import tyro
 
 from jaxcls.commands.common import is_config, load_file_or_run
 from jaxcls.commands.options import parse
+from jaxcls.system.output import say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,5 +29,5 @@ def run(arguments: list[str]) -> int:
         source, data_dir = data.source, data.data_dir if data_dir is None else data_dir
     from jaxcls.data.sources import prepare_source
 
-    print(prepare_source(source, data_dir))
+    say(prepare_source(source, data_dir))
     return 0

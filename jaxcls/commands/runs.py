@@ -21,7 +21,7 @@ from jaxcls.runs.directory import RunError, RunState, recorded_config, recorded_
 from jaxcls.runs.reporter import metric_columns, read_metrics
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
-from jaxcls.system.output import table
+from jaxcls.system.output import say, table
 from jaxcls.system.paths import RunPath, is_url, run_path
 
 SILENT_SECONDS = 600  # a run that has not ended is presumed dead after this time without a sign
@@ -82,14 +82,14 @@ def run(arguments: list[str]) -> int:
         problem = "there is no run in it" if is_there else "there is no such folder"
         raise UserError(f"{options.folder!r}: {problem}; give a folder of runs")
     different = differences([summary.config for summary in summaries])
-    print(_describe(summaries, different))
+    say(_describe(summaries, different))
     for summary in summaries:
         if summary.state == "failed":
-            print(f"{summary.name} failed: {summary.why}")
+            say(f"{summary.name} failed: {summary.why}")
         elif summary.state == "stopped" and not summary.step:
-            print(f"{summary.name} stopped before its first step; nothing is saved")
+            say(f"{summary.name} stopped before its first step; nothing is saved")
     if options.json:
-        print(json.dumps({"runs": _as_json(summaries, different)}))
+        say(json.dumps({"runs": _as_json(summaries, different)}))
     return 0
 
 
@@ -100,7 +100,7 @@ def summarize_all(folder: RunPath) -> Iterator[Summary]:
         try:
             yield summarize(run, name=printable(name))
         except (RunError, OSError, ValueError, csv.Error) as error:
-            print(f"the table is without {run}: {error}", file=sys.stderr)
+            say(f"the table is without {printable(run)}: {error}", sys.stderr)
 
 
 def find_runs(folder: RunPath) -> Iterator[RunPath]:
@@ -119,7 +119,7 @@ def find_runs(folder: RunPath) -> Iterator[RunPath]:
         try:
             yield from find_runs(inner)
         except OSError as error:
-            print(f"the table is without {inner}: {error.strerror}", file=sys.stderr)
+            say(f"the table is without {printable(inner)}: {error.strerror}", sys.stderr)
 
 
 def _is_run(folder: RunPath) -> bool:
@@ -215,11 +215,11 @@ def _print_differences(folder: str, names: tuple[str, str], *, as_json: bool) ->
     different = differences([recorded_config(run) for run in runs])
     if different:
         rows = [[field, *map(value_text, values)] for field, values in different.items()]
-        print(table([["field", *map(printable, names)], *rows]))
+        say(table([["field", *names], *rows]))
     else:
-        print("the two runs have the same config")
+        say("the two runs have the same config")
     if as_json:
-        print(json.dumps({"diff": different}))
+        say(json.dumps({"diff": different}))
     return 0
 
 

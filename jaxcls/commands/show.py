@@ -22,6 +22,7 @@ from jaxcls.config.decoding import MAX_INT, nearest
 from jaxcls.system.caches import set_library_caches
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
+from jaxcls.system.output import say
 from jaxcls.system.shell import command, path_word
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class ShowRun:
 def run(arguments: list[str]) -> int:
     """Runs `jaxcls show WHAT …`; returns the exit status."""
     if arguments[:1] in (["-h"], ["--help"]):
-        print(USAGE, end="")
+        say(USAGE.rstrip("\n"))
         return 0
     known = ", ".join(PICTURES)
     if not arguments:
@@ -168,7 +169,7 @@ def _save(figure: "Figure", output: Path) -> int:
     from jaxcls.pictures.plots import save_figure
 
     save_figure(figure, output)
-    print(f"wrote {printable(output)}")
+    say(f"wrote {printable(output)}")
     return 0
 
 
@@ -265,7 +266,7 @@ def _confusion(classifier: "ImageClassifier", options: ShowRun) -> "tuple[np.nda
 
 
 def _leave_out(what: str, why: str) -> None:
-    print(f"the picture is without {what}: {why}", file=sys.stderr)
+    say(f"the picture is without {what}: {why}", sys.stderr)
 
 
 PICTURES: dict[str, Callable[[list[str]], int]] = {

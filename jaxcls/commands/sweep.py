@@ -24,7 +24,8 @@ from jaxcls.config.diff import differences, short_names, value_text
 from jaxcls.distributed.job import EXIT_FAILED, EXIT_USER_ERROR, JobOptions
 from jaxcls.system.early_signals import EXIT_STOPPED, stop_signals
 from jaxcls.system.errors import UserError
-from jaxcls.system.output import table
+from jaxcls.system.file_names import printable
+from jaxcls.system.output import say, table
 from jaxcls.system.paths import run_path
 from jaxcls.system.shell import command, path_word
 
@@ -165,28 +166,28 @@ def _train_all(
         for number, (variation, done) in enumerate(zip(variations, finished, strict=True)):
             place = f"[{number + 1}/{len(variations)}] {variation.name}"
             if done:
-                print(f"{place}: finished, in {variation.workdir}", flush=True)
+                say(f"{place}: finished, in {printable(variation.workdir)}")
                 continue
-            print(f"{place}: training in {variation.workdir}", flush=True)
+            say(f"{place}: training in {printable(variation.workdir)}")
             status = child.run([*train_one, str(number)])
             if status == EXIT_STOPPED or child.stopped:
-                print(
+                say(
                     f"the sweep was stopped at {variation.name}; the same command resumes it",
-                    file=sys.stderr,
+                    sys.stderr,
                 )
                 return EXIT_STOPPED
             mistakes += status == EXIT_USER_ERROR
             if status:
                 failed.append(f"{variation.name} ({_status_text(status)})")
     if failed:
-        print(
+        say(
             f"{len(failed)} of {len(variations)} variations failed: {', '.join(failed)}; the same "
             f"command tries them again",
-            file=sys.stderr,
+            sys.stderr,
         )
         return EXIT_USER_ERROR if mistakes == len(variations) else EXIT_FAILED
-    print("all variations are finished; compare them with:")
-    print(f"  {command('runs', path_word(variations[0].workdir.rpartition('/')[0]))}")
+    say("all variations are finished; compare them with:")
+    say(f"  {command('runs', path_word(variations[0].workdir.rpartition('/')[0]))}")
     return 0
 
 
@@ -235,7 +236,7 @@ def _print_list(variations: Sequence[Variation]) -> None:
     for number, variation in enumerate(variations):
         values = (value_text(row[number]) for row in different.values())
         rows.append([str(number), variation.name, *values])
-    print(table(rows))
+    say(table(rows))
 
 
 def _require_different(names: Sequence[str], configs: Sequence[Config]) -> None:

@@ -12,6 +12,8 @@ from jaxcls.commands.options import parse
 from jaxcls.config import Config
 from jaxcls.distributed.job import JobOptions
 from jaxcls.system.early_signals import EXIT_STOPPED, ignore_signals
+from jaxcls.system.file_names import printable
+from jaxcls.system.output import say
 from jaxcls.system.paths import run_path
 from jaxcls.system.shell import command, path_word
 
@@ -62,13 +64,13 @@ def report_outcome(outcome: "Outcome", workdir: str) -> int:
 
     if outcome.stopped_by:
         ignore_signals()
-        print(
+        say(
             f"stopped by {outcome.stopped_by} after step {outcome.step} of {outcome.num_steps}, "
             f"which is saved; the same command resumes the run",
-            file=sys.stderr,
+            sys.stderr,
         )
         return EXIT_STOPPED
     if is_main_process():
-        print(f"the run is in {workdir}; evaluate it with:")
-        print(f"  {command('evaluate', path_word(workdir))}")
+        say(f"the run is in {printable(workdir)}; evaluate it with:")
+        say(f"  {command('evaluate', path_word(workdir))}")
     return 0

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jaxcls.system.early_signals import EXIT_STOPPED, ignore_signals, stop_signals
 from jaxcls.system.errors import UserError, one_line
+from jaxcls.system.output import say
 
 if TYPE_CHECKING:
     from jax._src.clusters import ClusterEnv
@@ -235,7 +236,7 @@ def leave(status: int) -> int:
         news = ["process 0, through which all processes communicate, is gone"]
     if news:
         text = "; ".join([f"process {process} ends with status {status}", *news])
-        print(f"jaxcls: {text}", file=sys.stderr)
+        say(f"jaxcls: {text}", sys.stderr)
     if process == 0:  # it serves the connections of the others, which are about to end
         time.sleep(1)
     _exit(status)

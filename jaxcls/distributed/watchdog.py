@@ -18,6 +18,7 @@ import jax
 
 from jaxcls.distributed.agree import client, is_main_process, num_processes, process_id
 from jaxcls.distributed.job import EXIT_FAILED, end_now
+from jaxcls.system.output import say
 
 GONE_SECONDS = 60.0  # less than the 100 s after which JAX itself aborts with an unclear message
 FAILED_SECONDS = 10.0  # time for the others to fail with their own error
@@ -216,7 +217,7 @@ class Watchdog:
             else:
                 problem = verdict(self._seen, now, stuck_after=self._stuck_after)
             if problem and not self._exited.is_set():
-                print(f"jaxcls: {problem}", file=sys.stderr, flush=True)
+                say(f"jaxcls: {problem}", sys.stderr)
                 # Process 0 ends last: without it the others abort before they can say why.
                 if is_main_process() and self._exited.wait(2 * self._interval):
                     return

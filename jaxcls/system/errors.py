@@ -6,6 +6,8 @@ import sysconfig
 import textwrap
 from pathlib import Path
 
+from jaxcls.system.terminal_text import harmless
+
 # Errors of the operating system that concern a path, and what a user can do about them.
 _REMEDIES = {
     errno.EACCES: "change its permissions, or name another path",
@@ -37,8 +39,12 @@ class UserError(ValueError):
     """A mistake that the user can correct.
 
     The message names the field, file or record, the value found, and what to do. The command line
-    prints it and exits with status 2; users of the library can catch it as a `ValueError`.
+    prints it and exits with status 2; users of the library can catch it as a `ValueError`. It may
+    quote damaged or hostile files, so what would do something to a terminal is escaped.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(harmless(message))
 
 
 class DataError(UserError):

@@ -1,22 +1,23 @@
 """Names of folders and files: how they are compared, and how they are printed.
 
 On Linux a name may be any bytes. Python stores bytes that are not UTF-8 as lone surrogates: the
-file can be opened by such a name, but the name cannot be printed or drawn.
+file can be opened by such a name, but the name cannot be printed or drawn. Other names can be, but
+contain line breaks or escape sequences.
 """
 
 import os
 import unicodedata
 
 from jaxcls.system.errors import UserError
+from jaxcls.system.terminal_text import harmless
 
 
 def printable(name: str | os.PathLike[str]) -> str:
-    r"""The name as text that can be printed: bytes that are not UTF-8 become, say, \xe9."""
-    text = os.fspath(name)
-    try:
-        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:  # a surrogate that stands for no byte, which JSON may contain
-        return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    r"""The name as one line of text that does nothing to a terminal.
+
+    Bytes that are not UTF-8 become, say, \xe9, and control characters \n or \x1b.
+    """
+    return harmless(os.fspath(name), keep="")
 
 
 def composed(name: str) -> str:
@@ -28,8 +29,12 @@ def composed(name: str) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether a name can be printed, that is, whether all of its bytes are UTF-8."""
-    return printable(name) == name
+    """Whether all bytes of a name are UTF-8."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def require_text(name: str, *, what: str) -> None:

@@ -18,6 +18,8 @@ from typing import TextIO
 
 from jaxcls.system.early_signals import open_standard_files
 from jaxcls.system.errors import UserError
+from jaxcls.system.file_names import printable
+from jaxcls.system.terminal_text import harmless
 
 logger = logging.getLogger("jaxcls")
 
@@ -125,6 +127,26 @@ def protect_output() -> None:
             os.environ.setdefault(name, "1")
 
 
+def say(text: str, stream: TextIO | None = None) -> None:
+    """Prints a line or several, in which escape sequences and the like are made harmless.
+
+    Names of classes and files, and texts in the files of a run, may contain them. Commands print
+    with this function only.
+
+    Args:
+      text: the text, without the last line break.
+      stream: where to (None: standard output).
+    """
+    print(harmless(text), file=stream, flush=True)
+
+
+class HarmlessFormatter(logging.Formatter):
+    """Formats log records as `say` prints text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return harmless(super().format(record))
+
+
 def require_printed() -> None:
     """Checks that all output of a command was written, unless its reader left early.
 
@@ -150,9 +172,10 @@ def table(rows: Sequence[Sequence[str]], *, right: Collection[int] = ()) -> str:
     """Rows of cells as aligned columns; the first row is the header.
 
     Args:
-      rows: the cells; all rows have the same length.
+      rows: the cells; all rows have the same length. Line breaks in them are escaped.
       right: the columns, counted from 0, that are aligned to the right.
     """
+    rows = [list(map(printable, row)) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     aligned = (
         [

@@ -1,14 +1,18 @@
 import os
 import shlex
+import subprocess
 import sys
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
 from jaxcls.system.shell import command, path_word
+from jaxcls.system.terminal_text import harmless
 
 NAMES = ["runs/a", "my run", "it's", 'say "x"', "-x", "--top", "~x", "$HOME", "naïve/日本", "a\nb",
-         "gs://bucket/my run", "*", "a;b"]  # fmt: skip
+         "gs://bucket/my run", "*", "a;b", "$(touch x)", "`touch x`", "!!", "\x1b]0;x\x07",
+         "\x1bb'\\", "\x9b", "a\u202eb", "caf\udce9"]  # fmt: skip
 
 
 @pytest.fixture
@@ -29,7 +33,10 @@ def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shell_reads_the_words_back(name: str) -> None:
-    program, verb, word = shlex.split(command("evaluate", path_word(name)))
+    pasted = command("evaluate", path_word(name))
+    assert pasted == harmless(pasted)
+    words = subprocess.run(["bash", "-c", f"printf '%s\\0' {pasted}"], check=True, stdout=PIPE)
+    program, verb, word = os.fsdecode(words.stdout).removesuffix("\0").split("\0")
     assert (program, verb) == ("jaxcls", "evaluate")
     assert word == name or (word == f"./{name}" and name[0] in "-~")
     assert not word.startswith(("-", "~"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxcls.data.listing import LeftOut, Listing, describe_left_out, list_images
 from jaxcls.system.errors import DataError
-from jaxcls.system.file_names import composed, is_text, printable
+from jaxcls.system.file_names import composed, printable
 from jaxcls.system.output import warn_once
 
 logger = logging.getLogger("jaxcls")
@@ -27,7 +27,8 @@ class FolderLayout:
     """The splits and classes of a folder of photos.
 
     Their names are the names of the folders in Unicode form NFC, so train and test may come from
-    disks that store accents differently. Bytes that are not UTF-8 are written like \\xe9.
+    disks that store accents differently. Bytes that are not UTF-8 are written like \\xe9, and
+    control characters like \\n.
 
     Attributes:
       root: the folder.
@@ -117,11 +118,11 @@ def _check_names(root: Path, names: dict[tuple[str, ...], tuple[str, ...]]) -> N
                 f"names look the same ({found[-1]!r}) but are encoded differently "
                 f"({other[-1]!a}, {parts[-1]!a}); merge or rename them"
             )
-    unprintable = [parts[-1] for parts in names if not is_text(parts[-1])]
+    unprintable = [parts[-1] for parts in names if printable(parts[-1]) != parts[-1]]
     if unprintable:
         warn_once(
-            f"{printable(root)}: names of folders that are not UTF-8 ({len(unprintable):,}) are "
-            f"written with the codes of their bytes, for example '{_name(unprintable[0])}'"
+            f"{printable(root)}: names of folders that are not UTF-8, or have control characters "
+            f"({len(unprintable):,}), are written with codes, for example '{_name(unprintable[0])}'"
         )
 
 

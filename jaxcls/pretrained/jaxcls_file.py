@@ -1,5 +1,6 @@
 """jaxcls's own weights files: safetensors with jaxcls's names, and a `WeightsInfo` as metadata."""
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.numpy import save
 from jaxcls.config.decoding import ConfigError, decode_fields, encode_fields
 from jaxcls.models.weights_info import WeightsError, WeightsInfo
 from jaxcls.pretrained.files import WeightsFile
+from jaxcls.system.file_names import printable
 from jaxcls.system.json_text import parse_json
 from jaxcls.system.paths import local_path
 from jaxcls.system.whole_files import write_whole
@@ -70,4 +72,6 @@ def stored_info(file: WeightsFile) -> WeightsInfo | None:
         raise WeightsError(f"{where}: {error}; convert the weights again") from error
     except TypeError as error:  # a field without a default is missing
         raise WeightsError(f"{where} is damaged ({error}); convert the weights again") from error
-    return info
+    if info.class_names is None:
+        return info
+    return dataclasses.replace(info, class_names=tuple(map(printable, info.class_names)))

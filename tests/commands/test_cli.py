@@ -171,6 +171,7 @@ def test_help_does_not_wait_for_jax(tmp_path: Path) -> None:
 def test_the_console_script_ends_with_the_status_of_main(monkeypatch: pytest.MonkeyPatch) -> None:
     (script,) = importlib.metadata.entry_points(group="console_scripts", name="jaxcls")
     monkeypatch.setattr("jaxcls.__main__.end_on_signals", lambda: None)  # it lasts to the end
+    monkeypatch.setattr("jaxcls.distributed.job.end_with", sys.exit)  # it ends this process, too
     monkeypatch.setattr("sys.argv", ["jaxcls", "trian"])
     with pytest.raises(SystemExit) as ended:
         script.load()()

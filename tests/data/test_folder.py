@@ -306,7 +306,16 @@ def test_classes_whose_names_are_not_utf8_go_by_text(make_photos, caplog):
         assert source.class_counts()[1] == count
         assert source[0].image
     (line,) = [record.getMessage() for record in caplog.records]
-    assert line.endswith(r"codes of their bytes, for example 'caf\xe9'")
+    assert line.endswith(r"written with codes, for example 'caf\xe9'")
+
+
+def test_classes_whose_names_would_move_a_terminal_go_by_codes(make_photos):
+    root = make_photos({"train/\x1b]0;x\x07": 1, "train/a\nb": 1})
+    source = opened(root, "train")
+    assert set(source.class_names) == {r"\x1b]0;x\x07", r"a\nb"}
+    assert source[0].image
+    root = make_photos({"train/a\nb": 1, r"train/a\nb": 1})
+    fails(r"two folders whose names look the same \('a\\\\nb'\)", root)
 
 
 def test_a_folder_whose_own_name_is_not_utf8(make_photos, tmp_path):

@@ -28,6 +28,9 @@ EXIT_USER_ERROR = 2
 END_SECONDS = 10.0  # for threads that are still busy when the program ends
 FAREWELL_SECONDS = 10.0
 MAX_JOIN_TIMEOUT = 1_000_000  # seconds
+# JAX ends all processes without a name of the lost one, after half of this at the earliest: later
+# than the watchdog, which needs a minute (GONE_SECONDS).
+HEARTBEAT_SECONDS = 240
 SHUTDOWN_SECONDS = 60  # from the end of the first process to the end of the last one
 
 COMPILER = "jaxcls-compiler"  # the thread that compiles ahead
@@ -154,6 +157,7 @@ def join(options: JobOptions, *, stops: bool) -> None:
             place.local_device_ids,
             cluster_detection_method="deactivate",
             initialization_timeout=options.join_timeout + 60,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:  # includes JaxRuntimeError

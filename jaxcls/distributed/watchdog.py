@@ -20,7 +20,7 @@ from jaxcls.distributed.agree import client, is_main_process, num_processes, pro
 from jaxcls.distributed.job import EXIT_FAILED, end_now
 from jaxcls.system.output import say
 
-GONE_SECONDS = 60.0  # less than the 100 s after which JAX itself aborts with an unclear message
+GONE_SECONDS = 60.0  # long before JAX itself aborts with an unclear message: HEARTBEAT_SECONDS / 2
 FAILED_SECONDS = 10.0  # time for the others to fail with their own error
 STARTING, COMPILING = "starting", "compiling"  # the two phases in which programs are compiled
 COMPILE_PATIENCE = 6  # compiling may take this many times as long as anything else

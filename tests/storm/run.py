@@ -19,13 +19,9 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # for tests/ports.py
 
-from faults import disks, files, inputs, jobs, kills, signals
+from faults import FAULTS, can_mount
 from faults.fault import Fault
 from trial import LostError, Storm, Trial
-
-FAULTS: dict[str, Fault] = (
-    kills.FAULTS | files.FAULTS | disks.FAULTS | signals.FAULTS | jobs.FAULTS | inputs.FAULTS
-)
 
 
 def main() -> int:
@@ -90,7 +86,7 @@ def run_trial(storm: Storm, name: str, number: int, *, seed: int) -> str | None:
 
 def missing(fault: Fault, storm: Storm) -> str:
     """What this machine lacks for a fault; empty if it lacks nothing."""
-    have = {"": True, "compiler": storm.library is not None, "root": disks.can_mount()}
+    have = {"": True, "compiler": storm.library is not None, "root": can_mount()}
     return "" if have[fault.needs] else f"needs {fault.needs}"
 
 

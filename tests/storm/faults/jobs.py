@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Sequence
 
 from trial import ONE, STATUS_STOPPED, TWO, Process, Shape, Trial, require
 
@@ -20,6 +21,11 @@ def peer_killed(trial: Trial) -> None:
 def peer_stopped(trial: Trial) -> None:
     """One process is stopped as a whole; the other ends soon, and names it."""
     _lose(trial, signal.SIGSTOP)
+
+
+def peer_stopped_by_default(trial: Trial) -> None:
+    """As `peer_stopped`, with the default times: the watchdog speaks before JAX aborts."""
+    _lose(trial, signal.SIGSTOP, options=(), within=100)
 
 
 def peer_killed_in_a_save(trial: Trial) -> None:
@@ -89,8 +95,14 @@ def on_other_processes(trial: Trial) -> None:
     trial.require_like_twin()
 
 
-def _lose(trial: Trial, number: signal.Signals) -> None:
-    processes = trial.start(*_STUCK)
+def _lose(
+    trial: Trial,
+    number: signal.Signals,
+    *,
+    options: Sequence[str] = _STUCK,
+    within: float = 60,
+) -> None:
+    processes = trial.start(*options)
     lost = trial.chance.randrange(2)
     if trial.chance.random() < 0.7:
         processes[0].wait_until(lambda: processes[0].says("took the first step"))
@@ -101,12 +113,12 @@ def _lose(trial: Trial, number: signal.Signals) -> None:
         lost = 2  # too late
     else:
         processes[lost].send(number)
-    _named(processes, lost)
+    _named(processes, lost, within=within)
     trial.finish()
     trial.require_twin()
 
 
-def _named(processes: list[Process], lost: int) -> None:
+def _named(processes: list[Process], lost: int, *, within: float = 60) -> None:
     """The other process ends soon with a status other than 0, and names the one that is lost."""
     if lost == 2:
         for process in processes:
@@ -114,11 +126,13 @@ def _named(processes: list[Process], lost: int) -> None:
         return
     other = processes[1 - lost]
     try:
-        status = other.wait(within=60)
+        status = other.wait(within=within)
     finally:
         processes[lost].kill()
     if status == 0:  # it had nothing left to do with the other
         return
+    if lost == 0 and status == _JAX_ABORTS and other.says("leader task"):
+        return  # JAX ends a process at once whose coordinator is killed, and says so
     require(status in (1, STATUS_STOPPED), f"{other.output}: status {status}")
     require(other.says(f"process {lost}"), f"{other.output} does not name process {lost}")
 
@@ -126,6 +140,7 @@ def _named(processes: list[Process], lost: int) -> None:
 FAULTS = {
     "peer-killed": Fault(inject=peer_killed, trials=20, shape=TWO),
     "peer-stopped": Fault(inject=peer_stopped, trials=20, shape=TWO),
+    "peer-stopped-by-default": Fault(inject=peer_stopped_by_default, trials=4, shape=TWO),
     "peer-killed-in-a-save": Fault(inject=peer_killed_in_a_save, trials=20, shape=TWO),
     "both-killed": Fault(inject=both_killed, trials=20, shape=TWO),
     "late-at-restore": Fault(inject=late_at_restore, trials=10, shape=TWO),

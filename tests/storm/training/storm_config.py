@@ -11,7 +11,7 @@ from jaxcls.config.augment import RandomCrop
 def get_config() -> Config:
     return Config(
         model=ModelConfig(name="storm_network:Network"),
-        data=DataConfig(source="digits", batch_size=32, image_size=8, canvas_size=8),
+        data=DataConfig(source="digits", batch_size=32, image_size=8, canvas_size=8, prefetch=1),
         augment=(RandomCrop(),),
         optimizer=OptimizerConfig(
             learning_rate=0.05, options={"momentum": 0.9}, weight_decay=1e-4, ema_decay=0.9

@@ -1,0 +1,92 @@
+"""A few trials of the storm, and that a trial sees what does not survive."""
+
+import json
+import random
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from faults import FAULTS
+from run import missing, run_trial
+from trial import ONE, STEPS, LostError, Storm, Trial, end_of
+
+# Those that start one process only; `python tests/storm/run.py` tries all.
+FEW = (
+    "kill-in-a-save",
+    "kill-at-a-call",
+    "bit-flip",
+    "file-missing",
+    "run-file-damaged",
+    "disk-full-in-a-save",
+    "disk-full-for-a-while",
+    "run-moved-away",
+    "signal-while-it-trains",
+)
+
+
+@pytest.fixture(scope="module")
+def storm(tmp_path_factory: pytest.TempPathFactory) -> Storm:
+    return Storm(tmp_path_factory.mktemp("storm"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FEW)
+def test_a_fault_is_survived(storm: Storm, name: str) -> None:
+    if lacks := missing(FAULTS[name], storm):
+        pytest.skip(lacks)
+    assert run_trial(storm, name, 0, seed=0) is None
+
+
+def _change_an_array(run: Path) -> None:
+    """Exchanges the last checkpoint for another one."""
+    shutil.rmtree(run / "checkpoints" / str(STEPS))
+    shutil.copytree(run / "checkpoints" / str(STEPS - 4), run / "checkpoints" / str(STEPS))
+
+
+def _drop_a_row(run: Path) -> None:
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:5] + lines[6:]))
+
+
+def _repeat_a_row(run: Path) -> None:
+    lines = (run / "metrics.csv").read_text().splitlines(keepends=True)
+    (run / "metrics.csv").write_text("".join(lines[:5] + lines[4:]))
+
+
+def _leave_a_file(run: Path) -> None:
+    (run / "checkpoints" / "12.orbax-checkpoint-tmp").mkdir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [
+        (_change_an_array, "differs from the twin's"),
+        (_drop_a_row, "rows are missing"),
+        (_repeat_a_row, "repeats steps"),
+        (_leave_a_file, "left behind"),
+    ],
+)
+def test_a_trial_sees_what_is_lost(
+    storm: Storm, tmp_path: Path, spoil: Callable[[Path], None], problem: str
+) -> None:
+    trial = Trial(storm, tmp_path / "trial", random.Random(0))
+    shutil.copytree(storm.twin(ONE), trial.run)
+    trial.require_twin()
+    spoil(trial.run)
+    with pytest.raises(LostError, match=problem):
+        trial.require_twin()
+
+
+@pytest.mark.slow
+def test_a_run_begins_where_it_is_told(storm: Storm, tmp_path: Path) -> None:
+    trial = Trial(storm, tmp_path / "trial", random.Random(0))
+    trial.begin_at(12)
+    assert trial.saved_steps() == [4, 8, 12]
+    index = json.loads((trial.run / "checkpoints" / "verified.json").read_text())
+    assert index == {"steps": [4, 8, 12]}
+    arrays = end_of(storm.twin(ONE)).arrays
+    assert {"step", "params/conv/kernel", "ema/params/conv/kernel"} <= arrays.keys()
+    assert all(isinstance(array, np.ndarray) for array in arrays.values())

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from jaxcls.distributed import watchdog
+from jaxcls.distributed.job import HEARTBEAT_SECONDS
 from jaxcls.distributed.watchdog import (
     FAILED_SECONDS,
     GONE_SECONDS,
@@ -113,6 +114,11 @@ def test_a_message_without_news_is_heard_but_no_move() -> None:
     assert (stale.moved_at, stale.heard_at) == (NOW, NOW + 7)
     moved = stale.update(Progress(moves=6, step=4, phase="reading data", beat=2), NOW + 11)
     assert (moved.moved_at, moved.heard_at) == (NOW + 11, NOW + 11)
+
+
+def test_the_watchdog_is_before_jax() -> None:
+    """JAX aborts once a process has sent no sign for a while, half of which may have passed."""
+    assert HEARTBEAT_SECONDS / 2 >= GONE_SECONDS + 30
 
 
 def test_a_process_alone_says_once_that_it_is_stuck(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,6 +1,7 @@
 """kill -9 at any moment: while a process saves, prunes, starts, compiles or keeps a program."""
 
 import signal
+import time
 
 from trial import Disturbance, Trial, require
 
@@ -71,8 +72,6 @@ def _kill_at(trial: Trial, where: Disturbance) -> None:
 
 
 def _pause(trial: Trial, most: float) -> None:
-    import time
-
     time.sleep(trial.chance.uniform(0, most))
 
 

@@ -1,0 +1,90 @@
+"""What shows only after a long time, or between two starts: leaks, damaged caches, other clocks."""
+
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+from trial import ONE, STATUS_STOPPED, Process, Shape, Trial, require
+
+from faults.fault import Fault
+
+_LONG = ("--num-steps", "10000", "--eval-every-steps", "500", "--log-every-steps", "100")
+_MOST_GROWTH = 1.10  # of the memory, from a fifth of the steps on
+
+
+def ten_thousand_steps(trial: Trial) -> None:
+    """Memory, threads and open files stay the same over 10,000 steps and 20 evaluations."""
+    process = trial.start_one(*_LONG, "--checkpoint.every-steps", "500")
+    require(process.wait_until(lambda: process.says("step 2000/10000")), "it ended too soon")
+    before = _resources(process)
+    require(process.wait_until(lambda: process.says("step 9500/10000")), "it ended too soon")
+    after = _resources(process)
+    require(process.wait() == 0, "it failed")
+    for name, least in before.items():
+        grown = after[name] / least
+        require(grown <= _MOST_GROWTH, f"{name}: {least} became {after[name]}")
+    trial.require_tidy()
+
+
+def compile_cache_damaged(trial: Trial) -> None:
+    """Programs in the compile cache are damaged or exchanged: compiled again, the same result."""
+    cache = trial.folder / "cache"
+    shutil.copytree(trial.storm.folder / "cache", cache)
+    programs = sorted(path for path in (cache / "jaxcls" / "compiled").iterdir() if path.is_file())
+    require(programs, "no program was kept")
+    kind = trial.chance.choice(("flip", "cut", "exchange"))
+    if kind == "exchange":
+        order = trial.chance.sample(programs, len(programs))
+        contents = [path.read_bytes() for path in order]
+        for path, content in zip(programs, contents, strict=True):
+            path.write_bytes(content)
+    for path in programs if kind != "exchange" else ():
+        data = bytearray(path.read_bytes())
+        data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
+        path.write_bytes(data if kind == "flip" else data[: len(data) // 2])
+    trial.finish(variables={"XDG_CACHE_HOME": str(cache)})
+    trial.require_twin()
+
+
+def other_state_layout(trial: Trial) -> None:
+    """A run goes on with its state split in another way, and with other workers, and back."""
+    trial.begin_at(8)
+    layouts = ("replicated", "zero1", "fsdp")
+    for layout in trial.chance.sample(layouts, 2):
+        shape = Shape(devices=trial.chance.choice((1, 2, 4)), workers=trial.chance.choice((0, 1)))
+        (process,) = trial.start("--parallel.state", layout, shape=shape)
+        process.wait_until(lambda p=process: p.says("took the first step"))
+        process.send(signal.SIGTERM)
+        require(process.wait() in (0, STATUS_STOPPED), f"{layout}: {process.output}")
+    trial.finish(shape=ONE)
+    trial.require_like_twin()
+
+
+def clock_set_back(trial: Trial) -> None:
+    """Files of the run are from the future, as after a clock was set back."""
+    trial.begin_at(12)
+    later = time.time() + trial.chance.choice((3600, 10 * 365 * 86_400))
+    for path in [trial.run, *trial.run.rglob("*")]:
+        os.utime(path, (later, later))
+    trial.finish()
+    trial.require_twin()
+
+
+def _resources(process: Process) -> dict[str, int]:
+    folder = Path(f"/proc/{process.pid}")
+    status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+    return {
+        "memory": int(status["VmRSS"].split()[0]),
+        "threads": int(status["Threads"]),
+        "files": len(list((folder / "fd").iterdir())),
+    }
+
+
+FAULTS = {
+    "ten-thousand-steps": Fault(inject=ten_thousand_steps, trials=2),
+    "compile-cache-damaged": Fault(inject=compile_cache_damaged, trials=20),
+    "other-state-layout": Fault(inject=other_state_layout, trials=10),
+    "clock-set-back": Fault(inject=clock_set_back, trials=4),
+}

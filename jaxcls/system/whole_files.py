@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import fsspec.core
 
 from jaxcls.system.paths import RunPath, is_url
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}")  # `_random_name_beside`, `require_shared`
 
 
 @contextlib.contextmanager
@@ -92,6 +95,20 @@ def try_writing(path: RunPath) -> None:
             trial.unlink(missing_ok=True)
         raise
     trial.unlink()
+
+
+def delete_leftovers(folder: RunPath) -> None:
+    """Deletes the temporary files of processes that were killed. None may be writing there.
+
+    What cannot be deleted stays. A bucket has no temporary files.
+    """
+    if is_url(folder):
+        return
+    with contextlib.suppress(OSError):  # of a folder that does not exist, above all
+        for path in Path(folder).iterdir():
+            if _TEMPORARY.fullmatch(path.name):
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def _random_name_beside[P: RunPath](path: P) -> P:

@@ -44,6 +44,7 @@ from jaxcls.runs.reporter import QuietReporter, Reporter
 from jaxcls.system.early_signals import EXIT_STOPPED, work_is_done
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.system.paths import RunPath, run_path
+from jaxcls.system.whole_files import delete_leftovers
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.compiled_steps import CompiledSteps
 from jaxcls.training.evaluation import make_evaluator
@@ -125,6 +126,7 @@ def train(
         #    content of the data, which may take long.
         claim = stack.enter_context(Claim(run, on_taken_over=_stop_this_process))
         stop.before_leaving = lambda: _leave_run(run, claim, stop)
+        by_main_process(lambda: _delete_leftovers(run))
         require_same(experiment.facts())
         require_shared(run)
         data = verify_data(experiment, run, allow_changes=allow_changes, watchdog=watchdog)
@@ -429,6 +431,11 @@ def _leave_run(run: RunPath, claim: Claim, stop: StopSignals) -> None:
     claim.require_here()
     record_early_stop(run, stop.received or "a signal")
     claim.release()
+
+
+def _delete_leftovers(run: RunPath) -> None:
+    for folder in (run, checkpoint_dir(run)):
+        delete_leftovers(folder)
 
 
 def _check_profile(run: RunPath, steps: int) -> None:

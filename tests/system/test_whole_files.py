@@ -1,10 +1,18 @@
 """Files that appear completely or not at all."""
 
+import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 
-from jaxcls.system.whole_files import create_whole, replacing, try_writing, write_whole
+from jaxcls.system.whole_files import (
+    create_whole,
+    delete_leftovers,
+    replacing,
+    try_writing,
+    write_whole,
+)
 
 
 def names(folder: Path) -> list[str]:
@@ -59,3 +67,24 @@ def test_a_trial_leaves_nothing_and_names_what_fails(tmp_path: Path) -> None:
     assert names(tmp_path) == []
     with pytest.raises(FileNotFoundError):
         try_writing(tmp_path / "gone/a")
+
+
+def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    process = multiprocessing.get_context("fork").Process(
+        target=_die_while_writing, args=[tmp_path]
+    )
+    process.start()
+    process.join()
+    kept = [".hidden", ".name.txt", "a.0123abcd", ".git"]
+    for name in kept:
+        (tmp_path / name).write_text("")
+    assert len(names(tmp_path)) == len(kept) + 1
+    delete_leftovers(tmp_path)
+    assert names(tmp_path) == sorted(kept)
+    delete_leftovers(tmp_path / "missing")
+
+
+def _die_while_writing(folder: Path) -> None:
+    with replacing(folder / "verified.json") as temporary:
+        temporary.write_text("{")
+        os._exit(9)

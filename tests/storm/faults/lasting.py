@@ -30,6 +30,7 @@ def ten_thousand_steps(trial: Trial) -> None:
 
 def compile_cache_damaged(trial: Trial) -> None:
     """Programs in the compile cache are damaged or exchanged: compiled again, the same result."""
+    trial.storm.twin(ONE)  # has filled the cache
     cache = trial.folder / "cache"
     shutil.copytree(trial.storm.folder / "cache", cache)
     programs = sorted(path for path in (cache / "jaxcls" / "compiled").iterdir() if path.is_file())

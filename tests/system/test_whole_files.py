@@ -1,7 +1,7 @@
 """Files that appear completely or not at all."""
 
-import multiprocessing
-import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -82,9 +82,3 @@ def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path: Path) 
     delete_leftovers(tmp_path)
     assert names(tmp_path) == sorted(kept)
     delete_leftovers(tmp_path / "missing")
-
-
-def _die_while_writing(folder: Path) -> None:
-    with replacing(folder / "verified.json") as temporary:
-        temporary.write_text("{")
-        os._exit(9)

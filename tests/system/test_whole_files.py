@@ -70,11 +70,15 @@ def test_a_trial_leaves_nothing_and_names_what_fails(tmp_path: Path) -> None:
 
 
 def test_what_a_killed_process_left_is_deleted_and_nothing_else(tmp_path: Path) -> None:
-    process = multiprocessing.get_context("fork").Process(
-        target=_die_while_writing, args=[tmp_path]
-    )
-    process.start()
-    process.join()
+    program = f"""
+import os
+from pathlib import Path
+from jaxcls.system.whole_files import replacing
+with replacing(Path({str(tmp_path / "verified.json")!r})) as temporary:
+    temporary.write_text("{{")
+    os._exit(9)
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
     kept = [".hidden", ".name.txt", "a.0123abcd", ".git"]
     for name in kept:
         (tmp_path / name).write_text("")

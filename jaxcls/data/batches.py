@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("jaxcls")
 
-MAX_KILLED = 3  # workers in a row, without a batch between them
+MAX_KILLED = 3  # times in a row that workers may be killed, without a batch between
 _WORKER_ENDED = re.compile(r"exit code -?\d+")  # in grain's error
 
 
@@ -157,7 +157,7 @@ def _run(
 ) -> HostBatches:
     """Yields `count` batches (None: without end) from `start`, made by threads or workers ahead.
 
-    If a worker is killed, new ones go on at the next batch; a batch depends on its number only.
+    If a worker is killed, new ones go on at the same batch; a batch depends on its number only.
 
     Raises:
       DataError: workers are killed again and again.

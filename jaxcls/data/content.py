@@ -81,6 +81,7 @@ def _read(path: StoredFile) -> tuple[str, int]:
                 size += len(piece)
     except Exception as error:  # errors of a bucket have many types
         raise DataError(
-            f"data.verify: '{printable(path)}' cannot be read ({one_line(error)}); restore it"
+            f"data.verify: '{printable(path)}' cannot be read ({one_line(error)}); "
+            f"make it readable, restore it, or turn data.verify off"
         ) from error
     return digest.hexdigest(), size

@@ -97,8 +97,16 @@ def shared_errors() -> Iterator[None]:
             raise JobError(f"process {process}: {text}")
 
 
-def require_same(facts: Mapping[str, Any]) -> None:
+def require_same(
+    facts: Mapping[str, Any],
+    *,
+    remedy: str = "start all of them with the same command, files and versions",
+) -> None:
     """Checks that `facts`, values by name, are the same in all processes.
+
+    Args:
+      facts: the values, which must be JSON.
+      remedy: what the user can do if they differ.
 
     Raises:
       JobError: one differs; the message names it, and its value in two processes.
@@ -110,6 +118,5 @@ def require_same(facts: Mapping[str, Any]) -> None:
             if other.get(name) != theirs[0].get(name):
                 raise JobError(
                     f"the processes of this job differ in {name}: {theirs[0].get(name)} in process "
-                    f"0, {other.get(name)} in process {process}; start all of them with the same "
-                    f"command, files and versions"
+                    f"0, {other.get(name)} in process {process}; {remedy}"
                 )

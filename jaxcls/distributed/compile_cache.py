@@ -62,10 +62,18 @@ def keep_compiled(run: str | None = None) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         private = is_private(folder)
     except OSError as error:
-        logger.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
+        logger.warning(
+            "compiled programs are not kept, so every start compiles again: %s: %s; make the folder "
+            "writable, or set JAX_COMPILATION_CACHE_DIR",
+            folder,
+            error.strerror,
+        )
         return
     if not private:
-        logger.warning("compiled programs are not kept: other users may write to %s", folder)
+        logger.warning(
+            "compiled programs are not kept: other users may write to %s; run chmod 700 on it",
+            folder,
+        )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", MAX_BYTES)
@@ -99,7 +107,9 @@ class CheckedPrograms:
         except IsADirectoryError:
             entry = b""
         except Exception as error:  # errors of a bucket have many types
-            warn_once(f"cannot read the compiled program {path} ({one_line(error)})")
+            warn_once(
+                f"cannot read the compiled program {path} ({one_line(error)}); it is compiled again"
+            )
             return None
         digest, content = entry[:_DIGEST_BYTES], entry[_DIGEST_BYTES:]
         if digest != _digest(key, content):

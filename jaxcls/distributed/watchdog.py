@@ -20,7 +20,7 @@ from jaxcls.distributed.agree import client, is_main_process, num_processes, pro
 from jaxcls.distributed.job import EXIT_FAILED, end_now
 from jaxcls.system.output import say
 
-GONE_SECONDS = 60.0  # long before JAX itself aborts with an unclear message: HEARTBEAT_SECONDS / 2
+GONE_SECONDS = 60.0  # JAX itself aborts, with an unclear message, after 120 s or more
 FAILED_SECONDS = 10.0  # time for the others to fail with their own error
 STARTING, COMPILING = "starting", "compiling"  # the two phases in which programs are compiled
 COMPILE_PATIENCE = 6  # compiling may take this many times as long as anything else
@@ -172,7 +172,8 @@ class Watchdog:
             intervals += 1
             if intervals == math.ceil(patience / self._interval):
                 logger.warning(
-                    "no progress for %.0f s at %s; a disk, the network or a device may hang",
+                    "no progress for %.0f s at %s; a disk, the network or a device may "
+                    "hang (it goes on waiting; a signal ends it)",
                     patience,
                     _where(phase),
                 )
@@ -221,4 +222,9 @@ class Watchdog:
                 # Process 0 ends last: without it the others abort before they can say why.
                 if is_main_process() and self._exited.wait(2 * self._interval):
                     return
-                end_now(EXIT_FAILED, f"jaxcls: process {process_id()} ends")
+                end_now(
+                    EXIT_FAILED,
+                    f"jaxcls: process {process_id()} ends, because a job needs all its processes; "
+                    f"look at the log and the machine of the one that is named, and start the job "
+                    f"again to resume",
+                )

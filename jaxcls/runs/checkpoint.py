@@ -382,6 +382,8 @@ class Checkpoints:
             raise self._damaged(step, f"cannot read {_RECORD_FILE}: {error!r}") from error
         if _checksum(record) != checksum:
             raise self._damaged(step, f"{_RECORD_FILE} is damaged: its checksum is wrong")
+        if not _is_record(record):  # with a good checksum, somebody has made it
+            raise self._damaged(step, f"{_RECORD_FILE} is not one that a training writes")
         if record["step"] != step:
             raise self._damaged(step, f"it contains step {record['step']}")
         return record
@@ -450,7 +452,10 @@ class Checkpoints:
             return self._not_written(step, error)
         problem = self._read_back(step, record)
         if problem and not self._folder(step).exists():
-            return f"checkpoint {self._folder(step)} is gone: it was moved, deleted or unmounted"
+            return (
+                f"checkpoint {self._folder(step)} is gone: it was moved, deleted or unmounted; bring "
+                f"the run's directory back to this path"
+            )
         return problem and (
             f"checkpoint {self._folder(step)} is damaged: {problem}; it was renamed to "
             f"{step}.damaged; older ones are kept; check the disk"
@@ -463,7 +468,10 @@ class Checkpoints:
             try:
                 act()
             except Exception as error:  # errors of a bucket have many types
-                return f"cannot write checkpoints to {self.directory}: {error}"
+                return (
+                    f"cannot write checkpoints to {self.directory}: {error}; check the disk's "
+                    f"space and permissions"
+                )
         return None
 
     def _set_aside(self, step: int, why: str) -> None:
@@ -518,6 +526,26 @@ def _make_record(
         return json.loads(json.dumps(record, allow_nan=False))
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"step {step}: metadata and metric must be JSON: {error}") from error
+
+
+def _is_record(record: Any) -> bool:
+    """Whether JSON has the form that `_make_record` returns."""
+    match record:
+        case {
+            "step": int(),
+            "metric": None | int() | float(),
+            "metadata": dict(),
+            "arrays": dict(),
+        }:
+            return all(_is_fingerprint(array) for array in record["arrays"].values())
+    return False
+
+
+def _is_fingerprint(array: Any) -> bool:
+    match array:
+        case {"shape": [*sizes], "dtype": str(), "digest": str()}:
+            return all(type(size) is int and size >= 0 for size in sizes)
+    return False
 
 
 def _checksum(record: Any) -> str:

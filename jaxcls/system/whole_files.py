@@ -12,7 +12,8 @@ import fsspec.core
 
 from jaxcls.system.paths import RunPath, is_url
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}")  # `_random_name_beside`, `require_shared`
+# The names that `_random_name_beside` and `require_shared` (jaxcls/runs/directory.py) make.
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}")
 
 
 @contextlib.contextmanager
@@ -98,9 +99,9 @@ def try_writing(path: RunPath) -> None:
 
 
 def delete_leftovers(folder: RunPath) -> None:
-    """Deletes the temporary files of processes that were killed. None may be writing there.
+    """Deletes the temporary files of processes that were killed. No process may be writing there.
 
-    What cannot be deleted stays. A bucket has no temporary files.
+    Temporary folders, and what cannot be deleted, stay. A bucket has no temporary files.
     """
     if is_url(folder):
         return

@@ -40,7 +40,8 @@ def restore_or_initialize(
     if training.plan.num_steps not in saved:
         steps.start_compiling(max(saved, default=0))
     if checkpoints.any_saved():
-        # The count of skipped steps: `on_non_finite` may change when a run resumes.
+        # Only a run with `on_non_finite="skip"` has a count of skipped steps, and the field may
+        # change between starts.
         restored = checkpoints.restore(training.abstract_state(), optional={"skipped"})
         beginning = Beginning(
             state=restored.state, step=restored.step, evaluated=restored.metric is not None
@@ -49,6 +50,9 @@ def restore_or_initialize(
         with shared_errors():
             values, message = make_initial_values(training.config, training.model, source)
         beginning = Beginning(state=training.init(values), step=0, message=message)
-    # A shared disk may show old listings.
-    require_same({"the step to resume from": beginning.step})
+    # A shared disk may show one process an old listing, so that it finds another checkpoint.
+    require_same(
+        {"the step to resume from": beginning.step},
+        remedy="the shared disk may have shown an old listing; start the job again",
+    )
     return beginning

@@ -38,7 +38,7 @@ class Saver:
           top1: the accuracy of this step's evaluation, if it was evaluated.
 
         Raises:
-          CheckpointError: this and the saves before it have failed, `MAX_FAILURES` in all.
+          CheckpointError: the last `MAX_FAILURES` saves have failed.
           TakenOverError: another training has claimed the run.
         """
         self.require_claim()
@@ -56,8 +56,8 @@ class Saver:
           step: the last step that the state has taken.
           state: the state after it.
           meter: tells whether the state is finite.
-          logged: whether the metrics of this step were read. Several processes agree only then,
-            because that takes time.
+          logged: whether the metrics of this step were read. Several processes agree only at such
+            steps, because agreeing takes time.
 
         Raises:
           DivergedError: a metric since the last read of `meter` is not finite.
@@ -67,7 +67,7 @@ class Saver:
             return
         if self._checkpoints.failed():
             self._settle()
-        if self._saved is None and self._failures % 2:  # the first try of an interval
+        if self._saved is None and self._has_second_try():
             meter.fetch()
             self.save(step, state)
 
@@ -112,13 +112,21 @@ class Saver:
         except CheckpointError as error:
             self._note_failure(error)
         else:
-            self._failures = 0 if verified is not None else self._failures
+            if verified is not None:
+                self._failures = 0
 
     def _note_failure(self, error: CheckpointError) -> None:
         self._saved = None
         self._failures += 1
         if self._failures >= MAX_FAILURES:
-            raise error
-        first = self._failures % 2
-        then = "the current state is saved instead" if first else "the next save tries again"
+            raise CheckpointError(
+                f"{error}; the training ends, because save after save has failed; the same "
+                f"command resumes from the newest checkpoint"
+            ) from error
+        now = self._has_second_try()
+        then = "the current state is saved instead" if now else "the next save tries again"
         logger.warning("%s; the training continues, and %s", error, then)
+
+    def _has_second_try(self) -> bool:
+        """Whether the last failure was the first one of its interval."""
+        return self._failures % 2 == 1

@@ -71,17 +71,24 @@ def verify_data(
     with shared_errors():
         content = _read(experiment, watchdog)
         recorded = recorded_digests(run)
-        changes = describe_changes(recorded or content.digests, content.digests)
+        changes = [] if recorded is None else describe_changes(recorded, content.digests)
         if changes and not allow_changes:
             raise RunError(
-                f"run {str(run)!r} recorded other content of its data; changed:\n  "
+                f"the data have changed since run {str(run)!r} recorded them:\n  "
                 + "\n  ".join(changes)
-                + "\nrestore these files, use another --workdir, or --allow-changes to resume with "
-                "the data as they are now"
+                + "\nmake the data as they were, use another --workdir, or give --allow-changes to "
+                "resume with the data as they are now"
             )
-    require_same({"the content of the data": digest_of_all(content.digests)})
+    require_same(
+        {"the content of the data": digest_of_all(content.digests)},
+        remedy="compare the folders of the data on these machines, with sha256sum for example",
+    )
     if recorded is not None:
-        found = "their content has changed" if changes else f"their content is that of {RECORD}"
+        found = (
+            f"their content has changed; {RECORD} has the new digests from now on"
+            if changes
+            else f"their content is that of {RECORD}"
+        )
     elif experiment.recorded is not None:
         found = f"the run had no digests to compare; they are in {RECORD} from now on"
     else:

@@ -126,7 +126,8 @@ def test_a_process_alone_says_once_that_it_is_stuck(caplog: pytest.LogCaptureFix
         dog.note_progress(3, "saving")
         time.sleep(0.6)
         assert caplog.messages == [
-            "no progress for 0 s at step 3 (saving); a disk, the network or a device may hang"
+            "no progress for 0 s at step 3 (saving); a disk, the network or a device may hang (it "
+            "goes on waiting; a signal ends it)"
         ]
         dog.note_progress(3, "evaluating")
         time.sleep(0.4)

@@ -53,9 +53,9 @@ def main() -> int:
                 print(f"FAILED {name} {number}: {problem}", flush=True)
             elif sum(done.values()) % 20 == 0:
                 print(f"{sum(done.values())} trials", flush=True)
-    print("\n| fault | trials | survived |\n|---|---|---|")
+    print("\n| fault | trials | survived | not tried, because it |\n|---|---|---|---|")
     for name in wanted:
-        print(f"| {name} | {done[name]} | {done[name] - len(failed[name])} | {notes[name]}")
+        print(f"| {name} | {done[name]} | {done[name] - len(failed[name])} | {notes[name]} |")
     minutes = (time.monotonic() - started) / 60
     count, lost = sum(done.values()), sum(map(len, failed.values()))
     print(f"\n{count} trials of {len(wanted)} kinds, {lost} failed, {minutes:.0f} minutes")
@@ -80,6 +80,8 @@ def run_trial(storm: Storm, name: str, number: int, *, seed: int) -> str | None:
         fault.inject(trial)
     except LostError as error:
         return str(error)
+    except Exception as error:  # of the trial itself; the others go on
+        return f"the trial failed: {error!r}"
     shutil.rmtree(trial.folder)
     return None
 
@@ -91,7 +93,7 @@ def missing(fault: Fault, storm: Storm) -> str:
 
 
 def _order(options: argparse.Namespace, notes: dict[str, str]) -> Iterator[tuple[str, int]]:
-    """The trials: a few of each kind first, so that a storm cut short has tried all kinds."""
+    """The trials: one of each kind in turn, so that a storm cut short has tried all kinds."""
     counts = {
         name: options.trials or FAULTS[name].trials for name, note in notes.items() if not note
     }

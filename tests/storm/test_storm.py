@@ -12,7 +12,7 @@ from faults import FAULTS
 from run import missing, run_trial
 from trial import ONE, STEPS, LostError, Storm, Trial, end_of
 
-# Those that start one process only; `python tests/storm/run.py` tries all.
+# A few quick kinds; `python tests/storm/run.py` tries all.
 FEW = (
     "kill-in-a-save",
     "kill-at-a-call",

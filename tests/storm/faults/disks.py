@@ -38,7 +38,7 @@ def disk_full_for_a_while(trial: Trial) -> None:
     )
     process = trial.start_one(disturbance=disturbed)
     status = process.wait(within=_SECONDS)
-    require(status == 0, f"calls {first} to {first + times}: status {status}")
+    require(status == 0, f"calls {first} to {first + times - 1}: status {status}")
     trial.require_twin()
 
 

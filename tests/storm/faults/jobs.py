@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Sequence
 
-from trial import ONE, STATUS_STOPPED, TWO, Process, Shape, Trial, require
+from trial import ONE, STATUS_MISTAKE, STATUS_STOPPED, TWO, Process, Shape, Trial, require
 
 from faults.fault import Fault
 
@@ -75,7 +75,7 @@ def one_is_missing(trial: Trial) -> None:
     missing = trial.chance.randrange(2)
     processes[missing].kill()
     status = processes[1 - missing].wait(within=60)
-    require(status == 2, f"status {status}")
+    require(status == STATUS_MISTAKE, f"status {status}")
     require(processes[1 - missing].says("jaxcls: "), "no message")
     trial.finish()
     trial.require_twin()

@@ -11,11 +11,11 @@ from trial import ONE, STATUS_STOPPED, Process, Shape, Trial, require
 from faults.fault import Fault
 
 _LONG = ("--num-steps", "10000", "--eval-every-steps", "500", "--log-every-steps", "100")
-_MOST_GROWTH = 1.10  # of the memory, from a fifth of the steps on
+_MOST_GROWTH = 1.10  # of memory, threads and open files after a fifth of the steps
 
 
 def ten_thousand_steps(trial: Trial) -> None:
-    """Memory, threads and open files stay the same over 10,000 steps and 20 evaluations."""
+    """Memory, threads and open files hardly grow over 10,000 steps and 20 evaluations."""
     process = trial.start_one(*_LONG, "--checkpoint.every-steps", "500")
     require(process.wait_until(lambda: process.says("step 2000/10000")), "it ended too soon")
     before = _resources(process)

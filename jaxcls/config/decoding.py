@@ -7,6 +7,7 @@ Errors name the field by its dotted path.
 import contextlib
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import types
@@ -91,7 +92,7 @@ def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
         raise ConfigError(
             f"{prefix.rstrip('.')}: expected a group of fields, got {kind_of(values)}"
         )
-    hints = typing.get_type_hints(schema, include_extras=True)
+    hints = _type_hints(schema)
     for name in values:
         if name not in hints:
             known = [prefix + field for field in hints]
@@ -106,6 +107,11 @@ def decode_fields(schema: type, values: Any, *, prefix: str) -> Any:
     return schema(**decoded)
 
 
+@functools.cache
+def _type_hints(schema: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(schema, include_extras=True)
+
+
 def _decode_choice(options: tuple[type, ...], value: Any, *, field: str) -> Any:
     """Decodes into the one of several dataclasses that the value names with `op`."""
     if isinstance(value, type):
@@ -114,7 +120,7 @@ def _decode_choice(options: tuple[type, ...], value: Any, *, field: str) -> Any:
         raise ConfigError(f"{field}: expected a group of fields with {TAG!r}, got {kind_of(value)}")
     by_name = {option.__name__: option for option in options}
     name = value[TAG]
-    if name not in by_name:
+    if not isinstance(name, str) or name not in by_name:
         raise ConfigError(
             f"{field}: unknown {TAG} {name!r}{nearest(str(name), by_name)}; "
             f"known: {', '.join(by_name)}"
@@ -242,7 +248,7 @@ def largest(value: float) -> float:
 
 def leaves(schema: type, *, prefix: str) -> Iterator[tuple[str, Any]]:
     """Yields the dotted name and the type hint of each field that is not a group of fields."""
-    for name, hint in typing.get_type_hints(schema, include_extras=True).items():
+    for name, hint in _type_hints(schema).items():
         if dataclasses.is_dataclass(hint):
             yield from leaves(typing.cast(type, hint), prefix=f"{prefix}{name}.")
         else:

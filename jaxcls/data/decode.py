@@ -21,7 +21,7 @@ import simplejpeg
 from jaxcls.data import bmp, png
 from jaxcls.data.formats import format_of
 from jaxcls.data.orientation import jpeg_orientation, orientation, upright
-from jaxcls.system.errors import BrokenImageError
+from jaxcls.system.errors import BrokenImageError, DataError
 
 # A large JPEG is decoded at a fraction of its size, in little memory. Other formats are decoded
 # whole, with Pillow's own limit, which allows the largest scans.
@@ -63,6 +63,7 @@ _UNREADABLE = (
     EOFError,
     LookupError,
     TypeError,
+    AssertionError,  # Pillow's, of a palette that is missing
     struct.error,
     PIL.Image.DecompressionBombError,
 )
@@ -101,6 +102,7 @@ def decode_image(
     Raises:
       BrokenImageError: the data is not an image of a supported format, is damaged or incomplete, or
         has too many pixels.
+      DataError: the pixels do not fit into memory.
     """
     limit = max_pixels or (MAX_PIXELS if data[:2] == _JPEG else MAX_WHOLE_PIXELS)
     try:
@@ -114,7 +116,12 @@ def decode_image(
         return _decode_other(data, kind, background, limit)
     except _UNREADABLE as error:
         raise BrokenImageError(
-            f"{where}: the image cannot be decoded ({error}; {len(data)} bytes)"
+            f"{where}: the image cannot be decoded ({str(error) or repr(error)}; {len(data)} bytes)"
+        ) from error
+    except MemoryError as error:  # not a BrokenImageError: another machine may decode it
+        raise DataError(
+            f"{where}: the pixels of the image do not fit into memory ({len(data)} bytes when "
+            f"encoded); remove it, or lower data.max_pixels"
         ) from error
 
 

@@ -78,9 +78,24 @@ def _read(index: Path) -> tuple[datetime.datetime, Listing] | None:
             left_out={kind: LeftOut(**found) for kind, found in values["left_out"].items()},
             unreadable={},
         )
+        if not _is_listing(listing):
+            return None
         return datetime.datetime.fromisoformat(values["made"]), listing
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+
+
+def _is_listing(listing: Listing) -> bool:
+    """Whether a list from a file is one that `list_images` can return."""
+    found = listing.left_out
+    texts = [*listing.folders, *listing.files, *(left.example for left in found.values())]
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    folders = {"", *listing.folders}
+    return all(isinstance(left.count, int) for left in found.values()) and all(
+        path.strip("/") == path != "" and path.rpartition("/")[0] in folders
+        for path in (*listing.folders, *listing.files)
+    )
 
 
 def _write(index: Path, made: datetime.datetime, listing: Listing) -> None:

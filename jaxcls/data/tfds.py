@@ -4,9 +4,10 @@ Reading needs ArrayRecord files only. Preparing (`jaxcls.data.tfds_prepare`) run
 code, which may download files and needs TensorFlow for some sets (the extra `prepare`).
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow_datasets as tfds
@@ -15,8 +16,9 @@ from etils import epath
 from jaxcls.config.decoding import nearest
 from jaxcls.data.source import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
-from jaxcls.data.tfds_folders import find_prepared
+from jaxcls.data.tfds_folders import find_prepared, open_builder
 from jaxcls.system.errors import DataError, one_line
+from jaxcls.system.file_names import printable
 from jaxcls.system.shell import command, path_word
 
 if TYPE_CHECKING:
@@ -114,39 +116,49 @@ def open_prepared(
       DataError: the folder is damaged or has no ArrayRecord files, there is no such split or
         feature, or it is not an image classification set.
     """
-    builder = _read_builder(folder, name=name)
-    features: Mapping[str, Any] = builder.info.features
-    image_key, label_key = _find_keys(features, builder.info.supervised_keys, keys, name=name)
-    parse_split(split, builder.info.splits, name=name, field=field)
-    _check_files(builder.info, name=name, split=split, folder=folder)
-    records = builder.as_data_source(split=split, decoders={image_key: tfds.decode.SkipDecoding()})
-    return TfdsSource(
-        name=name,
-        split=split,
-        class_names=tuple(features[label_key].names),
-        folder=os.fspath(folder),
-        shards=tuple(path.name for path in builder.info.splits[split].filepaths),
-        records=records,
-        image_key=image_key,
-        label_key=label_key,
-    )
+    with _reading(folder, name=name):
+        builder = _read_builder(folder, name=name)
+        features: Mapping[str, Any] = builder.info.features
+        image_key, label_key = _find_keys(features, builder.info.supervised_keys, keys, name=name)
+        parse_split(split, builder.info.splits, name=name, field=field)
+        _check_files(builder.info, name=name, split=split, folder=folder)
+        decoders = {image_key: tfds.decode.SkipDecoding()}
+        return TfdsSource(
+            name=name,
+            split=split,
+            class_names=tuple(map(printable, features[label_key].names)),
+            folder=os.fspath(folder),
+            shards=tuple(path.name for path in builder.info.splits[split].filepaths),
+            records=builder.as_data_source(split=split, decoders=decoders),
+            image_key=image_key,
+            label_key=label_key,
+        )
 
 
 def describe_prepared(folder: "os.PathLike[str]", *, name: str) -> str:
     """Returns a line for the user: the folder of a prepared set and the sizes of its splits."""
-    splits = _read_builder(folder, name=name).info.splits
-    return f"{name} is ready in {folder}: {describe_splits(splits)}"
+    with _reading(folder, name=name):
+        splits = _read_builder(folder, name=name).info.splits
+        return f"{name} is ready in {folder}: {describe_splits(splits)}"
 
 
-def _read_builder(folder: "os.PathLike[str]", *, name: str) -> Any:
-    """Returns the set's description and reader (Any, because TFDS's annotations are wrong)."""
+@contextlib.contextmanager
+def _reading(folder: "os.PathLike[str]", *, name: str) -> Iterator[None]:
+    """Turns the errors of a damaged set into a `DataError`."""
     try:
-        builder = tfds.builder_from_directory(folder)
-    except Exception as error:  # damaged JSON raises errors of protobuf, TFDS and the system
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # protobuf, TFDS and the system raise many types
         raise DataError(
             f"data.source: {folder} is not a complete TFDS folder ({one_line(error)}); "
             f"delete it and prepare {name} again"
         ) from error
+
+
+def _read_builder(folder: "os.PathLike[str]", *, name: str) -> Any:
+    """Returns the set's description and reader (Any, because TFDS's annotations are wrong)."""
+    builder = open_builder(folder)
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:
         root = epath.Path(folder).parents[len(name.split("/"))]

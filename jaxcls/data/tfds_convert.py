@@ -8,12 +8,12 @@ import os
 import struct
 from collections.abc import Iterator
 
-import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from jaxcls.data.full_disk import disk_is_full
-from jaxcls.system.errors import DataError
+from jaxcls.data.tfds_folders import open_builder
+from jaxcls.system.errors import DataError, one_line
 from jaxcls.system.json_text import parse_json
 from jaxcls.system.whole_files import replacing, write_whole
 
@@ -36,25 +36,20 @@ def convert_to_array_record(folder: epath.Path) -> None:
         others = info.get("alternativeFileFormats", [])
         if info["fileFormat"] != "tfrecord" or "array_record" in others:
             return
-        for split in tfds.builder_from_directory(folder).info.splits.values():
+        for split in open_builder(folder).info.splits.values():
             for path in split.filepaths:
                 _convert_file(path)
         info |= {"fileFormat": "array_record", "alternativeFileFormats": [*others, "tfrecord"]}
         write_whole(description, json.dumps(info, indent=2))
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        RuntimeError,
-    ) as error:  # ArrayRecord's are RuntimeErrors
+    except Exception as error:  # TFDS, protobuf and ArrayRecord raise many types
         if disk_is_full(error):
             raise DataError(
                 f"data.source: {folder} cannot be converted to ArrayRecord: the disk is full; free "
                 f"some space, then do the same again"
             ) from error
         raise DataError(
-            f"data.source: {folder} cannot be converted to ArrayRecord ({error}); fix that, or "
-            f"delete the folder and prepare it again"
+            f"data.source: {folder} cannot be converted to ArrayRecord ({one_line(error)}); fix "
+            f"that, or delete the folder and prepare it again"
         ) from error
 
 
@@ -72,9 +67,10 @@ def _convert_file(path: epath.Path) -> None:
 def _read_tfrecord(path: epath.Path) -> Iterator[bytes]:
     """Yields the records of a TFRecord file: length (uint64), checksum, content, checksum."""
     with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
         while header := file.read(12):
             length = struct.unpack("<Q", header[:8])[0] if len(header) == 12 else 0
-            content = file.read(length + 4)
-            if len(header) < 12 or len(content) < length + 4:
+            if len(header) < 12 or length + 4 > size - file.tell():
                 raise ValueError(f"{path} is cut off")
-            yield content[:-4]
+            yield file.read(length + 4)[:-4]

@@ -1,7 +1,10 @@
 """Where prepared sets of TensorFlow Datasets are, and how to prepare one that is missing."""
 
+import contextlib
 import os
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import tensorflow_datasets as tfds
 from etils import epath
@@ -51,6 +54,39 @@ def find_prepared(name: str, data_dir: str | None) -> epath.Path:
             f"(prepared: {', '.join(sorted(by_version))})"
         )
     return by_version[version or max(by_version, key=_version_key)]
+
+
+def open_builder(folder: "os.PathLike[str]") -> Any:
+    """Returns TFDS's description and reader of a prepared set.
+
+    TFDS would import the module of every class that features.json names, and so run it. Here a
+    class must be TFDS's own, or be imported already.
+
+    Raises:
+      Exception: the folder is damaged; TFDS, protobuf and the system raise many types.
+    """
+    with _no_new_features():
+        return tfds.builder_from_directory(folder)
+
+
+@contextlib.contextmanager
+def _no_new_features() -> Iterator[None]:
+    connector: Any = tfds.features.FeatureConnector
+    find = connector.cls_from_name
+
+    def find_known(name: str) -> Any:
+        if name not in connector._registered_features:
+            raise ValueError(
+                f"features.json names {name}, which is not a class of TFDS; import its module "
+                f"first, for example in the config file"
+            )
+        return find(name)
+
+    connector.cls_from_name = find_known
+    try:
+        yield
+    finally:
+        connector.cls_from_name = find
 
 
 def _prepared_folders(base: epath.Path) -> list[epath.Path]:

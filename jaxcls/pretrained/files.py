@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import io
 import string
 import struct
 import zipfile
@@ -14,7 +13,7 @@ import safetensors
 
 from jaxcls.config.decoding import nearest
 from jaxcls.models.weights_info import WeightsError
-from jaxcls.pretrained import pth
+from jaxcls.pretrained import hdf5, pth
 from jaxcls.pretrained.limits import (
     MAX_BYTES,
     RefusedError,
@@ -154,8 +153,6 @@ def _text(start: bytes) -> str | None:
 
 
 def _read_hdf5(path: Path) -> WeightsFile:
-    from jaxcls.pretrained import hdf5  # h5py loads slowly, and few files need it
-
     return WeightsFile(path, hdf5.read(path), {})
 
 
@@ -170,25 +167,7 @@ def _records(path: Path) -> list[str]:
 
 def _read_keras(path: Path) -> WeightsFile:
     """Reads the weights in a Keras archive (`.keras`), which stores them as an HDF5 file."""
-    from jaxcls.pretrained import hdf5
-
-    try:
-        with zipfile.ZipFile(path) as archive:
-            record = archive.getinfo(_KERAS_WEIGHTS)
-            if record.compress_type != zipfile.ZIP_STORED or record.file_size > path.stat().st_size:
-                raise WeightsError(
-                    f"{path}: its {_KERAS_WEIGHTS} is compressed, which Keras never does; unpack "
-                    "the archive and name that file"
-                )
-            content = io.BytesIO(archive.read(record))
-    except (zipfile.BadZipFile, ValueError, EOFError, RuntimeError, NotImplementedError) as error:
-        if isinstance(error, WeightsError):
-            raise
-        raise WeightsError(
-            f"{path}: the Keras archive is damaged or cut off ({excerpt(error, 200)}); "
-            "download it again"
-        ) from None
-    return WeightsFile(path, hdf5.read(path, content), {})
+    return WeightsFile(path, hdf5.read(path, _KERAS_WEIGHTS), {})
 
 
 def _shards(path: Path, start: bytes) -> list[Path] | None:
@@ -197,14 +176,12 @@ def _shards(path: Path, start: bytes) -> list[Path] | None:
         return None
     try:
         places = parse_json(path.read_bytes())["weight_map"].values()
-    except (ValueError, KeyError, AttributeError):
+    except (ValueError, KeyError, AttributeError, TypeError):
         return None
-    names = dict.fromkeys(
-        name for place in places for name in (place if isinstance(place, list) else [place])
-    )
-    if wrong := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+    names = [name for place in places for name in (place if isinstance(place, list) else [place])]
+    if wrong := [name for name in names if not _is_file_name(name)]:
         raise WeightsError(f"{path}: lists {excerpt(wrong[0])}, which is not a file beside it")
-    shards = [path.with_name(name) for name in names]
+    shards = [path.with_name(name) for name in dict.fromkeys(names)]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise WeightsError(
             f"{path}: lists {len(shards)} files of weights, but {len(missing)} of them "
@@ -212,6 +189,10 @@ def _shards(path: Path, start: bytes) -> list[Path] | None:
             f"{excerpt(missing[0])}; put all of them into {path.parent}"
         )
     return shards
+
+
+def _is_file_name(name: object) -> bool:
+    return isinstance(name, str) and name != "" and Path(name).name == name
 
 
 def _read_shards(path: Path, shards: list[Path], *, ema: bool) -> WeightsFile:

@@ -1,10 +1,11 @@
-"""Limits on what a weights file may declare, and safe handling of its texts and numbers."""
+"""Limits on what a weights file may declare, and safe handling of its texts and numbers.
+
+This module does not import jax, because the process that reads HDF5 files imports it.
+"""
 
 from pathlib import Path
 
 import numpy as np
-
-from jaxcls.models.weights_info import WeightsError
 
 MAX_BYTES = 16 * 2**30  # bytes of tensors; the largest EfficientNet has 0.5 GB
 MAX_GROWTH = 8  # times the file's size; half precision read as single precision needs 2
@@ -24,13 +25,13 @@ def check_total(path: Path, declared: int) -> None:
       declared: the bytes that its tensors need as arrays.
 
     Raises:
-      WeightsError: that is more than `MAX_BYTES`, or more than `MAX_GROWTH` times the file's size.
+      RefusedError: that is more than `MAX_BYTES`, or more than `MAX_GROWTH` times the file's size.
     """
     size = path.stat().st_size
     if declared > min(MAX_BYTES, max(ALWAYS_ALLOWED, MAX_GROWTH * size)):
-        raise WeightsError(
-            f"{path}: declares {declared} bytes of tensors in a file of "
-            f"{size} bytes, which cannot be a valid weights file"
+        raise RefusedError(
+            f"it declares {declared} bytes of tensors in a file of {size} bytes, which cannot be a "
+            f"valid weights file"
         )
 
 

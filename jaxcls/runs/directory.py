@@ -97,16 +97,31 @@ class RunInfo:
         }
 
     @classmethod
-    def from_json(cls, values: Any) -> "RunInfo":
-        config, class_names = decode(values["config"]), tuple(map(printable, values["class_names"]))
-        weights = values.get("weights")
-        return cls(
-            config=config,
-            class_names=class_names,
-            data=values.get("data"),
-            weights=weights and decode_fields(WeightsInfo, weights, prefix="weights."),
-            code=values.get("code"),
-        )
+    def from_json(cls, values: Any, *, where: object = RECORD) -> "RunInfo":
+        """Reads what `to_json` returned.
+
+        Args:
+          values: JSON, perhaps damaged.
+          where: the file that has it, for messages.
+
+        Raises:
+          RunError: the record is damaged or of another version.
+        """
+        try:
+            weights, data, code = (values.get(name) for name in ("weights", "data", "code"))
+            if not all(isinstance(text, str | None) for text in (data, code)):
+                raise TypeError("data and code must be texts")
+            return cls(
+                config=decode(values["config"]),
+                class_names=tuple(map(printable, values["class_names"])),
+                data=data,
+                weights=weights and decode_fields(WeightsInfo, weights, prefix="weights."),
+                code=code,
+            )
+        except ConfigError as error:
+            raise RunError(f"{where}: {error}; use another --workdir") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise RunError(f"{where} is damaged ({error}); use another --workdir") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -385,13 +400,12 @@ def recorded_info(run: RunPath) -> RunInfo | None:
     try:
         if not record.is_file():
             return None
-        return RunInfo.from_json(parse_json(record.read_text()))
+        values = parse_json(record.read_text())
     except OSError as error:
         raise not_readable(run, error) from error
-    except ConfigError as error:
-        raise RunError(f"{record}: {error}; use another --workdir") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise RunError(f"{record} is damaged ({error}); use another --workdir") from error
+    return RunInfo.from_json(values, where=record)
 
 
 def recorded_run(record: RunPath) -> RunPath | None:

@@ -42,7 +42,7 @@ def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
       UserError: there is no such run, no good checkpoint, or no such step.
     """
     with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
-        info = RunInfo.from_json(checkpoints.metadata(step))
+        info = _info(checkpoints, step)
         model = model_from_config(info.config, num_classes=len(info.class_names))
         warn_of_changed_code(info.config.model.name, info.code)
         template = eval_variables_template(
@@ -62,4 +62,9 @@ def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
 def read_run_info(run: str | Path, *, step: Step = "latest") -> RunInfo:
     """Reads the config and class names of a run at one step; raises as `restore_run`."""
     with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
-        return RunInfo.from_json(checkpoints.metadata(step))
+        return _info(checkpoints, step)
+
+
+def _info(checkpoints: Checkpoints, step: Step) -> RunInfo:
+    where = f"the record in checkpoint {step!r} of {checkpoints.directory}"
+    return RunInfo.from_json(checkpoints.metadata(step), where=where)

@@ -162,6 +162,7 @@ def encoded(entry: Any) -> Any:
             ["mean 'RandAugment'?", "Mix"],
         ),
         ({"op": 3}, "augment.1: unknown op 3", ["CenterCrop"]),
+        ({"op": {"CenterCrop": 1}}, "augment.1: unknown op {'CenterCrop': 1}", ["CenterCrop"]),
         ({"magnitude": 0.3}, "augment.1: expected a group of fields with 'op'", []),
         ("Mix", "augment.1: expected a group of fields with 'op', got 'Mix' (str)", []),
         ({"op": "Mix", "cutmx": 1}, "unknown field augment.1.cutmx", ["mean 'augment.1.cutmix'?"]),

@@ -67,6 +67,19 @@ def test_bit_depths_of_png():
     np.testing.assert_array_equal(decode_image(bits, where="it")[:, :, 2], (grey > 127) * 255)
 
 
+def test_an_image_beyond_memory_is_named_but_is_not_broken(monkeypatch):
+    """Otherwise one machine would skip an image that another one trains on."""
+    data = encode(photo(9, 7), "PNG")
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("jaxcls.data.decode._to_rgb", no_memory)
+    with pytest.raises(DataError, match=r"it: the pixels .* do not fit into memory") as caught:
+        decode_image(data, where="it")
+    assert not isinstance(caught.value, BrokenImageError)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 def test_a_file_is_known_by_its_content(kind, tmp_path):
     """Nothing but bytes is looked at: a PNG named .jpg is a PNG."""

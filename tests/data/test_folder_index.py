@@ -1,6 +1,7 @@
 """The list of a folder's images is never out of date, unless one asks for the last one."""
 
 import datetime
+import json
 import os
 import shutil
 import tarfile
@@ -13,6 +14,14 @@ from jaxcls.data.folder_index import index_folder
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source, prepare_source
 from jaxcls.system.caches import cache_dir
+
+LISTING = {
+    "made": "2026-11-30T00:00:00+00:00",
+    "folders": ["a", "b"],
+    "files": ["a/0000.png", "b/0002.png"],
+    "left_out": {"links": {"count": 1, "example": "x"}},
+    "unreadable": {},
+}
 
 
 def set_times(root, time=1_700_000_000):
@@ -116,7 +125,24 @@ def test_prepare_makes_the_list_anew(make_photos):
     assert len(index_folder(root, reuse=True).files) == 5
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"folders": {}}', '{"left_out": []}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "{", "[]", '{"folders": {}}', '{"left_out": []}'),
+        *(
+            json.dumps(LISTING | changes)
+            for changes in (
+                {"folders": ["a", "b", 3]},
+                {"folders": ["a"]},  # not all folders of the files
+                {"files": ["a/0000.png", "/etc/x.png"]},
+                {"files": ["a/0000.png", "../x.png"]},
+                {"files": ["a/0000.png", ""]},
+                {"left_out": {"links": {"count": "1", "example": "x"}}},
+                {"left_out": {"links": {"count": 1, "example": None}}},
+            )
+        ),
+    ],
+)
 def test_a_damaged_list_is_made_anew(make_photos, content):
     root = make_photos({"a": 2, "b": 2})
     expected = index_folder(root)
@@ -126,6 +152,8 @@ def test_a_damaged_list_is_made_anew(make_photos, content):
     index.write_text(content)
     assert index_folder(root, reuse=True) == expected
     assert folder_index._read(index)
+    index.write_text(json.dumps(LISTING))
+    assert index_folder(root, reuse=True).files == tuple(LISTING["files"])
 
 
 def test_a_list_that_cannot_be_kept_does_not_matter(make_photos, monkeypatch, tmp_path):

@@ -1,10 +1,12 @@
 """PNG files of every kind, written here from known samples, and read by OpenCV too."""
 
+import io
 import struct
 import zlib
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 from jaxcls.data.decode import decode_image
@@ -154,6 +156,16 @@ def test_a_chunk_that_is_cut_off(kind):
     place = data.index(kind) + 20
     with pytest.raises(BrokenImageError, match="cannot be decoded"):
         decode_image(data[:place], where="it")
+
+
+def test_a_palette_that_is_missing():
+    file = io.BytesIO()
+    PIL.Image.new("P", (3, 3)).save(file, "PNG")
+    start = file.getvalue().index(b"PLTE") - 4
+    end = start + 12 + int.from_bytes(file.getvalue()[start : start + 4])
+    data = file.getvalue()[:start] + file.getvalue()[end:]
+    with pytest.raises(BrokenImageError, match=r"it: the image cannot be decoded \(.+; \d+ bytes"):
+        decode_image(data, where="it")
 
 
 def test_what_follows_the_end_does_not_count():

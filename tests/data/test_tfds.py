@@ -2,6 +2,7 @@ import dataclasses
 import json
 import pickle
 import shutil
+import sys
 from pathlib import Path
 
 import cv2
@@ -171,6 +172,33 @@ def test_damaged_description(make_set, name, content):
     folder = make_set()
     (folder / name).unlink() if content is None else (folder / name).write_text(content)
     fails(rf"{folder} is not a complete TFDS folder.*prepare photos again", config(folder))
+
+
+def test_a_template_of_names_that_is_damaged(make_set):
+    folder = make_set()
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["splits"][0]["filepathTemplate"] = "{NOTHING}"
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    fails(rf"{folder} is not a complete TFDS folder", config(folder))
+
+
+@pytest.mark.parametrize("place", ["image", "label", ""])
+def test_a_set_cannot_name_code_to_import(make_set, place, monkeypatch, tmp_path):
+    folder = make_set()
+    (tmp_path / "evil_features.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = json.loads((folder / "features.json").read_text())
+    of = features["featuresDict"]["features"][place] if place else features
+    of["pythonClassName"] = "evil_features.Image"
+    (folder / "features.json").write_text(json.dumps(features))
+    fails(r"features.json names evil_features.Image, which is not a class of TFDS", config(folder))
+    assert "evil_features" not in sys.modules
+
+
+def test_class_names_that_would_move_a_terminal_go_by_codes(make_set):
+    label = tfds.features.ClassLabel(names=["cat\x1b[2J", "dog"])
+    source = open_source(config(make_set(features={"image": IMAGE, "label": label})), "train")
+    assert source.class_names == (r"cat\x1b[2J", "dog")
 
 
 def test_missing_file(make_set):

@@ -48,10 +48,18 @@ def test_training_converts_when_asked(tfrecord):
     assert len(open_source(config(tfrecord, prepare=True), "train")) == 10
 
 
-@pytest.mark.parametrize("left", [5, 40, -1])
+@pytest.mark.parametrize("content", ["null", "[]", '{"fileFormat": "tfrecord", "splits": 3}'])
+def test_a_damaged_description(tfrecord, content):
+    (tfrecord / "dataset_info.json").write_text(content)
+    with pytest.raises(DataError, match=f"{tfrecord} cannot be converted to ArrayRecord"):
+        open_source(config(tfrecord, prepare=True), "train")
+
+
+@pytest.mark.parametrize("left", [5, 40, -1, b"\xff" * 8, b"\0\0\0\0\0\0\0\x40"])
 def test_a_file_that_is_cut_short(tfrecord, left):
     (path,) = tfrecord.glob("*train*")
-    path.write_bytes(path.read_bytes()[:left])
+    data = path.read_bytes()
+    path.write_bytes(left + data[8:] if isinstance(left, bytes) else data[:left])
     with pytest.raises(
         DataError, match=r"cannot be converted to ArrayRecord \(.*is cut off\); fix"
     ):

@@ -20,7 +20,9 @@ import torch_files as tf
 from safetensors.numpy import save_file
 
 from jaxcls.models.weights_info import WeightsError
+from jaxcls.pretrained import hdf5, hdf5_process
 from jaxcls.pretrained.files import read_weights
+from jaxcls.pretrained.limits import RefusedError
 
 MATRIX = np.random.default_rng(0).standard_normal((6, 4)).astype("f4")
 
@@ -154,6 +156,10 @@ def test_reads_shards_of_any_format(tmp_path: Path) -> None:
         ({"a": "/etc/passwd"}, "lists /etc/passwd, which is not a file beside it"),
         ({"a": ".."}, "not beside it, such as"),
         ({"a": [3]}, "lists 3, which is not a file beside it"),
+        ({"a": {"one": 1}}, r"lists \{'one': 1\}, which is not a file beside it"),
+        ({"a": [["one"]]}, r"lists \['one'\], which is not a file beside it"),
+        ({"a": ""}, "lists , which is not a file beside it"),
+        ({"a": "one\0"}, r"not beside it, such as one\\x00"),
         ({"a": "w"}, "is another list of files, named in"),
         ({"a": "one", "b": "copy"}, "copy: has a, which another file of w has too"),
         ({}, "contains no tensors"),
@@ -228,9 +234,70 @@ def test_a_chunk_that_inflates_takes_no_memory(tmp_path: Path) -> None:
         parts = [packer.compress(bytes(2**20)) for _ in range(400)] + [packer.flush()]
         small.id.write_direct_chunk((0,), b"".join(parts))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with pytest.raises(WeightsError, match=r"w: data set a is compressed.*h5repack"):
-        read_weights(tmp_path / "w")
+    with pytest.raises(RefusedError, match=r"data set a is compressed.*h5repack"):
+        hdf5_process.read(tmp_path / "w")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak < 100_000  # kB
+
+
+@pytest.mark.parametrize(
+    ("code", "says"),
+    [
+        ("os.abort()", r"w: the HDF5 file is damaged or cut off \(libhdf5 ended by SIGABRT\)"),
+        ("os.kill(os.getpid(), signal.SIGXCPU)", "libhdf5 computes on it without end"),
+        ("pass", "its reader ended early"),
+        ("send(b'{}')", "its reader ended early"),
+        ("send(b'[[')", "its reader ended early"),
+        ("""send(b'{"arrays": [["a", "|O", [1]]]}')""", "its reader ended early"),
+        ("""send(b'{"arrays": [["a", "<f4", [3]]]}')""", "its reader ended early"),
+        ("""send(b'{"arrays": [["a", "<f4", [-1]]]}')""", "its reader ended early"),
+        (
+            """send(b'{"arrays": [["a", "<f4", [99999999999]]]}')""",
+            "it declares 399999999996 bytes",
+        ),
+        ("sys.stdout.buffer.write(b'\\xff' * 8)", "its reader ended early"),
+    ],
+)
+def test_a_reader_of_hdf5_that_crashes_or_lies_is_a_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, says: str
+) -> None:
+    """The process is as if a file had taken it over."""
+    (tmp_path / "evil.py").write_text(
+        "import os, signal, sys\n"
+        "def send(text):\n"
+        "    sys.stdout.buffer.write(len(text).to_bytes(8, 'little') + text)\n" + code
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(hdf5, "PROCESS", "evil")
+    with pytest.raises(WeightsError, match=says):
+        read_weights(write_hdf5(tmp_path / "w"))
+
+
+def test_the_reader_of_hdf5_is_limited_and_its_own_errors_are_bugs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_hdf5(tmp_path / "w")
+    code = f"""
+import resource, sys
+from pathlib import Path
+from jaxcls.pretrained import hdf5_process
+hdf5_process.main(Path({str(path)!r}))
+print(*(resource.getrlimit(what)[0] for what in (resource.RLIMIT_CPU, resource.RLIMIT_AS)),
+      file=sys.stderr)
+"""
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert told.stderr.split() == [b"20", str((4 << 30) + (64 << 20)).encode()]
+    monkeypatch.setattr(hdf5, "PROCESS", "no_such_module")
+    with pytest.raises(RuntimeError, match=r"status 1: .*No module named no_such_module"):
+        read_weights(path)
+
+
+def test_hdf5_is_read_with_what_this_process_can_import(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a folder that was added here is missed, nor the current one is imported from."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "h5py.py").write_text("raise SystemExit(7)")
+    assert read_weights(write_hdf5(tmp_path / "w")).tensors
 
 
 def test_only_hdf5_needs_h5py() -> None:
@@ -288,6 +355,13 @@ def write_safetensors(path: Path) -> Path:
     return path
 
 
+def read_hdf5_here(path: Path, record: str | None = None) -> dict[str, np.ndarray]:
+    try:
+        return hdf5_process.read(path, record)
+    except hdf5_process.DAMAGED as error:
+        raise WeightsError(f"{path}: {error}") from None
+
+
 def torch_content() -> dict[str, Any]:
     return {"state_dict": {"module.a": tf.whole("0", MATRIX), "module.b": tf.whole("1", MATRIX)}}
 
@@ -312,9 +386,13 @@ def test_refuses_half_a_file(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_damage_is_refused_or_harmless(tmp_path: Path, kind: str) -> None:
+def test_damage_is_refused_or_harmless(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = WRITERS[kind](tmp_path / "w")
     data, draw, outcomes = path.read_bytes(), random.Random(0), {"read": 0, "refused": 0}
+    if kind == "hdf5":  # without a process for each; tests/fuzz has many more mutations
+        monkeypatch.setattr(hdf5, "read", read_hdf5_here)
     peak, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     for _ in range(250):
         damaged = bytearray(data)

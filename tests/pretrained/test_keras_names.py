@@ -249,7 +249,7 @@ def test_an_archive_comes_back_and_a_damaged_one_is_refused(b0, tmp_path: Path) 
         read_weights(path)
     for packing, says in (
         (zipfile.ZIP_DEFLATED, "is compressed, which Keras never does"),
-        (zipfile.ZIP_STORED, "the HDF5 file is damaged"),
+        (zipfile.ZIP_STORED, "the Keras archive is damaged"),
     ):
         with zipfile.ZipFile(path, "w", packing) as archive:
             archive.writestr("model.weights.h5", b"\x89HDF" + bytes(1000))

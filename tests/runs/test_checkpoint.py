@@ -20,7 +20,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
+from jaxcls.runs.checkpoint import CheckpointError, Checkpoints, _checksum
 from jaxcls.runs.fingerprint import fingerprint, fingerprint_numpy
 
 METADATA = {"config": {"lr": 0.1, "sizes": [1, 2]}, "labels": ["cat", "dög"], "none": None}
@@ -66,10 +66,10 @@ def assert_equal(a: Any, b: Any) -> None:
         assert np.asarray(x).tobytes() == np.asarray(y).tobytes()
 
 
-def save_steps(directory: Path, *steps: int, keep_latest: int = 2) -> None:
+def save_steps(directory: Path, *steps: int, keep_latest: int = 2, **scores: float) -> None:
     with Checkpoints(directory, keep_latest=keep_latest) as checkpoints:
         for step in steps:
-            checkpoints.save(step, make_state(step), metadata=METADATA)
+            checkpoints.save(step, make_state(step), metadata=METADATA, **scores)
 
 
 def data_file(folder: Path) -> Path:
@@ -298,6 +298,39 @@ def test_damage_is_named_and_the_next_good_one_used(
         checkpoints.save(2, make_state(2), metadata=METADATA)  # the run continues and gets there
         assert_equal(checkpoints.restore(template_of(make_state())).state, make_state(2))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2", "verified.json"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.pop("step"),
+        lambda record: record.pop("metadata"),
+        lambda record: record.update(metric="0.5"),
+        lambda record: record.update(arrays=[1]),
+        lambda record: record["arrays"].update(x=3),
+        lambda record: record["arrays"].update(x={"shape": ["3"], "dtype": "f", "digest": ""}),
+        lambda record: record.update(step="2"),
+        None,
+    ],
+)
+def test_a_record_that_somebody_made_with_its_checksum_is_damaged(
+    tmp_path: Path, caplog: Any, change: Any
+) -> None:
+    save_steps(tmp_path, 1, 2, metric=0.5)
+    file = tmp_path / "2" / "_CHECKPOINT_METADATA"
+    content = json.loads(file.read_text())
+    record = content["custom_metadata"]["record"]
+    if change is None:
+        record = [record]
+    else:
+        change(record)
+    content["custom_metadata"] = {"record": record, "sha256": _checksum(record)}
+    file.write_text(json.dumps(content))
+    with Checkpoints(tmp_path) as checkpoints:
+        for which in ("latest", "best"):
+            assert checkpoints.restore(template_of(make_state()), which).step == 1
+            assert checkpoints.metadata(which) == METADATA
+    assert "_CHECKPOINT_METADATA is not one that a training writes" in caplog.text
 
 
 def test_a_damaged_index_does_no_harm(tmp_path: Path) -> None:

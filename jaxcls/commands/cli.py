@@ -23,7 +23,7 @@ from jaxcls.distributed.job import (
 )
 from jaxcls.system.early_signals import work_is_done
 from jaxcls.system.errors import UserError, mistake_behind, one_line
-from jaxcls.system.output import HarmlessFormatter, require_printed, say
+from jaxcls.system.output import PublicFormatter, require_printed, say
 from jaxcls.system.version import VERSION
 
 USAGE = """\
@@ -86,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def ending(arguments: Sequence[str]) -> Iterator[Ending]:
     """Turns a user's mistake inside the `with` into a message and status 2; then leaves the job."""
     handler = logging.StreamHandler()
-    handler.setFormatter(HarmlessFormatter("%(message)s"))
+    handler.setFormatter(PublicFormatter("%(message)s"))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
     end = Ending()
     try:

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import is_text, printable
+from jaxcls.system.terminal_text import masked
 
 MAX_INT = 2**31 - 1
 MAX_FLOAT = 3.4028234e38  # the largest float32
@@ -226,6 +227,11 @@ def _decode_scalar(kind: type, value: Any, bounds: Range | Pattern | None, *, fi
         raise ConfigError(
             f"{field}: '{printable(value)}' is not UTF-8; rename the file or folder, or use a link "
             f"to it"
+        )
+    if isinstance(value, str) and masked(value) != value:
+        raise ConfigError(
+            f"{field}: {value!r} has a password or token in it, which a run would record; leave it "
+            f"to the environment, or to the file of a login, of the program that needs it"
         )
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{field}: must be finite, got {value!r}")

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from jaxcls.system.early_signals import EXIT_STOPPED, ignore_signals, stop_signals
 from jaxcls.system.errors import UserError, one_line
 from jaxcls.system.output import say
+from jaxcls.system.terminal_text import public
 
 if TYPE_CHECKING:
     from jax._src.clusters import ClusterEnv
@@ -173,7 +174,7 @@ def join(options: JobOptions, *, stops: bool) -> None:
 def end_now(status: int, message: str) -> NoReturn:
     """Ends the process at once, from any thread."""
     try:
-        sys.stderr.write(f"{message}\n")
+        sys.stderr.write(f"{public(message)}\n")
     finally:
         _exit(status)
 

@@ -22,9 +22,9 @@ from jaxcls.runs.directory import RunError, TakenOverError
 from jaxcls.runs.trackers import TrackedRun, wanted_trackers
 from jaxcls.runs.trackers.background import Background
 from jaxcls.system.file_names import printable
-from jaxcls.system.output import HarmlessFormatter, drop_reason, may_draw, safe_stream, say
+from jaxcls.system.output import PublicFormatter, drop_reason, may_draw, safe_stream, say
 from jaxcls.system.paths import RunPath
-from jaxcls.system.terminal_text import harmless
+from jaxcls.system.terminal_text import public
 from jaxcls.system.whole_files import replacing
 
 logger = logging.getLogger("jaxcls")
@@ -123,7 +123,7 @@ class Reporter:
             self.say(text)
 
     def _console_line(self, text: str) -> None:
-        self._console.print(harmless(text), markup=False)
+        self._console.print(public(text), markup=False)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Records the training metrics of the steps up to and including `step`."""
@@ -246,7 +246,7 @@ class _LogFile(logging.FileHandler):
 
     def __init__(self, path: Path, report: Callable[[str], None]):
         super().__init__(path, encoding="utf-8", errors="backslashreplace", delay=True)
-        self.setFormatter(HarmlessFormatter("%(asctime)s %(message)s"))
+        self.setFormatter(PublicFormatter("%(asctime)s %(message)s"))
         self._path, self._report, self._reported = path, report, False
         logger.addHandler(self)
 

@@ -6,7 +6,7 @@ import sysconfig
 import textwrap
 from pathlib import Path
 
-from jaxcls.system.terminal_text import harmless
+from jaxcls.system.terminal_text import masked, public
 
 # Errors of the operating system that concern a path, and what a user can do about them.
 _REMEDIES = {
@@ -40,11 +40,11 @@ class UserError(ValueError):
 
     The message names the field, file or record, the value found, and what to do. The command line
     prints it and exits with status 2; users of the library can catch it as a `ValueError`. It may
-    quote damaged or hostile files, so what would do something to a terminal is escaped.
+    quote damaged or hostile files and errors of libraries, so it is made `public`.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(harmless(message))
+        super().__init__(public(message))
 
 
 class DataError(UserError):
@@ -109,9 +109,9 @@ def _folder_is_gone() -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The reason of an error on one line of at most 300 characters."""
+    """The reason of an error on one line of at most 300 characters, without secrets."""
     reason = getattr(error, "strerror", None) or str(error) or repr(error)
-    return textwrap.shorten(reason, 300, placeholder=" …")
+    return textwrap.shorten(masked(reason), 300, placeholder=" …")
 
 
 def shown(path: str | bytes | os.PathLike[str]) -> str:

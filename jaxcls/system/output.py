@@ -19,7 +19,7 @@ from typing import TextIO
 from jaxcls.system.early_signals import open_standard_files
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
-from jaxcls.system.terminal_text import harmless
+from jaxcls.system.terminal_text import public
 
 logger = logging.getLogger("jaxcls")
 
@@ -128,23 +128,23 @@ def protect_output() -> None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line or several, in which escape sequences and the like are made harmless.
+    """Prints a line or several, with what must not be printed escaped or masked.
 
-    Names of classes and files, and texts in the files of a run, may contain them. Commands print
-    with this function only.
+    Names of classes and files, texts in the files of a run, and addresses may contain that.
+    Commands print with this function only.
 
     Args:
       text: the text, without the last line break.
       stream: where to (None: standard output).
     """
-    print(harmless(text), file=stream, flush=True)
+    print(public(text), file=stream, flush=True)
 
 
-class HarmlessFormatter(logging.Formatter):
+class PublicFormatter(logging.Formatter):
     """Formats log records as `say` prints text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return harmless(super().format(record))
+        return public(super().format(record))
 
 
 def require_printed() -> None:

@@ -575,3 +575,19 @@ def test_every_field_has_a_text_for_the_help() -> None:
                 continue  # a group is explained by its class
             after = source.split(f"\n    {field.name}: ", 1)[1].split("\n", 1)[1].lstrip()
             assert after.startswith('"""'), field.name
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"data": {"data_dir": "https://me:pw@host/sets"}},
+        {"data": {"source": "folder:https://host/x?X-Amz-Signature=pw"}},
+        {"model": {"weights": "https://pw@host/w.safetensors"}},
+        {"optimizer": {"options": {"x": "gs://bucket/?token=pw"}}},
+    ],
+)
+def test_a_config_has_no_secrets_because_runs_record_it(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="has a password or token in it, which a run would") as e:
+        decode({"num_steps": 1, **config})
+    assert "***" in str(e.value)
+    assert "pw" not in str(e.value)

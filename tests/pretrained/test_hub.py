@@ -174,6 +174,18 @@ def test_half_a_file_is_never_left(hub: Hub, cache: Path) -> None:
     assert fetch_weights(PRESET).read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("status", [500, 401, 404])
+def test_a_password_in_the_address_of_the_hub_is_not_shown(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    scheme, _, rest = constants.ENDPOINT.partition("://")
+    point_at(f"{scheme}://me:hf_secret@{rest}", monkeypatch)
+    hub.status = status
+    with pytest.raises(WeightsError, match=r"\*\*\*@") as error:
+        fetch_weights(PRESET)
+    assert "hf_secret" not in str(error.value)
+
+
 def test_another_file_is_not_downloaded(hub: Hub, cache: Path) -> None:
     hub.etag = "ab" * 32
     with pytest.raises(WeightsError, match=f"has another .* now .sha256 {hub.etag}, not {DIGEST}"):

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 import jaxcls
-from jaxcls.system.errors import DataError, UserError
-from jaxcls.system.output import HarmlessFormatter, say, table
-from jaxcls.system.terminal_text import harmless
+from jaxcls.system.errors import DataError, UserError, one_line
+from jaxcls.system.output import PublicFormatter, say, table
+from jaxcls.system.terminal_text import harmless, masked, public
 
 TITLE = "\x1b]0;x\x07"
 HOSTILE = f"cat{TITLE}\x9b2J\u202e\ud800\x7f\r"
@@ -36,10 +36,43 @@ def test_commands_logs_tables_and_errors_are_harmless(capsys: pytest.CaptureFixt
     say(HOSTILE, sys.stderr)
     assert capsys.readouterr() == (SHOWN + "\n", SHOWN + "\n")
     record = logging.LogRecord("jaxcls", logging.WARNING, "", 0, "of %s", (HOSTILE,), None)
-    assert HarmlessFormatter("%(message)s").format(record) == f"of {SHOWN}"
+    assert PublicFormatter("%(message)s").format(record) == f"of {SHOWN}"
     assert table([["a", "b"], [HOSTILE, "x\ny"]]).splitlines()[1] == f"{SHOWN}  {r'x\ny'}"
     for error in (UserError(HOSTILE), pickle.loads(pickle.dumps(DataError(HOSTILE)))):
         assert str(error) == SHOWN
+
+
+SECRETS = {
+    "see https://user:p@ss%40word@host.org/a?b=c": "see https://***@host.org/a?b=c",
+    "git+https://TOKEN@host/x@main": "git+https://***@host/x@main",
+    "git+ssh://git@host/x": "git+ssh://git@host/x",
+    "ssh://me:pw@host": "ssh://***@host",
+    "http://u:p@proxy:3128 failed": "http://***@proxy:3128 failed",
+    "url: /r/x?token=abc&v=1 (Caused by": "url: /r/x?token=***&v=1 (Caused by",
+    "'https://h/o?X-Goog-Algorithm=A&X-Goog-Credential=me%2F1&X-Goog-Signature=0f&x=1'": (
+        "'https://h/o?X-Goog-Algorithm=A&X-Goog-Credential=***&X-Goog-Signature=***&x=1'"
+    ),
+    "https://h/o?AWSAccessKeyId=A&Signature=b%2B&Expires=1": (
+        "https://h/o?AWSAccessKeyId=***&Signature=***&Expires=1"
+    ),
+    "https://h/o?sv=2020&sig=a/b+c%3D&se=1)": "https://h/o?sv=2020&sig=***&se=1)",
+    "https://h/?Key-Pair-Id=K;password=x": "https://h/?Key-Pair-Id=***;password=***",
+    "{'authorization': 'Bearer ab.cd-ef_12'}": "{'authorization': 'Bearer ***'}",
+    "gs://bucket/runs/a@b and me@host.org, x?y=1": "gs://bucket/runs/a@b and me@host.org, x?y=1",
+    "basic steps: tokens=3 a/b?c": "basic steps: tokens=3 a/b?c",
+}
+
+
+@pytest.mark.parametrize("text", SECRETS)
+def test_secrets_of_addresses_are_masked(
+    text: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert masked(text) == masked(masked(text)) == SECRETS[text]
+    assert str(UserError(text)) == one_line(OSError(text)) == public(text) == SECRETS[text]
+    say(text)
+    assert capsys.readouterr().out == SECRETS[text] + "\n"
+    record = logging.LogRecord("jaxcls", logging.WARNING, "", 0, "of %s", (text,), None)
+    assert PublicFormatter("%(message)s").format(record) == f"of {SECRETS[text]}"
 
 
 def test_commands_print_with_say_only() -> None:
@@ -56,4 +89,4 @@ def test_commands_print_with_say_only() -> None:
 
 def _line_of_print() -> int:
     lines = Path(sys.modules[say.__module__].__file__ or "").read_text().splitlines()
-    return 1 + lines.index("    print(harmless(text), file=stream, flush=True)")
+    return 1 + lines.index("    print(public(text), file=stream, flush=True)")

@@ -63,7 +63,7 @@ def keep_compiled(run: str | None = None) -> None:
         private = is_private(folder)
     except OSError as error:
         logger.warning(
-            "compiled programs are not kept, so every start compiles again: %s: %s; make the folder "
+            "compiled programs are not kept, so each start compiles again: %s: %s; make the folder "
             "writable, or set JAX_COMPILATION_CACHE_DIR",
             folder,
             error.strerror,

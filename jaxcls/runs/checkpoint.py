@@ -453,8 +453,8 @@ class Checkpoints:
         problem = self._read_back(step, record)
         if problem and not self._folder(step).exists():
             return (
-                f"checkpoint {self._folder(step)} is gone: it was moved, deleted or unmounted; bring "
-                f"the run's directory back to this path"
+                f"checkpoint {self._folder(step)} is gone: it was moved, deleted or unmounted; "
+                f"bring the run's directory back to this path"
             )
         return problem and (
             f"checkpoint {self._folder(step)} is damaged: {problem}; it was renamed to "

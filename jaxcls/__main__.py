@@ -19,7 +19,9 @@ def run() -> NoReturn:
     from jaxcls.commands import cli  # imported after signals are handled: it takes half a second
     from jaxcls.distributed.job import end_with
     from jaxcls.system.output import protect_output
+    from jaxcls.system.permissions import restrict_umask
 
+    restrict_umask()
     protect_output()
     arguments = sys.argv[1:]
     with cli.ending(arguments) as end:

@@ -23,6 +23,7 @@ from jaxcls.system.caches import cache_dir
 from jaxcls.system.errors import DataError
 from jaxcls.system.file_names import printable
 from jaxcls.system.json_text import parse_json
+from jaxcls.system.permissions import make_private
 from jaxcls.system.whole_files import write_whole
 
 logger = logging.getLogger("jaxcls")
@@ -102,5 +103,5 @@ def _write(index: Path, made: datetime.datetime, listing: Listing) -> None:
     """Saves a list. If that fails, the next start makes it again."""
     values = {"made": made.isoformat(timespec="seconds"), **dataclasses.asdict(listing)}
     with contextlib.suppress(OSError):
-        index.parent.mkdir(parents=True, exist_ok=True)
+        make_private(index.parent)
         write_whole(index, json.dumps(values))

@@ -21,6 +21,7 @@ from jaxcls.system.caches import cache_dir, is_private
 from jaxcls.system.errors import one_line
 from jaxcls.system.output import warn_once
 from jaxcls.system.paths import RunPath, is_url, run_path
+from jaxcls.system.permissions import make_private
 from jaxcls.system.whole_files import write_whole
 
 MAX_BYTES = 4 << 30  # above this the least recently used programs are deleted
@@ -59,7 +60,7 @@ def keep_compiled(run: str | None = None) -> None:
         return
     folder = cache_dir() / "compiled"
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
         private = is_private(folder)
     except OSError as error:
         logger.warning(

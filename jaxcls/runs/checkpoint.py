@@ -50,7 +50,6 @@ logger = logging.getLogger("jaxcls")
 _RECORD_FILE = "_CHECKPOINT_METADATA"  # Orbax's; the last file it writes before the rename
 _COMMIT_FILE = "commit_success.txt"  # Orbax's; the last file in a bucket, which has no rename
 _INDEX_FILE = "verified.json"
-_OTHER_METRIC = "it has another score"  # a reason to replace a step
 _TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 _ASIDE = re.compile(r"\d+\.(replaced|damaged|pruned)")
 
@@ -152,8 +151,7 @@ class Checkpoints:
             if problem is None:
                 logger.info("checkpoint %s exists already", self._folder(step))
                 return
-            level = logging.INFO if problem == _OTHER_METRIC else logging.WARNING
-            logger.log(level, "replacing checkpoint %s: %s", self._folder(step), problem)
+            logger.warning("replacing checkpoint %s: %s", self._folder(step), problem)
             _raise_together(self._by_main_process(lambda: self._set_aside(step, "replaced")))
         try:
             response = ocp.save_async(
@@ -168,6 +166,28 @@ class Checkpoints:
             self._pending = step, problem
             return
         self._pending = step, self._executor.submit(self._finish, step, record, response)
+
+    def set_metric(self, step: int, metric: float) -> None:
+        """Gives a step that was saved without a metric its score; its arrays are not written again.
+
+        Raises:
+          CheckpointError: the step is damaged, or cannot be written.
+        """
+
+        def write() -> None:
+            path = self._folder(step) / _RECORD_FILE
+            record = {**self._read_record(step), "metric": metric}
+            content = parse_json(path.read_bytes())
+            content["custom_metadata"] = {"record": record, "sha256": _checksum(record)}
+            write_whole(path, json.dumps(content))
+
+        _raise_together(self._by_main_process(write))
+
+    def put_back_replaced(self) -> None:
+        """Gives a step its name back if its replacement was cut off; only a training calls it."""
+        problem = self._by_main_process(self._put_back_replaced)
+        if first_problem(problem):  # all processes wait here for the main process
+            logger.warning("%s", problem)
 
     def failed(self) -> bool:
         """Whether the last save is known to have failed, in any process; does not wait for it."""
@@ -416,10 +436,8 @@ class Checkpoints:
     def _read_back(self, step: int, record: dict[str, Any]) -> str | None:
         """Says what is wrong with a step on disk, if anything. Each process reads some arrays."""
         try:
-            saved = self._read_record(step)
-            if saved != record:
-                only_metric = {**saved, "metric": record["metric"]} == record
-                return _OTHER_METRIC if only_metric else "it contains other values or metadata"
+            if self._read_record(step) != record:
+                return "it contains other values or metadata"
             paths = [path for path, saved in record["arrays"].items() if 0 not in saved["shape"]]
             mine = paths[jax.process_index() :: jax.process_count()]
             template = dict.fromkeys(mine, np.ndarray)
@@ -491,9 +509,18 @@ class Checkpoints:
             folder = self.directory / f"{step}.pruned"
         folder.rmtree()
 
+    def _put_back_replaced(self) -> None:
+        complete = self._complete()
+        for name in self._names():
+            step, _, why = name.partition(".")
+            if why == "replaced" and step.isdigit() and int(step) not in complete:
+                self._set_aside(int(step), "damaged")
+                (self.directory / name).rename(self._folder(int(step)))
+
     def _discard(self, failed: int) -> None:
         """Renames the folder of a failed save, and deletes temporary ones to free disk space."""
         self._set_aside(failed, "damaged")
+        self._put_back_replaced()
         for name in filter(_TEMPORARY.fullmatch, self._names()):
             (self.directory / name).rmtree()
 

@@ -235,7 +235,7 @@ def require_shared(run: RunPath) -> None:
     Raises:
       JobError: one of them does not see a file that process 0 wrote there.
     """
-    name = exchange(f".shared.{secrets.token_hex(8)}")[0]
+    name = exchange(f".shared.{secrets.token_hex(4)}.jaxcls-tmp")[0]
     try:
         if is_main_process():
             (run / name).write_text("")

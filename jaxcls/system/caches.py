@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from jaxcls.system.output import warn_once
+from jaxcls.system.permissions import make_private
 from jaxcls.system.whole_files import try_writing
 
 _REMEDY = "set XDG_CACHE_HOME to a writable folder"
@@ -63,9 +64,9 @@ def set_library_caches() -> None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Whether files can be created in a folder; creates the folder if necessary."""
+    """Whether files can be created in a folder; creates the folder, as a private one, if needed."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder)
         try_writing(folder / "trial")
     except OSError:
         return False

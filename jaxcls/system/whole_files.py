@@ -12,8 +12,7 @@ import fsspec.core
 
 from jaxcls.system.paths import RunPath, is_url
 
-# The names that `_random_name_beside` and `require_shared` (jaxcls/runs/directory.py) make.
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8,16}")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.jaxcls-tmp")  # as `random_name_beside` makes them
 
 
 @contextlib.contextmanager
@@ -26,7 +25,7 @@ def replacing[P: RunPath](path: P) -> Iterator[P]:
     Raises:
       OSError: the finished file cannot be moved to `path`.
     """
-    temporary = _random_name_beside(path)  # on the same disk
+    temporary = random_name_beside(path)  # on the same disk
     try:
         yield temporary
         temporary.replace(path)
@@ -66,7 +65,7 @@ def create_whole(path: RunPath, text: str) -> bool:
             return False
         return True
     path = Path(path)
-    temporary = _random_name_beside(path)
+    temporary = random_name_beside(path)
     try:
         temporary.write_text(text)
         try:
@@ -87,7 +86,7 @@ def try_writing(path: RunPath) -> None:
     Raises:
       OSError: one of the three fails; in a bucket it may be any error.
     """
-    trial = _random_name_beside(path)
+    trial = random_name_beside(path)
     try:
         trial.write_text("can this folder be written?")
         trial.read_text()
@@ -112,9 +111,9 @@ def delete_leftovers(folder: RunPath) -> None:
                     path.unlink()
 
 
-def _random_name_beside[P: RunPath](path: P) -> P:
+def random_name_beside[P: RunPath](path: P) -> P:
     """A name that no other process has, on this host or another one that shares the disk."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.jaxcls-tmp")
 
 
 def _create(path: Path, text: str) -> bool:

@@ -44,6 +44,7 @@ from jaxcls.runs.reporter import QuietReporter, Reporter
 from jaxcls.system.early_signals import EXIT_STOPPED, work_is_done
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.system.paths import RunPath, run_path
+from jaxcls.system.permissions import restrict_umask
 from jaxcls.system.whole_files import delete_leftovers
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.compiled_steps import CompiledSteps
@@ -106,6 +107,7 @@ def train(
       UserError: the config, the data or the directory cannot be used, another training writes to
         the directory, or the loss is not finite.
     """
+    restrict_umask()
     started, run = time.perf_counter(), run_path(workdir)
     _check_profile(run, profile_steps)
     with contextlib.ExitStack() as stack:
@@ -239,7 +241,7 @@ def take_steps(
                 metrics = evaluate(start, state)
                 reporter.evaluated(start, metrics)
                 top1 = metrics["top1"]
-                saver.save(start, state, top1=top1)
+                saver.note_evaluation(start, top1)
             while not ending:
                 # Read a batch. It was made ahead, so this waits only for slow data.
                 profile.before(step + 1)
@@ -280,7 +282,7 @@ def take_steps(
                     watchdog.note_progress(step, "saving")
                     saver.save(step, state, top1=top1)
                 else:
-                    saver.replace_failed(step, state, meter, logged=intervals.logs(step))
+                    saver.replace_failed(step, state, meter, top1=top1, logged=intervals.logs(step))
                 if intervals.evaluates(step) or intervals.saves(step):
                     meter.restart_clock()
         except StoppedError:  # while it waited for data, or evaluated

@@ -36,6 +36,7 @@ def restore_or_initialize(
     A resumed run no longer needs the weights that it started from.
     """
     # Compile in the background while the checkpoint or the weights are read.
+    checkpoints.put_back_replaced()
     saved = checkpoints.steps()
     if training.plan.num_steps not in saved:
         steps.start_compiling(max(saved, default=0))

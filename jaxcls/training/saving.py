@@ -49,13 +49,34 @@ class Saver:
         except CheckpointError as error:
             self._note_failure(error)
 
-    def replace_failed(self, step: int, state: TrainState, meter: Meter, *, logged: bool) -> None:
+    def note_evaluation(self, step: int, top1: float) -> None:
+        """Notes the accuracy of a step that was saved before it was evaluated.
+
+        Raises:
+          TakenOverError: another training has claimed the run.
+        """
+        self.require_claim()
+        try:
+            self._checkpoints.set_metric(step, top1)
+        except CheckpointError as error:
+            logger.warning("%s; the training continues, and step %d has no score", error, step)
+
+    def replace_failed(
+        self,
+        step: int,
+        state: TrainState,
+        meter: Meter,
+        *,
+        top1: float | None,
+        logged: bool,
+    ) -> None:
         """Saves the current state if a save has failed since the last call; call it at each step.
 
         Args:
           step: the last step that the state has taken.
           state: the state after it.
           meter: tells whether the state is finite.
+          top1: the accuracy of this step's evaluation, if it was evaluated.
           logged: whether the metrics of this step were read. Several processes agree only at such
             steps, because agreeing takes time.
 
@@ -69,7 +90,7 @@ class Saver:
             self._settle()
         if self._saved is None and self._has_second_try():
             meter.fetch()
-            self.save(step, state)
+            self.save(step, state, top1=top1)
 
     def save_if_finite(
         self, step: int, state: TrainState, meter: Meter, *, top1: float | None

@@ -579,3 +579,30 @@ def test_the_error_on_its_way_is_not_hidden(tmp_path: Path, monkeypatch: Any, ca
     with pytest.raises(KeyError, match="the first"):
         run()
     assert "a test's invention" in caplog.text
+
+
+def test_a_score_is_added_without_writing_the_arrays_again(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("d/*")}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.set_metric(1, 0.5)
+        restored = checkpoints.restore(make_state(), "best")
+        assert (restored.step, restored.metric) == (1, 0.5)
+        with pytest.raises(CheckpointError, match="3 cannot be used: it is missing"):
+            checkpoints.set_metric(3, 0.5)
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("d/*")}
+
+
+@pytest.mark.parametrize("rest", [None, "half-written"])
+def test_a_replacement_that_is_cut_off_loses_nothing(tmp_path: Path, rest: str | None) -> None:
+    save_steps(tmp_path, 1, 2)
+    (tmp_path / "2").rename(tmp_path / "2.replaced")
+    if rest:
+        (tmp_path / "2").mkdir()
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.put_back_replaced()
+        assert checkpoints.steps() == [1, 2]
+        assert checkpoints.restore(make_state()).step == 2
+        (tmp_path / "1.replaced").mkdir()  # 1 is there: it was replaced
+        checkpoints.put_back_replaced()
+        assert checkpoints.restore(make_state(), 1).step == 1

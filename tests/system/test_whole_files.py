@@ -79,7 +79,7 @@ with replacing(Path({str(tmp_path / "verified.json")!r})) as temporary:
     os._exit(9)
 """
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 9
-    kept = [".hidden", ".name.txt", "a.0123abcd", ".git"]
+    kept = [".hidden", ".notes.20250101", "a.0123abcd.jaxcls-tmp", ".git"]
     for name in kept:
         (tmp_path / name).write_text("")
     assert len(names(tmp_path)) == len(kept) + 1

@@ -47,11 +47,15 @@ run_kubectl() {
 
 # The words as a list of YAML (and JSON) strings.
 yaml_list() {
-  local word list=''
+  local word list='' code
   for word in "$@"; do
     word=${word//\\/\\\\}
-    word=${word//$'\n'/\\n}
-    list+=", \"${word//\"/\\\"}\""
+    word=${word//\"/\\\"}
+    while [[ $word =~ [[:cntrl:]] ]]; do
+      printf -v code '\\u%04x' "'${BASH_REMATCH[0]}"
+      word=${word//"${BASH_REMATCH[0]}"/"$code"}
+    done
+    list+=", \"$word\""
   done
   echo "[${list:2}]"
 }
@@ -161,7 +165,7 @@ label='^[a-z]([-a-z0-9]*[a-z0-9])?$'
 [[ $max_restarts =~ ^[0-9]+$ ]] || die 2 "--max-restarts: give a whole number, got '$max_restarts'"
 case $phase in
   show | apply | run)
-    [[ $image =~ ^[^[:space:]]+$ ]] ||
+    [[ $image =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] ||
       die 2 "--image: give the image that launch/Dockerfile makes, got '$image'"
     [[ $accelerator =~ $label ]] || die 2 "--accelerator: give the label of the nodes, such as tpu-v5-lite-podslice"
     [[ $chips_per_host =~ ^[1-9][0-9]*$ ]] || die 2 "--chips-per-host: give a number, got '$chips_per_host'"

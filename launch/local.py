@@ -34,6 +34,7 @@ READER_SECONDS = 30  # the job waits this long, once, for a reader that does not
 
 def main(arguments: Sequence[str]) -> int:
     open_standard_files()
+    os.umask(os.umask(0o077) | 0o002)  # not every user may change the logs
     options = parse(arguments)
     signals: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

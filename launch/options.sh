@@ -6,6 +6,7 @@
 # shellcheck shell=bash
 
 launcher=$(basename "$0" .sh)
+umask o-w # not every user may change what this writes
 
 if ((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1] < 404)); then
   echo "$launcher: bash 4.4 or newer is needed; this is $BASH_VERSION" >&2
@@ -109,6 +110,18 @@ workdir_of_training() {
     [[ -n $workdir && $workdir != -* ]] || die 2 "--workdir: give a value"
   done
   echo "$workdir"
+}
+
+# has_secret ADDRESS: whether it has a password, a token or a signature in it. The name before @ of an
+# address of ssh is none.
+has_secret() {
+  local user=''
+  [[ ! $1 =~ ://([^/?#]*)@ ]] || user=${BASH_REMATCH[1]}
+  case $1 in
+    *://*\?*) return 0 ;;
+    *ssh://*) [[ $user == *:* ]] ;;
+    *) [[ -n $user ]] ;;
+  esac
 }
 
 # hosts_of_slice ACCELERATOR TOPOLOGY CHIPS_PER_HOST: prints the number of hosts of a TPU slice.

@@ -409,6 +409,9 @@ main() {
   [[ $create_timeout =~ ^[0-9]+$ ]] || die 2 "--create-timeout: give whole seconds, got '$create_timeout'"
   [[ $max_restarts =~ ^[0-9]+$ ]] || die 2 "--max-restarts: give a whole number, got '$max_restarts'"
   [[ -z $data_dir || $data_dir == gs://* ]] || die 2 "--data-dir: give a gs:// path, got '$data_dir'"
+  ! has_secret "$code" ||
+    die 2 "--code: this address has a password or token in it, which would stay on the machines; give a" \
+      "folder or a wheel"
   if $stage && [[ -z $data_dir ]]; then die 2 "--stage: also give --data-dir, the folder to copy"; fi
   if ((${#training[@]})) && [[ -n $data_dir ]]; then
     if $stage; then training+=(--data.data-dir data); else training+=(--data.data-dir "$data_dir"); fi

@@ -4,6 +4,7 @@
 # contains its process number, its log and, once it has ended, its exit status.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+umask o-w # not every user may change what this writes
 
 GRACE_SECONDS=${JAXCLS_GRACE_SECONDS:-120} # from SIGTERM to SIGKILL
 mkdir -p worker

@@ -279,7 +279,13 @@ def test_the_slice(kubectl: Fakes, accelerator: str, topology: str, chips: str, 
 
 
 def test_options_reach_the_jobset(kubectl: Fakes) -> None:
-    training = (*TRAINING, "--odd", 'a "b" \\c & ${NAME} $d: #e')
+    odd = (
+        'a "b" \\c & ${NAME} $d: #e',
+        "x\n\t\x1b]0;x\x07\r",
+        "$(touch x) `touch x` {} [] 日本",
+        "",
+    )
+    training = (*TRAINING, "--odd", *odd)
     manifest = shown(
         kubectl,
         "--spot",

@@ -277,7 +277,7 @@ def test_collect(gcloud: Fakes, tmp_path: Path) -> None:
 def test_arguments_keep_their_quotes(gcloud: Fakes, tmp_path: Path) -> None:
     got = tmp_path / "got"
     gcloud.on("worker.sh start", words_of_remote_command(got))
-    pattern = "(stem|block).* it's {} $HOME"
+    pattern = "(stem|block).* it's {} $HOME $(touch x) `touch x` ;& \\x1b]0;x\\x07 日本"
     result = launch(gcloud, "start", training=(*TRAINING, "--optimizer.freeze", pattern, "1"))
     assert result.returncode == 0, result.stderr
     assert got.read_text().splitlines()[-3:] == ["--optimizer.freeze", pattern, "1"]

@@ -322,10 +322,33 @@ def test_code_from_a_wheel_or_a_url(gcloud: Fakes, tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("code", "refused"),
+    [
+        ("git+https://host/jaxcls@main", False),
+        ("git+https://host/jaxcls@main#subdirectory=a", False),
+        ("git+ssh://git@host/jaxcls", False),
+        ("git+https://TOKEN@host/jaxcls@main", True),
+        ("git+https://me:TOKEN@host/jaxcls", True),
+        ("git+ssh://me:TOKEN@host/jaxcls", True),
+        ("https://bucket.host/jaxcls.tar.gz?X-Goog-Signature=TOKEN", True),
+    ],
+)
+def test_no_secret_in_the_address_of_the_code_gets_to_the_machines(
+    gcloud: Fakes, code: str, refused: bool
+) -> None:
+    result = launch(gcloud, "install", "--code", code)
+    assert result.returncode == (2 if refused else 0), result.stderr
+    assert ("has a password or token in it" in result.stderr) == refused
+    assert "TOKEN" not in result.stderr
+    assert any("TOKEN" in call for call in gcloud.calls()) is False
+    assert bool(gcloud.calls()) != refused
+
+
 def test_arguments_keep_their_quotes(gcloud: Fakes, tmp_path: Path) -> None:
     got = tmp_path / "got"
     gcloud.on("worker.sh start", words_of_remote_command(got))
-    pattern = "(stem|block).* it's $HOME"
+    pattern = "(stem|block).* it's $HOME $(touch x) `touch x` ;& \\x1b]0;x\\x07 日本"
     result = launch(gcloud, "start", training=(*TRAINING, "--optimizer.freeze", pattern, "1"))
     assert result.returncode == 0, result.stderr
     assert got.read_text().splitlines() == [

@@ -90,7 +90,9 @@ def _is_listing(listing: Listing) -> bool:
     """Whether a list from a file is one that `list_images` can return."""
     found = listing.left_out
     texts = [*listing.folders, *listing.files, *(left.example for left in found.values())]
-    if not all(isinstance(text, str) for text in texts):
+    try:
+        os.fsencode("".join(texts))  # not a surrogate that stands for no byte
+    except (TypeError, UnicodeEncodeError):
         return False
     folders = {"", *listing.folders}
     return all(isinstance(left.count, int) for left in found.values()) and all(

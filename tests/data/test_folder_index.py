@@ -137,6 +137,7 @@ def test_prepare_makes_the_list_anew(make_photos):
                 {"files": ["a/0000.png", "/etc/x.png"]},
                 {"files": ["a/0000.png", "../x.png"]},
                 {"files": ["a/0000.png", ""]},
+                {"files": ["a/0000.png", "a/\ud800.png"]},
                 {"left_out": {"links": {"count": "1", "example": "x"}}},
                 {"left_out": {"links": {"count": 1, "example": None}}},
             )

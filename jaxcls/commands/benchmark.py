@@ -11,7 +11,7 @@ from jaxcls.commands.common import parse_with_config, require_devices, validate_
 from jaxcls.config import Config
 from jaxcls.distributed.compile_cache import keep_compiled
 from jaxcls.system.errors import UserError
-from jaxcls.system.output import say
+from jaxcls.system.output import put, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,5 +40,5 @@ def run(arguments: list[str]) -> int:
     report = benchmark(config, synthetic=options.synthetic, seconds=options.seconds)
     say(describe_benchmark(report))
     if options.json:
-        say(json.dumps(report))
+        put(json.dumps(report))
     return 0

@@ -10,7 +10,7 @@ from jaxcls.commands.common import parse_with_config, require_devices, validate_
 from jaxcls.config import Config
 from jaxcls.config.decoding import MAX_INT
 from jaxcls.system.errors import UserError
-from jaxcls.system.output import say
+from jaxcls.system.output import put, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,5 +67,5 @@ def run(arguments: list[str]) -> int:
     )
     say(describe_rehearsal(report))
     if options.json:
-        say(json.dumps(report))
+        put(json.dumps(report))
     return 0 if report["fits"] else 1

@@ -9,7 +9,7 @@ import tyro
 from jaxcls.commands.common import parse_with_config, validate_and_resolve
 from jaxcls.config import Config
 from jaxcls.system.errors import UserError
-from jaxcls.system.output import say
+from jaxcls.system.output import put, say
 from jaxcls.system.shell import join_words
 
 
@@ -43,5 +43,5 @@ def run(arguments: list[str]) -> int:
     hint = "" if other == split else f"; to read the other one: --split {join_words([other])}"
     say(f"read only the split {split!r}{hint}")
     if options.json:
-        say(json.dumps(dataclasses.asdict(found)))
+        put(json.dumps(dataclasses.asdict(found)))
     return 0

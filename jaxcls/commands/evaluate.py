@@ -21,7 +21,7 @@ from jaxcls.commands.options import parse
 from jaxcls.config import DataConfig
 from jaxcls.distributed.job import JobOptions
 from jaxcls.system.file_names import printable
-from jaxcls.system.output import say
+from jaxcls.system.output import put, say
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,7 +92,7 @@ def run(arguments: list[str]) -> int:
             evaluation.write_predictions(file)
         say(f"wrote {printable(options.predictions)}")
     if options.json:
-        say(json.dumps(report))
+        put(json.dumps(report))
     return 0
 
 

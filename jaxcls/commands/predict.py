@@ -1,6 +1,5 @@
 """`jaxcls predict`: the classes of image files, as a table, JSON or CSV."""
 
-import csv
 import dataclasses
 import glob
 import json
@@ -16,9 +15,10 @@ import tyro
 from jaxcls.commands.common import DEFAULT_JOB, ClassNames, WeightsEma, read_step, start_job
 from jaxcls.commands.options import parse
 from jaxcls.distributed.job import JobOptions
+from jaxcls.system.csv_text import csv_line
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
-from jaxcls.system.output import say, table
+from jaxcls.system.output import put, say, table
 from jaxcls.system.paths import expand_home
 
 if TYPE_CHECKING:
@@ -197,15 +197,15 @@ def _print_json(predictions: Sequence[Prediction]) -> None:
         | ({} if error is None else {"error": error})
         for path, best, error in predictions
     ]
-    say(json.dumps(entries))
+    put(json.dumps(entries))
 
 
 def _print_csv(predictions: Sequence[Prediction]) -> None:
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["image", "rank", "id", "class", "probability"])
+    lines = [csv_line(["image", "rank", "id", "class", "probability"])]
     for path, best, _ in predictions:
         for rank, (index, name, probability) in enumerate(best, start=1):
-            writer.writerow([printable(path), rank, index, name, f"{probability:.6f}"])
+            lines.append(csv_line([printable(path), rank, index, name, probability]))
+    put("".join(lines).removesuffix("\n"))
 
 
 PRINTERS: dict[str, Callable[[Sequence[Prediction]], None]] = {

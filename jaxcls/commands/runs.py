@@ -21,7 +21,7 @@ from jaxcls.runs.directory import RunError, RunState, recorded_config, recorded_
 from jaxcls.runs.reporter import metric_columns, read_metrics
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
-from jaxcls.system.output import say, table
+from jaxcls.system.output import put, say, table
 from jaxcls.system.paths import RunPath, is_url, run_path
 
 SILENT_SECONDS = 600  # a run that has not ended is presumed dead after this time without a sign
@@ -89,7 +89,7 @@ def run(arguments: list[str]) -> int:
         elif summary.state == "stopped" and not summary.step:
             say(f"{summary.name} stopped before its first step; nothing is saved")
     if options.json:
-        say(json.dumps({"runs": _as_json(summaries, different)}))
+        put(json.dumps({"runs": _as_json(summaries, different)}))
     return 0
 
 
@@ -219,7 +219,7 @@ def _print_differences(folder: str, names: tuple[str, str], *, as_json: bool) ->
     else:
         say("the two runs have the same config")
     if as_json:
-        say(json.dumps({"diff": different}))
+        put(json.dumps({"diff": different}))
     return 0
 
 

@@ -30,6 +30,7 @@ from jaxcls.runs.directory import write_json
 from jaxcls.runs.reporter import read_metrics
 from jaxcls.runs.restore import RestoredRun, Step, restore_run
 from jaxcls.system.errors import UserError
+from jaxcls.system.markdown_text import code, plain
 from jaxcls.system.paths import RunPath, run_path
 from jaxcls.system.version import VERSION
 from jaxcls.system.whole_files import replacing
@@ -116,18 +117,19 @@ def model_card(
     """
     config, names = restored.info.config, restored.info.class_names
     data, optimizer = config.data, config.optimizer
-    classes = ", ".join(names[:_NAMED_CLASSES]) + (", …" if len(names) > _NAMED_CLASSES else "")
+    listed = ", ".join(map(plain, names[:_NAMED_CLASSES]))
+    classes = listed + (", …" if len(names) > _NAMED_CLASSES else "")
     averaged = f", averaged with a decay of {optimizer.ema_decay}" if optimizer.ema_decay else ""
     length = f"{config.num_steps} steps" if config.num_steps else f"{config.num_epochs} epochs"
-    started = config.model.weights or "random values"
+    started = code(config.model.weights) if config.model.weights else "random values"
     outcome = "Not evaluated at this step; run `jaxcls evaluate`."
     if evaluation:
         outcome = (
-            f"On the split `{data.eval_split}`: top-1 {evaluation['top1']:.2%}, "
+            f"On the split {code(data.eval_split)}: top-1 {evaluation['top1']:.2%}, "
             f"top-5 {evaluation['top5']:.2%}, loss {evaluation['loss']:.4f}."
         )
     return f"""\
-# {info.model}: {len(names)} classes
+# {plain(info.model)}: {len(names)} classes
 
 An image classifier, trained with jaxcls {VERSION}. Its classes: {classes}.
 
@@ -171,10 +173,10 @@ subtracts {_triple(info.mean)} and divides by {_triple(info.std)}. The probabili
 
 | | |
 |---|---|
-| data | `{data.source}`, split `{data.train_split}` |
+| data | {code(data.source)}, split {code(data.train_split)} |
 | started from | {started} |
 | length | {length} of {data.batch_size} images; this is step {restored.step} |
-| optimizer | {optimizer.name}, learning rate {optimizer.learning_rate}{averaged} |
+| optimizer | {plain(optimizer.name)}, learning rate {optimizer.learning_rate}{averaged} |
 | augmentation | {", ".join(type(entry).__name__ for entry in config.augment)} |
 | seed | {config.seed} |
 

@@ -1,7 +1,6 @@
 """The details of an evaluation: results of each class, confusion matrix, table of predictions."""
 
 import contextlib
-import csv
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 from jaxcls.data.sources import Source
 from jaxcls.inference.confusion import confusion_matrix, most_confused
 from jaxcls.inference.predict_split import Predictions
+from jaxcls.system.csv_text import csv_line
 from jaxcls.system.errors import UserError
 from jaxcls.system.output import table
 from jaxcls.system.whole_files import replacing, try_writing
@@ -112,14 +112,13 @@ class Evaluation:
         """Writes a CSV file with one row for each example, in the order of the split.
 
         The columns are the example (its file or record number), its class, the predicted class and
-        its probability, then the next best classes and their probabilities.
+        its probability, then the next best classes and their probabilities. `read_csv` reads it.
         """
-        writer = csv.writer(file, lineterminator="\n")
         top = self.predictions.classes.shape[1]
         more = [
             f"{name}_{rank}" for rank in range(2, top + 1) for name in ("predicted", "probability")
         ]
-        writer.writerow(["example", "label", "predicted", "probability", *more])
+        file.write(csv_line(["example", "label", "predicted", "probability", *more]))
         names, rows = self.class_names, self.predictions
         for index, label, classes, probabilities in zip(
             rows.index.tolist(),
@@ -128,10 +127,10 @@ class Evaluation:
             rows.probabilities.tolist(),
             strict=True,
         ):
-            cells = [self.source.example_name(index), names[label]]
+            cells: list[str | float] = [self.source.example_name(index), names[label]]
             for guess, probability in zip(classes, probabilities, strict=True):
-                cells += [names[guess], f"{probability:.6f}"]
-            writer.writerow(cells)
+                cells += [names[guess], probability]
+            file.write(csv_line(cells))
 
 
 def describe_classes(results: Sequence[ClassResult]) -> str:

@@ -108,7 +108,9 @@ def plot_comparison(runs: Sequence[tuple[str, Mapping[str, np.ndarray]]]) -> Fig
     loss.set_title("bold: evaluation, thin: training", fontsize=9)
     _scale_loss(loss, [metrics for _, metrics in runs])
     _scale_axes(accuracy, rate, last_step=max(metrics["step"].max() for _, metrics in runs))
-    figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
+    legend = figure.legend(loc="outside lower center", ncols=columns, fontsize=8)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     return figure
 
 
@@ -299,11 +301,12 @@ def plot_gallery(rows: Sequence[Row]) -> Figure:
             axes.set_xticks([])
             axes.set_yticks([])
             axes.set_frame_on(False)
-        line[0].set_ylabel(row.title, fontsize=9)
+        line[0].set_ylabel(row.title, fontsize=9, parse_math=False)
         for axes, image, caption in zip(line, row.images, row.captions, strict=False):
             small = max(image.shape[:2]) < 64
             axes.imshow(image, interpolation="nearest" if small else "antialiased")
-            axes.set_xlabel(textwrap.shorten(caption, 40, placeholder=" …"), fontsize=7)
+            caption = textwrap.shorten(caption, 40, placeholder=" …")
+            axes.set_xlabel(caption, fontsize=7, parse_math=False)
     return figure
 
 
@@ -323,7 +326,8 @@ def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     for axes, image, title in zip(figure.axes, images, titles, strict=False):
         height, width = image.shape[:2]
         axes.imshow(image, interpolation="nearest" if max(height, width) < 64 else "antialiased")
-        axes.set_title(f"{textwrap.shorten(title, 24)}\n{width} × {height}", fontsize=8)
+        title = f"{textwrap.shorten(title, 24)}\n{width} × {height}"
+        axes.set_title(title, fontsize=8, parse_math=False)
     return figure
 
 

@@ -19,7 +19,7 @@ from typing import TextIO
 from jaxcls.system.early_signals import open_standard_files
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
-from jaxcls.system.terminal_text import public
+from jaxcls.system.terminal_text import harmless, public
 
 logger = logging.getLogger("jaxcls")
 
@@ -128,16 +128,24 @@ def protect_output() -> None:
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line or several, with what must not be printed escaped or masked.
+    """Prints a line or several for people, with what must not be printed escaped or masked.
 
     Names of classes and files, texts in the files of a run, and addresses may contain that.
-    Commands print with this function only.
+    Commands print with this function and `put` only.
 
     Args:
       text: the text, without the last line break.
       stream: where to (None: standard output).
     """
     print(public(text), file=stream, flush=True)
+
+
+def put(data: str) -> None:
+    """Prints JSON or CSV for another program: nothing is masked, because names must stay whole.
+
+    The caller has made the names in it printable.
+    """
+    print(harmless(data), flush=True)
 
 
 class PublicFormatter(logging.Formatter):

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import shlex
 import types
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +11,7 @@ import optax
 
 from jaxcls.config import OptimizerConfig
 from jaxcls.config.decoding import ConfigError, largest, nearest
+from jaxcls.system.shell import join_words
 
 # The first two need more than gradients and parameters; the others take no schedule.
 UNSUITED = ("lbfgs", "noisy_sgd", "optimistic_adam", "rprop", "sm3")
@@ -35,7 +35,7 @@ def make_optimizer(
             raise ConfigError(f"optimizer.options: set {option!r} as optimizer.{option}")
     if unknown := [option for option in optimizer.options if option not in known]:
         names = " and no option ".join(f"{option!r}{nearest(option, known)}" for option in unknown)
-        flags = shlex.join(
+        flags = join_words(
             word for option in unknown for word in (f"--optimizer.options.{option}", "None")
         )
         raise ConfigError(

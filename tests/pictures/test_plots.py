@@ -1,16 +1,20 @@
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 
 from jaxcls.config import ScheduleConfig
+from jaxcls.pictures.gallery import Row
 from jaxcls.pictures.plots import (
     plot_comparison,
     plot_confusion,
     plot_curves,
+    plot_gallery,
     plot_images,
     plot_run,
     plot_schedule,
@@ -202,6 +206,24 @@ def make_confusion(count: int) -> np.ndarray:
     matrix = 9 * np.eye(count, dtype=int) + np.roll(np.eye(count, dtype=int), 1, axis=1)
     matrix[1] = 0
     return matrix
+
+
+@pytest.mark.parametrize("name", [r"$\frac{1}{$", "$x$", "<b>", "a\\"])
+def test_a_name_is_drawn_as_it_is(name: str) -> None:
+    """Matplotlib would read what is between dollar signs as mathematics."""
+    image = np.zeros((4, 4, 3), np.uint8)
+    figures = [
+        plot_images([image], [name]),
+        plot_gallery([Row(title=name, images=[image], captions=[name])]),
+        plot_comparison([(name, METRICS), ("b", METRICS)]),
+        plot_confusion(make_confusion(2), [name, "b"], title=name),
+        plot_confusion(make_confusion(102), [name] * 102, title=name),
+    ]
+    for figure in figures:
+        figure.draw_without_rendering()
+        found = figure.findobj(lambda one: isinstance(one, Text) and name in one.get_text())
+        assert found
+        assert not any(cast(Text, text).get_parse_math() for text in found)
 
 
 @pytest.mark.parametrize("count", [2, 10, 20, 21, 40, 41, 102])

@@ -31,7 +31,7 @@ _NO_LIMIT = -1  # as in JAX's settings
 # Our entries, and those of JAX and of older versions.
 _ENTRY = re.compile(r"-[0-9a-f]{64}-(checked|cache|atime)$")
 # An entry that is being written. If it is an hour old, its process was killed.
-_UNFINISHED = re.compile(r"^\..*-[0-9a-f]{64}-checked\.[0-9a-f]+$")
+_UNFINISHED = re.compile(r"^\..*-[0-9a-f]{64}-checked\.[0-9a-f]+(\.jaxcls-tmp)?$")
 _WRITING_SECONDS = 3600
 
 logger = logging.getLogger("jaxcls")

@@ -72,7 +72,7 @@ def test_a_disk_that_fills_up(tfrecord, monkeypatch):
     (path,) = tfrecord.glob("*train*")
     name = path.name.replace("tfrecord", "array_record")
     monkeypatch.setattr("secrets.token_hex", lambda _: "1234")
-    (tfrecord / f".{name}.1234").symlink_to("/dev/full")
+    (tfrecord / f".{name}.1234.jaxcls-tmp").symlink_to("/dev/full")
     with pytest.raises(DataError, match=f"{tfrecord} cannot be .*: the disk is full; free some"):
         open_source(config(tfrecord, prepare=True), "train")
     assert not list(tfrecord.glob(".*"))

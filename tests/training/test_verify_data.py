@@ -125,7 +125,7 @@ def test_changed_pixels_are_refused_and_the_file_is_named(
         resume(config, place / "run")
     message = str(error.value)
     assert f"content of the data: 1 file changed: '{file}'\n" in message
-    assert "use another --workdir, or --allow-changes to resume" in message
+    assert "use another --workdir, or give --allow-changes to resume" in message
     state = recorded_state(place / "run")
     assert state is not None
     assert state.state == "finished"  # the run is as it was

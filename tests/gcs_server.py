@@ -214,10 +214,9 @@ class _Server(ThreadingHTTPServer):
 
 
 @contextlib.contextmanager
-def serve(store: Store) -> Iterator[str]:
+def serve(store: Store, *, handler: type[Handler] = Handler) -> Iterator[str]:
     """Serves a store inside the `with`, at the address it gives."""
-    handler = type("OwnHandler", (Handler,), {"store": store})
-    server = _Server(("localhost", 0), handler)
+    server = _Server(("localhost", 0), type("OwnHandler", (handler,), {"store": store}))
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

@@ -30,9 +30,17 @@ class Terminal(io.StringIO):
         return True
 
 
-def open_reporter(run: Path, stream: io.StringIO, *, start_step: int = 0) -> Reporter:
+def open_reporter(
+    run: Path, stream: io.StringIO, *, start_step: int = 0, start_evaluated: bool = True
+) -> Reporter:
     return Reporter(
-        run, config=CONFIG, num_steps=100, steps_per_epoch=8.0, start_step=start_step, stream=stream
+        run,
+        config=CONFIG,
+        num_steps=100,
+        steps_per_epoch=8.0,
+        start_step=start_step,
+        start_evaluated=start_evaluated,
+        stream=stream,
     )
 
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("jaxcls")
 
 MAX_KILLED = 3  # times in a row that workers may be killed, without a batch between
-_WORKER_ENDED = re.compile(r"exit code -?\d+")  # in grain's error
+_WORKER_ENDED = re.compile("Worker process .*(exit code -?[0-9]+)")  # grain's error
 
 
 type HostBatch = dict[str, np.ndarray]
@@ -183,13 +183,13 @@ def _run(
             if killed > MAX_KILLED:
                 raise DataError(
                     f"data.num_workers: workers that decode images ended {killed} times in a row "
-                    f"with {exit_code[0]}; the machine may lack memory: set the field to fewer "
+                    f"with {exit_code[1]}; the machine may lack memory: set the field to fewer "
                     f"workers, or to 0, which decodes in threads"
                 ) from error
             logger.warning(
                 "a worker that decodes images ended with %s (perhaps for lack of memory); new "
                 "workers go on at the same batch",
-                exit_code[0],
+                exit_code[1],
             )
         finally:
             iterator.close()

@@ -3,7 +3,6 @@
 import contextlib
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
@@ -52,6 +51,24 @@ def device_batches(
         yield ({name: batch[name] for name in BATCH_FIELDS} for batch in batches)
 
 
+def require_patience(source: Source, seconds: float, *, most: float) -> None:
+    """Ends a wait for the next batch of a split that takes too long; for `on_wait`.
+
+    Args:
+      source: the split.
+      seconds: how long the wait has taken.
+      most: how long it may take; 0 means without end.
+
+    Raises:
+      DataError: it has taken longer.
+    """
+    if 0 < most < seconds:
+        raise DataError(
+            f"{source.name} {source.split!r}: no batch came for {seconds:.0f} s; the disk, the "
+            f"network or a worker that decodes images hangs"
+        )
+
+
 def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray:
     """Returns the rows of the global batch that this process's devices hold, ascending, each once.
 
@@ -87,6 +104,7 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         on_wait: Callable[[float], None],
     ):
         self._ready = ready
+        self._stop = stop
         self._on_wait = on_wait
         # Also stops when the iterator is garbage-collected, and at exit.
         self._finalizer = weakref.finalize(self, _stop, ready, stop, thread)
@@ -101,11 +119,21 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         return batch
 
     def _get(self) -> Any:
-        since = time.monotonic()
+        seconds = 0.0  # counted here, because a clock goes on while the process is suspended
         while True:
             with contextlib.suppress(queue.Empty):
                 return self._ready.get(timeout=_WAIT_SECONDS)
-            self._on_wait(time.monotonic() - since)
+            seconds += _WAIT_SECONDS
+            try:
+                self._on_wait(seconds)
+            except BaseException:
+                self._abandon()
+                raise
+
+    def _abandon(self) -> None:
+        """Closes without waiting for the batch that is being made, because it may hang."""
+        self._finalizer.detach()
+        self._stop.set()
 
     def close(self) -> None:
         """Ends the thread after its current batch, and closes the host batches."""
@@ -132,7 +160,7 @@ def to_device(
       sharding: splits the leading axis; the other axes stay whole.
       depth: the number of batches to keep ready.
       on_wait: called twice a second while waiting for the next batch, with the seconds of this
-        wait; an error it raises ends the wait.
+        wait. An error that it raises ends the wait and closes the iterator.
 
     Returns:
       An iterator of dicts of global arrays, in the same order. An error of `batches` is raised

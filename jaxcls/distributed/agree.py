@@ -1,6 +1,7 @@
 """Lets the processes of a job agree, through the key-value store of JAX's coordination service.
 
-All processes must call these functions in the same order. A single process never waits.
+All processes must call these functions in the same order, except for `announce` and `announced`.
+A single process never waits.
 """
 
 import contextlib
@@ -17,6 +18,7 @@ from jaxcls.system.errors import UserError, mistake_behind
 WAIT_SECONDS = 3600  # longer than any save; the watchdog ends a stuck job sooner
 
 _PREFIX = "jaxcls/exchange/"
+_EVENTS = "jaxcls/events/"
 _calls = itertools.count()
 
 
@@ -60,6 +62,18 @@ def exchange(text: str) -> list[str]:
 def first_problem(problem: str | None) -> str | None:
     """The first problem of any process, or None; returns the same in all processes."""
     return next((text for text in exchange(problem or "") if text), None)
+
+
+def announce(event: str) -> None:
+    """Tells all processes of an event (see `announced`); can be called in any thread."""
+    if (service := client()) is not None:
+        service.key_value_set(f"{_EVENTS}{event}/{process_id()}", " ", allow_overwrite=True)
+
+
+def announced(event: str) -> bool:
+    """Whether any process has announced an event; False for a process alone. Does not wait."""
+    service = client()
+    return service is not None and bool(service.key_value_dir_get(f"{_EVENTS}{event}/"))
 
 
 def by_main_process(act: Callable[[], None]) -> None:

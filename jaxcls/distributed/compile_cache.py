@@ -54,6 +54,8 @@ def keep_compiled(run: str | None = None) -> None:
     compilation_cache.LRUCache = CheckedPrograms  # pyright: ignore[reportPrivateImportUsage]
     if jax.config.jax_compilation_cache_dir or not jax.config.jax_enable_compilation_cache:
         return
+    # XLA's own files of GPU autotuning would lie in the same folder, without a digest.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     if run is not None and is_url(run):
         folder = run_path(f"{run.rstrip('/')}.compiled")  # an error now if the extra is missing
         jax.config.update("jax_compilation_cache_dir", str(folder))

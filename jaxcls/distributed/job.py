@@ -195,6 +195,9 @@ def end_with(status: int) -> NoReturn:
 
 def _exit(status: int) -> NoReturn:
     try:
+        if "multiprocessing" in sys.modules:
+            for worker in sys.modules["multiprocessing"].active_children():
+                worker.kill()  # one that hangs would stay
         sys.stderr.flush()
         sys.stdout.flush()
     finally:  # even if they are closed or cannot be written

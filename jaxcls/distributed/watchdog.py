@@ -22,8 +22,9 @@ from jaxcls.system.output import say
 
 GONE_SECONDS = 60.0  # JAX itself aborts, with an unclear message, after 120 s or more
 FAILED_SECONDS = 10.0  # time for the others to fail with their own error
-STARTING, COMPILING = "starting", "compiling"  # the two phases in which programs are compiled
-COMPILE_PATIENCE = 6  # compiling may take this many times as long as anything else
+STARTING, COMPILING, VERIFYING = "starting", "compiling", "verifying the data"
+LONG_PHASES = (STARTING, COMPILING, VERIFYING)
+LONG_PATIENCE = 6  # these may take this many times as long as anything else
 
 _PREFIX = "jaxcls/progress/"
 
@@ -106,7 +107,7 @@ def verdict(seen: Mapping[int, Seen], now: float, *, stuck_after: float) -> str 
 
 
 def _patience(progress: Progress, stuck_after: float) -> float:
-    return stuck_after * (COMPILE_PATIENCE if progress.phase in (STARTING, COMPILING) else 1)
+    return stuck_after * (LONG_PATIENCE if progress.phase in LONG_PHASES else 1)
 
 
 def _silence(patience: float) -> float:

@@ -12,9 +12,11 @@ metadata and metric, and the shape, dtype and digest of each array, all under on
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -32,7 +34,8 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from jaxcls.distributed.agree import client, first_problem, is_main_process
+from jaxcls.distributed.agree import announce, announced, client, first_problem, is_main_process
+from jaxcls.runs.directory import RunLostError
 from jaxcls.runs.fingerprint import (
     fingerprint,
     fingerprint_numpy,
@@ -52,6 +55,9 @@ _COMMIT_FILE = "commit_success.txt"  # Orbax's; the last file in a bucket, which
 _INDEX_FILE = "verified.json"
 _TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
 _ASIDE = re.compile(r"\d+\.(replaced|damaged|pruned)")
+_POLL_SECONDS = 0.5
+_LAST_WRITE_SECONDS = 30.0  # Orbax may wait much longer for a directory that is gone
+_saves = itertools.count()  # the same in all processes
 
 
 class CheckpointError(UserError):
@@ -60,6 +66,28 @@ class CheckpointError(UserError):
 
 class _DamagedError(CheckpointError):
     """A step that is damaged, half-written or missing; another step may be good."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Save:
+    """A save in the background.
+
+    Attributes:
+      step: the step.
+      problem: what went wrong in this process, or None.
+      failure: the event that a process announces if the save fails there.
+    """
+
+    step: int
+    problem: concurrent.futures.Future[str | None]
+    failure: str
+
+    def await_problem(self) -> str | None:
+        """Waits for the save, unless another process fails: Orbax would then wait for minutes."""
+        while not announced(self.failure):
+            with contextlib.suppress(TimeoutError):
+                return self.problem.result(timeout=_POLL_SECONDS)
+        return self.problem.result() if self.problem.done() else None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,14 +132,18 @@ class Checkpoints:
         self._keep_latest = keep_latest
         self._keep_best = keep_best
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        self._pending: tuple[int, concurrent.futures.Future[str | None]] | None = None
+        self._pending: _Save | None = None
         self._link: epath.Path | None = None  # to the directory
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        if exc_type is not None and client() is not None:
+        lost = exc_type is not None and issubclass(exc_type, RunLostError)
+        if lost and self._pending is not None:
+            # A write that is in progress is completed, but a run of others is not tidied up.
+            concurrent.futures.wait([self._pending.problem], _LAST_WRITE_SECONDS)
+        if lost or (exc_type is not None and client() is not None):
             # The other processes may not take part in checking the last save; the next start does.
             self._pending = None
             self._executor.shutdown(wait=False)
@@ -143,6 +175,7 @@ class Checkpoints:
             *previous* save failed. Then nothing older is deleted, and this step is not saved.
         """
         self.wait()
+        failure = f"save {next(_saves)} failed"
         arrays = flatten(state)
         record = _make_record(step, arrays, metadata=metadata, metric=metric)
         _raise_together(self._by_main_process(self._prepare_directory))
@@ -161,11 +194,19 @@ class Checkpoints:
             )
         except Exception as error:  # Orbax and TensorStore raise many types
             # Told by `wait`, as other failures are: the other processes may not have this one.
+            announce(failure)
             problem = concurrent.futures.Future[str | None]()
             problem.set_result(self._not_written(step, error))
-            self._pending = step, problem
+            self._pending = _Save(step, problem, failure)
             return
-        self._pending = step, self._executor.submit(self._finish, step, record, response)
+
+        def finish() -> str | None:
+            problem = self._finish(step, record, response)
+            if problem is not None:
+                announce(failure)
+            return problem
+
+        self._pending = _Save(step, self._executor.submit(finish), failure)
 
     def set_metric(self, step: int, metric: float) -> None:
         """Gives a step that was saved without a metric its score; its arrays are not written again.
@@ -189,12 +230,30 @@ class Checkpoints:
         if first_problem(problem):  # all processes wait here for the main process
             logger.warning("%s", problem)
 
+    def delete_leftovers(self, restored: int) -> None:
+        """Deletes what a killed training left of other steps; only a training calls it.
+
+        Args:
+          restored: the step that was restored, so it is good.
+        """
+        if is_url(self.directory):
+            return
+
+        def act() -> None:
+            for name in self._names():
+                pruned = name.endswith(".pruned") and _ASIDE.fullmatch(name)
+                if pruned or _TEMPORARY.fullmatch(name) or name == f"{restored}.replaced":
+                    (self.directory / name).rmtree()
+
+        if problem := self._by_main_process(act):
+            logger.warning("%s", problem)
+
     def failed(self) -> bool:
         """Whether the last save is known to have failed, in any process; does not wait for it."""
         if self._pending is None:
             return False
-        _, future = self._pending
-        return first_problem(future.result() if future.done() else None) is not None
+        problem = self._pending.problem
+        return first_problem(problem.result() if problem.done() else None) is not None
 
     def wait(self) -> int | None:
         """Waits until the last save is on disk and verified, and old steps are deleted.
@@ -208,9 +267,11 @@ class Checkpoints:
         """
         if self._pending is None:
             return None
-        step, future = self._pending
-        problem = first_problem(future.result())
-        self._pending = None
+        save, self._pending = self._pending, None
+        problem, step = first_problem(save.await_problem()), save.step
+        if not save.problem.done():  # another process has failed, and Orbax still waits for it
+            self._executor.shutdown(wait=False)
+            self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         tidy_up = self._discard if problem else self._prune
         untidy = self._by_main_process(lambda: tidy_up(step))
         if first_problem(untidy):  # all processes wait here for the main process
@@ -530,7 +591,8 @@ class Checkpoints:
         metrics = self._metrics(complete)
         latest = sorted(metrics, reverse=True)[: self._keep_latest]
         keep = {verified, *latest, *_best_first(metrics)[: self._keep_best]}
-        write_whole(self.directory / _INDEX_FILE, json.dumps({"steps": sorted(keep)}))
+        index = json.dumps({"steps": sorted(keep)})
+        written = self._write_index(index)
         # What a killed process leaves of a step that it deletes or, in a bucket, writes.
         rests = set(self._folders()) - {*complete, *known, verified}
         for step in sorted((set(metrics) - keep) | rests):
@@ -538,6 +600,15 @@ class Checkpoints:
         for name in self._names():
             if _TEMPORARY.fullmatch(name) or _ASIDE.fullmatch(name):
                 (self.directory / name).rmtree()
+        if not written:  # the disk was full, and may have room now
+            write_whole(self.directory / _INDEX_FILE, index)
+
+    def _write_index(self, index: str) -> bool:
+        try:
+            write_whole(self.directory / _INDEX_FILE, index)
+        except Exception:  # errors of a bucket have many types
+            return False
+        return True
 
 
 def _make_record(
@@ -610,7 +681,8 @@ def _hush_orbax() -> None:
 
     logging.getLogger("absl").addFilter(passes)
     logging.getLogger("asyncio").addFilter(passes)
-    warnings.filterwarnings("ignore", "coroutine '_read_array_index", RuntimeWarning)
+    # It drops coroutines of many names.
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
     previous, sys.unraisablehook = sys.unraisablehook, report
 
 

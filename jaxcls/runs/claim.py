@@ -15,7 +15,8 @@ A claim without a recorded end may belong to a training that is still running or
 
 A writer that could not renew its claim for that long, because it was suspended or cut off from the
 disk, may have been replaced. It notices this at its next renewal, before each save and before it
-ends, and then writes nothing more; only a write that is already in progress is completed. Two
+ends, and then writes nothing more; only a write that is already in progress is completed. It does
+the same if its own claim is gone, because then the directory was emptied or unmounted. Two
 trainings cannot be kept apart on a disk that shows other machines an old state for longer than the
 lease, or that lets two processes create the same file, as some FUSE mounts do.
 """
@@ -37,7 +38,7 @@ from typing import Literal, Self
 
 from jaxcls.config.decoding import decode_fields
 from jaxcls.distributed.agree import by_main_process
-from jaxcls.runs.directory import RunError, TakenOverError, writing
+from jaxcls.runs.directory import RunError, RunLostError, writing
 from jaxcls.system.json_text import parse_json
 from jaxcls.system.paths import RunPath
 from jaxcls.system.whole_files import create_whole, write_whole
@@ -134,11 +135,11 @@ class Claim:
       message: for the log, if this training replaces one that did not record its end; else empty.
     """
 
-    def __init__(self, run: RunPath, *, on_taken_over: Callable[[], None]):
-        """`on_taken_over` is called once, in a thread, if another training takes over the run."""
+    def __init__(self, run: RunPath, *, on_lost: Callable[[], None]):
+        """`on_lost` is called once, in a thread, when `require_here` begins to raise."""
         self.message = ""
         self._run = run
-        self._on_taken_over = on_taken_over
+        self._on_lost = on_lost
         self._number = 0
         self._writer = _this_process(run)
         self._released = threading.Event()
@@ -158,27 +159,22 @@ class Claim:
         self.release()
 
     def require(self) -> None:
-        """Checks that no other training has taken over the run; all processes must call it.
+        """Checks that the run still belongs to this training; all processes must call it.
 
         Raises:
-          TakenOverError: another training has.
-          JobError: process 0 found that another training has.
+          RunLostError: another training has taken it over, or the directory is another one.
+          JobError: process 0 found this.
         """
         by_main_process(self.require_here)
 
     def require_here(self) -> None:
         """Does the same as `require` for one process; can be called in any thread."""
         try:
-            found = self._successor()
+            problem = self._problem()
         except Exception:  # errors of a bucket have many types; then it cannot be written either
             return
-        if found is not None:
-            who = found.writer() or _name(found.number)
-            raise TakenOverError(
-                f"another training, {who}, has taken over run {str(self._run)!r}, because this one "
-                f"gave no sign of life for {LEASE_SECONDS:.0f} s (suspended, or cut off from the "
-                f"disk); stopping without writing anything more"
-            )
+        if problem is not None:
+            raise RunLostError(f"{problem}; stopping without writing anything more")
 
     def release(self) -> None:
         """Records that this training has ended; can be called in any thread, and several times."""
@@ -188,7 +184,7 @@ class Claim:
         if self._renewing.is_alive():
             self._renewing.join(RENEW_SECONDS)  # not longer, in case a bucket does not answer
         try:
-            if self._number and self._successor() is None:
+            if self._number and self._problem() is None:
                 self._write(ended=_now())
         except Exception as error:  # errors of a bucket have many types
             logger.warning("cannot record the end of the training in %s: %s", self._run, error)
@@ -274,20 +270,33 @@ class Claim:
                     (self._run / _name(number)).unlink()
 
     def _renew(self) -> None:
-        """Renews the claim, in a thread, until it is released or another training takes over."""
+        """Renews the claim, in a thread, until it is released or lost."""
         while not self._released.wait(RENEW_SECONDS):
             try:
-                if self._successor() is not None:
-                    self._on_taken_over()
+                if self._problem() is not None:
+                    self._on_lost()
                     return
                 self._write()
             except Exception as error:  # the next renewal may succeed
                 logger.debug("the claim of %s was not renewed: %s", self._run, error)
 
-    def _successor(self) -> _ClaimFile | None:
-        """The claim of a training that has taken over the run, if there is one."""
+    def _problem(self) -> str | None:
+        """Why the run no longer belongs to this training; None if it does."""
+        if not self._number:
+            return None
         newest = _newest(self._run)
-        return newest if newest.number > self._number > 0 else None
+        if newest.number > self._number:
+            return (
+                f"another training, {newest.writer() or _name(newest.number)}, has taken over run "
+                f"{str(self._run)!r}, because this one gave no sign of life for "
+                f"{LEASE_SECONDS:.0f} s (suspended, or cut off from the disk)"
+            )
+        if newest.number < self._number and not (self._run / _name(self._number)).exists():
+            return (
+                f"{self._run / _name(self._number)} is gone: run {str(self._run)!r} was moved, "
+                f"deleted, emptied or unmounted; bring it back, and the same command resumes it"
+            )
+        return None
 
     def _is_mine(self, claim: _ClaimFile) -> bool:
         writer = claim.writer()

@@ -57,8 +57,8 @@ class RunError(UserError):
     """A run directory that cannot be used; the message names it."""
 
 
-class TakenOverError(RunError):
-    """Another training has taken over the run, so this one must write nothing more."""
+class RunLostError(RunError):
+    """The run no longer belongs to this training, which must write nothing more."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -329,8 +329,8 @@ def recording_status(run: RunPath, *, num_steps: int) -> Iterator[None]:
     record_state(run, RunState(state="running", num_steps=num_steps))
     try:
         yield
-    except TakenOverError:
-        raise  # state.json belongs to the other training
+    except RunLostError:
+        raise  # the directory belongs to another training, or is another one
     except KeyboardInterrupt:  # Python's default for SIGINT, if a library user calls `train`
         record_state(run, RunState(state="stopped", num_steps=num_steps, why="SIGINT"))
         raise

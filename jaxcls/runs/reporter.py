@@ -18,7 +18,7 @@ from rich.console import Console
 
 from jaxcls.config import Config
 from jaxcls.config.decoding import encode_fields, flatten
-from jaxcls.runs.directory import RunError, TakenOverError
+from jaxcls.runs.directory import RunError, RunLostError
 from jaxcls.runs.trackers import TrackedRun, wanted_trackers
 from jaxcls.runs.trackers.background import Background
 from jaxcls.system.file_names import printable
@@ -65,8 +65,23 @@ class Reporter:
         num_steps: int,
         steps_per_epoch: float,
         start_step: int,
+        start_evaluated: bool = True,
         stream: TextIO | None = None,
     ):
+        """Opens the files and trackers.
+
+        Args:
+          run: the directory of the run.
+          config: its config.
+          num_steps: the length of the whole training.
+          steps_per_epoch: the length of an epoch.
+          start_step: the step that the training begins after.
+          start_evaluated: whether the evaluation after that step is saved; else it comes again.
+          stream: where to print (None: stderr).
+
+        Raises:
+          RunError: metrics.csv cannot be read or written.
+        """
         self._num_steps = num_steps
         self._steps_per_epoch = steps_per_epoch
         self._stream = safe_stream(stream or sys.stderr, patience=READER_SECONDS)
@@ -75,7 +90,9 @@ class Reporter:
         trackers = wanted_trackers(config)
         self._run = run
         self._folder = run if isinstance(run, Path) else _local_copy(run)
-        self._csv = _open_csv(self._folder / "metrics.csv", start_step)
+        self._csv = _open_csv(
+            self._folder / "metrics.csv", start_step, start_evaluated=start_evaluated
+        )
         self._rows = _rows(self._csv)
         self._log = _LogFile(self._folder / "log.txt", self._console_line)
         self._started = time.perf_counter()
@@ -159,7 +176,7 @@ class Reporter:
         self._log.close()
         with contextlib.suppress(OSError):  # already reported when a row could not be written
             self._csv.close()
-        if kind is not TakenOverError:
+        if kind is not RunLostError:
             self._publish()
         if self._folder != self._run:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -311,8 +328,8 @@ def _local_copy(run: RunPath) -> Path:
     return folder
 
 
-def _open_csv(path: Path, start_step: int) -> TextIO:
-    """Opens metrics.csv to append, and removes rows of steps that a resumed run takes again.
+def _open_csv(path: Path, start_step: int, *, start_evaluated: bool) -> TextIO:
+    """Opens metrics.csv to append, and removes the rows that a resumed run writes again.
 
     Raises:
       RunError: the file cannot be read or written.
@@ -320,6 +337,8 @@ def _open_csv(path: Path, start_step: int) -> TextIO:
     try:
         rows = read_metrics(path) if path.exists() else []
         rows = [_known(row) for row in rows if int(row["step"]) <= start_step]
+        if not start_evaluated:
+            rows = [row for row in rows if int(row["step"]) < start_step or not row["eval_loss"]]
         with replacing(path) as temporary, temporary.open("w", newline="") as file:
             writer = _rows(file)
             writer.writeheader()

@@ -1,6 +1,7 @@
 """Exact evaluation: every example counts once, whatever the batch size and the devices."""
 
 import contextlib
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
@@ -10,9 +11,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from jaxcls.config import DataConfig
+from jaxcls.config import Config, DataConfig
 from jaxcls.data.batches import HostBatches, eval_batches
-from jaxcls.data.device import process_rows, to_device
+from jaxcls.data.device import process_rows, require_patience, to_device
 from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import replicated, split_by_example
 from jaxcls.models.interface import Network, Variables
@@ -86,6 +87,7 @@ def evaluate_split(
     *,
     mesh: Mesh,
     class_map: Sequence[int] | None = None,
+    on_wait: Callable[[float], None] | None = None,
 ) -> dict[str, float]:
     """Averages over all examples of a split.
 
@@ -98,17 +100,24 @@ def evaluate_split(
       data: the preprocessing of its images, and the batch size.
       mesh: the devices.
       class_map: for each class of the source, the network's class (None: they are the same).
+      on_wait: as for `map_batches`.
 
     Returns:
       loss, top1 and top5 (shares), and num_examples, which leaves out broken images (data.broken
       "skip").
     """
-    batches = map_batches(eval_step, variables, source, data, mesh=mesh, class_map=class_map)
+    batches = map_batches(
+        eval_step, variables, source, data, mesh=mesh, class_map=class_map, on_wait=on_wait
+    )
     return average(batches, source, data)
 
 
 def make_evaluator(
-    training: Training, source: Source, *, before_batch: Callable[[int], None]
+    training: Training,
+    source: Source,
+    *,
+    before_batch: Callable[[int], None],
+    on_wait: Callable[[float], None],
 ) -> Callable[[int, TrainState], dict[str, float]]:
     """Makes `(step, state) -> metrics`: the evaluation of a training's state on a split.
 
@@ -119,6 +128,7 @@ def make_evaluator(
       training: the training.
       source: the evaluation split.
       before_batch: called with the step before each batch; what it raises ends the evaluation.
+      on_wait: as for `map_batches`.
 
     Raises:
       DivergedError: raised by the result if the loss is not finite.
@@ -135,7 +145,9 @@ def make_evaluator(
             raw = eval_step(state.variables, batch)
             return sums | {f"raw_{name}": raw[name] for name in ("loss", "top1", "top5")}
 
-        metrics = evaluate_split(sums_of, state.eval_variables, source, config.data, mesh=mesh)
+        metrics = evaluate_split(
+            sums_of, state.eval_variables, source, config.data, mesh=mesh, on_wait=on_wait
+        )
         require_finite(step, "evaluation loss", metrics["loss"])
         return metrics
 
@@ -150,6 +162,7 @@ def map_batches[T](
     *,
     mesh: Mesh,
     class_map: Sequence[int] | None = None,
+    on_wait: Callable[[float], None] | None = None,
 ) -> Iterator[T]:
     """Calls `step` with each batch of a split, in order; yields its results on the host.
 
@@ -160,7 +173,10 @@ def map_batches[T](
       data: the preprocessing of its images, and the batch size.
       mesh: the devices.
       class_map: for each class of the source, the network's class (None: they are the same).
+      on_wait: as for `to_device` (None: a wait of ten minutes raises a DataError).
     """
+    if on_wait is None:
+        on_wait = functools.partial(require_patience, source, most=Config.stuck_after_seconds)
     sharding = split_by_example(mesh)
     batch_size = -(-data.batch_size // mesh.size) * mesh.size
     host_batches = eval_batches(
@@ -168,7 +184,7 @@ def map_batches[T](
     )
     if class_map is not None:
         host_batches = _relabelled(host_batches, np.asarray(class_map, np.int32))
-    with contextlib.closing(to_device(host_batches, sharding, depth=data.prefetch)) as batches:
+    with to_device(host_batches, sharding, depth=data.prefetch, on_wait=on_wait) as batches:
         for batch in batches:
             yield jax.device_get(step(variables, batch))
 

@@ -5,8 +5,6 @@ import dataclasses
 import itertools
 import os
 import signal
-import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +12,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from jaxcls.config import Config
-from jaxcls.data.device import device_batches
+from jaxcls.data.device import device_batches, require_patience
 from jaxcls.data.sources import Source
 from jaxcls.distributed.agree import (
     by_main_process,
@@ -24,11 +22,10 @@ from jaxcls.distributed.agree import (
     require_same,
     shared_errors,
 )
-from jaxcls.distributed.job import EXIT_USER_ERROR, end_now
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.distributed.stop_signals import StoppedError, StopSignals
 from jaxcls.distributed.watchdog import Watchdog
-from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 from jaxcls.runs.claim import Claim
 from jaxcls.runs.directory import (
     RunState,
@@ -60,8 +57,6 @@ from jaxcls.training.start_messages import start_messages
 from jaxcls.training.step import Batch
 from jaxcls.training.verify_data import verify_data
 
-HANGING_SECONDS = 10.0  # how long a stopped training waits for data that hang
-
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
@@ -71,7 +66,8 @@ class Outcome:
       step: the last step that was taken, which is saved.
       num_steps: the length of the whole training.
       metrics: those of the last evaluation; empty if there was none.
-      stopped_by: the signal that ended the training early, or None.
+      stopped_by: the signal that ended the training before its last step was taken and
+        evaluated, or None.
     """
 
     step: int
@@ -126,7 +122,7 @@ def train(
 
         # 3. Claim the run, so that no other training writes to it. Compare all processes, and the
         #    content of the data, which may take long.
-        claim = stack.enter_context(Claim(run, on_taken_over=_stop_this_process))
+        claim = stack.enter_context(Claim(run, on_lost=_stop_this_process))
         stop.before_leaving = lambda: _leave_run(run, claim, stop)
         by_main_process(lambda: _delete_leftovers(run))
         require_same(experiment.facts())
@@ -146,7 +142,7 @@ def train(
         stack.enter_context(recording_status(run, num_steps=num_steps))
         with shared_errors():
             reporter = stack.enter_context(
-                _open_reporter(run, training, start, log_all_processes=log_all_processes)
+                _open_reporter(run, training, beginning, log_all_processes=log_all_processes)
             )
         stack.push(stop.finish_leaving)
         notes = (claim.message, data.message, beginning.message)
@@ -157,7 +153,7 @@ def train(
             reporter.say(message)
 
         # 6. Take the steps that are left.
-        if start >= num_steps:
+        if start >= num_steps and beginning.evaluated:
             stop.leave_at_once = False  # the run is finished, so a signal changes nothing
             outcome = Outcome(start, num_steps, metrics={}, stopped_by=None)
         else:
@@ -167,7 +163,7 @@ def train(
                 experiment=experiment,
                 training=training,
                 steps=steps,
-                saver=Saver(checkpoints, claim, experiment.info, start=start),
+                saver=Saver(checkpoints, claim, experiment.info, watchdog=watchdog, start=start),
                 reporter=reporter,
                 stop=stop,
                 watchdog=watchdog,
@@ -226,22 +222,33 @@ def take_steps(
     evaluate = make_evaluator(
         training,
         experiment.eval_source,
-        before_batch=lambda step: _before_eval_batch(step, num_steps, stop, watchdog),
+        before_batch=lambda step: _before_eval_batch(step, stop, watchdog),
+        on_wait=lambda seconds: _end_wait(experiment.eval_source, seconds, training.config, stop),
     )
     metrics: dict[str, float] = {}
     top1: float | None = None  # of the evaluation after this step, if there was one
     state, start = beginning.state, beginning.step
-    step, ending = start, False  # `step` is the last one that `state` has taken
-    with profile, _open_batches(training, experiment.source, start, stop) as batches:
+    step, interrupted = start, False  # `step` is the last one that `state` has taken
+    batches_ahead = device_batches(
+        experiment.source,
+        training.config.data,
+        seed=training.config.seed,
+        mesh=training.mesh,
+        start=start,
+        on_wait=lambda seconds: _end_wait(experiment.source, seconds, training.config, stop),
+    )
+    with profile, batches_ahead as batches:
         try:
             if start == 0 and training.config.log_images and is_main_process():
                 batches = _show_first(batches, training, reporter)
             if start and intervals.evaluates(start) and not beginning.evaluated:
-                # A signal ended the evaluation of this step, which an undisturbed run has.
+                # The evaluation of this step was cut short, and an undisturbed run has it.
                 metrics = evaluate(start, state)
                 reporter.evaluated(start, metrics)
                 top1 = metrics["top1"]
                 saver.note_evaluation(start, top1)
+                meter.restart_clock()
+            ending = step >= num_steps
             while not ending:
                 # Read a batch. It was made ahead, so this waits only for slow data.
                 profile.before(step + 1)
@@ -279,25 +286,27 @@ def take_steps(
 
                 # Save, in the background.
                 if ending or intervals.saves(step):
-                    watchdog.note_progress(step, "saving")
                     saver.save(step, state, top1=top1)
                 else:
                     saver.replace_failed(step, state, meter, top1=top1, logged=intervals.logs(step))
                 if intervals.evaluates(step) or intervals.saves(step):
                     meter.restart_clock()
         except StoppedError:  # while it waited for data, or evaluated
-            watchdog.note_progress(step, "saving")
+            interrupted = True
             saver.save_if_finite(step, state, meter, top1=top1)
         except DataError as error:
             # With several processes it cannot save: the others do not know of the error.
             if client() is not None:
                 raise
-            saver.save_if_finite(step, state, meter, top1=top1)
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
+            try:
+                saver.save_if_finite(step, state, meter, top1=top1)
+            except CheckpointError as failure:
+                saved = str(failure)
             raise DataError(f"{error}\n{saved}; fix it and run the same command again") from error
         else:
             saver.finish(step, state, top1=top1)
-    stopped_by = stop.received if step < num_steps else None
+    stopped_by = stop.received if interrupted or step < num_steps else None
     return Outcome(step, num_steps, metrics, stopped_by)
 
 
@@ -322,7 +331,7 @@ def _open_checkpoints(run: RunPath, config: Config) -> Checkpoints:
 
 
 def _open_reporter(
-    run: RunPath, training: Training, start: int, *, log_all_processes: bool
+    run: RunPath, training: Training, beginning: Beginning, *, log_all_processes: bool
 ) -> Reporter | QuietReporter:
     if not is_main_process():
         log = run / f"log.{process_id()}.txt"
@@ -332,7 +341,8 @@ def _open_reporter(
         run,
         num_steps=training.plan.num_steps,
         steps_per_epoch=training.plan.steps_per_epoch,
-        start_step=start,
+        start_step=beginning.step,
+        start_evaluated=beginning.evaluated,
         config=training.config,
     )
 
@@ -340,56 +350,19 @@ def _open_reporter(
 # Around the steps
 
 
-@contextlib.contextmanager
-def _open_batches(
-    training: Training, source: Source, start: int, stop: StopSignals
-) -> Iterator[Iterator[Batch]]:
-    """Opens the training batches from step `start` on.
+def _end_wait(source: Source, seconds: float, config: Config, stop: StopSignals) -> None:
+    """Ends a wait for a batch that takes too long or, with one process, that a signal interrupts.
 
-    With several processes the watchdog ends a wait for data that hang.
+    With several processes the watchdog ends it, because the others must end as well.
 
     Raises:
-      StoppedError: raised by the iterator, if a signal comes while it waits for a batch.
-      DataError: raised by the iterator, if it has waited for `stuck_after_seconds`.
+      StoppedError: a signal has come.
+      DataError: the wait has taken `stuck_after_seconds`.
     """
-    gave_up: int | None = None  # the status of a training that ends without the next batch
-
-    def give_up(seconds: float) -> None:
-        nonlocal gave_up
-        if client() is not None:
-            return
+    if client() is None:
         if stop.received:
-            gave_up = EXIT_STOPPED
             raise StoppedError
-        if 0 < training.config.stuck_after_seconds < seconds:
-            gave_up = EXIT_USER_ERROR
-            raise DataError(
-                f"{source.name}: no batch came for {seconds:.0f} s (stuck_after_seconds); the "
-                f"disk, the network or a worker that decodes images hangs"
-            )
-
-    hanging: threading.Timer | None = None
-    try:
-        with device_batches(
-            source,
-            training.config.data,
-            seed=training.config.seed,
-            mesh=training.mesh,
-            start=start,
-            on_wait=give_up,
-        ) as batches:
-            try:
-                yield batches
-            finally:
-                # Closing the batches waits for the batch that is being made.
-                if gave_up is not None:
-                    error = sys.exception()
-                    why = f"jaxcls: {error}" if error else "the data hang; the state is saved"
-                    hanging = threading.Timer(HANGING_SECONDS, end_now, [gave_up, why])
-                    hanging.start()
-    finally:
-        if hanging is not None:
-            hanging.cancel()
+        require_patience(source, seconds, most=config.stuck_after_seconds)
 
 
 def _finish_first_step(
@@ -413,10 +386,10 @@ def _show_first(
     return itertools.chain([first], batches)
 
 
-def _before_eval_batch(step: int, num_steps: int, stop: StopSignals, watchdog: Watchdog) -> None:
-    """Ends an evaluation on a signal, except the last one: a resumed run would not repeat it."""
+def _before_eval_batch(step: int, stop: StopSignals, watchdog: Watchdog) -> None:
+    """Ends an evaluation on a signal; a resumed run repeats it."""
     watchdog.note_progress(step, "evaluating")
-    if stop.agreed() and step < num_steps:
+    if stop.agreed():
         raise StoppedError
 
 

@@ -47,6 +47,7 @@ def restore_or_initialize(
         beginning = Beginning(
             state=restored.state, step=restored.step, evaluated=restored.metric is not None
         )
+        checkpoints.delete_leftovers(restored.step)  # the restore has named what is half-written
     else:
         with shared_errors():
             values, message = make_initial_values(training.config, training.model, source)

@@ -3,6 +3,7 @@
 import logging
 
 from jaxcls.distributed.agree import num_processes
+from jaxcls.distributed.watchdog import Watchdog
 from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 from jaxcls.runs.claim import Claim
 from jaxcls.runs.directory import RunInfo
@@ -22,12 +23,23 @@ class Saver:
     Then the training ends.
     """
 
-    def __init__(self, checkpoints: Checkpoints, claim: Claim, info: RunInfo, *, start: int):
+    def __init__(
+        self,
+        checkpoints: Checkpoints,
+        claim: Claim,
+        info: RunInfo,
+        *,
+        watchdog: Watchdog,
+        start: int,
+    ):
+        """`start` is the step that the training begins after."""
         self._checkpoints = checkpoints
         self._claim = claim
+        self._watchdog = watchdog
         self._metadata = info.to_json()
         self._saved: int | None = start  # the step of the last save, unless it failed
         self._failures = 0  # since the last good save
+        self._at_end = False  # whether no step follows
 
     def save(self, step: int, state: TrainState, *, top1: float | None = None) -> None:
         """Begins to save the state after a step, in the background; `finish` ends it.
@@ -39,10 +51,10 @@ class Saver:
 
         Raises:
           CheckpointError: the last `MAX_FAILURES` saves have failed.
-          TakenOverError: another training has claimed the run.
+          RunLostError: the run no longer belongs to this training.
         """
         self.require_claim()
-        self._settle()
+        self._settle(step)
         self._saved = step
         try:
             self._checkpoints.save(step, state, metadata=self._metadata, metric=top1)
@@ -53,7 +65,7 @@ class Saver:
         """Notes the accuracy of a step that was saved before it was evaluated.
 
         Raises:
-          TakenOverError: another training has claimed the run.
+          RunLostError: the run no longer belongs to this training.
         """
         self.require_claim()
         try:
@@ -82,12 +94,12 @@ class Saver:
 
         Raises:
           DivergedError: a metric since the last read of `meter` is not finite.
-          CheckpointError, TakenOverError: as `save`.
+          CheckpointError, RunLostError: as `save`.
         """
         if num_processes() > 1 and not logged:
             return
         if self._checkpoints.failed():
-            self._settle()
+            self._settle(step)
         if self._saved is None and self._has_second_try():
             meter.fetch()
             self.save(step, state, top1=top1)
@@ -100,9 +112,10 @@ class Saver:
         Raises:
           DivergedError: a metric since the last read of `meter` is not finite.
           CheckpointError: the state cannot be saved.
-          TakenOverError: another training has claimed the run.
+          RunLostError: the run no longer belongs to this training.
         """
         meter.fetch()
+        self._at_end = True
         if step != self._saved:
             self.save(step, state, top1=top1)
         self.finish(step, state, top1=top1)
@@ -114,20 +127,23 @@ class Saver:
 
         Raises:
           CheckpointError: the state cannot be saved.
-          TakenOverError: another training has claimed the run.
+          RunLostError: the run no longer belongs to this training.
         """
-        self._settle()
+        self._at_end = True
+        self.require_claim()
+        self._settle(step)
         if self._saved != step:
             self._failures = MAX_FAILURES - 1  # the next one ends the training
             self.save(step, state, top1=top1)
-            self._settle()
+            self._settle(step)
 
     def require_claim(self) -> None:
-        """Raises TakenOverError if another training has claimed the run."""
+        """Raises RunLostError if the run no longer belongs to this training."""
         self._claim.require()
 
-    def _settle(self) -> None:
-        """Waits until the last save is verified, or has failed."""
+    def _settle(self, step: int) -> None:
+        """Waits until the last save is verified, or has failed; `step` is the current one."""
+        self._watchdog.note_progress(step, "saving")
         try:
             verified = self._checkpoints.wait()
         except CheckpointError as error:
@@ -144,9 +160,13 @@ class Saver:
                 f"{error}; the training ends, because save after save has failed; the same "
                 f"command resumes from the newest checkpoint"
             ) from error
-        now = self._has_second_try()
-        then = "the current state is saved instead" if now else "the next save tries again"
-        logger.warning("%s; the training continues, and %s", error, then)
+        if self._at_end:
+            then = "trying once more"
+        elif self._has_second_try():
+            then = "the training continues, and the current state is saved instead"
+        else:
+            then = "the training continues, and the next save tries again"
+        logger.warning("%s; %s", error, then)
 
     def _has_second_try(self) -> bool:
         """Whether the last failure was the first one of its interval."""

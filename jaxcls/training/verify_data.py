@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from jaxcls.data.content import Content, read_content
 from jaxcls.distributed.agree import is_main_process, require_same, shared_errors
-from jaxcls.distributed.watchdog import STARTING, Watchdog
+from jaxcls.distributed.watchdog import STARTING, VERIFYING, Watchdog
 from jaxcls.runs.data_digests import (
     RECORD,
     describe_changes,
@@ -105,7 +105,7 @@ def _read(experiment: Experiment, watchdog: Watchdog) -> Content:
     tell = _telling_once(f"data.verify: reading all {len(files):,} files of the data")
 
     def note_progress() -> None:
-        watchdog.note_progress(0, "verifying the data")
+        watchdog.note_progress(0, VERIFYING)
         tell()
 
     content = read_content(files, note_progress=note_progress)

@@ -15,7 +15,7 @@ from ports import free_address
 
 from jaxcls.config import DataConfig
 from jaxcls.data.batches import eval_batches, train_batches
-from jaxcls.data.device import process_rows, to_device
+from jaxcls.data.device import process_rows, require_patience, to_device
 from jaxcls.system.errors import DataError
 
 
@@ -134,6 +134,30 @@ def test_errors_reach_the_consumer_after_the_batches_before():
     with pytest.raises(StopIteration):
         next(arrays)
     assert closed == [True]
+
+
+def test_a_wait_that_is_given_up_leaves_the_batch_that_hangs(numbered):
+    free, waits = threading.Event(), []
+
+    def hanging():
+        yield {"x": np.zeros(8)}
+        free.wait(60)
+        yield {"x": np.zeros(8)}
+
+    def give_up(seconds):
+        waits.append(seconds)
+        require_patience(numbered(size=8), seconds, most=1)
+
+    begin = time.monotonic()
+    with to_device(hanging(), mesh_sharding(), depth=1, on_wait=give_up) as batches:
+        next(batches)
+        with pytest.raises(DataError, match=r"no batch came for 2 s; the disk, the network or a"):
+            next(batches)
+        assert list(batches) == []
+    assert time.monotonic() - begin < 30
+    assert waits == [0.5, 1.0, 1.5]
+    free.set()
+    require_patience(numbered(size=8), 1e9, most=0)
 
 
 def test_closing_closes_the_batches_behind():

@@ -10,6 +10,8 @@ import pytest
 from ports import free_address
 
 from jaxcls.distributed.agree import (
+    announce,
+    announced,
     by_main_process,
     exchange,
     first_problem,
@@ -27,7 +29,7 @@ from jaxcls.distributed.job import JobOptions, join, leave
 address, process, folder = sys.argv[1:]
 process = int(process)
 join(JobOptions(coordinator=address, num_processes=2, process_id=process), stops=False)
-from jaxcls.distributed.agree import by_main_process, exchange, first_problem
+from jaxcls.distributed.agree import announce, announced, by_main_process, exchange, first_problem
 from jaxcls.distributed.agree import require_same, shared_errors
 from jaxcls.system.errors import UserError
 from jaxcls.runs.directory import require_shared
@@ -47,6 +49,12 @@ def fail_in(number):
 def fail_first():
     raise UserError("only process 0 may")
 
+said["before"] = announced("a failure")
+exchange("both have asked")
+if process:
+    announce("a failure")
+exchange("process 1 has announced it")
+said["after"] = [announced("a failure"), announced("a"), announced("another failure")]
 attempt("exchange", lambda: exchange(f"from {process}"))
 attempt("problem", lambda: first_problem("damaged" if process else None))
 attempt("none", lambda: first_problem(None))
@@ -123,6 +131,7 @@ def test_two_processes_agree(tmp_path: Path) -> None:
     assert [process.returncode for process in job] == [0, 0], errors
     first, second = (json.loads((tmp_path / f"{process}.json").read_text()) for process in "01")
     for said in (first, second):
+        assert (said["before"], said["after"]) == (False, [True, False, False])
         assert said["exchange"] == ["from 0", "from 1"]
         assert said["problem"] == "damaged"
         assert said["none"] is None
@@ -144,6 +153,8 @@ def test_two_processes_agree(tmp_path: Path) -> None:
 def test_a_process_alone_agrees_with_itself(tmp_path: Path) -> None:
     assert is_main_process()
     assert exchange("text") == ["text"]
+    announce("a failure")
+    assert not announced("a failure")
     assert first_problem(None) is None
     assert first_problem("damaged") == "damaged"
     require_same({"version": 1})

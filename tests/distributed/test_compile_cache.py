@@ -80,10 +80,12 @@ def test_the_second_start_compiles_in_a_fifth_and_a_corrupt_cache_compiles_again
 
 @pytest.fixture
 def no_cache() -> Iterator[None]:
-    before = jax.config.jax_compilation_cache_dir
+    names = ("jax_compilation_cache_dir", "jax_persistent_cache_enable_xla_caches")
+    before = {name: getattr(jax.config, name) for name in names}
     jax.config.update("jax_compilation_cache_dir", None)
     yield
-    jax.config.update("jax_compilation_cache_dir", before)
+    for name, value in before.items():
+        jax.config.update(name, value)
 
 
 @pytest.mark.usefixtures("no_cache")
@@ -94,10 +96,13 @@ def test_a_folder_that_others_may_write_to_is_not_used(
     folder = cache_dir() / "compiled"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
     with caplog.at_level(logging.WARNING, "jaxcls"):
         keep_compiled()
     assert jax.config.jax_compilation_cache_dir is None
     assert "other users may write" in caplog.text
+    # XLA's own files would lie in the same folder without a digest.
+    assert jax.config.jax_persistent_cache_enable_xla_caches == "none"
 
 
 @pytest.mark.usefixtures("no_cache")

@@ -3,6 +3,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -137,6 +138,26 @@ job.end_with(2)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, "")
     assert time.monotonic() - start < 30
+
+
+def test_the_end_does_not_leave_workers_that_hang() -> None:
+    program = """
+import multiprocessing, os, signal, time
+from jaxcls.distributed import job
+job.END_SECONDS = 0.5
+worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=[600], daemon=True)
+worker.start()
+os.kill(worker.pid, signal.SIGSTOP)
+print(worker.pid, flush=True)
+job.end_with(2)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "")
+    worker = Path("/proc", done.stdout.strip(), "stat")
+    until = time.monotonic() + 10
+    while worker.exists() and ") Z " not in worker.read_text():  # nobody may wait for it
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

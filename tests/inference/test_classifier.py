@@ -167,8 +167,8 @@ def test_broken_images_are_noted_and_the_others_predicted(
         assert str(path) in why
     assert np.isnan(rows[list(broken)]).all()
     good = [index for index in range(len(mixed)) if index not in broken]
-    # Each image has the place in its batch that it had beside the broken ones, because a CPU sums the
-    # rows of a batch in different orders.
+    # Each image has the same place in its batch as beside the broken ones, because a CPU does not
+    # sum all rows of a batch in the same order.
     whole = [path if index in good else files[0] for index, path in enumerate(mixed)]
     expected = classifier.predict(whole, batch_size=2)
     np.testing.assert_array_equal(rows[good], expected[good])

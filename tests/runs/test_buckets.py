@@ -24,7 +24,7 @@ from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.runs import claim
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.claim import Claim
-from jaxcls.runs.directory import RunError, TakenOverError, checkpoint_dir
+from jaxcls.runs.directory import RunError, RunLostError, checkpoint_dir
 from jaxcls.system import paths
 from jaxcls.system.errors import UserError
 from jaxcls.system.paths import run_path
@@ -163,19 +163,19 @@ def test_a_bucket_has_one_writer_a_run(store: Store, monkeypatch: pytest.MonkeyP
         }
 
     noticed = threading.Event()
-    with Claim(run, on_taken_over=noticed.set) as held:
+    with Claim(run, on_lost=noticed.set) as held:
         with pytest.raises(RunError, match=f"by process {os.getpid()} on"):
-            Claim(run, on_taken_over=noticed.set).__enter__()
+            Claim(run, on_lost=noticed.set).__enter__()
         assert list(claims()) == ["claimed/writer.1.json"]
-    with Claim(run, on_taken_over=noticed.set) as held:
+    with Claim(run, on_lost=noticed.set) as held:
         assert list(claims()) == ["claimed/writer.2.json"]
         # From another machine, where this one gives no sign: it is suspended.
         silent = claims()["claimed/writer.2.json"].replace(b'"machine": "', b'"machine": "x')
         store.put("bucket", "claimed/writer.3.json", silent)
         assert noticed.wait(10)
-        with pytest.raises(TakenOverError, match=r"another training, .* has taken over run"):
+        with pytest.raises(RunLostError, match=r"another training, .* has taken over run"):
             held.require()
-    with Claim(run, on_taken_over=noticed.set) as held:
+    with Claim(run, on_lost=noticed.set) as held:
         assert held.message.startswith("takes over from process")
         assert list(claims()) == ["claimed/writer.4.json"]
 

@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcls.runs import checkpoint
 from jaxcls.runs.checkpoint import CheckpointError, Checkpoints, _checksum
+from jaxcls.runs.directory import RunLostError
 from jaxcls.runs.fingerprint import fingerprint, fingerprint_numpy
 
 METADATA = {"config": {"lr": 0.1, "sizes": [1, 2]}, "labels": ["cat", "dög"], "none": None}
@@ -606,3 +609,65 @@ def test_a_replacement_that_is_cut_off_loses_nothing(tmp_path: Path, rest: str |
         (tmp_path / "1.replaced").mkdir()  # 1 is there: it was replaced
         checkpoints.put_back_replaced()
         assert checkpoints.restore(make_state(), 1).step == 1
+
+
+def test_a_start_sweeps_what_a_killed_training_left(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, 2)
+    left = ("3.orbax-checkpoint-tmp", "0.pruned", "2.replaced")
+    kept = ("1", "1.replaced", "2", "2.damaged", "mine.pruned", "verified.json")
+    for name in (*left, "1.replaced", "2.damaged", "mine.pruned"):
+        (tmp_path / name / "folder").mkdir(parents=True)
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.delete_leftovers(checkpoints.restore(make_state()).step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+
+
+def test_old_steps_are_deleted_although_the_index_cannot_be_written(
+    tmp_path: Path, monkeypatch: Any, caplog: Any
+) -> None:
+    write_whole = checkpoint.write_whole
+
+    def write(path: Any, content: str) -> None:
+        if (tmp_path / "1").exists():
+            raise OSError(28, "no space before a step is deleted")
+        write_whole(path, content)
+
+    save_steps(tmp_path, 1, keep_latest=1)
+    monkeypatch.setattr(checkpoint, "write_whole", write)
+    save_steps(tmp_path, 2, keep_latest=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "verified.json"]
+    assert json.loads((tmp_path / "verified.json").read_text()) == {"steps": [2]}
+    assert not caplog.records
+
+
+def test_a_run_that_was_lost_is_not_tidied_up(tmp_path: Path) -> None:
+    save_steps(tmp_path, 1, keep_latest=1)
+
+    def run() -> None:
+        with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
+            checkpoints.save(2, make_state(2), metadata={})
+            raise RunLostError("another training has taken over the run")
+
+    with pytest.raises(RunLostError):
+        run()
+    assert (tmp_path / "1").is_dir()
+
+
+def test_a_save_that_fails_elsewhere_is_not_waited_for(tmp_path: Path, monkeypatch: Any) -> None:
+    """As seen by a process whose own part of the save never ends."""
+    hangs, announcements, elsewhere = threading.Event(), list[str](), list[str]()
+    monkeypatch.setattr(checkpoint, "announced", lambda event: event in announcements)
+    monkeypatch.setattr(checkpoint, "first_problem", lambda mine: mine or (elsewhere or [None])[0])
+    with Checkpoints(tmp_path) as checkpoints:
+        with monkeypatch.context() as patched:
+            patched.setattr(Checkpoints, "_finish", lambda *_: hangs.wait(60) and None)
+            checkpoints.save(1, make_state(), metadata={})
+            assert checkpoints._pending is not None
+            announcements.append(checkpoints._pending.failure)
+        elsewhere.append("the disk of process 1 is full")
+        with pytest.raises(CheckpointError, match=elsewhere[0]):
+            checkpoints.wait()
+        elsewhere.clear()
+        checkpoints.save(2, make_state(2), metadata={})
+        assert checkpoints.wait() == 2  # although the first one still hangs
+    hangs.set()

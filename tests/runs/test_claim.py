@@ -15,7 +15,7 @@ import pytest
 
 from jaxcls.runs import claim
 from jaxcls.runs.claim import Claim, Writer, last_writer, writer_status
-from jaxcls.runs.directory import RunError, TakenOverError
+from jaxcls.runs.directory import RunError, RunLostError
 from jaxcls.system.whole_files import create_whole, write_whole
 
 ELSEWHERE = "another-host 1234 pid:[5678]"
@@ -28,7 +28,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def claim_of(run: Path) -> Claim:
-    return Claim(run, on_taken_over=lambda: None)
+    return Claim(run, on_lost=lambda: None)
 
 
 def leave_claim(run: Path, *, number: int = 1, **changes: object) -> Writer:
@@ -234,15 +234,38 @@ def test_a_writer_whose_run_was_taken_over_notices_and_leaves_all_as_it_is(
     tmp_path: Path,
 ) -> None:
     noticed = threading.Event()
-    with Claim(tmp_path, on_taken_over=noticed.set) as claimed:
+    with Claim(tmp_path, on_lost=noticed.set) as claimed:
         claimed.require()
         leave_claim(tmp_path, number=2, machine=ELSEWHERE, token="theirs", process=99)
-        with pytest.raises(TakenOverError, match="another training, process 99 on"):
+        with pytest.raises(RunLostError, match="another training, process 99 on"):
             claimed.require()
         assert noticed.wait(10)
     writer = last_writer(tmp_path)
     assert writer is not None
     assert (writer.process, writer.ended) == (99, None)
+
+
+@pytest.mark.parametrize("what", ["emptied", "another one", "moved away"])
+def test_a_writer_whose_directory_is_another_one_notices_and_writes_nothing(
+    tmp_path: Path, what: str
+) -> None:
+    run, noticed = tmp_path / "run", threading.Event()
+    run.mkdir()
+    with Claim(run, on_lost=noticed.set) as claimed:
+        claimed.require()
+        if what == "emptied":
+            shutil.rmtree(run)
+            run.mkdir()
+        else:
+            run.rename(tmp_path / "away")
+        if what == "another one":
+            run.mkdir()
+        assert noticed.wait(10)
+        with pytest.raises(RunLostError, match=r"writer\.1\.json is gone: run .*emptied or unmou"):
+            claimed.require()
+    assert not list(run.glob("*"))
+    if what == "moved away":
+        assert not run.exists()
 
 
 def test_a_claim_is_renewed(tmp_path: Path) -> None:

@@ -100,6 +100,20 @@ def test_a_resumed_run_drops_the_rows_that_it_takes_again(tmp_path: Path) -> Non
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.parametrize("evaluated", [True, False])
+def test_a_resumed_run_drops_the_evaluation_that_it_repeats(
+    tmp_path: Path, evaluated: bool
+) -> None:
+    with open_reporter(tmp_path, io.StringIO()) as reporter:
+        for step in (2, 4):
+            reporter.log(step, TRAIN)
+            reporter.evaluated(step, EVAL)
+    with open_reporter(tmp_path, io.StringIO(), start_step=4, start_evaluated=evaluated):
+        rows = read_metrics(tmp_path / "metrics.csv")
+    kept = [(row["step"], bool(row["eval_loss"])) for row in rows]
+    assert kept == [("2", False), ("2", True), ("4", False), ("4", True)][: 4 if evaluated else 3]
+
+
 def test_a_line_cut_short_anywhere_is_left_out_and_the_run_continues(tmp_path: Path) -> None:
     with open_reporter(tmp_path, io.StringIO()) as reporter:
         reporter.log(2, TRAIN)

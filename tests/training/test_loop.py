@@ -122,24 +122,28 @@ def test_a_stopped_run_resumes_bit_for_bit(
     assert [row["step"] for row in rows] == ["4", "8", "12"]
 
 
+@pytest.mark.parametrize("step", [pytest.param(8, marks=pytest.mark.long), 12])
 def test_an_evaluation_that_a_signal_ends_is_made_up_for(
     tiny_run: tuple[Path, Outcome],
     tiny_config: Config,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    step: int,
 ) -> None:
     with monkeypatch.context() as patch:
-        stop_after(patch, 8, signal.SIGTERM)  # its evaluation follows
+        stop_after(patch, step, signal.SIGTERM)  # its evaluation follows
         stopped = train(tiny_config, tmp_path, mesh=one_device())
-    assert stopped.step == 8
+    assert (stopped.step, stopped.stopped_by) == (step, "SIGTERM")
     training = build_training(tiny_config, num_classes=10, num_examples=1442, mesh=one_device())
     template = training.abstract_state()
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
-        assert checkpoints.restore(template, 8).metric is None
-    train(tiny_config, tmp_path, mesh=one_device())
+        assert checkpoints.restore(template, step).metric is None
+    resumed = train(tiny_config, tmp_path, mesh=one_device())
+    assert resumed.stopped_by is None
+    assert resumed.metrics == tiny_run[1].metrics
     assert _without_times(tmp_path) == _without_times(tiny_run[0])
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
-        assert checkpoints.restore(template, 8).metric is not None
+        assert checkpoints.restore(template, step).metric is not None
 
 
 def _without_times(run: Path) -> list[dict[str, str]]:
@@ -150,15 +154,31 @@ def _without_times(run: Path) -> list[dict[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("ends", ["a signal", "time"])
+@pytest.mark.parametrize(
+    ("where", "ends"),
+    [
+        ("training", "a signal"),
+        pytest.param("training", "time", marks=pytest.mark.long),
+        ("evaluation", "time"),
+    ],
+)
 def test_a_wait_for_data_that_hang_ends(
-    tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+    tiny_run: tuple[Path, Outcome],
+    tiny_config: Config,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    ends: str,
 ) -> None:
-    hangs, free, calls = threading.Event(), threading.Event(), []
-    device_batches = loop.device_batches
+    hangs, free = threading.Event(), threading.Event()
+    owner, name, batches = {
+        "training": (device, "train_batches", 5),
+        "evaluation": (evaluation, "eval_batches", 2),
+    }[where]
+    make_batches, to_device = getattr(owner, name), owner.to_device
 
-    def five_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
-        yield from itertools.islice(train_batches(*args, **kwargs), 5)
+    def some_batches(*args: Any, **kwargs: Any) -> Iterator[Any]:
+        yield from itertools.islice(make_batches(*args, **kwargs), batches)
         hangs.set()
         free.wait(60)
 
@@ -168,28 +188,27 @@ def test_a_wait_for_data_that_hang_ends(
                 signal.raise_signal(signal.SIGTERM)
             on_wait(1000 + seconds if hangs.is_set() and ends == "time" else seconds)
 
-        return device_batches(*args, on_wait=ask, **kwargs)
+        return to_device(*args, on_wait=ask, **kwargs)
 
-    def note_end(*call: Any) -> None:
-        calls.append(call)
-        free.set()
-
-    monkeypatch.setattr(device, "train_batches", five_batches)
-    monkeypatch.setattr(loop, "device_batches", hurried)
-    monkeypatch.setattr(loop, "HANGING_SECONDS", 0.1)
-    monkeypatch.setattr(loop, "end_now", note_end)
-    if ends == "time":
-        with pytest.raises(DataError, match=r"no batch came for 100. s.*\nthe run is saved up to"):
-            train(tiny_config, tmp_path, mesh=one_device())
-        ((status, message),) = calls
-        assert status == 2
-        assert "no batch came" in message
-    else:
-        outcome = train(tiny_config, tmp_path, mesh=one_device())
-        assert (outcome.step, outcome.stopped_by) == (5, "SIGTERM")
-        assert calls == [(75, "the data hang; the state is saved")]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, some_batches)
+        patch.setattr(owner, "to_device", hurried)
+        if ends == "time":
+            with pytest.raises(DataError, match=r"no batch came for 100. s.*\nthe run is saved"):
+                train(tiny_config, tmp_path, mesh=one_device())
+        else:
+            outcome = train(tiny_config, tmp_path, mesh=one_device())
+            assert outcome.stopped_by == "SIGTERM"
+        assert not free.is_set(), "it did not wait for the batch"
+    free.set()
+    state = recorded_state(tmp_path)
+    assert state is not None
+    assert state.state == ("failed" if ends == "time" else "stopped")
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
-        assert checkpoints.steps()[-1] == 5
+        assert checkpoints.steps()[-1] == (5 if where == "training" else 4)
+    if where == "evaluation":
+        train(tiny_config, tmp_path, mesh=one_device())
+        assert _without_times(tmp_path) == _without_times(tiny_run[0])
 
 
 PROCESS = """

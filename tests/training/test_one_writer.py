@@ -25,8 +25,8 @@ from jaxcls.runs import claim, directory
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.directory import (
     RunError,
+    RunLostError,
     RunState,
-    TakenOverError,
     checkpoint_dir,
     record_early_stop,
     record_state,
@@ -115,7 +115,7 @@ def test_a_training_whose_run_was_taken_over_stops_and_saves_nothing_more(
 
     monkeypatch.setattr(Reporter, "log", log_and_lose)
     monkeypatch.setattr(claim, "RENEW_SECONDS", 0.01)
-    with pytest.raises(TakenOverError, match="another training, process"):
+    with pytest.raises(RunLostError, match="another training, process"):
         train(tiny_config, tmp_path, mesh=make_mesh(jax.devices()[:1]))
     assert recorded_state(tmp_path) == RunState(state="running", num_steps=99)
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:

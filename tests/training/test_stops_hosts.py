@@ -63,6 +63,12 @@ if trouble == "evaluation":
     evaluation.make_eval_step = make_slow
 if trouble == "save":
     before(Checkpoints, "_finish", lambda _: time.sleep(3))
+if trouble == "full disk":
+    from orbax.checkpoint.experimental.v1._src.path.async_utils import PathAwaitingCreation
+    def fail(call):
+        if call == 1 if process == "0" else call == 7:
+            raise OSError(28, f"no space for process {process}")
+    before(PathAwaitingCreation, "create", fail)
 if trouble == "stuck" and process == "1":
     before(DeviceBatches, "__next__", lambda call: time.sleep(600 if call == 3 else 0))
 if trouble == "broken" and process == "1":
@@ -196,6 +202,20 @@ def test_a_save_is_finished(start: Start, tmp_path: Path) -> None:
     job[0].send_signal(signal.SIGTERM)
     assert statuses(job) == [75, 75]
     assert stopped_step(tmp_path) > 4
+
+
+@pytest.mark.slow
+def test_a_save_that_fails_in_either_process_is_made_up_for(start: Start, tmp_path: Path) -> None:
+    # Not by Orbax's own limit of ten minutes.
+    assert statuses(start("full disk", stuck_after=100)) == [0, 0]
+    for process in "01":  # both know of both failures
+        text = (tmp_path / process).read_text()
+        for failed in "01":
+            assert f"no space for process {failed}); older ones are kept" in text
+        assert text.count("the current state is saved instead") == 2
+        assert "never awaited" not in text
+    with Checkpoints(checkpoint_dir(tmp_path / "run")) as checkpoints:
+        assert checkpoints.steps()[-1] == 20
 
 
 @pytest.mark.long

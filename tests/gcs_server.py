@@ -1,7 +1,8 @@
 """A server in a thread that keeps objects as Google Cloud Storage's JSON API does, in memory.
 
 It speaks what gcsfs and TensorStore use: listing, metadata, media with ranges and generations,
-uploads in one piece, in two parts and resumable ones, copies, deletions, conditions on generations.
+uploads in one piece, in two parts and resumable ones, copies, moves, deletions, conditions on
+generations.
 """
 
 import base64
@@ -105,6 +106,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.upload(bucket, query, body)
         if rest and "/rewriteTo/b/" in rest:
             return self.copy(bucket, rest)
+        if rest and "/moveTo/o/" in rest:
+            return self.move(bucket, *map(unquote, rest.split("/moveTo/o/")))
         if rest:
             return self.one(bucket, unquote(rest), query)
         if path.rstrip("/").endswith("/o"):
@@ -162,6 +165,12 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer_json(
             {"kind": "storage#rewriteResponse", "done": True, "resource": resource}
         )
+
+    def move(self, bucket: str, source: str, target: str) -> None:
+        if source not in self.store.buckets[bucket]:
+            return self.fail(404, f"No such object: {bucket}/{source}")
+        self.store.put(bucket, target, self.store.buckets[bucket].pop(source)[0])
+        return self.answer_json(self.store.describe(bucket, target))
 
     def one(self, bucket: str, name: str, query: dict[str, str]) -> None:
         objects = self.store.buckets[bucket]

@@ -66,8 +66,9 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
         return Path(text)
     if text.startswith("s3://"):
         raise UserError(
-            f"run {text!r}: s3 has no atomic rename, and Orbax, which writes the checkpoints, does "
-            f"not support it; use a folder or gs://, and copy the finished run to s3"
+            f"run {text!r}: Orbax 0.12.8, which writes the checkpoints, takes s3:// for a folder "
+            f"on this machine (its tensorstore_utils.py, line 222); use a folder or gs://, and "
+            f"copy the finished run to s3"
         )
     if not text.startswith("gs://") or not text.removeprefix("gs://").strip("/"):
         raise UserError(f"run {text!r}: expected a folder or gs://BUCKET/FOLDER")

@@ -147,7 +147,7 @@ def test_a_folder_that_is_no_run_says_what_it_holds(message: Message) -> None:
     assert message("train", "gone/config.json") == (
         "jaxcls: config file 'gone/config.json' does not exist\n"
     )
-    assert "run 's3://bucket/x': s3 has no atomic rename" in message("train", "s3://bucket/x")
+    assert "run 's3://bucket/x': Orbax 0.12.8, which writes" in message("train", "s3://bucket/x")
 
 
 @pytest.mark.parametrize("workdir", ["my run", "it's", "naïve", "$HOME", "-x", "~x"])

@@ -67,6 +67,11 @@ LONGEST = (
     "config/test_recipes.py",
     "test_readme.py",
     "training/test_stops_hosts.py",
+    "storm/test_storm.py",
+    "models/test_own_module.py",
+    "training/test_skipping.py",
+    "augment/test_pipeline.py",
+    "runs/test_checkpoint.py",
     "test_guide.py",
     "runs/test_buckets.py",
 )
@@ -88,9 +93,11 @@ def cache_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(cache_home: Path) -> None:
-    """A program that several tests use is compiled once."""
-    jax.config.update("jax_compilation_cache_dir", str(cache_home / "compiled"))
+def compilation_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A program that several tests use is compiled once, also if two processes share the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    jax.config.update("jax_compilation_cache_dir", str(shared / "compiled"))
 
 
 @pytest.fixture(scope="session", autouse=True)

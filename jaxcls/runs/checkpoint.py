@@ -500,7 +500,8 @@ class Checkpoints:
             if self._read_record(step) != record:
                 return "it contains other values or metadata"
             paths = [path for path, saved in record["arrays"].items() if 0 not in saved["shape"]]
-            mine = paths[jax.process_index() :: jax.process_count()]
+            # Orbax reads in all processes together, so none may be without an array.
+            mine = paths[jax.process_index() :: jax.process_count()] or paths[:1]
             template = dict.fromkeys(mine, np.ndarray)
             loaded = _load_arrays(self._folder(step), template, np.ndarray)
         except Exception as error:  # for damaged files Orbax raises many types

@@ -302,7 +302,7 @@ ONE_BREAKS = f"""{TINY_FOR_ALL_PROCESSES}{HEAD}def sweep():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_with_real_processes(capsys: pytest.CaptureFixture[str]) -> None:
     Path("real.py").write_text(ONE_BREAKS.replace("num_steps=2", "num_steps=4"))
     done = subprocess.run(

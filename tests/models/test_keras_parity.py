@@ -59,7 +59,10 @@ def keras_float64(monkeypatch):
 
 
 @pytest.fixture(
-    params=[pytest.param(2, marks=pytest.mark.slow), pytest.param(8, marks=pytest.mark.long)]
+    params=[
+        pytest.param(1, marks=pytest.mark.slow),
+        *(pytest.param(repeats, marks=pytest.mark.long) for repeats in (2, 8)),
+    ]
 )
 def b0_of_repeats(request, monkeypatch):
     """B0 in both libraries with at most so many blocks a stage; it has 8 itself."""

@@ -256,6 +256,7 @@ def test_only_training_drops_paths(images: jax.Array, variables: Any) -> None:
     assert np.max(np.abs(np.subtract(*trained))) > 1e-2
 
 
+@pytest.mark.long
 def test_rematerialisation_gives_the_same_gradients(images: jax.Array, variables: Any) -> None:
     def gradients(model: ResNet) -> Any:
         return jax.jit(

@@ -40,7 +40,7 @@ def get_config():
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_trains_resumes_and_is_used(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry.SPECS, SMALL.name, SMALL)
     Path("config.py").write_text(CONFIG)

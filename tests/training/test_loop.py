@@ -233,7 +233,7 @@ print(train(decode(json.loads(config)), workdir).step)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_resumed_in_another_process_is_the_same_bit_for_bit(
     tiny_config: Config, tmp_path: Path
 ) -> None:
@@ -254,6 +254,7 @@ def test_a_run_resumed_in_another_process_is_the_same_bit_for_bit(
     )
 
 
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     tiny_run: tuple[Path, Outcome],
     tiny_config: Config,
@@ -271,6 +272,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(
     )
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_other_devices(
     tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

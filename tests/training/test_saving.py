@@ -37,7 +37,8 @@ class Failures:
 
     @staticmethod
     def _failed(checkpoints: Checkpoints) -> bool:
-        return checkpoints._pending is not None and checkpoints._pending[1].result() is not None
+        pending = checkpoints._pending
+        return pending is not None and pending.problem.result() is not None
 
 
 @pytest.fixture
@@ -80,6 +81,7 @@ def test_a_training_goes_on_until_two_intervals_have_failed(
     assert max(int(row["step"]) for row in read_metrics(tmp_path / "ends" / "metrics.csv")) < 9
 
 
+@pytest.mark.long
 def test_failures_count_only_in_a_row(
     saved_often: Config, tmp_path: Path, failures: Failures
 ) -> None:

@@ -89,7 +89,7 @@ def is_schedule(part: Any) -> bool:
     ("devices", "parallel", "micro_batches", "poison"),
     [
         (1, "replicated", 2, "gradients"),
-        (8, "replicated", 1, "loss"),
+        pytest.param(8, "replicated", 1, "loss", marks=pytest.mark.long),
         (8, "fsdp", 1, "gradients"),
         pytest.param(1, "replicated", 1, "loss", marks=pytest.mark.long),
         pytest.param(8, "fsdp", 2, "loss", marks=pytest.mark.long),
@@ -249,6 +249,7 @@ def test_a_resumed_run_counts_on_and_ends_as_the_whole_one(
     )
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("poison")
 def test_a_run_may_change_between_the_two_when_it_resumes(
     config: Config, tiny_config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

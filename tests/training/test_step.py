@@ -290,6 +290,7 @@ def test_rates_by_stage_equal_the_same_step_at_fixed_rates(tiny_config: Config) 
     assert abs(results[0]["loss"] - results[9]["loss"]) > 1e-3
 
 
+@pytest.mark.long
 def test_max_pooling_has_the_same_gradient_on_eight_devices(tiny_config: Config) -> None:
     config = changed(tiny_config, "model", pooling="max")
     norms = []

@@ -174,7 +174,7 @@ def test_during_the_first_compile_all_leave_at_once(start: Start, tmp_path: Path
     assert "nothing new was trained" in (tmp_path / "0").read_text()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_stands_still_ends_the_other_and_is_named(
     start: Start, tmp_path: Path
 ) -> None:

@@ -275,7 +275,7 @@ sys.exit(cli.main(["train", *sys.argv[2:]]))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_with_disks_of_their_own(tiny_config: Config, tmp_path: Path) -> None:
     config = dataclasses.replace(photos_config(tiny_config, Path("photos")), num_steps=1)
     text = json.dumps({"config": encode(config)})

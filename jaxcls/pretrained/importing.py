@@ -100,7 +100,7 @@ def import_variables(
         type or values that are not finite, a variable is missing, or a tensor is unused; the
         message lists all of them. Or a pattern matches nothing.
     """
-    family = _family(file)
+    family = family_of(file)
     left_over = _left_over(allow_unused, file)
     match = _match(file, family, spec, num_classes=num_classes, left_over=left_over)
     allowed = _fitting(allow_missing, spec)
@@ -127,7 +127,7 @@ def fitting_models(file: WeightsFile) -> tuple[str, ...]:
     Raises:
       WeightsError: the file's names follow no known convention.
     """
-    family = _family(file)
+    family = family_of(file)
     return tuple(
         name
         for name in _candidates(file, family)
@@ -141,7 +141,7 @@ def nearest_model(file: WeightsFile) -> str:
     Raises:
       WeightsError: the file's names follow no known convention.
     """
-    family = _family(file)
+    family = family_of(file)
 
     def agreement(name: str) -> int:
         match = _match(file, family, model_spec(name), num_classes=None)
@@ -168,7 +168,8 @@ def _candidates(file: WeightsFile, family: Family) -> list[str]:
     return [name for name, score in scores.items() if score == best]
 
 
-def _family(file: WeightsFile) -> Family:
+def family_of(file: WeightsFile) -> Family:
+    """Returns the family of a file; raises as `find_family`, with the name of the file."""
     try:
         return find_family(file.tensors)
     except WeightsError as error:
@@ -181,7 +182,7 @@ def count_classes(file: WeightsFile, spec: NetworkSpec) -> int:
     Raises:
       WeightsError: the file's names follow no known convention.
     """
-    family = _family(file)
+    family = family_of(file)
     return _num_classes(file, family, family.names(spec, file.tensors))
 
 

@@ -7,11 +7,10 @@ from typing import Any, Literal
 from jaxcls.config.decoding import nearest
 from jaxcls.models.registry import model_spec
 from jaxcls.models.weights_info import WeightsError, WeightsInfo
-from jaxcls.pretrained.families import find_family
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights
 from jaxcls.pretrained.imagenet import imagenet_class_names
-from jaxcls.pretrained.importing import count_classes, fitting_models, nearest_model
+from jaxcls.pretrained.importing import count_classes, family_of, fitting_models, nearest_model
 from jaxcls.pretrained.jaxcls_file import stored_info
 from jaxcls.pretrained.presets import find_preset, preset_names
 from jaxcls.pretrained.torch_names import torchvision_release
@@ -116,7 +115,7 @@ def file_info(
             )
         model = fitting[0] if fitting else nearest_model(file)  # the import reports what is wrong
     spec, names = model_spec(model, options), imagenet_class_names()
-    family, note = find_family(file.tensors), None
+    family, note = family_of(file), None
     info = family.info(spec, file.tensors)
     if family.name == "torchvision":
         info, note = torchvision_release(info, file.path)

@@ -293,6 +293,7 @@ def take_steps(
                     meter.restart_clock()
         except StoppedError:  # while it waited for data, or evaluated
             interrupted = True
+            _log_rest(step, meter, reporter)
             saver.save_if_finite(step, state, meter, top1=top1)
         except DataError as error:
             # With several processes it cannot save: the others do not know of the error.
@@ -300,6 +301,7 @@ def take_steps(
                 raise
             saved = f"the run is saved up to step {step}" if step else "no step was taken"
             try:
+                _log_rest(step, meter, reporter)
                 saver.save_if_finite(step, state, meter, top1=top1)
             except CheckpointError as failure:
                 saved = str(failure)
@@ -372,6 +374,12 @@ def _finish_first_step(
     meter.fetch()
     stop.leave_at_once = False
     reporter.say(f"took the first step {time.perf_counter() - started:.1f} s after the start")
+
+
+def _log_rest(step: int, meter: Meter, reporter: Reporter | QuietReporter) -> None:
+    """Logs the steps since the last row, because a resumed run begins a new one."""
+    if not meter.empty:
+        reporter.log(step, meter.read())
 
 
 def _show_first(

@@ -64,6 +64,11 @@ class Meter:
         yield
         self._waited += time.perf_counter() - before
 
+    @property
+    def empty(self) -> bool:
+        """Whether no step was added since the last `read`."""
+        return not (self._pending or self._fetched)
+
     def add(self, step: int, metrics: Mapping[str, Array]) -> None:
         """Keeps the metrics of one step, without waiting for them."""
         self._pending[step] = metrics

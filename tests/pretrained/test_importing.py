@@ -19,6 +19,7 @@ from jaxcls.pretrained.files import WeightsFile
 from jaxcls.pretrained.importing import fitting_models, import_variables
 from jaxcls.pretrained.torch_names import timm_names
 from jaxcls.pretrained.variables import variable_shapes
+from jaxcls.pretrained.weights import file_info
 
 SPEC = ModelSpec(
     name="tiny",
@@ -329,6 +330,8 @@ def test_names_of_no_family_are_refused() -> None:
     assert "the first names in the file: encoder.layer.0" in message
     with pytest.raises(WeightsError, match="the first names in the file: none"):
         find_family([])
+    with pytest.raises(WeightsError, match=r"^bert\.safetensors: its tensors are not named"):
+        file_info(file, model="resnet50")
 
 
 def test_imported_variables_are_the_networks() -> None:

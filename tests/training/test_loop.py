@@ -206,6 +206,9 @@ def test_a_wait_for_data_that_hang_ends(
     assert state.state == ("failed" if ends == "time" else "stopped")
     with Checkpoints(checkpoint_dir(tmp_path)) as checkpoints:
         assert checkpoints.steps()[-1] == (5 if where == "training" else 4)
+    # The last row covers all steps that are saved.
+    last = [row for row in read_metrics(tmp_path / "metrics.csv") if row["loss"]][-1]
+    assert last["step"] == ("5" if where == "training" else "4")
     if where == "evaluation":
         train(tiny_config, tmp_path, mesh=one_device())
         assert _without_times(tmp_path) == _without_times(tiny_run[0])

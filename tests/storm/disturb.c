@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -93,6 +94,14 @@ static const char *whole(int folder, const char *path, char *space) {
 OPEN(open)
 OPEN(open64)
 
+#define CREAT(name)                                                            \
+  int name(const char *path, mode_t mode) {                                    \
+    REAL(name);                                                                \
+    return disturbed("open", path) ? -1 : real(path, mode);                    \
+  }
+CREAT(creat)
+CREAT(creat64)
+
 #define OPENAT(name)                                                                           \
   int name(int folder, const char *path, int flags, ...) {                                     \
     REAL(name);                                                                                \
@@ -104,28 +113,42 @@ OPEN(open64)
 OPENAT(openat)
 OPENAT(openat64)
 
-FILE *fopen(const char *path, const char *how) {
-  REAL(fopen);
-  if (strpbrk(how, "wa+") && disturbed("open", path)) return NULL;
-  return real(path, how);
-}
+#define FOPEN(name)                                                  \
+  FILE *name(const char *path, const char *how) {                    \
+    REAL(name);                                                      \
+    if (strpbrk(how, "wa+") && disturbed("open", path)) return NULL; \
+    return real(path, how);                                          \
+  }
+FOPEN(fopen)
+FOPEN(fopen64)
 
-ssize_t write(int fd, const void *data, size_t size) {
-  REAL(write);
-  return disturbed_file("write", fd) ? -1 : real(fd, data, size);
-}
-ssize_t writev(int fd, const struct iovec *parts, int count) {
-  REAL(writev);
-  return disturbed_file("write", fd) ? -1 : real(fd, parts, count);
-}
-ssize_t pwrite(int fd, const void *data, size_t size, off_t offset) {
-  REAL(pwrite);
-  return disturbed_file("write", fd) ? -1 : real(fd, data, size, offset);
-}
-ssize_t pwrite64(int fd, const void *data, size_t size, off_t offset) {
-  REAL(pwrite64);
-  return disturbed_file("write", fd) ? -1 : real(fd, data, size, offset);
-}
+/* A call that writes to a file: its type, name and parameters, and the arguments for the real one. */
+#define WRITES(type, name, parameters, file, ...)                      \
+  type name parameters {                                               \
+    REAL(name);                                                        \
+    return disturbed_file("write", file) ? -1 : real(__VA_ARGS__);     \
+  }
+WRITES(ssize_t, write, (int fd, const void *data, size_t size), fd, fd, data, size)
+WRITES(ssize_t, writev, (int fd, const struct iovec *parts, int count), fd, fd, parts, count)
+WRITES(ssize_t, pwrite, (int fd, const void *data, size_t size, off_t at), fd, fd, data, size, at)
+WRITES(ssize_t, pwrite64, (int fd, const void *data, size_t size, off64_t at), fd, fd, data, size,
+       at)
+WRITES(ssize_t, pwritev, (int fd, const struct iovec *parts, int count, off_t at), fd, fd, parts,
+       count, at)
+WRITES(ssize_t, pwritev64, (int fd, const struct iovec *parts, int count, off64_t at), fd, fd,
+       parts, count, at)
+WRITES(ssize_t, pwritev2, (int fd, const struct iovec *parts, int count, off_t at, int flags), fd,
+       fd, parts, count, at, flags)
+WRITES(ssize_t, pwritev64v2, (int fd, const struct iovec *parts, int count, off64_t at, int flags),
+       fd, fd, parts, count, at, flags)
+WRITES(int, ftruncate, (int fd, off_t size), fd, fd, size)
+WRITES(int, ftruncate64, (int fd, off64_t size), fd, fd, size)
+WRITES(ssize_t, copy_file_range,
+       (int from, off64_t *start, int to, off64_t *at, size_t size, unsigned flags), to, from,
+       start, to, at, size, flags)
+WRITES(ssize_t, sendfile, (int to, int from, off_t *at, size_t size), to, to, from, at, size)
+WRITES(ssize_t, sendfile64, (int to, int from, off64_t *at, size_t size), to, to, from, at, size)
+
 int fsync(int fd) {
   REAL(fsync);
   return disturbed_file("sync", fd) ? -1 : real(fd);

@@ -9,90 +9,48 @@ faults survived, and for each failure what happened and the command that repeats
 
 import argparse
 import concurrent.futures
-import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # for tests/ports.py
 
-from faults import FAULTS, can_mount
-from faults.fault import Fault
-from trial import LostError, Storm, Trial
+from attempt import Result, missing, run_trial
+from faults import FAULTS
+from trial import Storm
 
 
 def main() -> int:
     """Runs the storm; returns 0 if everything survived."""
     options = _options()
-    folder = Path(tempfile.mkdtemp(prefix="jaxcls-storm-"))
-    storm = Storm(folder)
-    ending_at = time.monotonic() + 60 * options.minutes
-    wanted = options.fault or list(FAULTS)
-    failed = {name: dict[int, str]() for name in wanted}
-    done = dict.fromkeys(wanted, 0)
-    notes = {name: missing(FAULTS[name], storm) for name in wanted}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    storm = Storm(Path(tempfile.mkdtemp(prefix="jaxcls-storm-")))
+    notes = {name: missing(FAULTS[name], storm) for name in options.fault or FAULTS}
     started = time.monotonic()
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-
-        def attempt(name: str, number: int) -> tuple[str, int, str | None] | None:
-            if time.monotonic() > ending_at:
-                return None
-            return name, number, run_trial(storm, name, number, seed=options.seed)
-
-        trials = [pool.submit(attempt, name, number) for name, number in _order(options, notes)]
-        for trial in concurrent.futures.as_completed(trials):
-            if (result := trial.result()) is None:
-                continue
-            name, number, problem = result
-            done[name] += 1
-            if problem is not None:
-                failed[name][number] = problem
-                print(f"FAILED {name} {number}: {problem}", flush=True)
-            elif sum(done.values()) % 20 == 0:
-                print(f"{sum(done.values())} trials", flush=True)
-    print("\n| fault | trials | survived | not tried, because it |\n|---|---|---|---|")
-    for name in wanted:
-        print(f"| {name} | {done[name]} | {done[name] - len(failed[name])} | {notes[name]} |")
+    results = []
+    for result in _results(storm, _order(options, notes), options):
+        results.append(result)
+        if result.problem is not None:
+            print(f"FAILED {result.fault} {result.number}: {result.problem}", flush=True)
+        elif len(results) % 20 == 0:
+            print(f"{len(results)} trials", flush=True)
+    failed = [result for result in results if result.problem is not None]
+    _print_table(results, notes)
     minutes = (time.monotonic() - started) / 60
-    count, lost = sum(done.values()), sum(map(len, failed.values()))
-    print(f"\n{count} trials of {len(wanted)} kinds, {lost} failed, {minutes:.0f} minutes")
-    for name, problems in failed.items():
-        for number, problem in problems.items():
-            again = (
-                f"python tests/storm/run.py --fault {name} --seed {options.seed} --only {number}"
-            )
-            print(f"\n{name}: {problem}\n  {again}")
-    if lost:
-        print(f"\nthe trials that failed are kept in {folder}")
+    print(f"\n{len(results)} trials of {len(notes)} kinds, {len(failed)} failed, {minutes:.0f} min")
+    _print_failures(failed, seed=options.seed)
+    if failed:
+        print(f"\nthe trials that failed are kept in {storm.folder}")
     else:
-        shutil.rmtree(folder)
-    return 1 if lost else 0
+        shutil.rmtree(storm.folder)
+    return 1 if failed else 0
 
 
-def run_trial(storm: Storm, name: str, number: int, *, seed: int) -> str | None:
-    """Runs one trial of a fault; returns what did not survive, or None."""
-    fault, chance = FAULTS[name], random.Random(f"{seed}/{name}/{number}")
-    trial = Trial(storm, storm.folder / f"{name}-{number}", chance, fault.shape)
-    try:
-        fault.inject(trial)
-    except LostError as error:
-        return str(error)
-    except Exception as error:  # of the trial itself; the others go on
-        return f"the trial failed: {error!r}"
-    shutil.rmtree(trial.folder)
-    return None
-
-
-def missing(fault: Fault, storm: Storm) -> str:
-    """What this machine lacks for a fault; empty if it lacks nothing."""
-    have = {"": True, "compiler": storm.library is not None, "root": can_mount()}
-    return "" if have[fault.needs] else f"needs {fault.needs}"
-
-
-def _order(options: argparse.Namespace, notes: dict[str, str]) -> Iterator[tuple[str, int]]:
+def _order(options: argparse.Namespace, notes: Mapping[str, str]) -> Iterator[tuple[str, int]]:
     """The trials: one of each kind in turn, so that a storm cut short has tried all kinds."""
     counts = {
         name: options.trials or FAULTS[name].trials for name, note in notes.items() if not note
@@ -102,6 +60,42 @@ def _order(options: argparse.Namespace, notes: dict[str, str]) -> Iterator[tuple
         return
     for number in range(max(counts.values(), default=0)):
         yield from ((name, number) for name, count in counts.items() if number < count)
+
+
+def _results(
+    storm: Storm, order: Iterator[tuple[str, int]], options: argparse.Namespace
+) -> Iterator[Result]:
+    """Runs the trials, some at a time, and begins none after the given time."""
+    ending_at = time.monotonic() + 60 * options.minutes
+
+    def attempt(name: str, number: int) -> Result | None:
+        if time.monotonic() > ending_at:
+            return None
+        return run_trial(storm, name, number, seed=options.seed)
+
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        trials = [pool.submit(attempt, name, number) for name, number in order]
+        try:
+            for trial in concurrent.futures.as_completed(trials):
+                if (result := trial.result()) is not None:
+                    yield result
+        finally:
+            storm.end()  # after Ctrl-C some trials still run
+            pool.shutdown(cancel_futures=True)
+
+
+def _print_table(results: Sequence[Result], notes: Mapping[str, str]) -> None:
+    print("\n| fault | trials | survived | not tried, because it |\n|---|---|---|---|")
+    for name, note in notes.items():
+        problems = [result.problem for result in results if result.fault == name]
+        print(f"| {name} | {len(problems)} | {problems.count(None)} | {note} |")
+
+
+def _print_failures(failed: Sequence[Result], *, seed: int) -> None:
+    """Prints what happened in each trial that failed, and the command that repeats it."""
+    for result in failed:
+        again = f"--fault {result.fault} --seed {seed} --only {result.number}"
+        print(f"\n{result.fault}: {result.problem}\n  python tests/storm/run.py {again}")
 
 
 def _options() -> argparse.Namespace:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from attempt import missing, run_trial
 from faults import FAULTS
-from run import missing, run_trial
 from trial import ONE, STEPS, LostError, Storm, Trial, end_of
 
 # A few quick kinds; `python tests/storm/run.py` tries all.
@@ -36,11 +36,11 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> Storm:
 def test_a_fault_is_survived(storm: Storm, name: str) -> None:
     if lacks := missing(FAULTS[name], storm):
         pytest.skip(lacks)
-    assert run_trial(storm, name, 0, seed=0) is None
+    assert run_trial(storm, name, 0, seed=0).problem is None
 
 
-def _change_an_array(run: Path) -> None:
-    """Exchanges the last checkpoint for another one."""
+def _replace_the_last_checkpoint(run: Path) -> None:
+    """The checkpoint of another step takes its place."""
     shutil.rmtree(run / "checkpoints" / str(STEPS))
     shutil.copytree(run / "checkpoints" / str(STEPS - 4), run / "checkpoints" / str(STEPS))
 
@@ -63,7 +63,7 @@ def _leave_a_file(run: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [
-        (_change_an_array, "differs from the twin's"),
+        (_replace_the_last_checkpoint, "differs from the twin's"),
         (_drop_a_row, "rows are missing"),
         (_repeat_a_row, "repeats steps"),
         (_leave_a_file, "left behind"),
@@ -72,20 +72,20 @@ def _leave_a_file(run: Path) -> None:
 def test_a_trial_sees_what_is_lost(
     storm: Storm, tmp_path: Path, spoil: Callable[[Path], None], problem: str
 ) -> None:
-    trial = Trial(storm, tmp_path / "trial", random.Random(0))
-    shutil.copytree(storm.twin(ONE), trial.run)
-    trial.require_twin()
-    spoil(trial.run)
-    with pytest.raises(LostError, match=problem):
+    with Trial(storm, tmp_path / "trial", random.Random(0)) as trial:
+        shutil.copytree(storm.twin(ONE), trial.run_dir)
         trial.require_twin()
+        spoil(trial.run_dir)
+        with pytest.raises(LostError, match=problem):
+            trial.require_twin()
 
 
 @pytest.mark.slow
 def test_a_run_begins_where_it_is_told(storm: Storm, tmp_path: Path) -> None:
-    trial = Trial(storm, tmp_path / "trial", random.Random(0))
-    trial.begin_at(12)
+    with Trial(storm, tmp_path / "trial", random.Random(0)) as trial:
+        trial.begin_at(12)
     assert trial.saved_steps() == [4, 8, 12]
-    index = json.loads((trial.run / "checkpoints" / "verified.json").read_text())
+    index = json.loads((trial.run_dir / "checkpoints" / "verified.json").read_text())
     assert index == {"steps": [4, 8, 12]}
     arrays = end_of(storm.twin(ONE)).arrays
     assert {"step", "params/conv/kernel", "ema/params/conv/kernel"} <= arrays.keys()

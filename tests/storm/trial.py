@@ -5,6 +5,7 @@ it ends with a status and a message that a user can act on, and the training, re
 command, ends as its twin: the same arrays bit for bit, the same rows in metrics.csv, nothing left.
 """
 
+import contextlib
 import csv
 import dataclasses
 import functools
@@ -16,10 +17,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 from ports import free_address
@@ -29,9 +32,11 @@ CONFIG = HERE / "training" / "storm_config.py"
 STEPS = 24  # of the training, which saves after every fourth and keeps two
 PATIENCE = 180.0  # seconds in which a process must end
 MEASURED = ("seconds", "images_per_second", "data_wait_share")  # columns that differ by nature
+WRITES = "open,write,sync,rename,mkdir"  # the calls of disturb.c that need room on a disk
 type Row = Mapping[str, str]
 
 STATUS_STOPPED, STATUS_MISTAKE = 75, 2
+FIRST_STEP = "took the first step"  # what a training says then
 LEFTOVER = re.compile(r"^\..*|.*(tmp|\.trial|\.damaged|\.replaced|\.pruned).*")
 
 
@@ -52,9 +57,10 @@ class Disturbance:
     Attributes:
       path: a part of the path that a call must concern.
       calls: the kinds of calls, of open, write, sync, rename, mkdir and delete.
-      first: the number of the first disturbed call, counted from 1.
+      first: the number of the first disturbed call, counted from 1; 0 for none.
       errno: the error with which it fails; 0 kills the process instead.
       times: how many calls fail; 0 for all that follow.
+      log: a file that gets a line for each call that is counted.
     """
 
     path: str
@@ -62,10 +68,11 @@ class Disturbance:
     first: int
     errno: int = 0
     times: int = 0
+    log: str = ""
 
     def variables(self) -> dict[str, str]:
         """The environment that disturb.c reads."""
-        return {
+        variables = {
             "STORM_PATH": self.path,
             "STORM_CALLS": self.calls,
             "STORM_FROM": str(self.first),
@@ -73,6 +80,7 @@ class Disturbance:
             "STORM_TIMES": str(self.times),
             "STORM_KILL": "0" if self.errno else "1",
         }
+        return variables | ({"STORM_LOG": self.log} if self.log else {})
 
 
 class Process:
@@ -80,6 +88,7 @@ class Process:
 
     def __init__(self, arguments: Sequence[str], *, output: Path, environment: Mapping[str, str]):
         self.output = output
+        self._killed = False
         self._started = time.monotonic()
         with output.open("wb") as file:
             self._process = subprocess.Popen(
@@ -97,6 +106,13 @@ class Process:
         if self._process.poll() is None:
             self._process.send_signal(number)
 
+    def send_to_child(self, number: signal.Signals, chance: random.Random) -> bool:
+        """Sends a signal to one of its children, if there is one; returns whether there was."""
+        children = [] if self.ended() else self._children()
+        if children:
+            os.kill(chance.choice(children), number)
+        return bool(children)
+
     def ended(self) -> bool:
         """Whether the process has ended."""
         return self._process.poll() is not None
@@ -108,9 +124,26 @@ class Process:
             time.sleep(0.002)
         return held
 
+    def wait_for(self, text: str) -> bool:
+        """Waits until the output contains a text or the process has ended, as `wait_until`."""
+        return self.wait_until(lambda: self.says(text))
+
     def says(self, text: str) -> bool:
         """Whether the output contains a text."""
         return text in self.text()
+
+    def message(self) -> str:
+        """What it has said since it began a line with `jaxcls: `; empty without such a line."""
+        _, found, message = f"\n{self.text()}".rpartition("\njaxcls: ")
+        return message if found else ""
+
+    def require_refusal(self, *texts: str, within: float = PATIENCE) -> None:
+        """Waits until the process ends with status 2 and a message that contains the texts."""
+        status = self.wait(within=within)
+        require(status == STATUS_MISTAKE, f"{self.output}: status {status}")
+        require(self.message(), f"{self.output}: no message")
+        for text in texts:
+            require(text in self.message(), f"{self.output}: the message lacks {text!r}")
 
     def text(self) -> str:
         """The output so far."""
@@ -132,12 +165,31 @@ class Process:
         return status
 
     def kill(self) -> None:
-        """Kills the process and its workers."""
-        try:
-            os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
+        """Kills the process and its workers, unless this was done before."""
+        if self._killed:  # somebody else may have its number by now
             return
+        self._killed = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
+
+    def _children(self) -> list[int]:
+        """Its children, without the helpers of Python's multiprocessing."""
+        try:
+            # Each thread has children of its own.
+            threads = Path(f"/proc/{self.pid}/task").iterdir()
+            text = " ".join((thread / "children").read_text() for thread in threads)
+        except OSError:  # it has ended
+            return []
+        found = []
+        for number in map(int, text.split()):
+            try:
+                command = Path(f"/proc/{number}/cmdline").read_bytes()
+            except OSError:
+                continue
+            if b"resource_tracker" not in command:
+                found.append(number)
+        return found
 
     def _age(self) -> float:
         return time.monotonic() - self._started
@@ -160,6 +212,8 @@ class Shape:
 
 ONE = Shape()
 TWO = Shape(processes=2)
+EIGHT = Shape(devices=8)
+SPLIT = ("--parallel.state", "fsdp")  # each device has a part of the state
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -180,9 +234,11 @@ class Storm:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self._locks: dict[object, threading.Lock] = {}
+        self._ended = False
+        self._processes: list[Process] = []
         self._lock = threading.Lock()
-        self._twins: dict[Shape, Path] = {}
+        self._locks: dict[object, threading.Lock] = {}
+        self._made: dict[object, Any] = {}
 
     @functools.cached_property
     def library(self) -> Path | None:
@@ -195,41 +251,92 @@ class Storm:
         subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", str(library), source, "-ldl"])
         return library if library.is_file() else None
 
-    def twin(self, shape: Shape) -> Path:
-        """The run of the undisturbed training of a shape, which keeps all its checkpoints."""
-        with self._lock:
-            lock = self._locks.setdefault(shape, threading.Lock())
-        with lock:
-            if shape not in self._twins:
-                name = f"twin-{shape.processes}-{shape.devices}-{shape.workers}"
-                trial = Trial(self, self.folder / name, random.Random(0), shape)
-                trial.finish("--checkpoint.keep-latest", "9")
-                self._twins[shape] = trial.run
-            return self._twins[shape]
-
-    def count(self, disturbance: Disturbance) -> int:
-        """How many calls of an undisturbed training a disturbance would concern."""
-        key = (disturbance.path, disturbance.calls)
+    def once[T](self, key: object, make: Callable[[], T]) -> T:
+        """Makes something at the first call with a key, while other trials wait, and keeps it."""
         with self._lock:
             lock = self._locks.setdefault(key, threading.Lock())
-        counts = self.folder / f"calls-{abs(hash(key))}"
         with lock:
-            if not counts.exists():
-                trial = Trial(self, counts.with_suffix(".run"), random.Random(0), ONE)
-                variables = {**disturbance.variables(), "STORM_FROM": "0"}
-                trial.finish(variables={**variables, "STORM_LOG": str(counts)})
-        return len(counts.read_text().splitlines())
+            if key not in self._made:
+                self._made[key] = make()
+            return self._made[key]
+
+    def add(self, process: Process) -> None:
+        """Notes a process of a trial, so that `end` kills it, too."""
+        self._processes.append(process)
+        if self._ended:
+            process.kill()
+            raise LostError("the storm was interrupted")
+
+    def end(self) -> None:
+        """Kills all processes; trials that still run fail."""
+        self._ended = True
+        for process in list(self._processes):
+            process.kill()
+
+    def new_folder(self, name: str) -> Path:
+        """A folder for something that several trials need."""
+        return Path(tempfile.mkdtemp(prefix=f"{name}-", dir=self.folder))
+
+    def twin(self, shape: Shape, options: Sequence[str] = ()) -> Path:
+        """The run of an undisturbed training, which keeps all its checkpoints.
+
+        Args:
+          shape: on what it runs.
+          options: more options of the command.
+        """
+
+        def make() -> Path:
+            folder = self.new_folder("twin") / "trial"
+            with Trial(self, folder, random.Random(0), shape=shape, options=options) as trial:
+                trial.finish("--checkpoint.keep-latest", "9")
+                return trial.run_dir
+
+        return self.once(("twin", shape, tuple(options)), make)
 
 
 class Trial:
-    """A training in a folder of its own."""
+    """A training in a folder of its own. When the `with` ends, no process of it survives.
 
-    def __init__(self, storm: Storm, folder: Path, chance: random.Random, shape: Shape = ONE):
-        """`chance` decides all that is random in the trial."""
-        self.storm, self.folder, self.chance, self.shape = storm, folder, chance, shape
-        self.run = folder / "run"
-        self._number = 0
+    Attributes:
+      run_dir: the directory of its run.
+      workdir: the same, as the command gets it.
+      variables: environment variables of all its processes, beside the usual ones.
+    """
+
+    def __init__(
+        self,
+        storm: Storm,
+        folder: Path,
+        chance: random.Random,
+        *,
+        number: int = 0,
+        shape: Shape = ONE,
+        options: Sequence[str] = (),
+    ):
+        """Makes the folder.
+
+        Args:
+          storm: what it shares with other trials.
+          folder: is made.
+          chance: decides all that is random in the trial.
+          number: the number of the trial among those of its fault, from 0.
+          shape: on what the training runs.
+          options: more options of the command, which its twin has, too.
+        """
+        self.storm, self.folder, self.chance, self.number = storm, folder, chance, number
+        self.shape, self.options = shape, tuple(options)
+        self.run_dir = folder / "run"
+        self.workdir = str(self.run_dir)
+        self.variables: dict[str, str] = {}
+        self._processes: list[Process] = []
         folder.mkdir()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._processes:
+            process.kill()
 
     # Processes
 
@@ -238,15 +345,15 @@ class Trial:
         *options: str,
         shape: Shape | None = None,
         disturbance: Disturbance | None = None,
-        variables: Mapping[str, str] | None = None,
+        victim: int = 0,
     ) -> list[Process]:
         """Starts the processes of the training.
 
         Args:
           options: more options of the command.
           shape: another shape than the trial's.
-          disturbance: of the first process.
-          variables: more environment variables.
+          disturbance: of one of the processes.
+          victim: which of them is disturbed.
         """
         shape = shape or self.shape
         arguments = [*self.arguments(), "--data.num-workers", str(shape.workers), *options]
@@ -255,11 +362,32 @@ class Trial:
         for process in range(shape.processes):
             place = ["--coordinator", address, "--num-processes", str(shape.processes)]
             mine = [*arguments, *place, "--process-id", str(process)] if address else arguments
-            disturbed = {} if process or disturbance is None else disturbance.variables()
             flags = f"--xla_force_host_platform_device_count={shape.devices}"
-            environment = {"XLA_FLAGS": flags, **disturbed, **(variables or {})}
-            started.append(self.command(*mine, variables=environment))
+            disturbed = disturbance if process == victim else None
+            started.append(self.command(*mine, disturbance=disturbed, XLA_FLAGS=flags))
         return started
+
+    def count(self, disturbance: Disturbance, *, victim: int = 0) -> int:
+        """How many calls of the same training, undisturbed, a disturbance would concern.
+
+        Args:
+          disturbance: says which calls.
+          victim: the process whose calls are counted.
+        """
+        shape, options = self.shape, self.options
+
+        def make() -> int:
+            folder = self.storm.new_folder("calls")
+            log = str(folder / "calls.txt")
+            counting = dataclasses.replace(disturbance, first=0, log=log)
+            with Trial(
+                self.storm, folder / "trial", random.Random(0), shape=shape, options=options
+            ) as trial:
+                trial.finish(disturbance=counting, victim=victim)
+            return len(Path(log).read_text().splitlines())
+
+        key = ("count", disturbance.path, disturbance.calls, shape, options, victim)
+        return self.storm.once(key, make)
 
     def start_one(self, *options: str, disturbance: Disturbance | None = None) -> Process:
         """Starts the only process of the training; see `start`."""
@@ -268,69 +396,80 @@ class Trial:
 
     def arguments(self) -> list[str]:
         """The arguments of the command that trains."""
-        return ["train", str(CONFIG), "--workdir", str(self.run)]
+        return ["train", str(CONFIG), "--workdir", self.workdir, *self.options]
 
-    def command(self, *arguments: str, variables: Mapping[str, str] | None = None) -> Process:
-        """Starts any command of jaxcls."""
-        self._number += 1
+    def command(
+        self, *arguments: str, disturbance: Disturbance | None = None, **variables: str
+    ) -> Process:
+        """Starts any command of jaxcls, with more environment variables."""
         own = {
             "PYTHONPATH": str(CONFIG.parent),
             "XDG_CACHE_HOME": str(self.storm.folder / "cache"),
             "JAX_PLATFORMS": "cpu",
-            **(variables or {}),
+            **self.variables,
+            **variables,
         }
-        if "STORM_PATH" in own:
+        if disturbance is not None:
             require(self.storm.library, "this fault needs a C compiler and Linux")
-            own["LD_PRELOAD"] = str(self.storm.library)
-        return Process(arguments, output=self.folder / f"{self._number}.log", environment=own)
+            own |= {"LD_PRELOAD": str(self.storm.library), **disturbance.variables()}
+        output = self.folder / f"{len(self._processes) + 1}.log"
+        process = Process(arguments, output=output, environment=own)
+        self._processes.append(process)
+        self.storm.add(process)
+        return process
 
     def finish(
         self,
         *options: str,
         shape: Shape | None = None,
-        variables: Mapping[str, str] | None = None,
+        disturbance: Disturbance | None = None,
+        victim: int = 0,
     ) -> str:
-        """Runs the training to its end; returns what its first process says."""
-        processes = self.start(*options, shape=shape, variables=variables)
+        """Runs the training to its end; returns what its first process says. Takes as `start`."""
+        processes = self.start(*options, shape=shape, disturbance=disturbance, victim=victim)
         statuses = [process.wait() for process in processes]
         require(not any(statuses), f"{processes[0].output}: ended with {statuses}, not 0")
         return processes[0].text()
 
+    def finish_as_twin(self, *options: str, stopped: bool = False) -> str:
+        """Runs the training to its end, and compares; see `finish` and `require_twin`."""
+        text = self.finish(*options)
+        self.require_twin(stopped=stopped)
+        return text
+
     # States
+
+    def move_to(self, folder: Path) -> None:
+        """From now on the run is in another folder, which exists already."""
+        self.run_dir, self.workdir = folder, str(folder)
 
     def begin_at(self, step: int) -> None:
         """Makes the run of a training that was killed after a step, out of the twin's."""
-        shutil.copytree(self.storm.twin(self.shape), self.run)
-        checkpoints = self.run / "checkpoints"
+        shutil.copytree(self.storm.twin(self.shape, self.options), self.run_dir)
+        checkpoints = self.run_dir / "checkpoints"
         for folder in checkpoints.iterdir():
             if folder.is_dir() and int(folder.name) > step:
                 shutil.rmtree(folder)
         (checkpoints / "verified.json").write_text(json.dumps({"steps": self.saved_steps()}))
-        (self.run / "state.json").unlink()
+        (self.run_dir / "state.json").unlink()
 
     def saved_steps(self) -> list[int]:
         """The steps of the checkpoints, ascending."""
-        names = (path.name for path in (self.run / "checkpoints").iterdir())
+        names = (path.name for path in (self.run_dir / "checkpoints").iterdir())
         return sorted(int(name) for name in names if name.isdigit())
 
-    def require_twin(self, shape: Shape | None = None, *, stopped: bool = False) -> None:
-        """Compares the run with the undisturbed training of its shape.
+    def require_twin(self, *, stopped: bool = False) -> None:
+        """Compares the run with the same training, undisturbed.
 
         Args:
-          shape: another shape than the trial's.
           stopped: whether the training was stopped after some step, which it logged. Then the mean
             of the next row begins there.
 
         Raises:
           LostError: they differ, or files are left that do not belong to a run.
         """
-        twin, mine = end_of(self.storm.twin(shape or self.shape)), end_of(self.run)
-        require(mine.arrays.keys() == twin.arrays.keys(), "other arrays than the twin's")
-        for name, array in twin.arrays.items():
-            same = array.tobytes() == mine.arrays[name].tobytes()
-            require(same, f"array {name} differs from the twin's")
-        _require_rows(mine.rows, twin.rows, stopped=stopped)
-        self.require_tidy()
+        twin = self.storm.twin(self.shape, self.options)
+        require_same_end(self.run_dir, twin, stopped=stopped)
 
     def require_like_twin(self) -> None:
         """Compares with the twin a run that went on on other devices, which round differently.
@@ -338,20 +477,37 @@ class Trial:
         Raises:
           LostError: the values differ by more than rounding explains, or rows are missing.
         """
-        twin, mine = end_of(self.storm.twin(self.shape)), end_of(self.run)
+        twin = end_of(self.storm.twin(self.shape, self.options))
+        mine = end_of(self.run_dir)
         for name, array in twin.arrays.items():
             if not name.startswith("rng"):
                 close = np.allclose(array, mine.arrays[name], rtol=1e-3, atol=1e-4)
                 require(close, f"array {name} is far from the twin's")
         missing = set(map(_key, twin.rows)) - set(map(_key, mine.rows))
         require(not missing, f"metrics.csv: rows are missing: {sorted(missing)}")
-        self.require_tidy()
+        require_tidy(self.run_dir)
 
-    def require_tidy(self) -> None:
-        """Raises LostError if temporary files are left."""
-        folders = [self.run, self.run / "checkpoints"]
-        left = [path for folder in folders for path in folder.iterdir() if _is_left(path)]
-        require(not left, f"left behind: {left}")
+
+def require_same_end(run: Path, twin: Path, *, stopped: bool = False) -> None:
+    """Raises LostError unless a run and its twin end alike; see `Trial.require_twin`."""
+    its, mine = end_of(twin), end_of(run)
+    require(mine.arrays.keys() == its.arrays.keys(), "other arrays than the twin's")
+    for name, array in its.arrays.items():
+        same = array.tobytes() == mine.arrays[name].tobytes()
+        require(same, f"array {name} differs from the twin's")
+    _require_rows(mine.rows, its.rows, stopped=stopped)
+    require_tidy(run)
+
+
+def require_tidy(run: Path) -> None:
+    """Raises LostError if temporary files are left in a run."""
+    left = [
+        path
+        for folder in (run, run / "checkpoints")
+        for path in folder.iterdir()
+        if LEFTOVER.fullmatch(path.name)
+    ]
+    require(not left, f"left behind: {left}")
 
 
 def _require_rows(mine: Sequence[Row], twin: Sequence[Row], *, stopped: bool) -> None:
@@ -369,10 +525,6 @@ def _require_rows(mine: Sequence[Row], twin: Sequence[Row], *, stopped: bool) ->
 def _key(row: Row) -> tuple[int, bool]:
     """The step of a row, and whether it is an evaluation."""
     return int(row["step"]), bool(row["eval_loss"])
-
-
-def _is_left(path: Path) -> bool:
-    return LEFTOVER.fullmatch(path.name) is not None
 
 
 def end_of(run: Path) -> End:

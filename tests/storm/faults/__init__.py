@@ -1,6 +1,19 @@
 """The faults of the storm, by theme."""
 
-from faults import disks, files, inputs, jobs, kills, lasting, signals
+from faults import (
+    buckets,
+    datasets,
+    disks,
+    files,
+    inputs,
+    jobs,
+    kills,
+    lasting,
+    rivals,
+    signals,
+    sweeps,
+    weights,
+)
 from faults.disks import can_mount
 from faults.fault import Fault
 
@@ -11,7 +24,12 @@ FAULTS: dict[str, Fault] = (
     | files.FAULTS
     | disks.FAULTS
     | signals.FAULTS
+    | rivals.FAULTS
     | jobs.FAULTS
     | inputs.FAULTS
+    | datasets.FAULTS
+    | weights.FAULTS
+    | sweeps.FAULTS
+    | buckets.FAULTS
     | lasting.FAULTS
 )

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trial import STATUS_MISTAKE, Disturbance, Process, Trial, require
+from trial import FIRST_STEP, STATUS_MISTAKE, WRITES, Disturbance, Process, Trial, require
 
 from faults.fault import Fault
 
-_WRITES = "open,write,sync,rename,mkdir"
 _SECONDS = 60.0  # within which a training ends whose saves fail
 
 
@@ -29,12 +28,12 @@ def disk_full_in_a_save(trial: Trial) -> None:
 
 def disk_full_for_a_while(trial: Trial) -> None:
     """A few calls fail in the middle of a training, which makes up for that and loses nothing."""
-    where = Disturbance(path="/run/checkpoints", calls=_WRITES, first=1)
+    where = Disturbance(path="/run/checkpoints", calls=WRITES, first=1)
     # Not in the first save, before which a directory must be made, and not in the last one.
-    first = trial.chance.randint(15, trial.storm.count(where) * 2 // 3)
+    first = trial.chance.randint(15, trial.count(where) * 2 // 3)
     times = trial.chance.randint(1, 3)
     disturbed = Disturbance(
-        path=where.path, calls=_WRITES, first=first, errno=errno.ENOSPC, times=times
+        path=where.path, calls=WRITES, first=first, errno=errno.ENOSPC, times=times
     )
     process = trial.start_one(disturbance=disturbed)
     status = process.wait(within=_SECONDS)
@@ -44,72 +43,134 @@ def disk_full_for_a_while(trial: Trial) -> None:
 
 def disk_really_full(trial: Trial) -> None:
     """A file system without room for another checkpoint."""
-    with _file_system(trial, f"size={trial.chance.randint(60, 260)}k"):
+    with _run_on_disk(trial, f"size={trial.chance.randint(60, 260)}k"):
         _end_with_a_reason(trial, trial.start_one())
         _finish_elsewhere(trial)
 
 
 def no_inodes(trial: Trial) -> None:
     """A file system without room for another file."""
-    with _file_system(trial, f"nr_inodes={trial.chance.randint(25, 60)}"):
+    with _run_on_disk(trial, f"nr_inodes={trial.chance.randint(25, 60)}"):
         _end_with_a_reason(trial, trial.start_one())
         _finish_elsewhere(trial)
 
 
-def run_moved_away(trial: Trial) -> None:
-    """The run's directory is renamed in mid-run, as if it were unmounted; nothing is made anew."""
+def disk_read_only(trial: Trial) -> None:
+    """The run's directory becomes read-only in mid-run; files that are open stay writable."""
     process = trial.start_one()
-    process.wait_until(lambda: process.says("took the first step"))
+    _wait_for_a_moment(trial, process)
+    run = str(trial.run_dir)
+    with _mounted("--bind", run, run):
+        subprocess.run(["mount", "-o", "remount,bind,ro", run], check=True)
+        _end_with_a_reason(trial, process)
+    trial.finish_as_twin()
+
+
+def run_moved_away(trial: Trial) -> None:
+    """The run's directory is renamed in mid-run; nothing is made anew."""
+    process = trial.start_one()
+    _wait_for_a_moment(trial, process)
     away = trial.folder / "away"
-    trial.run.rename(away)
-    status = process.wait(within=_SECONDS)
-    if status:
-        require(status in (1, STATUS_MISTAKE), f"status {status}")
-        require(process.says(str(trial.run)), "the message does not name the run")
-    require(not trial.run.exists(), "the run was made anew")
-    away.rename(trial.run)
-    trial.finish()
-    trial.require_twin()
+    trial.run_dir.rename(away)
+    _end_without_its_run(trial, process)
+    require(not trial.run_dir.exists(), "the run was made anew")
+    away.rename(trial.run_dir)
+    trial.finish_as_twin()
+
+
+def run_replaced(trial: Trial) -> None:
+    """In mid-run there is an empty directory in place of the run's, which was renamed."""
+    process = trial.start_one()
+    _wait_for_a_moment(trial, process)
+    away = trial.folder / "away"
+    trial.run_dir.rename(away)
+    trial.run_dir.mkdir()
+    _end_without_its_run(trial, process)
+    _require_empty(trial.run_dir)
+    trial.run_dir.rmdir()
+    away.rename(trial.run_dir)
+    trial.finish_as_twin()
+
+
+def run_unmounted(trial: Trial) -> None:
+    """The file system of the run is unmounted in mid-run, and mounted again for the next start."""
+    disk, run = trial.folder / "disk", trial.run_dir
+    for folder in (disk, run):
+        folder.mkdir()
+    with _mounted("-t", "tmpfs", "tmpfs", str(disk)):
+        with _mounted("--bind", str(disk), str(run)):
+            process = trial.start_one()
+            _wait_for_a_moment(trial, process)
+        _end_without_its_run(trial, process)
+        _require_empty(run)
+        with _mounted("--bind", str(disk), str(run)):
+            trial.finish_as_twin()
 
 
 def _fail_for_good(trial: Trial, path: str, number: int) -> None:
-    where = Disturbance(path=path, calls=_WRITES, first=1)
-    first = trial.chance.randint(1, trial.storm.count(where))
-    disturbed = Disturbance(path=path, calls=_WRITES, first=first, errno=number)
+    where = Disturbance(path=path, calls=WRITES, first=1)
+    first = trial.chance.randint(1, trial.count(where))
+    disturbed = Disturbance(path=path, calls=WRITES, first=first, errno=number)
     process = trial.start_one(disturbance=disturbed)
     _end_with_a_reason(trial, process, detail=f"call {first}, {errno.errorcode[number]}")
-    trial.finish()
-    trial.require_twin()
+    trial.finish_as_twin()
+
+
+def _wait_for_a_moment(trial: Trial, process: Process) -> None:
+    """Waits until the training has saved nothing, one step, or more."""
+    process.wait_for(FIRST_STEP)
+    step = trial.chance.choice((None, 4, 8, 12))
+    process.wait_until(lambda: step is None or (trial.run_dir / f"checkpoints/{step}").exists())
 
 
 def _end_with_a_reason(trial: Trial, process: Process, *, detail: str = "") -> None:
+    """The training ends soon, and if it has not finished, the message names the run."""
     status = process.wait(within=_SECONDS)
     require(status in (0, STATUS_MISTAKE), f"{detail}: status {status}")
     if status:
         last = process.text().strip().splitlines()[-1]
         require(last.startswith("jaxcls: "), f"{detail}: the last line is {last!r}")
-        require(str(trial.run) in last, f"{detail}: the last line does not name the run: {last!r}")
+        require(
+            str(trial.run_dir) in last, f"{detail}: the last line does not name the run: {last!r}"
+        )
+
+
+def _end_without_its_run(trial: Trial, process: Process) -> None:
+    """The training does not finish without its run, which the message names."""
+    status = process.wait(within=_SECONDS)
+    require(status in (1, STATUS_MISTAKE), f"status {status}")
+    require(str(trial.run_dir) in process.message(), "the message does not name the run")
+
+
+def _require_empty(folder: Path) -> None:
+    written = sorted(path.name for path in folder.iterdir())
+    require(not written, f"it wrote to a directory that is not its run's: {written}")
 
 
 @contextmanager
-def _file_system(trial: Trial, options: str) -> Iterator[Path]:
-    trial.run.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(trial.run)]
-    subprocess.run(mount, check=True)
+def _mounted(*arguments: str) -> Iterator[None]:
+    """Inside the `with`, what the arguments of `mount` say is mounted; the last is where."""
+    subprocess.run(["mount", *arguments], check=True)
     try:
-        yield trial.run
+        yield
     finally:
-        subprocess.run(["umount", "--lazy", str(trial.run)], check=False)
+        subprocess.run(["umount", "--lazy", arguments[-1]], check=True)
+
+
+@contextmanager
+def _run_on_disk(trial: Trial, options: str) -> Iterator[None]:
+    """Inside the `with`, the run is on a file system of its own."""
+    trial.run_dir.mkdir()
+    with _mounted("-t", "tmpfs", "-o", options, "tmpfs", str(trial.run_dir)):
+        yield
 
 
 def _finish_elsewhere(trial: Trial) -> None:
     """Resumes a copy of the run on a disk with room."""
     copy = trial.folder / "copy"
-    shutil.copytree(trial.run, copy)
-    mounted, trial.run = trial.run, copy
-    trial.finish()
-    trial.require_twin()
-    trial.run = mounted
+    shutil.copytree(trial.run_dir, copy)
+    trial.move_to(copy)
+    trial.finish_as_twin()
 
 
 def can_mount() -> bool:
@@ -123,5 +184,8 @@ FAULTS = {
     "disk-full-for-a-while": Fault(inject=disk_full_for_a_while, trials=30, needs="compiler"),
     "disk-really-full": Fault(inject=disk_really_full, trials=20, needs="root"),
     "no-inodes": Fault(inject=no_inodes, trials=10, needs="root"),
+    "disk-read-only": Fault(inject=disk_read_only, trials=10, needs="root"),
     "run-moved-away": Fault(inject=run_moved_away, trials=10),
+    "run-replaced": Fault(inject=run_replaced, trials=10),
+    "run-unmounted": Fault(inject=run_unmounted, trials=10, needs="root"),
 }

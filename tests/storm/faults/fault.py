@@ -14,10 +14,12 @@ class Fault:
       inject: what happens to a training, and what must hold afterwards; raises LostError.
       trials: how often the whole storm tries it.
       shape: on what the training runs.
-      needs: what a machine must have: "compiler", or "root" to mount file systems.
+      options: more options of the training's command.
+      needs: what a machine must have: "compiler", "root" to mount file systems, or "gcsfs".
     """
 
     inject: Callable[[Trial], None]
     trials: int
     shape: Shape = ONE
+    options: tuple[str, ...] = ()
     needs: str = ""

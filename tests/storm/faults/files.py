@@ -1,10 +1,11 @@
 """Files of a run that are damaged: bits flipped, cut, emptied, missing, replaced."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
 
-from trial import STATUS_MISTAKE, Trial, require
+from trial import EIGHT, SPLIT, STATUS_MISTAKE, Trial, require, require_tidy
 
 from faults.fault import Fault
 
@@ -14,38 +15,38 @@ _RUN_FILES = ("config.json", "metrics.csv", "log.txt", "state.json", "checkpoint
 
 def bit_flip(trial: Trial) -> None:
     """One bit of any file of the newest checkpoint."""
-    path = _file_of_the_newest(trial)
+    path = _a_file_of_the_newest(trial)
     data = bytearray(path.read_bytes())
     where = trial.chance.randrange(8 * len(data))
     data[where // 8] ^= 1 << where % 8
     path.write_bytes(data)
-    _resume_or_fall_back(trial)
+    trial.finish_as_twin()
 
 
 def file_cut(trial: Trial) -> None:
     """Any file of the newest checkpoint is cut somewhere."""
-    path = _file_of_the_newest(trial)
+    path = _a_file_of_the_newest(trial)
     data = path.read_bytes()
     path.write_bytes(data[: trial.chance.randrange(len(data))])
-    _resume_or_fall_back(trial)
+    trial.finish_as_twin()
 
 
 def file_emptied(trial: Trial) -> None:
     """Any file of the newest checkpoint is empty."""
-    _file_of_the_newest(trial).write_bytes(b"")
-    _resume_or_fall_back(trial)
+    _a_file_of_the_newest(trial).write_bytes(b"")
+    trial.finish_as_twin()
 
 
 def file_missing(trial: Trial) -> None:
     """Any file of the newest checkpoint is missing."""
-    _file_of_the_newest(trial).unlink()
-    _resume_or_fall_back(trial)
+    _a_file_of_the_newest(trial).unlink()
+    trial.finish_as_twin()
 
 
 def file_replaced(trial: Trial) -> None:
     """Any file of the newest checkpoint is the one of the step before, or zeros, or a folder."""
-    path = _file_of_the_newest(trial)
-    before = trial.run / "checkpoints" / str(_NEWEST - 4)
+    path = _a_file_of_the_newest(trial)
+    before = trial.run_dir / "checkpoints" / str(_NEWEST - 4)
     others = [other for other in before.rglob("*") if other.is_file()]
     kind = trial.chance.choice(("other", "zeros", "folder"))
     if kind == "other":
@@ -55,21 +56,21 @@ def file_replaced(trial: Trial) -> None:
     else:
         path.unlink()
         path.mkdir()
-    _resume_or_fall_back(trial)
+    trial.finish_as_twin()
 
 
 def commit_marker_missing(trial: Trial) -> None:
     """The newest checkpoint, and sometimes the one before, lacks the file that is written last."""
     trial.begin_at(_NEWEST)
     for step in trial.chance.choice(((12,), (12, 8))):
-        (trial.run / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").unlink()
-    _resume_or_fall_back(trial)
+        (trial.run_dir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").unlink()
+    trial.finish_as_twin()
 
 
 def all_checkpoints_damaged(trial: Trial) -> None:
     """No checkpoint is good: the training does not silently begin anew."""
     trial.begin_at(_NEWEST)
-    for path in (trial.run / "checkpoints").rglob("*"):
+    for path in (trial.run_dir / "checkpoints").rglob("*"):
         if path.is_file() and path.name != "verified.json":
             path.write_bytes(path.read_bytes()[:-1])
     process = trial.start_one()
@@ -82,8 +83,9 @@ def all_checkpoints_damaged(trial: Trial) -> None:
 def run_file_damaged(trial: Trial) -> None:
     """A file of the run beside its checkpoints is damaged: one message, or it does not matter."""
     trial.begin_at(_NEWEST)
-    path = trial.run / trial.chance.choice(_RUN_FILES)
-    kind = trial.chance.choice(list(_DAMAGES))
+    every = list(itertools.product(_RUN_FILES, _DAMAGES))
+    name, kind = every[trial.number % len(every)]
+    path = trial.run_dir / name
     _DAMAGES[kind](path, trial)
     process = trial.start_one()
     status = process.wait()
@@ -91,9 +93,9 @@ def run_file_damaged(trial: Trial) -> None:
     require(status in (0, STATUS_MISTAKE), detail)
     if status:
         last = process.text().strip().splitlines()[-1]
-        require(path.name in last and str(trial.run) in last, f"{detail}: {last!r}")
+        require(path.name in last and str(trial.run_dir) in last, f"{detail}: {last!r}")
     elif path.name == "metrics.csv":  # its rows are lost with it
-        trial.require_tidy()
+        require_tidy(trial.run_dir)
     else:
         trial.require_twin()
 
@@ -128,21 +130,17 @@ _DAMAGES = {
 }
 
 
-def _file_of_the_newest(trial: Trial) -> Path:
+def _a_file_of_the_newest(trial: Trial) -> Path:
+    """A file of the newest checkpoint of a run; consecutive trials of a fault get all files."""
     trial.begin_at(_NEWEST)
-    newest = trial.run / "checkpoints" / str(_NEWEST)
+    newest = trial.run_dir / "checkpoints" / str(_NEWEST)
     files = sorted(path for path in newest.rglob("*") if path.is_file() and path.stat().st_size)
-    return trial.chance.choice(files)
-
-
-def _resume_or_fall_back(trial: Trial) -> None:
-    """The training restores what is good, an older checkpoint if need be, and ends as its twin."""
-    trial.finish()
-    trial.require_twin()
+    return files[trial.number % len(files)]
 
 
 FAULTS = {
     "bit-flip": Fault(inject=bit_flip, trials=100),
+    "bit-flip-on-eight-devices": Fault(inject=bit_flip, trials=10, shape=EIGHT, options=SPLIT),
     "file-cut": Fault(inject=file_cut, trials=20),
     "file-emptied": Fault(inject=file_emptied, trials=20),
     "file-missing": Fault(inject=file_missing, trials=20),

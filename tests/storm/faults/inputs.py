@@ -1,6 +1,5 @@
 """What goes wrong with the data, the workers that read them, the loss and other commands' input."""
 
-import os
 import random
 import signal
 import time
@@ -8,36 +7,33 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from trial import STATUS_MISTAKE, STATUS_STOPPED, Process, Shape, Trial, require
+from trial import FIRST_STEP, STATUS_MISTAKE, STATUS_STOPPED, Process, Shape, Trial, require
 
 from faults.fault import Fault
 
 _WORKERS = Shape(workers=2)
+_SKIPPING = ("--model.name", "storm_network:Spoiled", "--on-non-finite", "skip")
 
 
 def worker_killed(trial: Trial) -> None:
     """A process that decodes images is killed: it is named, and no step is lost."""
     process = _train_with_workers(trial)
-    workers = _children(process)
-    if not process.ended():
-        require(workers, "no worker was found")
-        os.kill(trial.chance.choice(workers), signal.SIGKILL)
+    sent = process.send_to_child(signal.SIGKILL, trial.chance)
+    require(sent or process.ended(), "no worker was found")
     status = process.wait()
     require(status == 0, f"status {status}")
-    _finish(trial)
+    trial.finish_as_twin(stopped=True)
 
 
 def worker_stopped(trial: Trial) -> None:
     """A process that decodes images hangs: the training says so after a while, and ends."""
     process = _train_with_workers(trial, "--stuck-after-seconds", "10")
-    workers = _children(process)
-    if not process.ended():
-        require(workers, "no worker was found")
-        os.kill(trial.chance.choice(workers), signal.SIGSTOP)
+    sent = process.send_to_child(signal.SIGSTOP, trial.chance)
+    require(sent or process.ended(), "no worker was found")
     status = process.wait(within=90)
     require(status in (0, 1, STATUS_MISTAKE, STATUS_STOPPED), f"status {status}")
     require(status == 0 or process.says("reading data"), "the message does not say what hangs")
-    _finish(trial)
+    trial.finish_as_twin(stopped=True)
 
 
 def bad_image(trial: Trial) -> None:
@@ -70,7 +66,7 @@ def data_vanish(trial: Trial) -> None:
     """The data set disappears in mid-run, and comes back: nothing is lost."""
     folder = _photos(trial)
     process = trial.start_one(*_photo_options(folder))
-    process.wait_until(lambda: process.says("took the first step"))
+    process.wait_for(FIRST_STEP)
     away = folder.with_name("away")
     folder.rename(away)
     status = process.wait()
@@ -85,14 +81,27 @@ def loss_not_finite(trial: Trial) -> None:
     status = process.wait()
     require(status == STATUS_MISTAKE, f"status {status}")
     require(process.says("at step"), "the message does not name the step")
-    folder = trial.run / "checkpoints"
+    folder = trial.run_dir / "checkpoints"
     require(not folder.exists() or max(trial.saved_steps(), default=0) <= 4, "it was saved")
+
+
+def skipped_and_stopped(trial: Trial) -> None:
+    """A training that skips steps without a loss is stopped or killed, and goes on as its twin."""
+    process = trial.start_one()
+    step = trial.chance.choice((2, 4, 6, 14, 16, 18, 20))
+    process.wait_for(f"step {step}/")
+    process.send(signal.SIGTERM if trial.number % 2 else signal.SIGKILL)
+    status = process.wait()
+    require(status in (0, STATUS_STOPPED, -signal.SIGKILL), f"status {status}")
+    trial.finish_as_twin(stopped=True)
+    log = (trial.run_dir / "log.txt").read_text()
+    require("skipped" in log, "the log does not name the skipped steps")
 
 
 def commands_on_a_damaged_run(trial: Trial) -> None:
     """evaluate, predict, export and runs on a run with damaged files: a result, or one message."""
     trial.begin_at(12)
-    files = [path for path in trial.run.rglob("*") if path.is_file() and path.stat().st_size]
+    files = [path for path in trial.run_dir.rglob("*") if path.is_file() and path.stat().st_size]
     for path in trial.chance.sample(files, 3):
         data = bytearray(path.read_bytes())
         data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
@@ -110,8 +119,7 @@ def commands_interrupted(trial: Trial) -> None:
     status = process.wait()
     require(status in (0, STATUS_STOPPED, -signal.SIGKILL), f"{name}: status {status}")
     _run_commands(trial)
-    trial.finish()
-    trial.require_twin()
+    trial.finish_as_twin()
 
 
 def _run_commands(trial: Trial) -> None:
@@ -123,7 +131,7 @@ def _run_commands(trial: Trial) -> None:
 
 
 def _commands(trial: Trial) -> dict[str, list[str]]:
-    run, image = str(trial.run), trial.folder / "image.png"
+    run, image = str(trial.run_dir), trial.folder / "image.png"
     if not image.exists():
         _draw(image, random.Random(0))
     return {
@@ -136,33 +144,9 @@ def _commands(trial: Trial) -> dict[str, list[str]]:
 
 def _train_with_workers(trial: Trial, *options: str) -> Process:
     (process,) = trial.start(*options)
-    process.wait_until(lambda: process.says("took the first step"))
+    process.wait_for(FIRST_STEP)
     time.sleep(trial.chance.uniform(0, 0.3))
     return process
-
-
-def _children(process: Process) -> list[int]:
-    """The workers of a process, which are not the helpers of Python's multiprocessing."""
-    try:
-        # Each thread has children of its own, and the workers are not the main thread's.
-        threads = Path(f"/proc/{process.pid}/task").iterdir()
-        text = " ".join((thread / "children").read_text() for thread in threads)
-    except OSError:  # it has ended
-        return []
-    found = []
-    for number in map(int, text.split()):
-        try:
-            command = Path(f"/proc/{number}/cmdline").read_bytes()
-        except OSError:
-            continue
-        if b"resource_tracker" not in command:
-            found.append(number)
-    return found
-
-
-def _finish(trial: Trial) -> None:
-    trial.finish()
-    trial.require_twin(stopped=True)
 
 
 def _photos(trial: Trial) -> Path:
@@ -190,6 +174,7 @@ FAULTS = {
     "bad-image": Fault(inject=bad_image, trials=20),
     "data-vanish": Fault(inject=data_vanish, trials=10),
     "loss-not-finite": Fault(inject=loss_not_finite, trials=3),
+    "skipped-and-stopped": Fault(inject=skipped_and_stopped, trials=20, options=_SKIPPING),
     "commands-on-a-damaged-run": Fault(inject=commands_on_a_damaged_run, trials=10),
     "commands-interrupted": Fault(inject=commands_interrupted, trials=20),
 }

@@ -1,10 +1,25 @@
 """Faults of a job of two processes: one is killed, stopped, late, or gone at the start."""
 
+import dataclasses
+import errno
 import signal
 import time
 from collections.abc import Sequence
 
-from trial import ONE, STATUS_MISTAKE, STATUS_STOPPED, TWO, Process, Shape, Trial, require
+from trial import (
+    EIGHT,
+    FIRST_STEP,
+    ONE,
+    STATUS_MISTAKE,
+    STATUS_STOPPED,
+    TWO,
+    WRITES,
+    Disturbance,
+    Process,
+    Shape,
+    Trial,
+    require,
+)
 
 from faults.fault import Fault
 
@@ -33,26 +48,24 @@ def peer_killed_in_a_save(trial: Trial) -> None:
     processes = trial.start(*_STUCK)
     lost = trial.chance.randrange(2)
     step = trial.chance.choice((4, 8, 12, 16))
-    begun = trial.run / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
+    begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
     processes[0].wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
     time.sleep(trial.chance.uniform(0, 0.2))
     processes[lost].kill()
-    _named(processes, lost)
-    trial.finish()
-    trial.require_twin()
+    _require_named(processes, lost)
+    trial.finish_as_twin()
 
 
 def both_killed(trial: Trial) -> None:
     """Both processes are killed, one a little after the other."""
     processes = trial.start()
     if trial.chance.random() < 0.7:
-        processes[0].wait_until(lambda: processes[0].says("took the first step"))
+        processes[0].wait_for(FIRST_STEP)
     time.sleep(trial.chance.uniform(0, 2))
     for process in processes:
         process.kill()
         time.sleep(trial.chance.uniform(0, 0.3))
-    trial.finish()
-    trial.require_twin()
+    trial.finish_as_twin()
 
 
 def late_at_restore(trial: Trial) -> None:
@@ -77,22 +90,52 @@ def one_is_missing(trial: Trial) -> None:
     status = processes[1 - missing].wait(within=60)
     require(status == STATUS_MISTAKE, f"status {status}")
     require(processes[1 - missing].says("jaxcls: "), "no message")
-    trial.finish()
-    trial.require_twin()
+    trial.finish_as_twin()
+
+
+def save_fails_for_a_while(trial: Trial) -> None:
+    """Some writes of a save fail in one process: both go on and make up for it, or both end."""
+    _fail_to_save(trial, times=trial.chance.randint(1, 3))
+
+
+def save_fails_for_good(trial: Trial) -> None:
+    """One process can save nothing more: both notice it, and end soon with the reason."""
+    _fail_to_save(trial, times=0)
 
 
 def on_other_processes(trial: Trial) -> None:
     """A run of one shape goes on with others: on CPU, at the same steps, without repeats."""
     trial.begin_at(8)
-    for shape in trial.chance.sample((TWO, Shape(devices=2), Shape(devices=4), ONE), 2):
+    for shape in trial.chance.sample((TWO, Shape(devices=2), Shape(devices=4), EIGHT, ONE), 2):
         processes = trial.start(shape=shape)
-        processes[0].wait_until(lambda p=processes: p[0].says("took the first step"))
+        processes[0].wait_for(FIRST_STEP)
         processes[0].send(signal.SIGTERM)
         for process in processes:
             status = process.wait()
             require(status in (0, STATUS_STOPPED), f"{process.output}: status {status}")
     trial.finish()
     trial.require_like_twin()
+
+
+def _fail_to_save(trial: Trial, *, times: int) -> None:
+    """Lets writes to checkpoints fail in one process, the first or the second in turn.
+
+    Args:
+      trial: of two processes.
+      times: how many writes fail; 0 for all that follow.
+    """
+    victim = trial.number % 2
+    where = Disturbance(path="/run/checkpoints", calls=WRITES, first=1, errno=errno.ENOSPC)
+    count = trial.count(where, victim=victim)
+    first = trial.chance.randint(1, count * 2 // 3)
+    disturbance = dataclasses.replace(where, first=first, times=times)
+    processes = trial.start(disturbance=disturbance, victim=victim)
+    statuses = [process.wait(within=60) for process in processes]
+    detail = f"process {victim}, call {first} of {count}: statuses {statuses}"
+    require(statuses in ([0, 0], [STATUS_MISTAKE, STATUS_MISTAKE]), detail)
+    told = any(str(trial.run_dir) in process.message() for process in processes)
+    require(told or not any(statuses), f"{detail}, and no message names the run")
+    trial.finish_as_twin()
 
 
 def _lose(
@@ -105,25 +148,21 @@ def _lose(
     processes = trial.start(*options)
     lost = trial.chance.randrange(2)
     if trial.chance.random() < 0.7:
-        processes[0].wait_until(lambda: processes[0].says("took the first step"))
+        processes[0].wait_for(FIRST_STEP)
         time.sleep(trial.chance.uniform(0, 1))
     else:
         time.sleep(trial.chance.uniform(3, 6))
-    if processes[lost].ended() or processes[1 - lost].ended():
-        lost = 2  # too late
-    else:
-        processes[lost].send(number)
-    _named(processes, lost, within=within)
-    trial.finish()
-    trial.require_twin()
-
-
-def _named(processes: list[Process], lost: int, *, within: float = 60) -> None:
-    """The other process ends soon with a status other than 0, and names the one that is lost."""
-    if lost == 2:
+    if any(process.ended() for process in processes):  # too late
         for process in processes:
             process.wait()
-        return
+    else:
+        processes[lost].send(number)
+        _require_named(processes, lost, within=within)
+    trial.finish_as_twin()
+
+
+def _require_named(processes: list[Process], lost: int, *, within: float = 60) -> None:
+    """The other process ends soon with a status other than 0, and names the one that is lost."""
     other = processes[1 - lost]
     try:
         status = other.wait(within=within)
@@ -140,10 +179,16 @@ def _named(processes: list[Process], lost: int, *, within: float = 60) -> None:
 FAULTS = {
     "peer-killed": Fault(inject=peer_killed, trials=20, shape=TWO),
     "peer-stopped": Fault(inject=peer_stopped, trials=20, shape=TWO),
-    "peer-stopped-by-default": Fault(inject=peer_stopped_by_default, trials=4, shape=TWO),
+    "peer-stopped-by-default": Fault(inject=peer_stopped_by_default, trials=20, shape=TWO),
     "peer-killed-in-a-save": Fault(inject=peer_killed_in_a_save, trials=20, shape=TWO),
     "both-killed": Fault(inject=both_killed, trials=20, shape=TWO),
-    "late-at-restore": Fault(inject=late_at_restore, trials=10, shape=TWO),
-    "one-is-missing": Fault(inject=one_is_missing, trials=10, shape=TWO),
-    "on-other-processes": Fault(inject=on_other_processes, trials=10),
+    "late-at-restore": Fault(inject=late_at_restore, trials=20, shape=TWO),
+    "one-is-missing": Fault(inject=one_is_missing, trials=20, shape=TWO),
+    "save-fails-for-a-while": Fault(
+        inject=save_fails_for_a_while, trials=20, shape=TWO, needs="compiler"
+    ),
+    "save-fails-for-good": Fault(
+        inject=save_fails_for_good, trials=20, shape=TWO, needs="compiler"
+    ),
+    "on-other-processes": Fault(inject=on_other_processes, trials=20),
 }

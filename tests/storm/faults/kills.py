@@ -1,9 +1,10 @@
 """kill -9 at any moment: while a process saves, prunes, starts, compiles or keeps a program."""
 
+import dataclasses
 import signal
 import time
 
-from trial import Disturbance, Trial, require
+from trial import EIGHT, FIRST_STEP, SPLIT, Disturbance, Trial, require
 
 from faults.fault import Fault
 
@@ -29,12 +30,11 @@ def kill_in_a_save(trial: Trial) -> None:
     """Kills the process a little after a save has begun; needs no compiler."""
     process = trial.start_one()
     step = trial.chance.choice((4, 8, 12, 16, 20))
-    begun = trial.run / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
+    begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
     process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
     _pause(trial, 0.2)
     process.kill()
-    trial.finish()
-    trial.require_twin()
+    trial.finish_as_twin()
 
 
 def kill_at_any_time(trial: Trial) -> None:
@@ -42,33 +42,28 @@ def kill_at_any_time(trial: Trial) -> None:
     for _ in range(2):
         process = trial.start_one()
         if trial.chance.random() < 0.5:
-            process.wait_until(lambda process=process: process.says("took the first step"))
+            process.wait_for(FIRST_STEP)
         _pause(trial, 6)
         process.kill()
-    trial.finish()
-    trial.require_twin()
+    trial.finish_as_twin()
 
 
 def kill_while_a_program_is_kept(trial: Trial) -> None:
     """Kills the process while it writes to the compile cache, which the next one then reads."""
-    cache = {"XDG_CACHE_HOME": str(trial.folder / "cache")}
+    trial.variables["XDG_CACHE_HOME"] = str(trial.folder / "cache")
     where = Disturbance(path="/cache/", first=trial.chance.randint(1, 30))
-    (process,) = trial.start(variables=cache, disturbance=where)
+    process = trial.start_one(disturbance=where)
     status = process.wait()
     require(status in (0, _KILLED), f"status {status}")
-    trial.finish(variables=cache)
-    trial.require_twin()
+    trial.finish_as_twin()
 
 
 def _kill_at(trial: Trial, where: Disturbance) -> None:
-    first = trial.chance.randint(1, trial.storm.count(where))
-    process = trial.start_one(
-        disturbance=Disturbance(path=where.path, calls=where.calls, first=first)
-    )
+    first = trial.chance.randint(1, trial.count(where))
+    process = trial.start_one(disturbance=dataclasses.replace(where, first=first))
     status = process.wait()
     require(status in (0, _KILLED), f"call {first}: status {status}")
-    trial.finish()
-    trial.require_twin()
+    trial.finish_as_twin()
 
 
 def _pause(trial: Trial, most: float) -> None:
@@ -81,6 +76,12 @@ FAULTS = {
     "kill-at-a-run-file": Fault(inject=kill_at_a_run_file, trials=20, needs="compiler"),
     "kill-in-a-save": Fault(inject=kill_in_a_save, trials=20),
     "kill-at-any-time": Fault(inject=kill_at_any_time, trials=20),
+    "kill-at-any-time-on-eight-devices": Fault(
+        inject=kill_at_any_time, trials=10, shape=EIGHT, options=SPLIT
+    ),
+    "kill-at-a-call-on-eight-devices": Fault(
+        inject=kill_at_a_call, trials=10, shape=EIGHT, options=SPLIT, needs="compiler"
+    ),
     "kill-while-a-program-is-kept": Fault(
         inject=kill_while_a_program_is_kept, trials=10, needs="compiler"
     ),

@@ -6,7 +6,7 @@ import signal
 import time
 from pathlib import Path
 
-from trial import ONE, STATUS_STOPPED, Process, Shape, Trial, require
+from trial import FIRST_STEP, ONE, STATUS_STOPPED, Process, Shape, Trial, require, require_tidy
 
 from faults.fault import Fault
 
@@ -17,15 +17,15 @@ _MOST_GROWTH = 1.10  # of memory, threads and open files after a fifth of the st
 def ten_thousand_steps(trial: Trial) -> None:
     """Memory, threads and open files hardly grow over 10,000 steps and 20 evaluations."""
     process = trial.start_one(*_LONG, "--checkpoint.every-steps", "500")
-    require(process.wait_until(lambda: process.says("step 2000/10000")), "it ended too soon")
+    require(process.wait_for("step 2000/10000"), "it ended too soon")
     before = _resources(process)
-    require(process.wait_until(lambda: process.says("step 9500/10000")), "it ended too soon")
+    require(process.wait_for("step 9500/10000"), "it ended too soon")
     after = _resources(process)
     require(process.wait() == 0, "it failed")
     for name, least in before.items():
         grown = after[name] / least
         require(grown <= _MOST_GROWTH, f"{name}: {least} became {after[name]}")
-    trial.require_tidy()
+    require_tidy(trial.run_dir)
 
 
 def compile_cache_damaged(trial: Trial) -> None:
@@ -45,8 +45,8 @@ def compile_cache_damaged(trial: Trial) -> None:
         data = bytearray(path.read_bytes())
         data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
         path.write_bytes(data if kind == "flip" else data[: len(data) // 2])
-    trial.finish(variables={"XDG_CACHE_HOME": str(cache)})
-    trial.require_twin()
+    trial.variables["XDG_CACHE_HOME"] = str(cache)
+    trial.finish_as_twin()
 
 
 def other_state_layout(trial: Trial) -> None:
@@ -54,9 +54,11 @@ def other_state_layout(trial: Trial) -> None:
     trial.begin_at(8)
     layouts = ("replicated", "zero1", "fsdp")
     for layout in trial.chance.sample(layouts, 2):
-        shape = Shape(devices=trial.chance.choice((1, 2, 4)), workers=trial.chance.choice((0, 1)))
+        shape = Shape(
+            devices=trial.chance.choice((1, 2, 4, 8)), workers=trial.chance.choice((0, 1))
+        )
         (process,) = trial.start("--parallel.state", layout, shape=shape)
-        process.wait_until(lambda p=process: p.says("took the first step"))
+        process.wait_for(FIRST_STEP)
         process.send(signal.SIGTERM)
         require(process.wait() in (0, STATUS_STOPPED), f"{layout}: {process.output}")
     trial.finish(shape=ONE)
@@ -67,10 +69,9 @@ def clock_set_back(trial: Trial) -> None:
     """Files of the run are from the future, as after a clock was set back."""
     trial.begin_at(12)
     later = time.time() + trial.chance.choice((3600, 10 * 365 * 86_400))
-    for path in [trial.run, *trial.run.rglob("*")]:
+    for path in [trial.run_dir, *trial.run_dir.rglob("*")]:
         os.utime(path, (later, later))
-    trial.finish()
-    trial.require_twin()
+    trial.finish_as_twin()
 
 
 def _resources(process: Process) -> dict[str, int]:

@@ -3,12 +3,13 @@
 import signal
 import time
 
-from trial import STATUS_STOPPED, TWO, Process, Trial, require
+from trial import FIRST_STEP, STATUS_STOPPED, TWO, Process, Trial, require
 
 from faults.fault import Fault
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _LIFE = 9.0  # seconds; about as long as a training takes
+_MOMENTS = 50  # parts of a life, which consecutive trials get one after another
 # Before Python has imported the module that handles signals, no program in Python can do so.
 _BEFORE_PYTHON = 0.15
 
@@ -16,60 +17,84 @@ _BEFORE_PYTHON = 0.15
 def signal_at_any_time(trial: Trial) -> None:
     """A signal at a random time, from the start of Python to the end of the process."""
     process = trial.start_one()
-    time.sleep(trial.chance.uniform(_BEFORE_PYTHON, _LIFE))
+    share = (trial.number % _MOMENTS + trial.chance.random()) / _MOMENTS
+    time.sleep(_BEFORE_PYTHON + share * _LIFE)
     process.send(trial.chance.choice(_SIGNALS))
     _stopped_well(process)
-    _finish(trial)
+    trial.finish_as_twin(stopped=True)
 
 
 def signal_while_it_trains(trial: Trial) -> None:
     """A signal after a random step, or in an evaluation or a save."""
     process = trial.start_one()
-    process.wait_until(lambda: process.says("took the first step"))
+    process.wait_for(FIRST_STEP)
     time.sleep(trial.chance.uniform(0, 1.5))
     process.send(trial.chance.choice(_SIGNALS))
     _stopped_well(process)
-    _finish(trial)
+    trial.finish_as_twin(stopped=True)
 
 
 def signal_while_it_compiles(trial: Trial) -> None:
     """A signal while the step is compiled, without a compile cache."""
-    process = trial.command(*trial.arguments(), variables={"JAX_ENABLE_COMPILATION_CACHE": "false"})
-    process.wait_until(lambda: process.says("training: "))
+    process = trial.command(*trial.arguments(), JAX_ENABLE_COMPILATION_CACHE="false")
+    process.wait_for("training: ")
     time.sleep(trial.chance.uniform(0, 3))
     process.send(trial.chance.choice(_SIGNALS))
     _stopped_well(process)
-    _finish(trial)
+    trial.finish_as_twin(stopped=True)
 
 
 def second_signal(trial: Trial) -> None:
     """Two signals, shortly one after the other, as of an impatient user."""
     process = trial.start_one()
     if trial.chance.random() < 0.7:
-        process.wait_until(lambda: process.says("took the first step"))
+        process.wait_for(FIRST_STEP)
     time.sleep(trial.chance.uniform(_BEFORE_PYTHON, 2))
     for _ in range(2):
         process.send(trial.chance.choice(_SIGNALS))
         time.sleep(trial.chance.uniform(0, 0.5))
     _stopped_well(process)
-    _finish(trial)
+    trial.finish_as_twin(stopped=True)
 
 
 def signal_and_kill(trial: Trial) -> None:
     """A signal, and kill -9 while the process saves, as a scheduler with little patience does."""
     process = trial.start_one()
-    process.wait_until(lambda: process.says("took the first step"))
+    process.wait_for(FIRST_STEP)
     process.send(signal.SIGTERM)
     time.sleep(trial.chance.uniform(0, 0.3))
     process.kill()
-    _finish(trial)
+    trial.finish_as_twin(stopped=True)
+
+
+def interrupted_in_a_save(trial: Trial) -> None:
+    """Ctrl-C while a checkpoint is written; one, or several of an impatient user."""
+    process = trial.start_one()
+    step = trial.chance.choice((4, 8, 12, 16, 20))
+    begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
+    process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
+    for _ in range(trial.number % 3 + 1):
+        process.send(signal.SIGINT)
+        time.sleep(trial.chance.uniform(0, 0.1))
+    _stopped_well(process)
+    trial.finish_as_twin(stopped=True)
+
+
+def signal_in_an_evaluation_and_kill(trial: Trial) -> None:
+    """A signal during an evaluation, and kill -9 before or while the process saves."""
+    process = trial.start_one()
+    process.wait_for(f"step {trial.chance.choice((8, 16))}/")  # logged just before it evaluates
+    process.send(trial.chance.choice(_SIGNALS))
+    time.sleep(trial.chance.uniform(0, 0.4))
+    process.kill()
+    trial.finish_as_twin(stopped=True)
 
 
 def signal_to_one_of_two(trial: Trial) -> None:
     """A signal to one process of a job of two; both stop after the same step."""
     processes = trial.start()
     if trial.chance.random() < 0.7:
-        processes[0].wait_until(lambda: processes[0].says("took the first step"))
+        processes[0].wait_for(FIRST_STEP)
     time.sleep(trial.chance.uniform(0, 3))
     trial.chance.choice(processes).send(trial.chance.choice(_SIGNALS))
     for process in processes:
@@ -85,16 +110,13 @@ def _stopped_well(process: Process) -> None:
         require(process.says("stopped by "), f"{process.output} does not say what stopped it")
 
 
-def _finish(trial: Trial) -> None:
-    trial.finish()
-    trial.require_twin(stopped=True)
-
-
 FAULTS = {
-    "signal-at-any-time": Fault(inject=signal_at_any_time, trials=40),
+    "signal-at-any-time": Fault(inject=signal_at_any_time, trials=_MOMENTS),
     "signal-while-it-trains": Fault(inject=signal_while_it_trains, trials=30),
     "signal-while-it-compiles": Fault(inject=signal_while_it_compiles, trials=10),
     "second-signal": Fault(inject=second_signal, trials=20),
     "signal-and-kill": Fault(inject=signal_and_kill, trials=20),
+    "interrupted-in-a-save": Fault(inject=interrupted_in_a_save, trials=20),
+    "signal-in-an-evaluation-and-kill": Fault(inject=signal_in_an_evaluation_and_kill, trials=20),
     "signal-to-one-of-two": Fault(inject=signal_to_one_of_two, trials=20, shape=TWO),
 }

@@ -1,4 +1,4 @@
-"""Verified checkpoints: save, read back, fall back, restore. Only this module imports Orbax.
+"""Verified checkpoints: save, read back, fall back, restore.
 
 The files, in one directory of a run:
 
@@ -15,16 +15,11 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import glob
-import hashlib
 import itertools
-import json
 import logging
 import os
-import re
 import shutil
-import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, Self
 
@@ -32,9 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from orbax.checkpoint import v1 as ocp
 
 from jaxcls.distributed.agree import announce, announced, client, first_problem, is_main_process
+from jaxcls.runs.checkpoint_record import make_record, sealed
 from jaxcls.runs.directory import RunLostError
 from jaxcls.runs.fingerprint import (
     fingerprint,
@@ -43,29 +38,15 @@ from jaxcls.runs.fingerprint import (
     name_damaged,
     name_mismatches,
 )
-from jaxcls.system.errors import UserError
-from jaxcls.system.json_text import parse_json
+from jaxcls.runs.orbax_files import describe, load_arrays, start_saving
+from jaxcls.runs.step_folders import CheckpointError, DamagedError, StepFolders, best_first
 from jaxcls.system.paths import is_url
-from jaxcls.system.whole_files import try_writing, write_whole
 
 logger = logging.getLogger("jaxcls")
 
-_RECORD_FILE = "_CHECKPOINT_METADATA"  # Orbax's; the last file it writes before the rename
-_COMMIT_FILE = "commit_success.txt"  # Orbax's; the last file in a bucket, which has no rename
-_INDEX_FILE = "verified.json"
-_TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")
-_ASIDE = re.compile(r"\d+\.(replaced|damaged|pruned)")
 _POLL_SECONDS = 0.5
 _LAST_WRITE_SECONDS = 30.0  # Orbax may wait much longer for a directory that is gone
 _saves = itertools.count()  # the same in all processes
-
-
-class CheckpointError(UserError):
-    """A checkpoint that cannot be written or used; the message says which, why and what to do."""
-
-
-class _DamagedError(CheckpointError):
-    """A step that is damaged, half-written or missing; another step may be good."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,9 +109,8 @@ class Checkpoints:
                 "keep_latest must be at least 1 and keep_best at least 0, "
                 f"not {keep_latest} and {keep_best}"
             )
-        self.directory = epath.Path(directory if is_url(directory) else os.path.abspath(directory))
-        self._keep_latest = keep_latest
-        self._keep_best = keep_best
+        self._folders = StepFolders(directory, keep_latest=keep_latest, keep_best=keep_best)
+        self.directory = self._folders.directory
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: _Save | None = None
         self._link: epath.Path | None = None  # to the directory
@@ -147,6 +127,7 @@ class Checkpoints:
             # The other processes may not take part in checking the last save; the next start does.
             self._pending = None
             self._executor.shutdown(wait=False)
+            self._delete_link()
             return
         try:
             self.close()
@@ -177,20 +158,26 @@ class Checkpoints:
         self.wait()
         failure = f"save {next(_saves)} failed"
         arrays = flatten(state)
-        record = _make_record(step, arrays, metadata=metadata, metric=metric)
-        _raise_together(self._by_main_process(self._prepare_directory))
-        if first_problem("it exists" if self._folder(step).exists() else None):
+        try:
+            record = make_record(step, arrays, metadata=metadata, metric=metric)
+        except (TypeError, ValueError) as error:
+            problem = f"step {step}: metadata and metric must be JSON: {error}"
+            raise CheckpointError(problem) from error
+        _raise_together(self._by_main_process(self._folders.prepare))
+        if first_problem("it exists" if self._folders.path(step).exists() else None):
             problem = first_problem(self._read_back(step, record))
             if problem is None:
-                logger.info("checkpoint %s exists already", self._folder(step))
+                logger.info("checkpoint %s exists already", self._folders.path(step))
                 return
-            logger.warning("replacing checkpoint %s: %s", self._folder(step), problem)
-            _raise_together(self._by_main_process(lambda: self._set_aside(step, "replaced")))
+            logger.warning("replacing checkpoint %s: %s", self._folders.path(step), problem)
+            _raise_together(
+                self._by_main_process(lambda: self._folders.set_aside(step, "replaced"))
+            )
         try:
-            response = ocp.save_async(
+            response = start_saving(
                 str(self._directory_for_orbax() / str(step)),
                 {path: array for path, array in arrays.items() if array.size},
-                custom_metadata={"record": record, "sha256": _checksum(record)},
+                sealed(record),
             )
         except Exception as error:  # Orbax and TensorStore raise many types
             # Told by `wait`, as other failures are: the other processes may not have this one.
@@ -215,18 +202,11 @@ class Checkpoints:
           CheckpointError: the step is damaged, or cannot be written.
         """
 
-        def write() -> None:
-            path = self._folder(step) / _RECORD_FILE
-            record = {**self._read_record(step), "metric": metric}
-            content = parse_json(path.read_bytes())
-            content["custom_metadata"] = {"record": record, "sha256": _checksum(record)}
-            write_whole(path, json.dumps(content))
-
-        _raise_together(self._by_main_process(write))
+        _raise_together(self._by_main_process(lambda: self._folders.write_metric(step, metric)))
 
     def put_back_replaced(self) -> None:
         """Gives a step its name back if its replacement was cut off; only a training calls it."""
-        problem = self._by_main_process(self._put_back_replaced)
+        problem = self._by_main_process(self._folders.put_back_replaced)
         if first_problem(problem):  # all processes wait here for the main process
             logger.warning("%s", problem)
 
@@ -236,16 +216,7 @@ class Checkpoints:
         Args:
           restored: the step that was restored, so it is good.
         """
-        if is_url(self.directory):
-            return
-
-        def act() -> None:
-            for name in self._names():
-                pruned = name.endswith(".pruned") and _ASIDE.fullmatch(name)
-                if pruned or _TEMPORARY.fullmatch(name) or name == f"{restored}.replaced":
-                    (self.directory / name).rmtree()
-
-        if problem := self._by_main_process(act):
+        if problem := self._by_main_process(lambda: self._folders.delete_leftovers(restored)):
             logger.warning("%s", problem)
 
     def failed(self) -> bool:
@@ -272,7 +243,7 @@ class Checkpoints:
         if not save.problem.done():  # another process has failed, and Orbax still waits for it
             self._executor.shutdown(wait=False)
             self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        tidy_up = self._discard if problem else self._prune
+        tidy_up = self._folders.discard if problem else self._folders.prune
         untidy = self._by_main_process(lambda: tidy_up(step))
         if first_problem(untidy):  # all processes wait here for the main process
             logger.warning("%s", untidy)
@@ -285,23 +256,22 @@ class Checkpoints:
             self.wait()
         finally:
             self._executor.shutdown()
-            if self._link:
-                shutil.rmtree(self._link.parent)
+            self._delete_link()
 
     def steps(self) -> list[int]:
         """The steps that are complete, ascending. If there is none, warns of half-written ones."""
-        complete = self._complete()
+        complete = self._folders.complete()
         if not complete:
-            self._warn_of_half_written()
+            self._folders.warn_of_half_written()
         return complete
 
     def any_saved(self) -> bool:
         """Whether a step was ever saved here, even if it can no longer be read."""
-        return bool(self.steps() or self._read_index())
+        return bool(self.steps() or self._folders.read_index())
 
     def metadata(self, step: int | Literal["latest", "best"] = "latest") -> dict[str, Any]:
         """Reads the metadata of a step, but no arrays. Falls back and raises as `restore`."""
-        return self._first_good(step, lambda number: self._read_record(number)["metadata"])
+        return self._first_good(step, lambda number: self._folders.read_record(number)["metadata"])
 
     def restore(
         self,
@@ -343,14 +313,14 @@ class Checkpoints:
             mismatches = name_mismatches(saved, wanted)
             if mismatches:  # another model, not damage
                 raise CheckpointError(
-                    f"checkpoint {self._folder(number)} does not fit the network and optimizer of "
-                    f"the config ({mismatches}); resume with the config that it was saved with, or "
-                    f"start a new run in another directory"
+                    f"checkpoint {self._folders.path(number)} does not fit the network and "
+                    f"optimizer of the config ({mismatches}); resume with the config that it was "
+                    f"saved with, or start a new run in another directory"
                 )
             arrays = self._load(number, wanted)
             damaged = name_damaged(saved, fingerprint(arrays))
             if damaged:  # the same digests, hence the same answer, in every process
-                raise self._damaged(number, f"damaged arrays: {damaged}")
+                raise self._folders.damaged(number, f"damaged arrays: {damaged}")
             arrays |= {name: _zeros(x) for name, x in targets.items() if name not in wanted}
             leaves = [arrays[name] for name in targets]
             state = jax.tree.unflatten(jax.tree.structure(template), leaves)
@@ -359,11 +329,6 @@ class Checkpoints:
             )
 
         return self._first_good(step, read)
-
-    # Finding a good step.
-
-    def _folder(self, step: int) -> epath.Path:
-        return self.directory / str(step)
 
     def _directory_for_orbax(self) -> epath.Path:
         """The directory by a name without wildcards.
@@ -379,37 +344,23 @@ class Checkpoints:
             os.symlink(self.directory, self._link)
         return self._link
 
-    def _names(self) -> list[str]:
-        if not self.directory.is_dir():
-            return []
-        return sorted(path.name for path in self.directory.iterdir())
-
-    def _folders(self) -> list[int]:
-        return sorted(int(name) for name in self._names() if re.fullmatch(r"0|[1-9]\d*", name))
-
-    def _complete(self) -> list[int]:
-        marker = _COMMIT_FILE if is_url(self.directory) else _RECORD_FILE
-        return [step for step in self._folders() if (self._folder(step) / marker).is_file()]
-
-    def _warn_of_half_written(self) -> None:
-        complete = {str(step) for step in self._complete()}
-        for name in self._names():
-            if (name.isdigit() and name not in complete) or _TEMPORARY.fullmatch(name):
-                logger.warning("checkpoint %s is half-written; ignored", self.directory / name)
+    def _delete_link(self) -> None:
+        if self._link is not None:
+            shutil.rmtree(self._link.parent)
 
     def _first_good[T](self, which: int | str, read: Callable[[int], T]) -> T:
         if isinstance(which, int):
             return read(which)
         assert which in ("latest", "best"), which
-        self._warn_of_half_written()
+        self._folders.warn_of_half_written()
         # Missing steps that are in the index are tried too, so that a warning names them.
-        steps = sorted({*self._folders(), *self._read_index()}, reverse=True)
-        candidates = steps if which == "latest" else _best_first(self._metrics(steps))
+        steps = sorted({*self._folders.all(), *self._folders.read_index()}, reverse=True)
+        candidates = steps if which == "latest" else best_first(self._folders.metrics(steps))
         problems = []
         for step in candidates:
             try:
                 return read(step)
-            except _DamagedError as error:
+            except DamagedError as error:
                 logger.warning("%s; trying the next %s one", error, which)
                 problems.append(str(error))
         if problems:
@@ -422,105 +373,53 @@ class Checkpoints:
             f"there is no checkpoint{scored} in {self.directory}; train until one is saved"
         )
 
-    def _metrics(self, steps: list[int]) -> dict[int, float | None]:
-        """The metric of each step with a good record; warns of the other steps."""
-        metrics = {}
-        for step in steps:
-            try:
-                metrics[step] = self._read_record(step)["metric"]
-            except _DamagedError as error:
-                logger.warning("%s; skipped", error)
-        return metrics
-
-    def _read_index(self) -> list[int]:
-        try:
-            steps = parse_json((self.directory / _INDEX_FILE).read_bytes())["steps"]
-            return [step for step in steps if type(step) is int and step >= 0]
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        except (OSError, ValueError, KeyError, TypeError) as error:  # the index is not essential
-            logger.warning("cannot read %s: %r", self.directory / _INDEX_FILE, error)
-            return []
-
     # Reading one step.
-
-    def _damaged(self, step: int, problem: str) -> _DamagedError:
-        return _DamagedError(f"checkpoint {self._folder(step)} cannot be used: {problem}")
-
-    def _read_record(self, step: int) -> dict[str, Any]:
-        folder = self._folder(step)
-        if not folder.is_dir():
-            existing = ", ".join(map(str, self._complete())) or "none"
-            raise self._damaged(step, f"it is missing (existing steps: {existing})")
-        if is_url(folder) and not (folder / _COMMIT_FILE).exists():
-            raise self._damaged(step, f"it is half-written, without {_COMMIT_FILE}")
-        try:
-            content = parse_json((folder / _RECORD_FILE).read_bytes())["custom_metadata"]
-            record, checksum = content["record"], content["sha256"]
-        except FileNotFoundError:
-            raise self._damaged(step, f"it is half-written, without {_RECORD_FILE}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise self._damaged(step, f"cannot read {_RECORD_FILE}: {error!r}") from error
-        if _checksum(record) != checksum:
-            raise self._damaged(step, f"{_RECORD_FILE} is damaged: its checksum is wrong")
-        if not _is_record(record):  # with a good checksum, somebody has made it
-            raise self._damaged(step, f"{_RECORD_FILE} is not one that a training writes")
-        if record["step"] != step:
-            raise self._damaged(step, f"it contains step {record['step']}")
-        return record
 
     def _read_together(self, step: int) -> dict[str, Any]:
         """Reads the record; raises in all processes if any of them cannot read it."""
         record, problem = {}, None
         try:
-            record = self._read_record(step)
-        except _DamagedError as error:
+            record = self._folders.read_record(step)
+        except DamagedError as error:
             problem = error
-        _raise_together(problem, _DamagedError)
+        _raise_together(problem, DamagedError)
         return record
 
     def _load(self, step: int, targets: Mapping[str, Any]) -> dict[str, jax.Array]:
-        folder, default = self._folder(step), jax.local_devices()[0]
+        folder, default = self._folders.path(step), jax.local_devices()[0]
         # Orbax saves no empty arrays, and gives arrays without a sharding to one process only.
         split = {path: x for path, x in targets.items() if x.size and x.sharding}
         local = [path for path, x in targets.items() if x.size and not x.sharding]
         loaded, problem = {}, None
         try:
-            loaded = _load_arrays(folder, split, jax.Array)
-            arrays = _load_arrays(folder, dict.fromkeys(local, np.ndarray), np.ndarray)
+            loaded = load_arrays(folder, split, jax.Array)
+            arrays = load_arrays(folder, dict.fromkeys(local, np.ndarray), np.ndarray)
             loaded |= jax.device_put(arrays, default)
         except Exception as error:  # for damaged files Orbax raises many types
-            problem = self._damaged(step, f"cannot read its arrays: {_one_line(error)}")
-        _raise_together(problem, _DamagedError)
+            problem = self._folders.damaged(step, f"cannot read its arrays: {describe(error)}")
+        _raise_together(problem, DamagedError)
         return loaded | {path: _zeros(x) for path, x in targets.items() if not x.size}
 
     def _read_back(self, step: int, record: dict[str, Any]) -> str | None:
         """Says what is wrong with a step on disk, if anything. Each process reads some arrays."""
         try:
-            if self._read_record(step) != record:
+            if self._folders.read_record(step) != record:
                 return "it contains other values or metadata"
             paths = [path for path, saved in record["arrays"].items() if 0 not in saved["shape"]]
             # Orbax reads in all processes together, so none may be without an array.
             mine = paths[jax.process_index() :: jax.process_count()] or paths[:1]
             template = dict.fromkeys(mine, np.ndarray)
-            loaded = _load_arrays(self._folder(step), template, np.ndarray)
+            loaded = load_arrays(self._folders.path(step), template, np.ndarray)
         except Exception as error:  # for damaged files Orbax raises many types
-            return _one_line(error)
+            return describe(error)
         damaged = name_damaged(record["arrays"], fingerprint_numpy(loaded))
         return damaged and f"damaged arrays: {damaged}"
 
     # Writing one step.
 
-    def _prepare_directory(self) -> None:
-        if is_url(self.directory):
-            return  # a bucket has no folders, and the write itself is the test
-        # Not the run's own directory: if that is gone, it was moved, deleted or unmounted.
-        self.directory.mkdir(exist_ok=True)
-        try_writing(self.directory / "trial")
-
     def _not_written(self, step: int, error: Exception) -> str:
         return (
-            f"checkpoint {self._folder(step)} could not be written ({_one_line(error)}); "
+            f"checkpoint {self._folders.path(step)} could not be written ({describe(error)}); "
             f"older ones are kept; check the disk's space and permissions"
         )
 
@@ -531,17 +430,15 @@ class Checkpoints:
         except Exception as error:  # Orbax and TensorStore raise many types
             return self._not_written(step, error)
         problem = self._read_back(step, record)
-        if problem and not self._folder(step).exists():
+        if problem and not self._folders.path(step).exists():
             return (
-                f"checkpoint {self._folder(step)} is gone: it was moved, deleted or unmounted; "
-                f"bring the run's directory back to this path"
+                f"checkpoint {self._folders.path(step)} is gone: it was moved, deleted or "
+                f"unmounted; bring the run's directory back to this path"
             )
         return problem and (
-            f"checkpoint {self._folder(step)} is damaged: {problem}; it was renamed to "
+            f"checkpoint {self._folders.path(step)} is damaged: {problem}; it was renamed to "
             f"{step}.damaged; older ones are kept; check the disk"
         )
-
-    # Tidying up, by the main process only.
 
     def _by_main_process(self, act: Callable[[], None]) -> str | None:
         if is_main_process():
@@ -554,156 +451,10 @@ class Checkpoints:
                 )
         return None
 
-    def _set_aside(self, step: int, why: str) -> None:
-        if self._folder(step).exists():
-            aside = self.directory / f"{step}.{why}"
-            if aside.exists():
-                aside.rmtree()
-            self._folder(step).rename(aside)
-
-    def _delete(self, step: int) -> None:
-        """Deletes a step; if this is cut off, what remains is not taken for a step."""
-        folder = self._folder(step)
-        if is_url(folder):
-            (folder / _COMMIT_FILE).unlink(missing_ok=True)
-        else:
-            self._set_aside(step, "pruned")
-            folder = self.directory / f"{step}.pruned"
-        folder.rmtree()
-
-    def _put_back_replaced(self) -> None:
-        complete = self._complete()
-        for name in self._names():
-            step, _, why = name.partition(".")
-            if why == "replaced" and step.isdigit() and int(step) not in complete:
-                self._set_aside(int(step), "damaged")
-                (self.directory / name).rename(self._folder(int(step)))
-
-    def _discard(self, failed: int) -> None:
-        """Renames the folder of a failed save, and deletes temporary ones to free disk space."""
-        self._set_aside(failed, "damaged")
-        self._put_back_replaced()
-        for name in filter(_TEMPORARY.fullmatch, self._names()):
-            (self.directory / name).rmtree()
-
-    def _prune(self, verified: int) -> None:
-        """Deletes old steps, now that `verified` is safe; keeps those that cannot be read."""
-        complete, known = self._complete(), self._read_index()
-        metrics = self._metrics(complete)
-        latest = sorted(metrics, reverse=True)[: self._keep_latest]
-        keep = {verified, *latest, *_best_first(metrics)[: self._keep_best]}
-        index = json.dumps({"steps": sorted(keep)})
-        written = self._write_index(index)
-        # What a killed process leaves of a step that it deletes or, in a bucket, writes.
-        rests = set(self._folders()) - {*complete, *known, verified}
-        for step in sorted((set(metrics) - keep) | rests):
-            self._delete(step)
-        for name in self._names():
-            if _TEMPORARY.fullmatch(name) or _ASIDE.fullmatch(name):
-                (self.directory / name).rmtree()
-        if not written:  # the disk was full, and may have room now
-            write_whole(self.directory / _INDEX_FILE, index)
-
-    def _write_index(self, index: str) -> bool:
-        try:
-            write_whole(self.directory / _INDEX_FILE, index)
-        except Exception:  # errors of a bucket have many types
-            return False
-        return True
-
-
-def _make_record(
-    step: int, arrays: Mapping[str, Any], *, metadata: Mapping[str, Any], metric: float | None
-) -> dict[str, Any]:
-    record = {
-        "step": step,
-        "metric": None if metric is None else float(metric),
-        "metadata": dict(metadata),
-        "arrays": fingerprint(arrays),
-    }
-    try:
-        return json.loads(json.dumps(record, allow_nan=False))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"step {step}: metadata and metric must be JSON: {error}") from error
-
-
-def _is_record(record: Any) -> bool:
-    """Whether JSON has the form that `_make_record` returns."""
-    match record:
-        case {
-            "step": int(),
-            "metric": None | int() | float(),
-            "metadata": dict(),
-            "arrays": dict(),
-        }:
-            return all(_is_fingerprint(array) for array in record["arrays"].values())
-    return False
-
-
-def _is_fingerprint(array: Any) -> bool:
-    match array:
-        case {"shape": [*sizes], "dtype": str(), "digest": str()}:
-            return all(type(size) is int and size >= 0 for size in sizes)
-    return False
-
-
-def _checksum(record: Any) -> str:
-    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
-
-
-def _best_first(metrics: Mapping[int, float | None]) -> list[int]:
-    scored = [(metric, step) for step, metric in metrics.items() if metric is not None]
-    return [step for _, step in sorted(scored, reverse=True)]
-
-
-def _one_line(error: BaseException) -> str:
-    while error.__cause__:  # TensorStore's own error names the array and the file
-        error = error.__cause__
-    text = " ".join(str(error).split("[tensorstore_spec")[0].split()) or repr(error)
-    return text if len(text) <= 400 else text[:400] + "…"
-
-
-def _hush_orbax() -> None:
-    """Hides hundreds of lines of Orbax around an error that this module reports in one line.
-
-    When a read or write fails, Orbax logs tracebacks, and each read that is still running complains
-    that the event loop is closed. At level DEBUG all of them are shown.
-    """
-
-    def passes(record: logging.LogRecord) -> bool:
-        orbax = "orbax" in record.pathname or "/orbax/checkpoint/" in record.getMessage()
-        return not orbax or logger.isEnabledFor(logging.DEBUG)
-
-    def report(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed" or logger.isEnabledFor(
-            logging.DEBUG
-        ):
-            previous(unraisable)
-
-    logging.getLogger("absl").addFilter(passes)
-    logging.getLogger("asyncio").addFilter(passes)
-    # It drops coroutines of many names.
-    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
-    previous, sys.unraisablehook = sys.unraisablehook, report
-
-
-_hush_orbax()
-
 
 def _zeros(template: Any) -> jax.Array:
     device = template.sharding or jax.local_devices()[0]
     return jnp.zeros(template.shape, template.dtype, device=device)
-
-
-def _load_arrays[T](folder: epath.Path, template: Mapping[str, Any], kind: type[T]) -> dict[str, T]:
-    context = ocp.Context()
-    context.pytree.loading.partial_load = True
-    with context:
-        loaded = ocp.load(str(folder), template) if template else {}
-    for path in template:  # for an array that it cannot find, Orbax returns the template
-        if not isinstance(loaded.get(path), kind):
-            raise ValueError(f"array {path} is missing")
-    return loaded
 
 
 def _raise_together(

@@ -21,8 +21,9 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxcls.runs import checkpoint
-from jaxcls.runs.checkpoint import CheckpointError, Checkpoints, _checksum
+from jaxcls.runs import checkpoint, step_folders
+from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
+from jaxcls.runs.checkpoint_record import checksum
 from jaxcls.runs.directory import RunLostError
 from jaxcls.runs.fingerprint import fingerprint, fingerprint_numpy
 
@@ -336,7 +337,7 @@ def test_a_record_that_somebody_made_with_its_checksum_is_damaged(
         record = [record]
     else:
         change(record)
-    content["custom_metadata"] = {"record": record, "sha256": _checksum(record)}
+    content["custom_metadata"] = {"record": record, "sha256": checksum(record)}
     file.write_text(json.dumps(content))
     with Checkpoints(tmp_path) as checkpoints:
         for which in ("latest", "best"):
@@ -634,7 +635,7 @@ def test_a_start_sweeps_what_a_killed_training_left(tmp_path: Path) -> None:
 def test_old_steps_are_deleted_although_the_index_cannot_be_written(
     tmp_path: Path, monkeypatch: Any, caplog: Any
 ) -> None:
-    write_whole = checkpoint.write_whole
+    write_whole = step_folders.write_whole
 
     def write(path: Any, content: str) -> None:
         if (tmp_path / "1").exists():
@@ -642,7 +643,7 @@ def test_old_steps_are_deleted_although_the_index_cannot_be_written(
         write_whole(path, content)
 
     save_steps(tmp_path, 1, keep_latest=1)
-    monkeypatch.setattr(checkpoint, "write_whole", write)
+    monkeypatch.setattr(step_folders, "write_whole", write)
     save_steps(tmp_path, 2, keep_latest=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "verified.json"]
     assert json.loads((tmp_path / "verified.json").read_text()) == {"steps": [2]}
@@ -689,13 +690,13 @@ def test_a_process_without_an_array_of_its_own_reads_one_too(
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, {"x": jnp.arange(3)}, metadata={})
         checkpoints.wait()
-        record, read = checkpoints._read_record(1), []
+        record, read = checkpoints._folders.read_record(1), []
 
         def note(folder: Any, template: Any, kind: Any) -> Any:
             read.append(list(template))
             return dict.fromkeys(template, np.arange(3, dtype=np.int32))
 
-        monkeypatch.setattr(checkpoint, "_load_arrays", note)
+        monkeypatch.setattr(checkpoint, "load_arrays", note)
         monkeypatch.setattr(checkpoint.jax, "process_count", lambda: 2)
         for process in range(2):
             monkeypatch.setattr(checkpoint.jax, "process_index", lambda process=process: process)

@@ -13,6 +13,7 @@ from jaxcls.distributed.mesh import make_mesh
 from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 from jaxcls.runs.directory import checkpoint_dir
 from jaxcls.runs.reporter import read_metrics
+from jaxcls.runs.step_folders import StepFolders
 from jaxcls.training.loop import train
 
 Train = Callable[[Config], None]
@@ -106,14 +107,14 @@ def test_the_last_save_is_tried_twice(
 def test_a_directory_that_cannot_be_written_counts_too(
     saved_often: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failures: Failures
 ) -> None:
-    prepare, tries = Checkpoints._prepare_directory, []
+    prepare, tries = StepFolders.prepare, []
 
-    def fail_first(checkpoints: Checkpoints) -> None:
+    def fail_first(folders: StepFolders) -> None:
         tries.append(None)
         if len(tries) == 1:
             raise OSError("no space")
-        prepare(checkpoints)
+        prepare(folders)
 
-    monkeypatch.setattr(Checkpoints, "_prepare_directory", fail_first)
+    monkeypatch.setattr(StepFolders, "prepare", fail_first)
     run(saved_often, tmp_path)
     assert failures.tried == [4, 6, 9, 12]

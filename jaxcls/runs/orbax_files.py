@@ -1,0 +1,86 @@
+"""The files of Orbax: arrays and metadata of one step. Only this module imports Orbax."""
+
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+logger = logging.getLogger("jaxcls")
+
+RECORD_FILE = "_CHECKPOINT_METADATA"  # the last file that Orbax writes before the rename
+COMMIT_FILE = "commit_success.txt"  # the last one in a bucket, which has no rename
+TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")  # the folder of a step before the rename
+
+
+def start_saving(folder: str, arrays: Mapping[str, jax.Array], metadata: Mapping[str, Any]) -> Any:
+    """Starts to write arrays that are not empty, by name, and JSON to a new folder.
+
+    All processes call it together. Returns as soon as the arrays may be donated.
+
+    Returns:
+      An object whose method `result` waits for the end. Orbax and TensorStore raise many types of
+      errors, here and there.
+    """
+    return ocp.save_async(folder, dict(arrays), custom_metadata=dict(metadata))
+
+
+def load_arrays[T](folder: epath.Path, template: Mapping[str, Any], kind: type[T]) -> dict[str, T]:
+    """Reads arrays by name; all processes call it together, and none with an empty template.
+
+    Args:
+      folder: the folder of a step.
+      template: for each name `np.ndarray`, or a `jax.ShapeDtypeStruct` with a sharding.
+      kind: the type of the arrays, `np.ndarray` or `jax.Array`.
+
+    Raises:
+      ValueError: an array is missing. For damaged files Orbax raises many other types.
+    """
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    with context:
+        loaded = ocp.load(str(folder), template) if template else {}
+    for path in template:  # for an array that it cannot find, Orbax returns the template
+        if not isinstance(loaded.get(path), kind):
+            raise ValueError(f"array {path} is missing")
+    return loaded
+
+
+def describe(error: BaseException) -> str:
+    """The text of an error of Orbax in one line."""
+    while error.__cause__:  # TensorStore's own error names the array and the file
+        error = error.__cause__
+    text = " ".join(str(error).split("[tensorstore_spec")[0].split()) or repr(error)
+    return text if len(text) <= 400 else text[:400] + "…"
+
+
+def _hush() -> None:
+    """Hides hundreds of lines of Orbax around an error that this module reports in one line.
+
+    When a read or write fails, Orbax logs tracebacks, and each read that is still running complains
+    that the event loop is closed. At level DEBUG all of them are shown.
+    """
+
+    def passes(record: logging.LogRecord) -> bool:
+        orbax = "orbax" in record.pathname or "/orbax/checkpoint/" in record.getMessage()
+        return not orbax or logger.isEnabledFor(logging.DEBUG)
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed" or logger.isEnabledFor(
+            logging.DEBUG
+        ):
+            previous(unraisable)
+
+    logging.getLogger("absl").addFilter(passes)
+    logging.getLogger("asyncio").addFilter(passes)
+    # It drops coroutines of many names.
+    warnings.filterwarnings("ignore", "coroutine '.*' was never awaited", RuntimeWarning)
+    previous, sys.unraisablehook = sys.unraisablehook, report
+
+
+_hush()

@@ -30,6 +30,8 @@ from mutations import Damage, damage_bytes, damage_json, mostly
 
 from jaxcls.system.errors import UserError
 
+cv2.setNumThreads(0)  # a child would wait for OpenCV's threads, which a fork does not copy
+
 type Files = Mapping[str, bytes]
 
 _RECORD = "checkpoints/20/_CHECKPOINT_METADATA"

@@ -38,7 +38,7 @@ from jaxcls.runs.fingerprint import (
     name_damaged,
     name_mismatches,
 )
-from jaxcls.runs.orbax_files import describe, load_arrays, start_saving
+from jaxcls.runs.orbax_files import describe, load_arrays, load_whole, start_saving
 from jaxcls.runs.step_folders import CheckpointError, DamagedError, StepFolders, best_first
 from jaxcls.system.paths import is_url
 
@@ -393,7 +393,7 @@ class Checkpoints:
         loaded, problem = {}, None
         try:
             loaded = load_arrays(folder, split, jax.Array)
-            arrays = load_arrays(folder, dict.fromkeys(local, np.ndarray), np.ndarray)
+            arrays = load_whole(folder, {path: targets[path].shape for path in local})
             loaded |= jax.device_put(arrays, default)
         except Exception as error:  # for damaged files Orbax raises many types
             problem = self._folders.damaged(step, f"cannot read its arrays: {describe(error)}")
@@ -429,8 +429,10 @@ class Checkpoints:
             response.result()
         except Exception as error:  # Orbax and TensorStore raise many types
             return self._not_written(step, error)
-        problem = self._read_back(step, record)
-        if problem and not self._folders.path(step).exists():
+        problem, gone = self._read_back(step, record), False
+        with contextlib.suppress(Exception):  # errors of a bucket have many types
+            gone = not self._folders.path(step).exists()
+        if problem and gone:
             return (
                 f"checkpoint {self._folders.path(step)} is gone: it was moved, deleted or "
                 f"unmounted; bring the run's directory back to this path"

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -49,6 +50,23 @@ def load_arrays[T](folder: epath.Path, template: Mapping[str, Any], kind: type[T
         if not isinstance(loaded.get(path), kind):
             raise ValueError(f"array {path} is missing")
     return loaded
+
+
+def load_whole(folder: epath.Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Reads arrays by name into this process, after a look at their shapes.
+
+    Without a sharding Orbax would read an array of any shape that its file claims, and TensorStore
+    would end the process if that does not fit into memory.
+
+    Raises:
+      ValueError: an array is missing or has another shape; otherwise as `load_arrays`.
+    """
+    stored = (ocp.metadata(str(folder)).metadata if shapes else None) or {}
+    for path, shape in shapes.items():
+        claimed = getattr(stored.get(path), "shape", None)
+        if claimed != shape:
+            raise ValueError(f"array {path} has the shape {claimed}, not {shape}")
+    return load_arrays(folder, dict.fromkeys(shapes, np.ndarray), np.ndarray)
 
 
 def describe(error: BaseException) -> str:

@@ -13,6 +13,8 @@ import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import google_crc32c
+
 type Damage = Callable[[random.Random, bytes], bytes]
 
 _LONGEST = 1 << 20  # bytes of a damaged file
@@ -142,6 +144,12 @@ def damage_json(draw: random.Random, data: bytes) -> bytes:
     return dump_json(draw, json.loads(data)).encode("utf-8", "surrogatepass")
 
 
+def change_number(draw: random.Random, data: bytes) -> bytes:
+    """Exchanges one number in the text of JSON."""
+    start, stop = draw.choice([found.span() for found in re.finditer(rb"\b\d+\b", data)])
+    return data[:start] + str(draw.choice(_LARGE)).encode() + data[stop:]
+
+
 def dump_json(draw: random.Random, values: Any) -> str:
     """The text of JSON values after one to three changes; the values are changed, too."""
     raw: dict[str, str] = {}  # what stands for itself in the text, by its place-holder
@@ -232,6 +240,13 @@ def damage_metadata(draw: random.Random, data: bytes) -> bytes:
     header["__metadata__"][name] = damage_json(draw, inner).decode("utf-8", "replace")
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + data[8 + length :]
+
+
+def damage_checked(draw: random.Random, data: bytes) -> bytes:
+    """Damages a file of TensorStore's OCDBT, whose length and CRC-32C at the end fit again."""
+    body = damage_bytes(draw, data[12:-4])
+    changed = data[:4] + (len(body) + 16).to_bytes(8, "little") + body
+    return changed + google_crc32c.value(changed).to_bytes(4, "little")
 
 
 def damage_chunk(draw: random.Random, data: bytes) -> bytes:

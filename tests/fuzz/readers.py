@@ -353,7 +353,7 @@ def run_metrics() -> Reader:
         try:
             metric_columns(read_metrics(run / "metrics.csv"))
         finally:
-            _open_csv(run / "metrics.csv", 15).close()
+            _open_csv(run / "metrics.csv", 15, start_evaluated=True).close()
 
     return _run("metrics.csv", damage_bytes, read, errors=(UserError, ValueError, csv.Error))
 
@@ -415,6 +415,66 @@ def checkpoint_record() -> Reader:
             read_run_info(run, step="best")
 
     return _run(_RECORD, mostly(damage, damage_json), read)
+
+
+def checkpoint_arrays() -> Reader:
+    """The arrays of a checkpoint, whose files have checksums that fit what is damaged."""
+    import jax
+
+    from jaxcls.runs.checkpoint import Checkpoints
+
+    template = {name: jax.ShapeDtypeStruct(MATRIX.shape, "float32") for name in ("a", "b")}
+
+    def read(run: Path) -> None:
+        with Checkpoints(run / "checkpoints") as checkpoints:
+            checkpoints.restore(template)
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        samples = pool.apply(_save_checkpoints)
+    damage: dict[str, Damage] = {}
+    for name in {name for files in samples for name in files}:
+        if "ocdbt" in name or "/d/" in name:
+            damage[name] = mostly(mutations.damage_checked)
+        elif name.endswith(("_METADATA", "_sharding", "process_0")):
+            damage[name] = damage_json
+    return Reader(samples=samples, damage=damage, read=read, gigabytes=8)
+
+
+def _save_checkpoints() -> list[dict[str, bytes]]:
+    """A checkpoint, also without compression, and with damaged descriptions of an array."""
+    import jax.numpy as jnp
+    import tensorstore
+
+    from jaxcls.runs.checkpoint import Checkpoints
+
+    def store(folder: Path, **options: Any) -> tensorstore.KvStore:
+        place = {"driver": "ocdbt", "base": f"file://{folder}/"}
+        return tensorstore.KvStore.open(place | options).result()
+
+    def files(run: Path) -> dict[str, bytes]:
+        paths = [path for path in sorted(run.rglob("*")) if path.is_file()]
+        return {str(path.relative_to(run)): path.read_bytes() for path in paths}
+
+    draw = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder)
+        state = run / "checkpoints" / "20" / "state"
+        with Checkpoints(run / "checkpoints") as checkpoints:
+            checkpoints.save(20, {"a": jnp.asarray(MATRIX), "b": jnp.asarray(MATRIX)}, metadata={})
+        saved = [files(run)]
+        content = {
+            key: store(state).read(key).result().value for key in store(state).list().result()
+        }
+        good = content[b"a/zarr.json"]
+        for number in range(100):
+            shutil.rmtree(state / "d")
+            (state / "manifest.ocdbt").unlink()
+            plain = store(state, config={"compression": None})
+            content[b"a/zarr.json"] = mutations.change_number(draw, good) if number else good
+            for key, value in content.items():
+                plain.write(key, value).result()
+            saved.append(files(run))
+    return saved
 
 
 def _table(run: Path) -> None:
@@ -802,6 +862,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "data_sha256.txt": data_digests,
     "verified.json": checkpoint_index,
     "checkpoint": checkpoint_record,
+    "checkpoint-arrays": checkpoint_arrays,
     "jpeg": jpeg,
     "png": png,
     "bmp": bmp,

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tensorstore
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxcls.runs import checkpoint, step_folders
@@ -702,3 +703,34 @@ def test_a_process_without_an_array_of_its_own_reads_one_too(
             monkeypatch.setattr(checkpoint.jax, "process_index", lambda process=process: process)
             assert checkpoints._read_back(1, record) is None
     assert read == [["x"], ["x"]]
+
+
+def test_a_bucket_that_fails_after_a_write_is_one_error(tmp_path: Path, monkeypatch: Any) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+
+        def fail(*_: Any) -> bool:
+            raise RuntimeError("503 Service Unavailable")
+
+        def read_back(*_: Any) -> str:
+            monkeypatch.setattr(type(checkpoints.directory), "exists", fail)
+            return "503"
+
+        monkeypatch.setattr(Checkpoints, "_read_back", read_back)
+        checkpoints.save(1, make_state(), metadata={})
+        with pytest.raises(CheckpointError, match="1 is damaged: 503"):
+            checkpoints.wait()
+        monkeypatch.undo()
+
+
+def test_an_array_that_claims_more_than_any_memory_is_damaged(tmp_path: Path) -> None:
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, {"a": jnp.arange(6.0).reshape(2, 3)}, metadata={})
+    files = {"driver": "ocdbt", "base": f"file://{tmp_path}/1/state/"}
+    store = tensorstore.KvStore.open(files).result()
+    content = json.loads(store.read("a/zarr.json").result().value)
+    store.write("a/zarr.json", json.dumps(content | {"shape": [2**40, 2**20]})).result()
+    # Without a sharding, as for an evaluation.
+    template = {"a": jax.ShapeDtypeStruct((2, 3), jnp.float32)}
+    said = r"array a has the shape \(1099511627776, 1048576\)"
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=said):
+        checkpoints.restore(template)

@@ -14,14 +14,10 @@ from trial import ONE, STEPS, LostError, Storm, Trial, end_of
 
 # A few quick kinds; `python tests/storm/run.py` tries all.
 FEW = (
-    "kill-in-a-save",
     "kill-at-a-call",
     "bit-flip",
-    "file-missing",
     "run-file-damaged",
     "disk-full-in-a-save",
-    "disk-full-for-a-while",
-    "run-moved-away",
     "signal-while-it-trains",
 )
 

@@ -376,18 +376,18 @@ class Trial:
         """
         shape, options = self.shape, self.options
 
-        def make() -> int:
+        def make() -> list[str]:
             folder = self.storm.new_folder("calls")
             log = str(folder / "calls.txt")
-            counting = dataclasses.replace(disturbance, first=0, log=log)
+            counting = Disturbance(path=disturbance.path, first=0, log=log)
             with Trial(
                 self.storm, folder / "trial", random.Random(0), shape=shape, options=options
             ) as trial:
                 trial.finish(disturbance=counting, victim=victim)
-            return len(Path(log).read_text().splitlines())
+            return [line.split()[1] for line in Path(log).read_text().splitlines()]
 
-        key = ("count", disturbance.path, disturbance.calls, shape, options, victim)
-        return self.storm.once(key, make)
+        calls = self.storm.once(("calls", disturbance.path, shape, options, victim), make)
+        return sum(call in disturbance.calls.split(",") for call in calls)
 
     def start_one(self, *options: str, disturbance: Disturbance | None = None) -> Process:
         """Starts the only process of the training; see `start`."""

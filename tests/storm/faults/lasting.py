@@ -1,6 +1,7 @@
 """What shows only after a long time, or between two starts: leaks, damaged caches, other clocks."""
 
 import os
+import resource
 import shutil
 import signal
 import time
@@ -74,10 +75,24 @@ def clock_set_back(trial: Trial) -> None:
     trial.finish_as_twin()
 
 
+def memory_short(trial: Trial) -> None:
+    """In mid-run the process can reserve hardly more memory: it ends in some way, nothing is lost.
+
+    Compiled code ends a process by a signal if an allocation fails, so the status is not checked.
+    """
+    process = trial.start_one()
+    process.wait_for(FIRST_STEP)
+    limit = _resources(process)["reserved"] * 1024 + trial.chance.randrange(64 << 20)
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+    process.wait()
+    trial.finish_as_twin(stopped=True)
+
+
 def _resources(process: Process) -> dict[str, int]:
     folder = Path(f"/proc/{process.pid}")
     status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     return {
+        "reserved": int(status["VmSize"].split()[0]),  # kilobytes
         "memory": int(status["VmRSS"].split()[0]),
         "threads": int(status["Threads"]),
         "files": len(list((folder / "fd").iterdir())),
@@ -88,5 +103,6 @@ FAULTS = {
     "ten-thousand-steps": Fault(inject=ten_thousand_steps, trials=2),
     "compile-cache-damaged": Fault(inject=compile_cache_damaged, trials=20),
     "other-state-layout": Fault(inject=other_state_layout, trials=10),
+    "memory-short": Fault(inject=memory_short, trials=10),
     "clock-set-back": Fault(inject=clock_set_back, trials=4),
 }

@@ -144,12 +144,6 @@ def damage_json(draw: random.Random, data: bytes) -> bytes:
     return dump_json(draw, json.loads(data)).encode("utf-8", "surrogatepass")
 
 
-def change_number(draw: random.Random, data: bytes) -> bytes:
-    """Exchanges one number in the text of JSON."""
-    start, stop = draw.choice([found.span() for found in re.finditer(rb"\b\d+\b", data)])
-    return data[:start] + str(draw.choice(_LARGE)).encode() + data[stop:]
-
-
 def dump_json(draw: random.Random, values: Any) -> str:
     """The text of JSON values after one to three changes; the values are changed, too."""
     raw: dict[str, str] = {}  # what stands for itself in the text, by its place-holder

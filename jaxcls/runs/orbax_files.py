@@ -16,6 +16,7 @@ logger = logging.getLogger("jaxcls")
 
 RECORD_FILE = "_CHECKPOINT_METADATA"  # the last file that Orbax writes before the rename
 COMMIT_FILE = "commit_success.txt"  # the last one in a bucket, which has no rename
+_SIGNS = ("/orbax/checkpoint/", "tensorstore", "OCDBT")  # of errors that asyncio logs
 TEMPORARY = re.compile(r"\d+\.orbax-checkpoint-tmp.*")  # the folder of a step before the rename
 
 
@@ -85,7 +86,8 @@ def _hush() -> None:
     """
 
     def passes(record: logging.LogRecord) -> bool:
-        orbax = "orbax" in record.pathname or "/orbax/checkpoint/" in record.getMessage()
+        text = record.getMessage()
+        orbax = "orbax" in record.pathname or any(sign in text for sign in _SIGNS)
         return not orbax or logger.isEnabledFor(logging.DEBUG)
 
     def report(unraisable: Any) -> None:

@@ -1,6 +1,7 @@
 """Paths of runs: a folder, or a prefix in a Google Cloud Storage bucket (`gs://BUCKET/…`)."""
 
 import importlib.util
+import logging
 import os
 from pathlib import Path
 
@@ -79,6 +80,12 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
         )
     # Otherwise gcsfs looks for a special kind of bucket and logs missing credentials at each start.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    logging.getLogger("gcsfs").addFilter(_passes)
     # TensorStore and other processes write there too, so a cached listing is soon out of date.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)
+
+
+def _passes(record: logging.LogRecord) -> bool:
+    """Leaves out what gcsfs logs of errors that it also raises, with a traceback for each try."""
+    return not record.exc_info or logging.getLogger("jaxcls").isEnabledFor(logging.DEBUG)

@@ -72,7 +72,13 @@ def run(
 # --- What comes out ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("augment", [GUIDE, EVERYTHING], ids=["guide", "everything"])
+@pytest.mark.parametrize(
+    "augment",
+    [
+        pytest.param(GUIDE, marks=pytest.mark.long, id="guide"),
+        pytest.param(EVERYTHING, id="everything"),
+    ],
+)
 def test_shapes_types_and_ranges(augment: tuple[Augmentation, ...]) -> None:
     images, labels = run(augment)
     assert (images.shape, images.dtype) == ((BATCH, SIZE, SIZE, 3), np.float32)
@@ -109,7 +115,7 @@ def test_entries_of_one_kind_draw_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    "devices", [1, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 4)), 8]
+    "devices", [*(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 4)), 8]
 )
 def test_devices_change_no_bit_and_exchange_nothing(devices: int) -> None:
     mesh = make_mesh(jax.devices()[:devices])

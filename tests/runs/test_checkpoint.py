@@ -734,3 +734,9 @@ def test_an_array_that_claims_more_than_any_memory_is_damaged(tmp_path: Path) ->
     said = r"array a has the shape \(1099511627776, 1048576\)"
     with Checkpoints(tmp_path) as checkpoints, pytest.raises(CheckpointError, match=said):
         checkpoints.restore(template)
+
+
+def test_what_asyncio_logs_of_a_read_that_failed_is_not_shown(caplog: Any) -> None:
+    for text in ("ValueError('Error reading \"x/zarr.json\" in OCDBT database')", "of others"):
+        logging.getLogger("asyncio").error("Task exception was never retrieved\nfuture: %s", text)
+    assert [record.args for record in caplog.records] == [("of others",)]

@@ -108,7 +108,7 @@ class Process:
 
     def send_to_child(self, number: signal.Signals, chance: random.Random) -> bool:
         """Sends a signal to one of its children, if there is one; returns whether there was."""
-        children = [] if self.ended() else self._children()
+        children = [] if self.ended() else self.children()
         if children:
             os.kill(chance.choice(children), number)
         return bool(children)
@@ -173,22 +173,18 @@ class Process:
             os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
-    def _children(self) -> list[int]:
+    def children(self) -> list[int]:
         """Its children, without the helpers of Python's multiprocessing."""
-        try:
-            # Each thread has children of its own.
-            threads = Path(f"/proc/{self.pid}/task").iterdir()
-            text = " ".join((thread / "children").read_text() for thread in threads)
-        except OSError:  # it has ended
-            return []
+        numbers = []
+        # Each thread has children of its own.
+        for file in Path("/proc").glob(f"{self.pid}/task/*/children"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                numbers += file.read_text().split()
         found = []
-        for number in map(int, text.split()):
-            try:
-                command = Path(f"/proc/{number}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"resource_tracker" not in command:
-                found.append(number)
+        for number in numbers:
+            with contextlib.suppress(OSError):  # it has ended
+                if b"resource_tracker" not in Path(f"/proc/{number}/cmdline").read_bytes():
+                    found.append(int(number))
         return found
 
     def _age(self) -> float:

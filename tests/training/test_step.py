@@ -92,7 +92,13 @@ def augmented(config: Config) -> Config:
 
 @pytest.fixture(
     scope="module",
-    params=["tiny", "tiny_resnet", pytest.param("efficientnetv2_b0", marks=pytest.mark.long)],
+    params=[
+        "tiny",
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("tiny_resnet", "efficientnetv2_b0")
+        ),
+    ],
 )
 def float32_pair(request: pytest.FixtureRequest, tiny_config: Config) -> tuple[Training, Training]:
     config = changed(tiny_config, "model", name=request.param)

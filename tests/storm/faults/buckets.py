@@ -14,6 +14,7 @@ from faults.fault import Fault
 
 _PREFIX = "run/"
 _SECONDS = 180.0  # within which a training ends whose bucket fails
+_GONE = 900.0  # gcsfs and TensorStore try each request again for a minute or so
 
 
 class _Bucket(Store):
@@ -90,7 +91,7 @@ def bucket_slow(trial: Trial) -> None:
 def bucket_gone(trial: Trial) -> None:
     """From some request on the server answers no more; after the end of the training it does."""
     kinds: tuple[int | str, ...] = (503, 403, "reset")
-    _disturb(trial, kind=kinds[trial.number % len(kinds)], seconds=float("inf"))
+    _disturb(trial, kind=kinds[trial.number % len(kinds)], seconds=float("inf"), within=_GONE)
 
 
 def killed_in_a_bucket(trial: Trial) -> None:
@@ -103,14 +104,14 @@ def killed_in_a_bucket(trial: Trial) -> None:
         _finish(trial, store)
 
 
-def _disturb(trial: Trial, *, kind: int | str, seconds: float) -> None:
+def _disturb(trial: Trial, *, kind: int | str, seconds: float, within: float = _SECONDS) -> None:
     """Disturbs the server from a random request on, and resumes when it is well again."""
     requests = trial.storm.once("requests", lambda: _count_requests(trial.storm))
     with _in_a_bucket(trial) as store:
         store.first = trial.chance.randint(1, requests)
         store.kind, store.seconds = kind, seconds
         process = trial.start_one()
-        status = process.wait(within=_SECONDS)
+        status = process.wait(within=within)
         detail = f"request {store.first} of {requests}, {kind}: status {status}"
         require(status in (0, 1, STATUS_MISTAKE), detail)
         require(status == 0 or "gs://" in process.message(), f"{detail}: no message")

@@ -87,7 +87,7 @@ def run_replaced(trial: Trial) -> None:
     trial.run_dir.mkdir()
     _end_without_its_run(trial, process)
     _require_empty(trial.run_dir)
-    trial.run_dir.rmdir()
+    shutil.rmtree(trial.run_dir)
     away.rename(trial.run_dir)
     trial.finish_as_twin()
 

@@ -23,8 +23,11 @@ from trial import (
 
 from faults.fault import Fault
 
-# Seconds: a process that is silent for half of it is gone (jaxcls/distributed/watchdog.py).
-_STUCK = ("--stuck-after-seconds", "20")
+# Seconds: a process that is silent for half of it is gone, while it starts or compiles for three
+# times as long; one that has not said anything yet is stuck after six times as long
+# (jaxcls/distributed/watchdog.py).
+_STUCK = ("--stuck-after-seconds", "10")
+_WITHIN = 90.0  # seconds in which the others end
 _JAX_ABORTS = -signal.SIGABRT  # what a process of JAX does that has lost the others
 
 
@@ -40,7 +43,7 @@ def peer_stopped(trial: Trial) -> None:
 
 def peer_stopped_by_default(trial: Trial) -> None:
     """As `peer_stopped`, with the default times: the watchdog speaks before JAX aborts."""
-    _lose(trial, signal.SIGSTOP, options=(), within=100)
+    _lose(trial, signal.SIGSTOP, options=(), early=0.0)
 
 
 def peer_killed_in_a_save(trial: Trial) -> None:
@@ -143,11 +146,11 @@ def _lose(
     number: signal.Signals,
     *,
     options: Sequence[str] = _STUCK,
-    within: float = 60,
+    early: float = 0.3,  # the share of the trials in which it is lost before the first step
 ) -> None:
     processes = trial.start(*options)
     lost = trial.chance.randrange(2)
-    if trial.chance.random() < 0.7:
+    if trial.chance.random() >= early:
         processes[0].wait_for(FIRST_STEP)
         time.sleep(trial.chance.uniform(0, 1))
     else:
@@ -157,15 +160,15 @@ def _lose(
             process.wait()
     else:
         processes[lost].send(number)
-        _require_named(processes, lost, within=within)
+        _require_named(processes, lost)
     trial.finish_as_twin()
 
 
-def _require_named(processes: list[Process], lost: int, *, within: float = 60) -> None:
+def _require_named(processes: list[Process], lost: int) -> None:
     """The other process ends soon with a status other than 0, and names the one that is lost."""
     other = processes[1 - lost]
     try:
-        status = other.wait(within=within)
+        status = other.wait(within=_WITHIN)
     finally:
         processes[lost].kill()
     if status == 0:  # it had nothing left to do with the other

@@ -80,7 +80,7 @@ def memory_short(trial: Trial) -> None:
 
     Compiled code ends a process by a signal if an allocation fails, so the status is not checked.
     """
-    process = trial.start_one()
+    process = trial.start_one("--stuck-after-seconds", "20")
     process.wait_for(FIRST_STEP)
     limit = _resources(process)["reserved"] * 1024 + trial.chance.randrange(64 << 20)
     resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))

@@ -398,9 +398,11 @@ def recorded_info(run: RunPath) -> RunInfo | None:
         _require_readable(run)
     record = run / RECORD
     try:
-        if not record.is_file():
+        if not record.exists():
             return None
         values = parse_json(record.read_text())
+    except IsADirectoryError as error:
+        raise RunError(f"{record} is a folder; move it away, or use another --workdir") from error
     except OSError as error:
         raise not_readable(run, error) from error
     except ValueError as error:

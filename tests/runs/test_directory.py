@@ -16,6 +16,7 @@ from jaxcls.runs.directory import (
     checkpoint_dir,
     prepare_run,
     record_run,
+    recorded_info,
     require_run,
     save_evaluation,
     write_json,
@@ -71,6 +72,12 @@ def test_a_record_that_cannot_be_written_names_the_directory(tmp_path: Path) -> 
     (tmp_path / "config.json").mkdir()
     with pytest.raises(RunError, match=r"cannot be written \(Is a directory\); use another"):
         record_run(tmp_path, INFO)
+
+
+def test_a_folder_in_place_of_the_record_is_named(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(RunError, match=r"config\.json is a folder; move it away, or use another"):
+        recorded_info(tmp_path)
 
 
 def test_the_same_config_resumes(tmp_path: Path) -> None:

@@ -78,13 +78,14 @@ def clock_set_back(trial: Trial) -> None:
 def memory_short(trial: Trial) -> None:
     """In mid-run the process can reserve hardly more memory: it ends in some way, nothing is lost.
 
-    Compiled code ends a process by a signal if an allocation fails, so the status is not checked.
+    Compiled code ends a process by a signal if an allocation fails, and even a message needs
+    memory, so the status and the text are not checked.
     """
     process = trial.start_one("--stuck-after-seconds", "20")
     process.wait_for(FIRST_STEP)
     limit = _resources(process)["reserved"] * 1024 + trial.chance.randrange(64 << 20)
     resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
-    process.wait()
+    process.wait(tracebacks=True)
     trial.finish_as_twin(stopped=True)
 
 

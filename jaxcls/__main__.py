@@ -17,15 +17,21 @@ def run() -> NoReturn:
     restart_with_huge_pages()
     end_on_signals()
     from jaxcls.commands import cli  # imported after signals are handled: it takes half a second
-    from jaxcls.distributed.job import end_with
+    from jaxcls.distributed.job import EXIT_FAILED, end_with
     from jaxcls.system.output import protect_output
     from jaxcls.system.permissions import restrict_umask
 
     restrict_umask()
     protect_output()
     arguments = sys.argv[1:]
-    with cli.ending(arguments) as end:
-        end.status = cli.find_command(arguments)()
+    try:
+        with cli.ending(arguments) as end:
+            end.status = cli.find_command(arguments)()
+    except Exception:  # a fault of ours, after which threads may wait without end
+        import traceback
+
+        traceback.print_exc()
+        end_with(EXIT_FAILED)
     end_with(end.status)
 
 

@@ -189,7 +189,10 @@ def end_with(status: int) -> NoReturn:
         _exit(status)
     alarm = threading.Timer(END_SECONDS, _exit, [status])
     alarm.daemon = True
-    alarm.start()
+    try:
+        alarm.start()
+    except RuntimeError:  # the system allows no more threads
+        _exit(status)
     sys.exit(status)
 
 

@@ -140,6 +140,28 @@ job.end_with(2)
     assert time.monotonic() - start < 30
 
 
+def test_the_end_after_a_fault_of_ours_waits_a_little_too() -> None:
+    program = """
+import threading, time
+from jaxcls import __main__ as program
+from jaxcls.commands import cli
+from jaxcls.distributed import job
+job.END_SECONDS = 0.5
+
+def fail(arguments):
+    threading.Thread(target=time.sleep, args=[60]).start()
+    raise KeyError("a fault of ours")
+
+cli.find_command = fail
+program.run()
+"""
+    start = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.endswith("KeyError: 'a fault of ours'\n")
+    assert time.monotonic() - start < 30
+
+
 def test_the_end_does_not_leave_workers_that_hang() -> None:
     program = """
 import multiprocessing, os, signal, time

@@ -66,7 +66,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.write_body(body)
+
+    def write_body(self, body: bytes) -> None:
+        self.wfile.write(body)
 
     def answer_json(self, values: Any, status: int = 200, **headers: str) -> None:
         self.answer(status, json.dumps(values).encode(), Content_Type="application/json", **headers)

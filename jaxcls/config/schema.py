@@ -331,7 +331,8 @@ class Config:
     login or WANDB_MODE=offline (None: do not send them)."""
     on_non_finite: Annotated[Literal["stop", "skip"], OPERATIONAL] = "stop"
     """If the loss or the gradients of a step are not finite: end the training (stop), or leave
-    parameters, statistics, moments and averages as they are and go on with the next step (skip)."""
+    parameters, statistics, moments and averages as they are and continue with the next step
+    (skip)."""
     max_skipped_steps: Annotated[Count, OPERATIONAL] = 10
     """skip: end the training after this many skipped steps in a row."""
     stuck_after_seconds: Annotated[float, Range(0), OPERATIONAL] = 600.0

@@ -22,7 +22,7 @@ from jaxcls.system.errors import one_line
 from jaxcls.system.output import warn_once
 from jaxcls.system.paths import RunPath, is_url, run_path
 from jaxcls.system.permissions import make_private
-from jaxcls.system.whole_files import write_whole
+from jaxcls.system.whole_files import SUFFIX, write_whole
 
 MAX_BYTES = 4 << 30  # above this the least recently used programs are deleted
 
@@ -31,7 +31,7 @@ _NO_LIMIT = -1  # as in JAX's settings
 # Our entries, and those of JAX and of older versions.
 _ENTRY = re.compile(r"-[0-9a-f]{64}-(checked|cache|atime)$")
 # An entry that is being written. If it is an hour old, its process was killed.
-_UNFINISHED = re.compile(r"^\..*-[0-9a-f]{64}-checked\.[0-9a-f]+(\.jaxcls-tmp)?$")
+_UNFINISHED = re.compile(r"^\..*-[0-9a-f]{64}-checked\.[0-9a-f]+$")
 _WRITING_SECONDS = 3600
 
 logger = logging.getLogger("jaxcls")
@@ -148,7 +148,9 @@ class CheckedPrograms:
             with contextlib.suppress(OSError):  # another process may have deleted it
                 status = path.lstat()
                 old = status.st_mtime < time.time() - _WRITING_SECONDS
-                if _ENTRY.search(path.name) or (old and _UNFINISHED.search(path.name)):
+                if _ENTRY.search(path.name) or (
+                    old and _UNFINISHED.search(path.name.removesuffix(SUFFIX))
+                ):
                     found.append((status.st_mtime_ns, status.st_size, path))
         total = size + sum(bytes_of_entry for _, bytes_of_entry, _ in found)
         for _, bytes_of_entry, path in sorted(found):

@@ -65,9 +65,8 @@ class _Save:
 
     def await_problem(self) -> str | None:
         """Waits for the save, unless another process fails: Orbax would then wait for minutes."""
-        while not announced(self.failure):
-            with contextlib.suppress(TimeoutError):
-                return self.problem.result(timeout=_POLL_SECONDS)
+        while not self.problem.done() and not announced(self.failure):
+            concurrent.futures.wait([self.problem], _POLL_SECONDS)
         return self.problem.result() if self.problem.done() else None
 
 
@@ -429,15 +428,16 @@ class Checkpoints:
             response.result()
         except Exception as error:  # Orbax and TensorStore raise many types
             return self._not_written(step, error)
-        problem, gone = self._read_back(step, record), False
+        problem = self._read_back(step, record)
+        if problem is None:
+            return None
         with contextlib.suppress(Exception):  # errors of a bucket have many types
-            gone = not self._folders.path(step).exists()
-        if problem and gone:
-            return (
-                f"checkpoint {self._folders.path(step)} is gone: it was moved, deleted or "
-                f"unmounted; bring the run's directory back to this path"
-            )
-        return problem and (
+            if not self._folders.path(step).exists():
+                return (
+                    f"checkpoint {self._folders.path(step)} is gone: it was moved, deleted or "
+                    f"unmounted; bring the run's directory back to this path"
+                )
+        return (
             f"checkpoint {self._folders.path(step)} is damaged: {problem}; it was renamed to "
             f"{step}.damaged; older ones are kept; check the disk"
         )

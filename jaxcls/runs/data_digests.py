@@ -49,7 +49,7 @@ def recorded_digests(run: RunPath) -> dict[str, str] | None:
     if header != _HEADER + _hex(lines):
         raise RunError(
             f"{run / RECORD} is damaged, so nobody knows whether the data have changed since the "
-            f"run recorded them; delete it to go on with the data as they are now"
+            f"run recorded them; delete it to continue with the data as they are now"
         )
     return dict(map(_parse, os.fsdecode(lines).split("\n")[:-1]))
 

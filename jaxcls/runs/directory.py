@@ -18,7 +18,6 @@ import importlib.metadata
 import json
 import logging
 import platform
-import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -36,7 +35,7 @@ from jaxcls.system.json_text import parse_json
 from jaxcls.system.paths import RunPath, is_url
 from jaxcls.system.shell import command, path_word
 from jaxcls.system.version import VERSION
-from jaxcls.system.whole_files import try_writing, write_whole
+from jaxcls.system.whole_files import random_name_beside, try_writing, write_whole
 
 logger = logging.getLogger("jaxcls")
 
@@ -235,7 +234,7 @@ def require_shared(run: RunPath) -> None:
     Raises:
       JobError: one of them does not see a file that process 0 wrote there.
     """
-    name = exchange(f".shared.{secrets.token_hex(4)}.jaxcls-tmp")[0]
+    name = exchange(random_name_beside(run / "shared").name)[0]
     try:
         if is_main_process():
             (run / name).write_text("")

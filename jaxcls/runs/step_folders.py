@@ -171,17 +171,13 @@ class StepFolders:
         """Deletes what a killed training left of other steps, when step `restored` is good."""
         if is_url(self.directory):
             return
-        for name in self._names():
-            pruned = name.endswith(".pruned") and _ASIDE.fullmatch(name)
-            if pruned or TEMPORARY.fullmatch(name) or name == f"{restored}.replaced":
-                (self.directory / name).rmtree()
+        self._sweep(TEMPORARY, re.compile(rf"\d+\.pruned|{restored}\.replaced"))
 
     def discard(self, failed: int) -> None:
         """Renames the folder of a failed save, and deletes temporary ones to free disk space."""
         self.set_aside(failed, "damaged")
         self.put_back_replaced()
-        for name in filter(TEMPORARY.fullmatch, self._names()):
-            (self.directory / name).rmtree()
+        self._sweep(TEMPORARY)
 
     def prune(self, verified: int) -> None:
         """Deletes old steps, now that `verified` is safe; keeps those that cannot be read."""
@@ -195,11 +191,15 @@ class StepFolders:
         rests = set(self.all()) - {*complete, *known, verified}
         for step in sorted((set(metrics) - keep) | rests):
             self._delete(step)
-        for name in self._names():
-            if TEMPORARY.fullmatch(name) or _ASIDE.fullmatch(name):
-                (self.directory / name).rmtree()
+        self._sweep(TEMPORARY, _ASIDE)
         if not written:  # the disk was full, and may have room now
             write_whole(self.directory / _INDEX_FILE, index)
+
+    def _sweep(self, *patterns: re.Pattern[str]) -> None:
+        """Deletes the folders whose names fit one of the patterns."""
+        for name in self._names():
+            if any(pattern.fullmatch(name) for pattern in patterns):
+                (self.directory / name).rmtree()
 
     def _write_index(self, index: str) -> bool:
         try:

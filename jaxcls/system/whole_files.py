@@ -12,7 +12,9 @@ import fsspec.core
 
 from jaxcls.system.paths import RunPath, is_url
 
-_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{8}\.jaxcls-tmp")  # as `random_name_beside` makes them
+SUFFIX = ".jaxcls-tmp"  # of temporary files
+
+_TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(SUFFIX)}")  # see `random_name_beside`
 
 
 @contextlib.contextmanager
@@ -113,7 +115,7 @@ def delete_leftovers(folder: RunPath) -> None:
 
 def random_name_beside[P: RunPath](path: P) -> P:
     """A name that no other process has, on this host or another one that shares the disk."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.jaxcls-tmp")
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{SUFFIX}")
 
 
 def _create(path: Path, text: str) -> bool:

@@ -62,17 +62,11 @@ class _Handler(Handler):
                 time.sleep(0.5)
             super().handle_any()
 
-    def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
-        if not self._cutting or len(body) < 2:
-            return super().answer(status, body, **headers)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name.replace("_", "-"), value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body[: len(body) // 2])
-        self.close_connection = True
-        return None
+    def write_body(self, body: bytes) -> None:
+        cut = self._cutting and len(body) > 1
+        super().write_body(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = handle_any  # noqa: N815
 

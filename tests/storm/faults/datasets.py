@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 
+from damage import flipped, make_folder
 from trial import FIRST_STEP, STATUS_MISTAKE, STATUS_STOPPED, Trial, require
 
 from faults.fault import Fault
@@ -121,12 +122,6 @@ def _name_classes(folder: Path, names: list[str]) -> None:
     features.write_text(json.dumps(content))
 
 
-def _flip(path: Path, trial: Trial) -> None:
-    data = bytearray(path.read_bytes())
-    data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
-    path.write_bytes(data)
-
-
 def _write_noise(path: Path, trial: Trial) -> None:
     data = bytearray(path.read_bytes())
     start = trial.chance.randrange(len(data))
@@ -139,22 +134,16 @@ def _exchange(path: Path, trial: Trial) -> None:
     shutil.copyfile(path.with_name(path.name.replace("-train.", "-test.")), path)
 
 
-def _make_folder(path: Path, trial: Trial) -> None:
-    del trial
-    path.unlink()
-    path.mkdir()
-
-
 _DAMAGES: dict[str, Callable[[Path, Trial], object]] = {
     "cut": lambda path, trial: path.write_bytes(
         path.read_bytes()[: trial.chance.randrange(path.stat().st_size)]
     ),
     "emptied": lambda path, trial: path.write_bytes(b""),
     "missing": lambda path, trial: path.unlink(),
-    "flipped": _flip,
+    "flipped": lambda path, trial: path.write_bytes(flipped(path.read_bytes(), trial.chance)),
     "noise": _write_noise,
     "another file": _exchange,
-    "a folder": _make_folder,
+    "a folder": lambda path, trial: make_folder(path),
 }
 
 

@@ -68,10 +68,7 @@ def disk_read_only(trial: Trial) -> None:
 
 def run_moved_away(trial: Trial) -> None:
     """The run's directory is renamed in mid-run; nothing is made anew."""
-    process = trial.start_one()
-    _wait_for_a_moment(trial, process)
-    away = trial.folder / "away"
-    trial.run_dir.rename(away)
+    process, away = _train_and_rename(trial)
     _end_without_its_run(trial, process)
     require(not trial.run_dir.exists(), "the run was made anew")
     away.rename(trial.run_dir)
@@ -80,10 +77,7 @@ def run_moved_away(trial: Trial) -> None:
 
 def run_replaced(trial: Trial) -> None:
     """In mid-run there is an empty directory in place of the run's, which was renamed."""
-    process = trial.start_one()
-    _wait_for_a_moment(trial, process)
-    away = trial.folder / "away"
-    trial.run_dir.rename(away)
+    process, away = _train_and_rename(trial)
     trial.run_dir.mkdir()
     _end_without_its_run(trial, process)
     _require_empty(trial.run_dir)
@@ -114,6 +108,13 @@ def _fail_for_good(trial: Trial, path: str, number: int) -> None:
     process = trial.start_one(disturbance=disturbed)
     _end_with_a_reason(trial, process, detail=f"call {first}, {errno.errorcode[number]}")
     trial.finish_as_twin()
+
+
+def _train_and_rename(trial: Trial) -> tuple[Process, Path]:
+    """Renames the run's directory in mid-run; returns the process, and where the run is then."""
+    process = trial.start_one()
+    _wait_for_a_moment(trial, process)
+    return process, trial.run_dir.rename(trial.folder / "away")
 
 
 def _wait_for_a_moment(trial: Trial, process: Process) -> None:

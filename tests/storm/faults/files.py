@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+from damage import flipped, make_folder
 from trial import EIGHT, SPLIT, STATUS_MISTAKE, Trial, require, require_tidy
 
 from faults.fault import Fault
@@ -106,21 +107,14 @@ def _cut(path: Path, trial: Trial) -> None:
 
 
 def _flip(path: Path, trial: Trial) -> None:
-    data = bytearray(path.read_bytes() if path.exists() else b'{"state": "running"}')
-    data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
-    path.write_bytes(data)
-
-
-def _folder(path: Path, trial: Trial) -> None:
-    del trial
-    path.unlink(missing_ok=True)
-    path.mkdir()
+    data = path.read_bytes() if path.exists() else b'{"state": "running"}'
+    path.write_bytes(flipped(data, trial.chance))
 
 
 _DAMAGES = {
     "cut": _cut,
     "flipped": _flip,
-    "a folder": _folder,
+    "a folder": lambda path, trial: make_folder(path),
     "emptied": lambda path, trial: path.write_bytes(b""),
     "noise": lambda path, trial: path.write_bytes(trial.chance.randbytes(500)),
     "deep": lambda path, trial: path.write_text("[" * 100_000),

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from damage import flipped, make_folder
 from PIL import Image
 from trial import FIRST_STEP, STATUS_MISTAKE, STATUS_STOPPED, Process, Shape, Trial, require
 
@@ -38,7 +39,7 @@ def bad_image(trial: Trial) -> None:
     """An image of the data set is damaged: named and skipped, or refused with its name."""
     folder = _photos(trial)
     victim = trial.chance.choice(sorted(folder.glob("*/*.png")))
-    data = bytearray(victim.read_bytes())
+    data = victim.read_bytes()
     kind = trial.chance.choice(("cut", "empty", "noise", "folder", "flip", "missing"))
     if kind == "cut":
         victim.write_bytes(data[: len(data) // 2])
@@ -47,11 +48,9 @@ def bad_image(trial: Trial) -> None:
     elif kind == "noise":
         victim.write_bytes(trial.chance.randbytes(300))
     elif kind == "folder":
-        victim.unlink()
-        victim.mkdir()
+        make_folder(victim)
     elif kind == "flip":
-        data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
-        victim.write_bytes(data)
+        victim.write_bytes(flipped(data, trial.chance))
     elif kind == "missing":
         victim.unlink()
     process = trial.start_one(*_photo_options(folder))
@@ -101,8 +100,7 @@ def commands_on_a_damaged_run(trial: Trial) -> None:
     trial.begin_at(12)
     files = [path for path in trial.run_dir.rglob("*") if path.is_file() and path.stat().st_size]
     for path in trial.chance.sample(files, 3):
-        data = bytearray(path.read_bytes())
-        data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
+        data = flipped(path.read_bytes(), trial.chance)
         path.write_bytes(data[: trial.chance.choice((len(data), len(data) // 2))])
     _run_commands(trial)
 

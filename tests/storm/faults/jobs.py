@@ -107,7 +107,7 @@ def save_fails_for_good(trial: Trial) -> None:
 
 
 def on_other_processes(trial: Trial) -> None:
-    """A run of one shape goes on with others: on CPU, at the same steps, without repeats."""
+    """A run of one shape is resumed with others: on CPU, at the same steps, without repeats."""
     trial.begin_at(8)
     for shape in trial.chance.sample((TWO, Shape(devices=2), Shape(devices=4), EIGHT, ONE), 2):
         processes = trial.start(shape=shape)

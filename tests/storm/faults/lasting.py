@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 
+from damage import flipped
 from trial import FIRST_STEP, ONE, STATUS_STOPPED, Process, Shape, Trial, require, require_tidy
 
 from faults.fault import Fault
@@ -43,15 +44,14 @@ def compile_cache_damaged(trial: Trial) -> None:
         for path, content in zip(programs, contents, strict=True):
             path.write_bytes(content)
     for path in programs if kind != "exchange" else ():
-        data = bytearray(path.read_bytes())
-        data[trial.chance.randrange(len(data))] ^= 1 << trial.chance.randrange(8)
+        data = flipped(path.read_bytes(), trial.chance)
         path.write_bytes(data if kind == "flip" else data[: len(data) // 2])
     trial.variables["XDG_CACHE_HOME"] = str(cache)
     trial.finish_as_twin()
 
 
 def other_state_layout(trial: Trial) -> None:
-    """A run goes on with its state split in another way, and with other workers, and back."""
+    """A run is resumed with its state split in another way, and other workers, and back."""
     trial.begin_at(8)
     layouts = ("replicated", "zero1", "fsdp")
     for layout in trial.chance.sample(layouts, 2):

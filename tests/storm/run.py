@@ -1,14 +1,17 @@
 """A storm of faults over small trainings: nothing that was saved may be lost.
 
-    python tests/storm/run.py [--fault NAME ...] [--trials N] [--seed S] [--minutes M]
+    python tests/storm/run.py [--fault NAME ...] [--trials N] [--seed S] [--minutes M] [--kept FILE]
 
 Each trial injects one fault into a training of a tiny network, resumes it with the same command,
 and compares the end with an undisturbed twin, bit for bit. At the end a table says which kinds of
-faults survived, and for each failure what happened and the command that repeats it.
+faults survived, and for each failure what happened and the command that repeats it. With --kept, a
+storm that was cut short goes on later: what survived is not tried again.
 """
 
 import argparse
 import concurrent.futures
+import dataclasses
+import json
 import shutil
 import signal
 import sys
@@ -31,9 +34,12 @@ def main() -> int:
     storm = Storm(Path(tempfile.mkdtemp(prefix="jaxcls-storm-")))
     notes = {name: missing(FAULTS[name], storm) for name in options.fault or FAULTS}
     started = time.monotonic()
-    results = []
-    for result in _results(storm, _order(options, notes), options):
+    results = _survived(options)
+    before = {(result.fault, result.number) for result in results}
+    order = (trial for trial in _order(options, notes) if trial not in before)
+    for result in _results(storm, order, options):
         results.append(result)
+        _keep(result, options)
         if result.problem is not None:
             print(f"FAILED {result.fault} {result.number}: {result.problem}", flush=True)
         elif len(results) % 20 == 0:
@@ -48,6 +54,24 @@ def main() -> int:
     else:
         shutil.rmtree(storm.folder)
     return 1 if failed else 0
+
+
+def _survived(options: argparse.Namespace) -> list[Result]:
+    """The trials of this seed and these kinds that survived in an earlier part of the storm."""
+    if options.kept is None or not options.kept.is_file():
+        return []
+    lines = map(json.loads, options.kept.read_text().splitlines())
+    results = [Result(**line["result"]) for line in lines if line["seed"] == options.seed]
+    kinds = options.fault or FAULTS
+    return [result for result in results if result.problem is None and result.fault in kinds]
+
+
+def _keep(result: Result, options: argparse.Namespace) -> None:
+    """Notes a trial for a later part of the storm."""
+    if options.kept is not None:
+        line = json.dumps({"seed": options.seed, "result": dataclasses.asdict(result)})
+        with options.kept.open("a") as file:
+            file.write(f"{line}\n")
 
 
 def _order(options: argparse.Namespace, notes: Mapping[str, str]) -> Iterator[tuple[str, int]]:
@@ -107,6 +131,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="decides all that is random")
     parser.add_argument("--only", type=int, help="only the trial with this number")
     parser.add_argument("--minutes", type=float, default=180, help="begin no trial after this time")
+    parser.add_argument("--kept", type=Path, help="a file that keeps what became of the trials")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     return parser.parse_args()
 

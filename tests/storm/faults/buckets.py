@@ -147,8 +147,8 @@ def _in_a_bucket(trial: Trial) -> Iterator[_Bucket]:
 
 
 FAULTS = {
-    "bucket-fails": Fault(inject=bucket_fails, trials=20, needs="gcsfs"),
-    "bucket-slow": Fault(inject=bucket_slow, trials=5, needs="gcsfs"),
-    "bucket-gone": Fault(inject=bucket_gone, trials=6, needs="gcsfs"),
-    "killed-in-a-bucket": Fault(inject=killed_in_a_bucket, trials=10, needs="gcsfs"),
+    "bucket-fails": Fault(inject=bucket_fails, trials=10, needs="gcsfs"),
+    "bucket-slow": Fault(inject=bucket_slow, trials=3, needs="gcsfs"),
+    "bucket-gone": Fault(inject=bucket_gone, trials=3, needs="gcsfs"),
+    "killed-in-a-bucket": Fault(inject=killed_in_a_bucket, trials=5, needs="gcsfs"),
 }

@@ -183,13 +183,13 @@ def can_mount() -> bool:
 
 
 FAULTS = {
-    "disk-full-for-good": Fault(inject=disk_full_for_good, trials=60, needs="compiler"),
-    "disk-full-in-a-save": Fault(inject=disk_full_in_a_save, trials=40, needs="compiler"),
-    "disk-full-for-a-while": Fault(inject=disk_full_for_a_while, trials=30, needs="compiler"),
-    "disk-really-full": Fault(inject=disk_really_full, trials=20, needs="root"),
-    "no-inodes": Fault(inject=no_inodes, trials=10, needs="root"),
-    "disk-read-only": Fault(inject=disk_read_only, trials=10, needs="root"),
-    "run-moved-away": Fault(inject=run_moved_away, trials=10),
-    "run-replaced": Fault(inject=run_replaced, trials=10),
-    "run-unmounted": Fault(inject=run_unmounted, trials=10, needs="root"),
+    "disk-full-for-good": Fault(inject=disk_full_for_good, trials=10, needs="compiler"),
+    "disk-full-in-a-save": Fault(inject=disk_full_in_a_save, trials=10, needs="compiler"),
+    "disk-full-for-a-while": Fault(inject=disk_full_for_a_while, trials=10, needs="compiler"),
+    "disk-really-full": Fault(inject=disk_really_full, trials=10, needs="root"),
+    "no-inodes": Fault(inject=no_inodes, trials=5, needs="root"),
+    "disk-read-only": Fault(inject=disk_read_only, trials=5, needs="root"),
+    "run-moved-away": Fault(inject=run_moved_away, trials=5),
+    "run-replaced": Fault(inject=run_replaced, trials=5),
+    "run-unmounted": Fault(inject=run_unmounted, trials=5, needs="root"),
 }

@@ -133,13 +133,13 @@ def _a_file_of_the_newest(trial: Trial) -> Path:
 
 
 FAULTS = {
-    "bit-flip": Fault(inject=bit_flip, trials=100),
+    "bit-flip": Fault(inject=bit_flip, trials=90),
     "bit-flip-on-eight-devices": Fault(inject=bit_flip, trials=10, shape=EIGHT, options=SPLIT),
     "file-cut": Fault(inject=file_cut, trials=20),
     "file-emptied": Fault(inject=file_emptied, trials=20),
-    "file-missing": Fault(inject=file_missing, trials=20),
-    "file-replaced": Fault(inject=file_replaced, trials=20),
-    "commit-marker-missing": Fault(inject=commit_marker_missing, trials=5),
+    "file-missing": Fault(inject=file_missing, trials=10),
+    "file-replaced": Fault(inject=file_replaced, trials=10),
+    "commit-marker-missing": Fault(inject=commit_marker_missing, trials=3),
     "all-checkpoints-damaged": Fault(inject=all_checkpoints_damaged, trials=3),
     "run-file-damaged": Fault(inject=run_file_damaged, trials=40),
 }

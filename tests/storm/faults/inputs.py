@@ -165,12 +165,12 @@ def _photo_options(folder: Path) -> list[str]:
 
 
 FAULTS = {
-    "worker-killed": Fault(inject=worker_killed, trials=15, shape=_WORKERS),
-    "worker-stopped": Fault(inject=worker_stopped, trials=10, shape=_WORKERS),
+    "worker-killed": Fault(inject=worker_killed, trials=5, shape=_WORKERS),
+    "worker-stopped": Fault(inject=worker_stopped, trials=5, shape=_WORKERS),
     "bad-image": Fault(inject=bad_image, trials=20),
-    "data-vanish": Fault(inject=data_vanish, trials=10),
+    "data-vanish": Fault(inject=data_vanish, trials=5),
     "loss-not-finite": Fault(inject=loss_not_finite, trials=3),
-    "skipped-and-stopped": Fault(inject=skipped_and_stopped, trials=20, options=_SKIPPING),
+    "skipped-and-stopped": Fault(inject=skipped_and_stopped, trials=5, options=_SKIPPING),
     "commands-on-a-damaged-run": Fault(inject=commands_on_a_damaged_run, trials=10),
-    "commands-interrupted": Fault(inject=commands_interrupted, trials=20),
+    "commands-interrupted": Fault(inject=commands_interrupted, trials=10),
 }

@@ -182,7 +182,7 @@ def _require_named(processes: list[Process], lost: int) -> None:
 FAULTS = {
     "peer-killed": Fault(inject=peer_killed, trials=20, shape=TWO),
     "peer-stopped": Fault(inject=peer_stopped, trials=20, shape=TWO),
-    "peer-stopped-by-default": Fault(inject=peer_stopped_by_default, trials=20, shape=TWO),
+    "peer-stopped-by-default": Fault(inject=peer_stopped_by_default, trials=5, shape=TWO),
     "peer-killed-in-a-save": Fault(inject=peer_killed_in_a_save, trials=20, shape=TWO),
     "both-killed": Fault(inject=both_killed, trials=20, shape=TWO),
     "late-at-restore": Fault(inject=late_at_restore, trials=20, shape=TWO),
@@ -193,5 +193,5 @@ FAULTS = {
     "save-fails-for-good": Fault(
         inject=save_fails_for_good, trials=20, shape=TWO, needs="compiler"
     ),
-    "on-other-processes": Fault(inject=on_other_processes, trials=20),
+    "on-other-processes": Fault(inject=on_other_processes, trials=10),
 }

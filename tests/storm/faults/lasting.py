@@ -102,8 +102,8 @@ def _resources(process: Process) -> dict[str, int]:
 
 FAULTS = {
     "ten-thousand-steps": Fault(inject=ten_thousand_steps, trials=2),
-    "compile-cache-damaged": Fault(inject=compile_cache_damaged, trials=20),
-    "other-state-layout": Fault(inject=other_state_layout, trials=10),
-    "memory-short": Fault(inject=memory_short, trials=10),
-    "clock-set-back": Fault(inject=clock_set_back, trials=4),
+    "compile-cache-damaged": Fault(inject=compile_cache_damaged, trials=10),
+    "other-state-layout": Fault(inject=other_state_layout, trials=5),
+    "memory-short": Fault(inject=memory_short, trials=5),
+    "clock-set-back": Fault(inject=clock_set_back, trials=2),
 }

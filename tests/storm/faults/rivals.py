@@ -56,8 +56,8 @@ def _require_one_winner(jobs: list[list[Process]]) -> None:
 
 
 FAULTS = {
-    "started-together": Fault(inject=started_together, trials=20),
+    "started-together": Fault(inject=started_together, trials=10),
     "two-jobs-started-together": Fault(inject=started_together, trials=20, shape=TWO),
-    "started-later": Fault(inject=started_later, trials=10),
-    "started-beside-a-stopped-one": Fault(inject=started_beside_a_stopped_one, trials=10),
+    "started-later": Fault(inject=started_later, trials=5),
+    "started-beside-a-stopped-one": Fault(inject=started_beside_a_stopped_one, trials=5),
 }

@@ -112,11 +112,11 @@ def _stopped_well(process: Process) -> None:
 
 FAULTS = {
     "signal-at-any-time": Fault(inject=signal_at_any_time, trials=_MOMENTS),
-    "signal-while-it-trains": Fault(inject=signal_while_it_trains, trials=30),
-    "signal-while-it-compiles": Fault(inject=signal_while_it_compiles, trials=10),
-    "second-signal": Fault(inject=second_signal, trials=20),
-    "signal-and-kill": Fault(inject=signal_and_kill, trials=20),
-    "interrupted-in-a-save": Fault(inject=interrupted_in_a_save, trials=20),
-    "signal-in-an-evaluation-and-kill": Fault(inject=signal_in_an_evaluation_and_kill, trials=20),
+    "signal-while-it-trains": Fault(inject=signal_while_it_trains, trials=10),
+    "signal-while-it-compiles": Fault(inject=signal_while_it_compiles, trials=5),
+    "second-signal": Fault(inject=second_signal, trials=10),
+    "signal-and-kill": Fault(inject=signal_and_kill, trials=5),
+    "interrupted-in-a-save": Fault(inject=interrupted_in_a_save, trials=10),
+    "signal-in-an-evaluation-and-kill": Fault(inject=signal_in_an_evaluation_and_kill, trials=5),
     "signal-to-one-of-two": Fault(inject=signal_to_one_of_two, trials=20, shape=TWO),
 }

@@ -65,7 +65,7 @@ def _finish(trial: Trial) -> None:
 
 
 FAULTS = {
-    "sweep-stopped": Fault(inject=sweep_stopped, trials=15),
-    "sweep-killed": Fault(inject=sweep_killed, trials=10),
-    "variation-killed": Fault(inject=variation_killed, trials=10),
+    "sweep-stopped": Fault(inject=sweep_stopped, trials=5),
+    "sweep-killed": Fault(inject=sweep_killed, trials=5),
+    "variation-killed": Fault(inject=variation_killed, trials=5),
 }

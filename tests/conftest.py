@@ -46,7 +46,7 @@ TINY = ModelSpec(
     stem_filters=8,
     blocks=(
         BlockSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0),
-        BlockSpec(fused=True, repeats=2, filters=16, expansion=2, stride=2, se_ratio=0.0),
+        BlockSpec(fused=True, repeats=1, filters=16, expansion=2, stride=2, se_ratio=0.0),
         BlockSpec(fused=False, repeats=2, filters=24, expansion=2, stride=2, se_ratio=0.25),
     ),
     head_filters=32,

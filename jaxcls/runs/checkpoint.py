@@ -163,7 +163,9 @@ class Checkpoints:
             problem = f"step {step}: metadata and metric must be JSON: {error}"
             raise CheckpointError(problem) from error
         _raise_together(self._by_main_process(self._folders.prepare))
-        if first_problem("it exists" if self._folders.path(step).exists() else None):
+        exists: list[bool] = []
+        _raise_together(self._try(lambda: exists.append(self._folders.path(step).exists())))
+        if first_problem("it exists" if exists[0] else None):
             problem = first_problem(self._read_back(step, record))
             if problem is None:
                 logger.info("checkpoint %s exists already", self._folders.path(step))
@@ -443,14 +445,17 @@ class Checkpoints:
         )
 
     def _by_main_process(self, act: Callable[[], None]) -> str | None:
-        if is_main_process():
-            try:
-                act()
-            except Exception as error:  # errors of a bucket have many types
-                return (
-                    f"cannot write checkpoints to {self.directory}: {error}; check the disk's "
-                    f"space and permissions"
-                )
+        return self._try(act) if is_main_process() else None
+
+    def _try(self, act: Callable[[], None]) -> str | None:
+        """Does something with the files; returns what went wrong, if anything."""
+        try:
+            act()
+        except Exception as error:  # errors of a bucket have many types
+            return (
+                f"cannot write checkpoints to {self.directory}: {error}; check the disk's "
+                f"space and permissions"
+            )
         return None
 
 

@@ -4,6 +4,7 @@ import errno
 import os
 import sysconfig
 import textwrap
+import traceback
 from pathlib import Path
 
 from jaxcls.system.terminal_text import masked, public
@@ -58,15 +59,20 @@ class BrokenImageError(DataError):
 def mistake_behind(error: BaseException) -> UserError | None:
     """The user's mistake that caused an exception; None if the cause is a bug.
 
-    A path that the user gave may be missing, forbidden or on a full disk wherever it is used, and a
-    batch may not fit into memory. Errors that concern files of Python, of installed packages or of
-    jaxcls itself are bugs.
+    A path that the user gave may be missing, forbidden or on a full disk wherever it is used, a
+    bucket may not answer, and a batch may not fit into memory. Errors that concern files of Python,
+    of installed packages or of jaxcls itself are bugs.
 
     Args:
       error: any exception that has no better explanation.
     """
     if isinstance(error, UserError):
         return error
+    if _raised_below("gcsfs", error):  # whose errors have many types
+        return UserError(
+            f"a bucket does not answer ({one_line(error)}); check the network, your credentials "
+            f"and your rights there"
+        )
     if isinstance(error, OSError):
         return _mistake_of_path(error)
     text = str(error).partition("\n")[0]
@@ -81,6 +87,12 @@ def mistake_behind(error: BaseException) -> UserError | None:
             f"data.batch_size, data.image_size, data.canvas_size or network"
         )
     return None
+
+
+def _raised_below(package: str, error: BaseException) -> bool:
+    """Whether code of a package has raised an exception, or called what has raised it."""
+    frames = (frame for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(frame.f_globals.get("__name__", "").partition(".")[0] == package for frame in frames)
 
 
 def _mistake_of_path(error: OSError) -> UserError | None:

@@ -1,17 +1,22 @@
 """Runs in a bucket, against a server of our own that speaks the API."""
 
 import dataclasses
+import itertools
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import aiohttp
+import google.auth.exceptions
 import jax
 import numpy as np
 import pytest
 from gcs_server import Store, serve
+from gcsfs.retry import HttpError
 from orbax.checkpoint._src.serialization.tensorstore_utils import build_kvstore_tspec
 
 from jaxcls.commands.cli import main
@@ -23,11 +28,11 @@ from jaxcls.distributed.compile_cache import CheckedPrograms
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.runs import claim
-from jaxcls.runs.checkpoint import Checkpoints
+from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 from jaxcls.runs.claim import Claim
 from jaxcls.runs.directory import RunError, RunLostError, checkpoint_dir
 from jaxcls.system import paths
-from jaxcls.system.errors import UserError
+from jaxcls.system.errors import UserError, mistake_behind
 from jaxcls.system.paths import run_path
 from jaxcls.system.whole_files import create_whole
 from jaxcls.training.loop import Outcome, train
@@ -161,6 +166,42 @@ def test_a_damaged_step_is_set_aside_and_saved_again(
     assert "replacing checkpoint gs://bucket/again/3" in caplog.text
     np.testing.assert_array_equal(restored.state["kernel"], state["kernel"])
     assert not any(".replaced/" in name for name in objects)
+
+
+# What gcsfs raises when a bucket does not answer; they have no common class.
+SILENCE = (
+    HttpError({"code": 503, "message": "the server is busy"}),
+    aiohttp.ServerDisconnectedError("the server is gone"),
+    google.auth.exceptions.RefreshError("the credentials are too old"),
+    RuntimeError("the server said nothing"),
+)
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize("error", SILENCE, ids=lambda error: type(error).__name__)
+def test_a_bucket_that_answers_no_more_is_said(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import gcsfs
+
+    async def request(self: gcsfs.GCSFileSystem, *args: Any, **kwargs: Any) -> Any:
+        if next(requests) >= answered:
+            raise error
+        return await answer(self, *args, **kwargs)
+
+    answer = gcsfs.GCSFileSystem._request
+    monkeypatch.setattr(gcsfs.GCSFileSystem, "_request", request)
+    state = {"kernel": jax.numpy.arange(10.0)}
+    for answered in range(4):
+        requests = itertools.count()
+        with (
+            pytest.raises(CheckpointError, match=f"gs://bucket/silent.*{error}"),
+            Checkpoints(run_path("gs://bucket/silent")) as checkpoints,
+        ):
+            checkpoints.save(answered, state, metadata={})
+    with pytest.raises(type(error)) as raised:
+        run_path("gs://bucket/silent").exists()
+    assert f"a bucket does not answer ({error}" in str(mistake_behind(raised.value))
 
 
 @pytest.mark.usefixtures("store")

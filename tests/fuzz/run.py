@@ -31,8 +31,8 @@ from typing import Literal, NoReturn
 
 sys.path.append(str(Path(__file__).resolve().parent.parent / "pretrained"))  # for torch_files.py
 
-import readers
-from readers import READERS, Reader, UnprintableError, assert_shows
+from readers import READERS
+from readers.reader import Reader, UnprintableError, assert_shows, write_files
 
 CASES = 20_000  # of one child
 WAITING = 10  # a mutation may take this many times its seconds of computing, beside other programs
@@ -170,7 +170,7 @@ def read_case(
     damaged = draw.choice([name for name in reader.damage if name in files])
     files[damaged] = reader.damage[damaged](draw, files[damaged])
     shutil.rmtree(folder, ignore_errors=True)
-    readers.write_files(folder, files)
+    write_files(folder, files)
     try:
         reader.read(folder)
     except reader.errors as error:

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from readers import READERS, write_files
+from readers import READERS
+from readers.reader import write_files
 
 FUZZER = Path(__file__).with_name("run.py")
 
@@ -18,7 +19,7 @@ import ctypes, json, sys, time, warnings
 sys.path[:0] = [{str(FUZZER.parent)!r}]
 warnings.simplefilter("ignore")
 import run
-from readers import Reader
+from readers.reader import Reader
 run.WAITING = 3
 
 def read(folder):

@@ -7,7 +7,8 @@ import shutil
 
 from faults import FAULTS, can_mount
 from faults.fault import Fault
-from trial import LostError, Storm, Trial
+from lost import LostError
+from trial import Storm, Trial
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attempt import missing, run_trial
+from ends import STEPS, end_of
 from faults import FAULTS
-from trial import ONE, STEPS, LostError, Storm, Trial, end_of
+from lost import LostError
+from trial import ONE, Storm, Trial
 
 # A few quick kinds; `python tests/storm/run.py` tries all.
 FEW = (

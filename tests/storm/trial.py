@@ -5,194 +5,28 @@ it ends with a status and a message that a user can act on, and the training, re
 command, ends as its twin: the same arrays bit for bit, the same rows in metrics.csv, nothing left.
 """
 
-import contextlib
-import csv
 import dataclasses
 import functools
 import json
-import os
 import random
-import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
+from ends import require_close_end, require_same_end
+from lost import LostError, require
 from ports import free_address
+from process import Disturbance, Process
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "training" / "storm_config.py"
-STEPS = 24  # of the training, which saves after every fourth and keeps two
-PATIENCE = 180.0  # seconds in which a process must end
-MEASURED = ("seconds", "images_per_second", "data_wait_share")  # columns that differ by nature
-WRITES = "open,write,sync,rename,mkdir"  # the calls of disturb.c that need room on a disk
-type Row = Mapping[str, str]
-
-STATUS_STOPPED, STATUS_MISTAKE = 75, 2
 FIRST_STEP = "took the first step"  # what a training says then
-LEFTOVER = re.compile(r"^\..*|.*(tmp|\.trial|\.damaged|\.replaced|\.pruned).*")
-
-
-class LostError(Exception):
-    """What did not survive."""
-
-
-def require(survived: object, problem: str) -> None:
-    """Raises LostError unless the condition holds."""
-    if not survived:
-        raise LostError(problem)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Disturbance:
-    """Which system calls of a process are disturbed, and how; see disturb.c.
-
-    Attributes:
-      path: a part of the path that a call must concern.
-      calls: the kinds of calls, of open, write, sync, rename, mkdir and delete.
-      first: the number of the first disturbed call, counted from 1; 0 for none.
-      errno: the error with which it fails; 0 kills the process instead.
-      times: how many calls fail; 0 for all that follow.
-      log: a file that gets a line for each call that is counted.
-    """
-
-    path: str
-    calls: str = "open,write,sync,rename,mkdir,delete"
-    first: int
-    errno: int = 0
-    times: int = 0
-    log: str = ""
-
-    def variables(self) -> dict[str, str]:
-        """The environment that disturb.c reads."""
-        variables = {
-            "STORM_PATH": self.path,
-            "STORM_CALLS": self.calls,
-            "STORM_FROM": str(self.first),
-            "STORM_ERRNO": str(self.errno),
-            "STORM_TIMES": str(self.times),
-            "STORM_KILL": "0" if self.errno else "1",
-        }
-        return variables | ({"STORM_LOG": self.log} if self.log else {})
-
-
-class Process:
-    """A process of the command `jaxcls`, whose output goes to a file."""
-
-    def __init__(self, arguments: Sequence[str], *, output: Path, environment: Mapping[str, str]):
-        self.output = output
-        self._killed = False
-        self._started = time.monotonic()
-        with output.open("wb") as file:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "jaxcls", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                start_new_session=True,  # so that its workers can be found and killed with it
-            )
-        self.pid = self._process.pid
-
-    def send(self, number: signal.Signals) -> None:
-        """Sends a signal to the process, if it still runs."""
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def send_to_child(self, number: signal.Signals, chance: random.Random) -> bool:
-        """Sends a signal to one of its children, if there is one; returns whether there was."""
-        children = [] if self.ended() else self.children()
-        if children:
-            os.kill(chance.choice(children), number)
-        return bool(children)
-
-    def ended(self) -> bool:
-        """Whether the process has ended."""
-        return self._process.poll() is not None
-
-    def wait_until(self, holds: Callable[[], bool]) -> bool:
-        """Waits until the condition holds or the process has ended; returns whether it holds."""
-        while not (held := holds()) and not self.ended():
-            require(self._age() < PATIENCE, f"{self.output}: waited in vain for {PATIENCE:.0f} s")
-            time.sleep(0.002)
-        return held
-
-    def wait_for(self, text: str) -> bool:
-        """Waits until the output contains a text or the process has ended, as `wait_until`."""
-        return self.wait_until(lambda: self.says(text))
-
-    def says(self, text: str) -> bool:
-        """Whether the output contains a text."""
-        return text in self.text()
-
-    def message(self) -> str:
-        """What it has said since it began a line with `jaxcls: `; empty without such a line."""
-        _, found, message = f"\n{self.text()}".rpartition("\njaxcls: ")
-        return message if found else ""
-
-    def require_refusal(self, *texts: str, within: float = PATIENCE) -> None:
-        """Waits until the process ends with status 2 and a message that contains the texts."""
-        status = self.wait(within=within)
-        require(status == STATUS_MISTAKE, f"{self.output}: status {status}")
-        require(self.message(), f"{self.output}: no message")
-        for text in texts:
-            require(text in self.message(), f"{self.output}: the message lacks {text!r}")
-
-    def text(self) -> str:
-        """The output so far."""
-        return self.output.read_text(errors="replace")
-
-    def wait(self, *, within: float = PATIENCE, tracebacks: bool = False) -> int:
-        """Waits for the end, and returns the status; negative if a signal has killed the process.
-
-        Args:
-          within: the seconds in which it must end.
-          tracebacks: whether it may print some.
-
-        Raises:
-          LostError: the process does not end in time, or prints a traceback that it may not.
-        """
-        try:
-            status = self._process.wait(within)
-        except subprocess.TimeoutExpired:
-            raise LostError(f"{self.output}: did not end within {within:.0f} s") from None
-        finally:
-            self.kill()
-        require(tracebacks or "Traceback" not in self.text(), f"{self.output}: a traceback")
-        return status
-
-    def kill(self) -> None:
-        """Kills the process and its workers, unless this was done before."""
-        if self._killed:  # somebody else may have its number by now
-            return
-        self._killed = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
-
-    def children(self) -> list[int]:
-        """Its children, without the helpers of Python's multiprocessing."""
-        numbers = []
-        # Each thread has children of its own.
-        for file in Path("/proc").glob(f"{self.pid}/task/*/children"):
-            with contextlib.suppress(OSError):  # the thread has ended
-                numbers += file.read_text().split()
-        found = []
-        for number in numbers:
-            with contextlib.suppress(OSError):  # it has ended
-                if b"resource_tracker" not in Path(f"/proc/{number}/cmdline").read_bytes():
-                    found.append(int(number))
-        return found
-
-    def _age(self) -> float:
-        return time.monotonic() - self._started
+WRITES = "open,write,sync,rename,mkdir"  # the calls of disturb.c that need room on a disk
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,19 +48,6 @@ ONE = Shape()
 TWO = Shape(processes=2)
 EIGHT = Shape(devices=8)
 SPLIT = ("--parallel.state", "fsdp")  # each device has a part of the state
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class End:
-    """How a training has ended.
-
-    Attributes:
-      arrays: those of the last checkpoint, by name.
-      rows: those of metrics.csv, without times.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    rows: Sequence[Row]
 
 
 class Storm:
@@ -477,74 +298,4 @@ class Trial:
         Raises:
           LostError: the values differ by more than rounding explains, or rows are missing.
         """
-        twin = end_of(self.storm.twin(self.shape, self.options))
-        mine = end_of(self.run_dir)
-        for name, array in twin.arrays.items():
-            if not name.startswith("rng"):
-                close = np.allclose(array, mine.arrays[name], rtol=1e-3, atol=1e-4)
-                require(close, f"array {name} is far from the twin's")
-        missing = set(map(_key, twin.rows)) - set(map(_key, mine.rows))
-        require(not missing, f"metrics.csv: rows are missing: {sorted(missing)}")
-        require_tidy(self.run_dir)
-
-
-def require_same_end(run: Path, twin: Path, *, stopped: bool = False) -> None:
-    """Raises LostError unless a run and its twin end alike; see `Trial.require_twin`."""
-    its, mine = end_of(twin), end_of(run)
-    require(mine.arrays.keys() == its.arrays.keys(), "other arrays than the twin's")
-    for name, array in its.arrays.items():
-        same = array.tobytes() == mine.arrays[name].tobytes()
-        require(same, f"array {name} differs from the twin's")
-    _require_rows(mine.rows, its.rows, stopped=stopped)
-    require_tidy(run)
-
-
-def require_tidy(run: Path) -> None:
-    """Raises LostError if temporary files are left in a run."""
-    left = [
-        path
-        for folder in (run, run / "checkpoints")
-        for path in folder.iterdir()
-        if LEFTOVER.fullmatch(path.name)
-    ]
-    require(not left, f"left behind: {left}")
-
-
-def _require_rows(mine: Sequence[Row], twin: Sequence[Row], *, stopped: bool) -> None:
-    theirs = {_key(row): row for row in twin}
-    missing = theirs.keys() - map(_key, mine)
-    require(not missing, f"metrics.csv: rows are missing: {sorted(missing)}")
-    cut = False  # whether the means of the row begin at a stop
-    for row in mine:
-        its = theirs.get(_key(row))
-        require(its or stopped, f"metrics.csv: a row too many: {row}")
-        require(its is None or cut or row == its, f"metrics.csv: {row} differs from {its}")
-        cut = its is None
-
-
-def _key(row: Row) -> tuple[int, bool]:
-    """The step of a row, and whether it is an evaluation."""
-    return int(row["step"]), bool(row["eval_loss"])
-
-
-def end_of(run: Path) -> End:
-    """Reads how a training has ended.
-
-    Raises:
-      LostError: it has no checkpoint after its last step.
-    """
-    from orbax.checkpoint import v1 as ocp
-
-    folder = run / "checkpoints" / str(STEPS)
-    require(folder.is_dir(), f"{folder} is missing")
-    record = json.loads((folder / "_CHECKPOINT_METADATA").read_bytes())["custom_metadata"]["record"]
-    names = [name for name, array in record["arrays"].items() if 0 not in array["shape"]]
-    arrays = ocp.load(str(folder), dict.fromkeys(names, np.ndarray))
-    with (run / "metrics.csv").open(newline="") as file:
-        rows = [
-            {name: value for name, value in row.items() if name not in MEASURED}
-            for row in csv.DictReader(file)
-        ]
-    steps = [_key(row) for row in rows]
-    require(steps == sorted(set(steps)), f"metrics.csv repeats steps: {steps}")
-    return End(arrays=arrays, rows=rows)
+        require_close_end(self.run_dir, self.storm.twin(self.shape, self.options))

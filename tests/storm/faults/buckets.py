@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from gcs_server import Handler, Store, serve
-from trial import FIRST_STEP, STATUS_MISTAKE, Storm, Trial, require
+from lost import require
+from process import STATUS_MISTAKE
+from trial import FIRST_STEP, Storm, Trial
 
 from faults.fault import Fault
 

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from damage import flipped, make_folder
-from trial import FIRST_STEP, STATUS_MISTAKE, STATUS_STOPPED, Trial, require
+from lost import require
+from process import STATUS_MISTAKE, STATUS_STOPPED
+from trial import FIRST_STEP, Trial
 
 from faults.fault import Fault
 

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trial import FIRST_STEP, STATUS_MISTAKE, WRITES, Disturbance, Process, Trial, require
+from lost import require
+from process import STATUS_MISTAKE, Disturbance, Process
+from trial import FIRST_STEP, WRITES, Trial
 
 from faults.fault import Fault
 

@@ -6,7 +6,10 @@ import shutil
 from pathlib import Path
 
 from damage import flipped, make_folder
-from trial import EIGHT, SPLIT, STATUS_MISTAKE, Trial, require, require_tidy
+from ends import require_tidy
+from lost import require
+from process import STATUS_MISTAKE
+from trial import EIGHT, SPLIT, Trial
 
 from faults.fault import Fault
 

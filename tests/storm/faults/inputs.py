@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from damage import flipped, make_folder
+from lost import require
 from PIL import Image
-from trial import FIRST_STEP, STATUS_MISTAKE, STATUS_STOPPED, Process, Shape, Trial, require
+from process import STATUS_MISTAKE, STATUS_STOPPED, Process
+from trial import FIRST_STEP, Shape, Trial
 
 from faults.fault import Fault
 

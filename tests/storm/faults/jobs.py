@@ -6,20 +6,9 @@ import signal
 import time
 from collections.abc import Sequence
 
-from trial import (
-    EIGHT,
-    FIRST_STEP,
-    ONE,
-    STATUS_MISTAKE,
-    STATUS_STOPPED,
-    TWO,
-    WRITES,
-    Disturbance,
-    Process,
-    Shape,
-    Trial,
-    require,
-)
+from lost import require
+from process import STATUS_MISTAKE, STATUS_STOPPED, Disturbance, Process
+from trial import EIGHT, FIRST_STEP, ONE, TWO, WRITES, Shape, Trial
 
 from faults.fault import Fault
 

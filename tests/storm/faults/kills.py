@@ -4,7 +4,9 @@ import dataclasses
 import signal
 import time
 
-from trial import EIGHT, FIRST_STEP, SPLIT, Disturbance, Trial, require
+from lost import require
+from process import Disturbance
+from trial import EIGHT, FIRST_STEP, SPLIT, Trial
 
 from faults.fault import Fault
 

@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 from damage import flipped
-from trial import FIRST_STEP, ONE, STATUS_STOPPED, Process, Shape, Trial, require, require_tidy
+from ends import require_tidy
+from lost import require
+from process import STATUS_STOPPED, Process
+from trial import FIRST_STEP, ONE, Shape, Trial
 
 from faults.fault import Fault
 

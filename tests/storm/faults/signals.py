@@ -3,7 +3,9 @@
 import signal
 import time
 
-from trial import FIRST_STEP, STATUS_STOPPED, TWO, Process, Trial, require
+from lost import require
+from process import STATUS_STOPPED, Process
+from trial import FIRST_STEP, TWO, Trial
 
 from faults.fault import Fault
 

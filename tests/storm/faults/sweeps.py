@@ -4,7 +4,10 @@ import signal
 import time
 from pathlib import Path
 
-from trial import CONFIG, ONE, STATUS_STOPPED, Process, Trial, require, require_same_end
+from ends import require_same_end
+from lost import require
+from process import STATUS_STOPPED, Process
+from trial import CONFIG, ONE, Trial
 
 from faults.fault import Fault
 

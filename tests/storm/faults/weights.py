@@ -12,7 +12,8 @@ from typing import Any
 import h5py
 import numpy as np
 import safetensors.numpy
-from trial import Trial, require
+from lost import require
+from trial import Trial
 
 from faults.fault import Fault
 

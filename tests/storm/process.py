@@ -1,0 +1,162 @@
+"""A process of jaxcls in a trial, and what disturbs its system calls."""
+
+import contextlib
+import dataclasses
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from lost import LostError, require
+
+PATIENCE = 180.0  # seconds in which a process must end
+STATUS_STOPPED, STATUS_MISTAKE = 75, 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Disturbance:
+    """Which system calls of a process are disturbed, and how; see disturb.c.
+
+    Attributes:
+      path: a part of the path that a call must concern.
+      calls: the kinds of calls, of open, write, sync, rename, mkdir and delete.
+      first: the number of the first disturbed call, counted from 1; 0 for none.
+      errno: the error with which it fails; 0 kills the process instead.
+      times: how many calls fail; 0 for all that follow.
+      log: a file that gets a line for each call that is counted.
+    """
+
+    path: str
+    calls: str = "open,write,sync,rename,mkdir,delete"
+    first: int
+    errno: int = 0
+    times: int = 0
+    log: str = ""
+
+    def variables(self) -> dict[str, str]:
+        """The environment that disturb.c reads."""
+        variables = {
+            "STORM_PATH": self.path,
+            "STORM_CALLS": self.calls,
+            "STORM_FROM": str(self.first),
+            "STORM_ERRNO": str(self.errno),
+            "STORM_TIMES": str(self.times),
+            "STORM_KILL": "0" if self.errno else "1",
+        }
+        return variables | ({"STORM_LOG": self.log} if self.log else {})
+
+
+class Process:
+    """A process of the command `jaxcls`, whose output goes to a file."""
+
+    def __init__(self, arguments: Sequence[str], *, output: Path, environment: Mapping[str, str]):
+        self.output = output
+        self._killed = False
+        self._started = time.monotonic()
+        with output.open("wb") as file:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "jaxcls", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,  # so that its workers can be found and killed with it
+            )
+        self.pid = self._process.pid
+
+    def send(self, number: signal.Signals) -> None:
+        """Sends a signal to the process, if it still runs."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    def send_to_child(self, number: signal.Signals, chance: random.Random) -> bool:
+        """Sends a signal to one of its children, if there is one; returns whether there was."""
+        children = [] if self.ended() else self.children()
+        if children:
+            os.kill(chance.choice(children), number)
+        return bool(children)
+
+    def ended(self) -> bool:
+        """Whether the process has ended."""
+        return self._process.poll() is not None
+
+    def wait_until(self, holds: Callable[[], bool]) -> bool:
+        """Waits until the condition holds or the process has ended; returns whether it holds."""
+        while not (held := holds()) and not self.ended():
+            require(self._age() < PATIENCE, f"{self.output}: waited in vain for {PATIENCE:.0f} s")
+            time.sleep(0.002)
+        return held
+
+    def wait_for(self, text: str) -> bool:
+        """Waits until the output contains a text or the process has ended, as `wait_until`."""
+        return self.wait_until(lambda: self.says(text))
+
+    def says(self, text: str) -> bool:
+        """Whether the output contains a text."""
+        return text in self.text()
+
+    def message(self) -> str:
+        """What it has said since it began a line with `jaxcls: `; empty without such a line."""
+        _, found, message = f"\n{self.text()}".rpartition("\njaxcls: ")
+        return message if found else ""
+
+    def require_refusal(self, *texts: str, within: float = PATIENCE) -> None:
+        """Waits until the process ends with status 2 and a message that contains the texts."""
+        status = self.wait(within=within)
+        require(status == STATUS_MISTAKE, f"{self.output}: status {status}")
+        require(self.message(), f"{self.output}: no message")
+        for text in texts:
+            require(text in self.message(), f"{self.output}: the message lacks {text!r}")
+
+    def text(self) -> str:
+        """The output so far."""
+        return self.output.read_text(errors="replace")
+
+    def wait(self, *, within: float = PATIENCE, tracebacks: bool = False) -> int:
+        """Waits for the end, and returns the status; negative if a signal has killed the process.
+
+        Args:
+          within: the seconds in which it must end.
+          tracebacks: whether it may print some.
+
+        Raises:
+          LostError: the process does not end in time, or prints a traceback that it may not.
+        """
+        try:
+            status = self._process.wait(within)
+        except subprocess.TimeoutExpired:
+            raise LostError(f"{self.output}: did not end within {within:.0f} s") from None
+        finally:
+            self.kill()
+        require(tracebacks or "Traceback" not in self.text(), f"{self.output}: a traceback")
+        return status
+
+    def kill(self) -> None:
+        """Kills the process and its workers, unless this was done before."""
+        if self._killed:  # somebody else may have its number by now
+            return
+        self._killed = True
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        self._process.wait()
+
+    def children(self) -> list[int]:
+        """Its children, without the helpers of Python's multiprocessing."""
+        numbers = []
+        # Each thread has children of its own.
+        for file in Path("/proc").glob(f"{self.pid}/task/*/children"):
+            with contextlib.suppress(OSError):  # the thread has ended
+                numbers += file.read_text().split()
+        found = []
+        for number in numbers:
+            with contextlib.suppress(OSError):  # it has ended
+                if b"resource_tracker" not in Path(f"/proc/{number}/cmdline").read_bytes():
+                    found.append(int(number))
+        return found
+
+    def _age(self) -> float:
+        return time.monotonic() - self._started

@@ -16,7 +16,10 @@ from faults.fault import Fault
 _CHANGES = (  # options, and what the message must name
     (("--optimizer.learning-rate", "0.01"), "optimizer.learning_rate"),
     (("--optimizer.ema-decay", "0.5"), "optimizer.ema_decay"),
-    (("--optimizer.name", "adamw"), "optimizer.name"),
+    (
+        ("--optimizer.name", "adamw", "--optimizer.options.momentum", "None"),
+        "optimizer.name",
+    ),
     (("--data.batch-size", "16"), "data.batch_size"),
     (("--data.train-split", "train[:90%]"), "data.train_split"),
     (("--model.options.width", "16"), "model.options"),

@@ -2,9 +2,9 @@
 
     python tests/fuzz/run.py [--reader NAME] [--mutations N] [--seed S] [--case K]
 
-Each mutation must end in a result or in an error that its reader documents, within limits of memory
-and time. Mutation K of a reader depends on the seed and K alone; --case K repeats one, and keeps
-its files.
+A mutation passes if the reader returns a result or raises an error that it documents, within limits
+of memory and time. Mutation K of a reader depends on the seed and K alone; --reader NAME --case K
+repeats it, and keeps its files.
 
 The files are read in child processes, which write down the number of a mutation before they begin
 with it. If one dies, another continues with the next mutation.
@@ -32,12 +32,12 @@ from typing import Literal, NoReturn
 sys.path.append(str(Path(__file__).resolve().parent.parent / "pretrained"))  # for torch_files.py
 
 from readers import READERS
-from readers.reader import Reader, UnprintableError, assert_shows, write_files
+from readers.reader import Reader, UnprintableError, assert_printable, write_files
 
 CASES = 20_000  # of one child
 WAITING = 10  # a mutation may take this many times its seconds of computing, beside other programs
 LATE = {"SIGPROF": "computes too long", "SIGALRM": "waits too long"}
-_FIELDS = "next", "results", "errors", "others"
+_FIELDS = "next", "results", "errors", "failures"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Outcome:
       results: how many gave a result.
       errors: how many gave an error that the reader documents.
       deaths: why a process that only reads died, and the numbers of the mutations; errors, too.
-      others: what else happened, and the numbers of the mutations.
+      failures: what else happened, and the numbers of the mutations.
       seconds: the time that all took.
     """
 
@@ -57,7 +57,7 @@ class Outcome:
     results: int
     errors: int
     deaths: dict[str, list[int]]
-    others: dict[str, list[int]]
+    failures: dict[str, list[int]]
     seconds: float
 
 
@@ -75,13 +75,15 @@ class Counters:
 
 
 def main() -> int:
-    """Runs the program; returns 0 if every mutation ended as it must."""
+    """Runs the program; returns 0 if every mutation passed."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--reader", choices=READERS, help="only this one")
+    parser.add_argument("--reader", choices=READERS, help="only this reader")
     parser.add_argument("--mutations", type=int, default=1000, help="of each reader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, help="repeat this mutation of --reader, and show it")
     options = parser.parse_args()
+    if options.case is not None and options.reader is None:
+        parser.error("--case needs --reader")
     # JAX warns of a fork, although nothing has started its threads.
     warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
     logging.disable()
@@ -89,24 +91,24 @@ def main() -> int:
         os.environ["XDG_CACHE_HOME"] = cache
         if options.case is not None:
             return show_case(options.reader, seed=options.seed, case=options.case)
-        print("| reader | mutations | results | our errors | others | seconds |")
+        print("| reader | mutations | results | documented errors | failures | seconds |")
         print("|---|---|---|---|---|---|", flush=True)
         failed = False
         for name in [options.reader] if options.reader else READERS:
             outcome = fuzz(name, READERS[name](), mutations=options.mutations, seed=options.seed)
             print(describe(name, outcome, seed=options.seed), flush=True)
-            failed = failed or bool(outcome.others)
+            failed = failed or bool(outcome.failures)
     return int(failed)
 
 
 def fuzz(name: str, reader: Reader, *, mutations: int, seed: int) -> Outcome:
     """Gives damaged files to a reader, in child processes."""
     counters, begin = Counters(), time.perf_counter()
-    others: dict[str, list[int]] = collections.defaultdict(list)
+    failures: dict[str, list[int]] = collections.defaultdict(list)
     deaths: dict[str, list[int]] = collections.defaultdict(list)
     in_memory = "/dev/shm" if os.path.isdir("/dev/shm") else None
     with tempfile.TemporaryDirectory(dir=in_memory) as scratch:
-        report = Path(scratch, "others")
+        report = Path(scratch, "failures")
         report.touch()
         while (start := counters["next"]) < mutations:
             cases = range(start, min(mutations, start + CASES))
@@ -115,18 +117,18 @@ def fuzz(name: str, reader: Reader, *, mutations: int, seed: int) -> Outcome:
                 read_in_child(name, reader, counters, Path(scratch), cases=cases, seed=seed)
             _, status = os.waitpid(child, 0)
             if status:
-                kind = deaths if reader.alone else others
+                kind = deaths if reader.in_own_process else failures
                 kind[why_it_died(status)].append(counters["next"])
                 counters["next"] += 1
         for line in report.read_text().splitlines():
             case, _, what = line.partition(" ")
-            others[what].append(int(case))
+            failures[what].append(int(case))
     return Outcome(
         mutations=mutations,
         results=counters["results"],
         errors=counters["errors"] + sum(map(len, deaths.values())),
         deaths=dict(deaths),
-        others=dict(others),
+        failures=dict(failures),
         seconds=time.perf_counter() - begin,
     )
 
@@ -151,9 +153,9 @@ def read_in_child(
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             if isinstance(outcome, Exception):
-                with (scratch / "others").open("a") as file:
+                with (scratch / "failures").open("a") as file:
                     file.write(f"{case} {one_line(outcome)}\n")
-                outcome = "others"
+                outcome = "failures"
             counters[outcome] += 1
         counters["next"] = cases.stop
         status = 0
@@ -165,17 +167,17 @@ def read_case(
     name: str, reader: Reader, folder: Path, *, case: int, seed: int
 ) -> Literal["results", "errors"] | Exception:
     """Makes a damaged file in a folder and reads it; returns how that ended."""
-    draw = random.Random(f"{seed}/{name}/{case}")
-    files = dict(draw.choice(reader.samples))
-    damaged = draw.choice([name for name in reader.damage if name in files])
-    files[damaged] = reader.damage[damaged](draw, files[damaged])
+    rng = random.Random(f"{seed}/{name}/{case}")
+    files = dict(rng.choice(reader.samples))
+    damaged = rng.choice([name for name in reader.damage if name in files])
+    files[damaged] = reader.damage[damaged](rng, files[damaged])
     shutil.rmtree(folder, ignore_errors=True)
     write_files(folder, files)
     try:
         reader.read(folder)
     except reader.errors as error:
         try:
-            assert_shows(str(error))
+            assert_printable(str(error))
         except UnprintableError as unprintable:
             return unprintable.with_traceback(error.__traceback__)
         return "errors"
@@ -220,13 +222,13 @@ def one_line(error: Exception) -> str:
 
 
 def describe(name: str, outcome: Outcome, *, seed: int) -> str:
-    """A row of the table; lines on other ends and on deaths, with a command that repeats one."""
-    others = sum(map(len, outcome.others.values()))
+    """A row of the table; lines on failures and on deaths, with a command that repeats one."""
+    failures = sum(map(len, outcome.failures.values()))
     lines = [
         f"| {name} | {outcome.mutations:,} | {outcome.results:,} | {outcome.errors:,} | "
-        f"{others:,} | {outcome.seconds:.0f} |"
+        f"{failures:,} | {outcome.seconds:.0f} |"
     ]
-    for what, cases in [*outcome.others.items(), *outcome.deaths.items()]:
+    for what, cases in [*outcome.failures.items(), *outcome.deaths.items()]:
         again = f"python tests/fuzz/run.py --reader {name} --seed {seed} --case {min(cases)}"
         lines.append(f"    {len(cases):,} x {what}\n        {again}")
     return "\n".join(lines)

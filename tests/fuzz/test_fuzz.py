@@ -40,11 +40,11 @@ def read(folder):
     if number == 7:
         raise ValueError("\\x1b]0;title\\x07")
 
-for alone in (False, True):
+for in_own_process in (False, True):
     reader = Reader(
         samples=[{{"number": b""}}],
-        damage={{"number": lambda draw, data: b"%d" % draw.randrange(8)}},
-        read=read, errors=(ValueError,), seconds=0.2, alone=alone,
+        damage={{"number": lambda rng, data: b"%d" % rng.randrange(8)}},
+        read=read, errors=(ValueError,), seconds=0.2, in_own_process=in_own_process,
     )
     outcome = run.fuzz("fake", reader, mutations=40, seed=0)
     print(json.dumps(vars(outcome)))
@@ -53,10 +53,10 @@ for alone in (False, True):
 
 def number_in(case: int) -> int:
     """What the fake reader is given as this mutation."""
-    draw = random.Random(f"0/fake/{case}")
+    rng = random.Random(f"0/fake/{case}")
     for _ in range(2):  # the sample, and its file
-        draw.choice([0])
-    return draw.randrange(8)
+        rng.choice([0])
+    return rng.randrange(8)
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -88,7 +88,7 @@ def test_what_must_not_happen_is_noticed_with_its_number() -> None:
     for case in range(40):
         by_number[number_in(case)].append(case)
     assert len(by_number) == 8
-    others = {
+    failures = {
         "KeyError at ?: 'not documented'": by_number[2],
         "MemoryError at ?: ": by_number[6],
         "UnprintableError at ?": by_number[7],
@@ -99,8 +99,15 @@ def test_what_must_not_happen_is_noticed_with_its_number() -> None:
         "waits too long": by_number[5],
     }
     results, errors = len(by_number[0]), len(by_number[1])
-    assert together["others"] == others | deaths
+    assert together["failures"] == failures | deaths
     assert (together["results"], together["errors"], together["deaths"]) == (results, errors, {})
     died = sum(map(len, deaths.values()))
     assert (alone["results"], alone["errors"]) == (results, errors + died)
-    assert (alone["others"], alone["deaths"]) == (others, deaths)
+    assert (alone["failures"], alone["deaths"]) == (failures, deaths)
+
+
+def test_a_case_needs_its_reader() -> None:
+    command = [sys.executable, FUZZER, "--case", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--case needs --reader" in done.stderr

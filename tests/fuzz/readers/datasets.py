@@ -14,7 +14,7 @@ import mutations
 from mutations import damage_bytes, damage_json
 
 from readers.images import encoded
-from readers.reader import Reader, assert_shows, json_bytes
+from readers.reader import Reader, assert_printable, json_bytes
 
 
 def folder() -> Reader:
@@ -31,9 +31,9 @@ def folder() -> Reader:
         for name in names[:30]:
             _touch(os.fsencode(root) + b"/" + name)
         source = open_split(str(root), DataConfig(source=f"folder:{root}"), "train")
-        assert_shows(source.name, *source.class_names)
+        assert_printable(source.name, *source.class_names)
         for index in range(len(source)):
-            assert_shows(source.describe(index))
+            assert_printable(source.describe(index))
             assert source[index].label < len(source.class_names)
             source.example_name(index)
 
@@ -78,7 +78,7 @@ def folder_index() -> Reader:
         shutil.copyfile(folder / "index.json", index)
         data = DataConfig(source=f"folder:{root}", folder_index="reuse")
         source = open_split(str(root), data, "train")
-        assert_shows(source.name, *source.class_names)
+        assert_printable(source.name, *source.class_names)
         for index in range(len(source)):
             assert source[index].label < len(source.class_names)
 
@@ -95,7 +95,7 @@ def tfds() -> Reader:
 
     def read(folder: Path) -> None:
         source = open_prepared(folder / "photos" / "1.2.0", name="photos", split="train")
-        assert_shows(source.name, *source.class_names)
+        assert_printable(source.name, *source.class_names)
         for index in range(min(len(source), 20)):
             assert source[index].label < len(source.class_names)
 

@@ -29,7 +29,8 @@ class Reader:
       errors: the errors that the reader documents.
       seconds: time of computing that it may take.
       gigabytes: memory that it may take (threads of C++ reserve much that they do not use).
-      alone: whether jaxcls uses it in a process of its own, whose death it reports as an error.
+      in_own_process: whether jaxcls uses it in a process of its own, whose death it reports as an
+        error.
     """
 
     samples: Sequence[Files]
@@ -38,14 +39,14 @@ class Reader:
     errors: tuple[type[Exception], ...] = (UserError,)
     seconds: float = 20
     gigabytes: int = 1
-    alone: bool = False
+    in_own_process: bool = False
 
 
 class UnprintableError(AssertionError):
     """A text that would do something to a terminal."""
 
 
-def assert_shows(*texts: str) -> None:
+def assert_printable(*texts: str) -> None:
     """Checks that texts do nothing to a terminal."""
     for text in texts:
         if any(c not in "\n\t" and (ord(c) < 32 or 127 <= ord(c) < 160) for c in text):

@@ -16,7 +16,7 @@ import mutations
 from mutations import Damage, damage_bytes, damage_json, mostly
 
 from jaxcls.system.errors import UserError
-from readers.reader import MATRIX, Reader, assert_shows, json_bytes
+from readers.reader import MATRIX, Reader, assert_printable, json_bytes
 
 _RECORD = "checkpoints/20/_CHECKPOINT_METADATA"
 
@@ -146,16 +146,16 @@ def data_digests() -> Reader:
 
     digests = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b\n", "ö\\n")}
 
-    def damage(draw: random.Random, data: bytes) -> bytes:
+    def damage(rng: random.Random, data: bytes) -> bytes:
         header, _, lines = data.partition(b"\n")
-        lines = damage_bytes(draw, lines)
+        lines = damage_bytes(rng, lines)
         return header[:-64] + hashlib.sha256(lines).hexdigest().encode() + b"\n" + lines
 
     def read(run: Path) -> None:
         found = recorded_digests(run)
         assert found is not None
         digest_of_all(found)
-        assert_shows(*describe_changes(digests, found))
+        assert_printable(*describe_changes(digests, found))
 
     with tempfile.TemporaryDirectory() as folder:
         record_digests(Path(folder), digests)
@@ -174,19 +174,19 @@ def checkpoint_record() -> Reader:
     """The record of a checkpoint, also with a checksum that fits what is damaged."""
     from jaxcls.runs.restore import read_run_info
 
-    def damage(draw: random.Random, data: bytes) -> bytes:
+    def damage(rng: random.Random, data: bytes) -> bytes:
         whole = json.loads(data)
         content = whole["custom_metadata"]
         try:
-            record = json.loads(mutations.dump_json(draw, content["record"]))
+            record = json.loads(mutations.dump_json(rng, content["record"]))
             whole["custom_metadata"] = {"record": record, "sha256": _checksum(record)}
         except (ValueError, RecursionError):
-            return damage_json(draw, data)
+            return damage_json(rng, data)
         return json_bytes(whole)
 
     def read(run: Path) -> None:
         try:
-            assert_shows(*read_run_info(run).class_names)
+            assert_printable(*read_run_info(run).class_names)
         finally:
             read_run_info(run, step="best")
 
@@ -251,7 +251,7 @@ def _table(run: Path) -> None:
     from jaxcls.config.diff import differences
 
     summaries = [summarize(run, name="a"), summarize(run, name="b")]
-    assert_shows(_describe(summaries, differences([each.config for each in summaries])))
+    assert_printable(_describe(summaries, differences([each.config for each in summaries])))
 
 
 def _checksum(record: Any) -> str:

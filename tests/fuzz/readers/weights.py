@@ -12,7 +12,7 @@ import numpy as np
 import torch_files as tf
 from mutations import Damage, damage_bytes, damage_json, mostly
 
-from readers.reader import MATRIX, Reader, assert_shows, written
+from readers.reader import MATRIX, Reader, assert_printable, written
 
 
 def _weights(samples: Sequence[bytes], damage: Damage) -> Reader:
@@ -71,7 +71,7 @@ def _in_hdf5(samples: Sequence[bytes], damage: Damage, record: str | None) -> Re
         read=lambda folder: read(folder / "w", record),
         errors=(RefusedError, *DAMAGED),
         seconds=3,
-        alone=True,
+        in_own_process=True,
     )
 
 
@@ -125,7 +125,7 @@ def jaxcls_file() -> Reader:
 
     def read(folder: Path) -> None:
         if found := stored_info(read_weights(folder / "w")):
-            assert_shows(*(found.class_names or ()))
+            assert_printable(*(found.class_names or ()))
             _config_of("w", found)
 
     variables = {"params": {"classifier": {"bias": MATRIX[0], "kernel": MATRIX}}}
@@ -155,7 +155,7 @@ def class_names() -> Reader:
 
     def read(folder: Path) -> None:
         (path,) = folder.iterdir()
-        assert_shows(*read_class_names(path))
+        assert_printable(*read_class_names(path))
 
     return Reader(
         samples=[{name: text.encode()} for name, texts in samples.items() for text in texts],

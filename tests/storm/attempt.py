@@ -5,9 +5,9 @@ import importlib.util
 import random
 import shutil
 
+from expect import TrialFailed
 from faults import FAULTS, can_mount
 from faults.fault import Fault
-from lost import LostError
 from trial import Storm, Trial
 
 
@@ -28,15 +28,15 @@ class Result:
 
 def run_trial(storm: Storm, name: str, number: int, *, seed: int) -> Result:
     """Runs a trial; the seed, the name and the number decide all that is random in it."""
-    fault, chance = FAULTS[name], random.Random(f"{seed}/{name}/{number}")
+    fault, rng = FAULTS[name], random.Random(f"{seed}/{name}/{number}")
     folder = storm.folder / f"{name}-{number}"
     problem = None
     try:
         with Trial(
-            storm, folder, chance, number=number, shape=fault.shape, options=fault.options
+            storm, folder, rng, number=number, shape=fault.shape, options=fault.options
         ) as trial:
             fault.inject(trial)
-    except LostError as error:
+    except TrialFailed as error:
         problem = str(error)
     except Exception as error:  # of the trial itself; the others go on
         problem = f"the trial failed: {error!r}"

@@ -4,10 +4,10 @@ import random
 from pathlib import Path
 
 
-def flipped(data: bytes, chance: random.Random) -> bytes:
+def flipped(data: bytes, rng: random.Random) -> bytes:
     """The data with one bit flipped."""
     changed = bytearray(data)
-    changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+    changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
     return bytes(changed)
 
 

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from lost import require
+from expect import require
 
 STEPS = 24  # of the training, which saves after every fourth and keeps two
 MEASURED = ("seconds", "images_per_second", "data_wait_share")  # columns that differ by nature
 type Row = Mapping[str, str]
 
-LEFTOVER = re.compile(r"^\..*|.*(tmp|\.trial|\.damaged|\.replaced|\.pruned).*")
+LEFTOVER = re.compile(r"^\..*|.*(tmp|\.damaged|\.replaced|\.pruned).*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,9 +31,8 @@ class End:
 
 
 def require_same_end(run: Path, twin: Path, *, stopped: bool = False) -> None:
-    """Raises LostError unless a run and its twin end alike; see `Trial.require_twin`."""
-    its, mine = end_of(twin), end_of(run)
-    require(mine.arrays.keys() == its.arrays.keys(), "other arrays than the twin's")
+    """Raises TrialFailed unless both end alike; see `Trial.require_equal_to_twin`."""
+    its, mine = _ends(twin, run)
     for name, array in its.arrays.items():
         same = array.tobytes() == mine.arrays[name].tobytes()
         require(same, f"array {name} differs from the twin's")
@@ -42,19 +41,18 @@ def require_same_end(run: Path, twin: Path, *, stopped: bool = False) -> None:
 
 
 def require_close_end(run: Path, twin: Path) -> None:
-    """Raises LostError unless they end alike but for rounding; see `Trial.require_like_twin`."""
-    its, mine = end_of(twin), end_of(run)
+    """Raises TrialFailed unless both end nearly alike; see `Trial.require_close_to_twin`."""
+    its, mine = _ends(twin, run)
     for name, array in its.arrays.items():
-        if not name.startswith("rng"):
-            close = np.allclose(array, mine.arrays[name], rtol=1e-3, atol=1e-4)
-            require(close, f"array {name} is far from the twin's")
+        close = np.allclose(array, mine.arrays[name], rtol=1e-3, atol=1e-4)
+        require(close, f"array {name} is far from the twin's")
     missing = set(map(_key, its.rows)) - set(map(_key, mine.rows))
     require(not missing, f"metrics.csv: rows are missing: {sorted(missing)}")
     require_tidy(run)
 
 
 def require_tidy(run: Path) -> None:
-    """Raises LostError if temporary files are left in a run."""
+    """Raises TrialFailed if temporary files are left in a run."""
     left = [
         path
         for folder in (run, run / "checkpoints")
@@ -62,6 +60,14 @@ def require_tidy(run: Path) -> None:
         if LEFTOVER.fullmatch(path.name)
     ]
     require(not left, f"left behind: {left}")
+
+
+def _ends(twin: Path, run: Path) -> tuple[End, End]:
+    """How a twin and a run have ended, with arrays of the same names."""
+    its, mine = end_of(twin), end_of(run)
+    other = its.arrays.keys() ^ mine.arrays.keys()
+    require(not other, f"only one of the run and its twin has {sorted(other)}")
+    return its, mine
 
 
 def _require_rows(mine: Sequence[Row], twin: Sequence[Row], *, stopped: bool) -> None:
@@ -85,7 +91,7 @@ def end_of(run: Path) -> End:
     """Reads how a training has ended.
 
     Raises:
-      LostError: it has no checkpoint after its last step.
+      TrialFailed: it has no checkpoint after its last step.
     """
     from orbax.checkpoint import v1 as ocp
 

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from lost import LostError, require
+from expect import TrialFailed, require
 
 PATIENCE = 180.0  # seconds in which a process must end
 STATUS_STOPPED, STATUS_MISTAKE = 75, 2
@@ -73,11 +73,11 @@ class Process:
         if self._process.poll() is None:
             self._process.send_signal(number)
 
-    def send_to_child(self, number: signal.Signals, chance: random.Random) -> bool:
+    def send_to_child(self, number: signal.Signals, rng: random.Random) -> bool:
         """Sends a signal to one of its children, if there is one; returns whether there was."""
         children = [] if self.ended() else self.children()
         if children:
-            os.kill(chance.choice(children), number)
+            os.kill(rng.choice(children), number)
         return bool(children)
 
     def ended(self) -> bool:
@@ -124,12 +124,12 @@ class Process:
           tracebacks: whether it may print some.
 
         Raises:
-          LostError: the process does not end in time, or prints a traceback that it may not.
+          TrialFailed: the process does not end in time, or prints a traceback that it may not.
         """
         try:
             status = self._process.wait(within)
         except subprocess.TimeoutExpired:
-            raise LostError(f"{self.output}: did not end within {within:.0f} s") from None
+            raise TrialFailed(f"{self.output}: did not end within {within:.0f} s") from None
         finally:
             self.kill()
         require(tracebacks or "Traceback" not in self.text(), f"{self.output}: a traceback")

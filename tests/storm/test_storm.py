@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from attempt import missing, run_trial
-from ends import STEPS, end_of
+from ends import STEPS, End, end_of, require_close_end, require_same_end
+from expect import TrialFailed
 from faults import FAULTS
-from lost import LostError
 from trial import ONE, Storm, Trial
 
 # A few quick kinds; `python tests/storm/run.py` tries all.
@@ -72,10 +72,21 @@ def test_a_trial_sees_what_is_lost(
 ) -> None:
     with Trial(storm, tmp_path / "trial", random.Random(0)) as trial:
         shutil.copytree(storm.twin(ONE), trial.run_dir)
-        trial.require_twin()
+        trial.require_equal_to_twin()
         spoil(trial.run_dir)
-        with pytest.raises(LostError, match=problem):
-            trial.require_twin()
+        with pytest.raises(TrialFailed, match=problem):
+            trial.require_equal_to_twin()
+
+
+@pytest.mark.parametrize("compare", [require_same_end, require_close_end])
+def test_a_comparison_sees_a_missing_array(
+    monkeypatch: pytest.MonkeyPatch, compare: Callable[[Path, Path], None]
+) -> None:
+    run, twin = Path("run"), Path("twin")
+    found = {run: End(arrays={}, rows=[]), twin: End(arrays={"step": np.array(24)}, rows=[])}
+    monkeypatch.setattr("ends.end_of", found.__getitem__)
+    with pytest.raises(TrialFailed, match="only one of"):
+        compare(run, twin)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from ends import require_close_end, require_same_end
-from lost import LostError, require
+from expect import TrialFailed, require
 from ports import free_address
 from process import Disturbance, Process
 
@@ -86,7 +86,7 @@ class Storm:
         self._processes.append(process)
         if self._ended:
             process.kill()
-            raise LostError("the storm was interrupted")
+            raise TrialFailed("the storm was interrupted")
 
     def end(self) -> None:
         """Kills all processes; trials that still run fail."""
@@ -128,7 +128,7 @@ class Trial:
         self,
         storm: Storm,
         folder: Path,
-        chance: random.Random,
+        rng: random.Random,
         *,
         number: int = 0,
         shape: Shape = ONE,
@@ -139,12 +139,12 @@ class Trial:
         Args:
           storm: what it shares with other trials.
           folder: is made.
-          chance: decides all that is random in the trial.
+          rng: decides all that is random in the trial.
           number: the number of the trial among those of its fault, from 0.
           shape: on what the training runs.
           options: more options of the command, which its twin has, too.
         """
-        self.storm, self.folder, self.chance, self.number = storm, folder, chance, number
+        self.storm, self.folder, self.rng, self.number = storm, folder, rng, number
         self.shape, self.options = shape, tuple(options)
         self.run_dir = folder / "run"
         self.workdir = str(self.run_dir)
@@ -253,9 +253,9 @@ class Trial:
         return processes[0].text()
 
     def finish_as_twin(self, *options: str, stopped: bool = False) -> str:
-        """Runs the training to its end, and compares; see `finish` and `require_twin`."""
+        """Runs the training to its end, and compares; see `finish` and `require_equal_to_twin`."""
         text = self.finish(*options)
-        self.require_twin(stopped=stopped)
+        self.require_equal_to_twin(stopped=stopped)
         return text
 
     # States
@@ -279,7 +279,7 @@ class Trial:
         names = (path.name for path in (self.run_dir / "checkpoints").iterdir())
         return sorted(int(name) for name in names if name.isdigit())
 
-    def require_twin(self, *, stopped: bool = False) -> None:
+    def require_equal_to_twin(self, *, stopped: bool = False) -> None:
         """Compares the run with the same training, undisturbed.
 
         Args:
@@ -287,15 +287,15 @@ class Trial:
             of the next row begins there.
 
         Raises:
-          LostError: they differ, or files are left that do not belong to a run.
+          TrialFailed: they differ, or files are left that do not belong to a run.
         """
         twin = self.storm.twin(self.shape, self.options)
         require_same_end(self.run_dir, twin, stopped=stopped)
 
-    def require_like_twin(self) -> None:
+    def require_close_to_twin(self) -> None:
         """Compares with the twin a run that went on on other devices, which round differently.
 
         Raises:
-          LostError: the values differ by more than rounding explains, or rows are missing.
+          TrialFailed: the values differ by more than rounding explains, or rows are missing.
         """
         require_close_end(self.run_dir, self.storm.twin(self.shape, self.options))

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from expect import require
 from gcs_server import Handler, Store, serve
-from lost import require
 from process import STATUS_MISTAKE
 from trial import FIRST_STEP, Storm, Trial
 
@@ -76,12 +76,12 @@ class _Handler(Handler):
 def bucket_fails(trial: Trial) -> None:
     """For some seconds every request fails, in one of the ways in which servers do."""
     kinds: tuple[int | str, ...] = (503, 500, 429, "reset", "cut")
-    _disturb(trial, kind=kinds[trial.number % len(kinds)], seconds=trial.chance.uniform(0.5, 5))
+    _disturb(trial, kind=kinds[trial.number % len(kinds)], seconds=trial.rng.uniform(0.5, 5))
 
 
 def bucket_slow(trial: Trial) -> None:
     """For some seconds every answer takes half a second longer."""
-    _disturb(trial, kind="slow", seconds=trial.chance.uniform(5, 20))
+    _disturb(trial, kind="slow", seconds=trial.rng.uniform(5, 20))
 
 
 def bucket_gone(trial: Trial) -> None:
@@ -95,7 +95,7 @@ def killed_in_a_bucket(trial: Trial) -> None:
     with _in_a_bucket(trial) as store:
         process = trial.start_one()
         process.wait_for(FIRST_STEP)
-        time.sleep(trial.chance.uniform(0, 3))
+        time.sleep(trial.rng.uniform(0, 3))
         process.kill()
         _finish(trial, store)
 
@@ -104,7 +104,7 @@ def _disturb(trial: Trial, *, kind: int | str, seconds: float, within: float = _
     """Disturbs the server from a random request on, and resumes when it is well again."""
     requests = trial.storm.once("requests", lambda: _count_requests(trial.storm))
     with _in_a_bucket(trial) as store:
-        store.first = trial.chance.randint(1, requests)
+        store.first = trial.rng.randint(1, requests)
         store.kind, store.seconds = kind, seconds
         process = trial.start_one()
         status = process.wait(within=within)
@@ -122,7 +122,7 @@ def _finish(trial: Trial, store: _Bucket) -> None:
         path = trial.run_dir / name.removeprefix(_PREFIX)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    trial.require_twin()
+    trial.require_equal_to_twin()
 
 
 def _count_requests(storm: Storm) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from damage import flipped, make_folder
-from lost import require
+from expect import require
 from process import STATUS_MISTAKE, STATUS_STOPPED
 from trial import FIRST_STEP, Trial
 
@@ -39,7 +39,7 @@ def shard_damaged(trial: Trial) -> None:
     _DAMAGES[kind](shard, trial)
     process = trial.start_one(*_options(trial))
     if process.wait() == 0:
-        trial.require_twin()
+        trial.require_equal_to_twin()
         return
     process.require_refusal(str(folder))
     if shard.is_dir():
@@ -65,7 +65,7 @@ def shard_damaged_while_it_trains(trial: Trial) -> None:
 def label_out_of_range(trial: Trial) -> None:
     """Examples have labels for which there is no class."""
     folder = _digits(trial)
-    _name_classes(folder, [str(number) for number in range(trial.chance.randint(2, 9))])
+    _name_classes(folder, [str(number) for number in range(trial.rng.randint(2, 9))])
     trial.start_one(*_options(trial)).require_refusal("label", "classes")
 
 
@@ -129,8 +129,8 @@ def _name_classes(folder: Path, names: list[str]) -> None:
 
 def _write_noise(path: Path, trial: Trial) -> None:
     data = bytearray(path.read_bytes())
-    start = trial.chance.randrange(len(data))
-    data[start : start + 1000] = trial.chance.randbytes(len(data[start : start + 1000]))
+    start = trial.rng.randrange(len(data))
+    data[start : start + 1000] = trial.rng.randbytes(len(data[start : start + 1000]))
     path.write_bytes(data)
 
 
@@ -141,11 +141,11 @@ def _exchange(path: Path, trial: Trial) -> None:
 
 _DAMAGES: dict[str, Callable[[Path, Trial], object]] = {
     "cut": lambda path, trial: path.write_bytes(
-        path.read_bytes()[: trial.chance.randrange(path.stat().st_size)]
+        path.read_bytes()[: trial.rng.randrange(path.stat().st_size)]
     ),
     "emptied": lambda path, trial: path.write_bytes(b""),
     "missing": lambda path, trial: path.unlink(),
-    "flipped": lambda path, trial: path.write_bytes(flipped(path.read_bytes(), trial.chance)),
+    "flipped": lambda path, trial: path.write_bytes(flipped(path.read_bytes(), trial.rng)),
     "noise": _write_noise,
     "another file": _exchange,
     "a folder": lambda path, trial: make_folder(path),

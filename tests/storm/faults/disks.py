@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lost import require
+from expect import require
 from process import STATUS_MISTAKE, Disturbance, Process
 from trial import FIRST_STEP, WRITES, Trial
 
@@ -20,7 +20,7 @@ _SECONDS = 60.0  # within which a training ends whose saves fail
 def disk_full_for_good(trial: Trial) -> None:
     """From some call on, nothing of the run can be written: no space, no quota, an error, ..."""
     numbers = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EACCES, errno.ESTALE)
-    _fail_for_good(trial, "/run/", trial.chance.choice(numbers))
+    _fail_for_good(trial, "/run/", trial.rng.choice(numbers))
 
 
 def disk_full_in_a_save(trial: Trial) -> None:
@@ -32,27 +32,27 @@ def disk_full_for_a_while(trial: Trial) -> None:
     """A few calls fail in the middle of a training, which makes up for that and loses nothing."""
     where = Disturbance(path="/run/checkpoints", calls=WRITES, first=1)
     # Not in the first save, before which a directory must be made, and not in the last one.
-    first = trial.chance.randint(15, trial.count(where) * 2 // 3)
-    times = trial.chance.randint(1, 3)
+    first = trial.rng.randint(15, trial.count(where) * 2 // 3)
+    times = trial.rng.randint(1, 3)
     disturbed = Disturbance(
         path=where.path, calls=WRITES, first=first, errno=errno.ENOSPC, times=times
     )
     process = trial.start_one(disturbance=disturbed)
     status = process.wait(within=_SECONDS)
     require(status == 0, f"calls {first} to {first + times - 1}: status {status}")
-    trial.require_twin()
+    trial.require_equal_to_twin()
 
 
 def disk_really_full(trial: Trial) -> None:
     """A file system without room for another checkpoint."""
-    with _run_on_disk(trial, f"size={trial.chance.randint(60, 260)}k"):
+    with _run_on_disk(trial, f"size={trial.rng.randint(60, 260)}k"):
         _end_with_a_reason(trial, trial.start_one())
         _finish_elsewhere(trial)
 
 
 def no_inodes(trial: Trial) -> None:
     """A file system without room for another file."""
-    with _run_on_disk(trial, f"nr_inodes={trial.chance.randint(25, 60)}"):
+    with _run_on_disk(trial, f"nr_inodes={trial.rng.randint(25, 60)}"):
         _end_with_a_reason(trial, trial.start_one())
         _finish_elsewhere(trial)
 
@@ -105,7 +105,7 @@ def run_unmounted(trial: Trial) -> None:
 
 def _fail_for_good(trial: Trial, path: str, number: int) -> None:
     where = Disturbance(path=path, calls=WRITES, first=1)
-    first = trial.chance.randint(1, trial.count(where))
+    first = trial.rng.randint(1, trial.count(where))
     disturbed = Disturbance(path=path, calls=WRITES, first=first, errno=number)
     process = trial.start_one(disturbance=disturbed)
     _end_with_a_reason(trial, process, detail=f"call {first}, {errno.errorcode[number]}")
@@ -122,7 +122,7 @@ def _train_and_rename(trial: Trial) -> tuple[Process, Path]:
 def _wait_for_a_moment(trial: Trial, process: Process) -> None:
     """Waits until the training has saved nothing, one step, or more."""
     process.wait_for(FIRST_STEP)
-    step = trial.chance.choice((None, 4, 8, 12))
+    step = trial.rng.choice((None, 4, 8, 12))
     process.wait_until(lambda: step is None or (trial.run_dir / f"checkpoints/{step}").exists())
 
 

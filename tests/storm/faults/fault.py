@@ -11,7 +11,7 @@ class Fault:
     """A kind of fault.
 
     Attributes:
-      inject: what happens to a training, and what must hold afterwards; raises LostError.
+      inject: what happens to a training, and what must hold afterwards; raises TrialFailed.
       trials: how often the whole storm tries it.
       shape: on what the training runs.
       options: more options of the training's command.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from damage import flipped, make_folder
 from ends import require_tidy
-from lost import require
+from expect import require
 from process import STATUS_MISTAKE
 from trial import EIGHT, SPLIT, Trial
 
@@ -21,7 +21,7 @@ def bit_flip(trial: Trial) -> None:
     """One bit of any file of the newest checkpoint."""
     path = _a_file_of_the_newest(trial)
     data = bytearray(path.read_bytes())
-    where = trial.chance.randrange(8 * len(data))
+    where = trial.rng.randrange(8 * len(data))
     data[where // 8] ^= 1 << where % 8
     path.write_bytes(data)
     trial.finish_as_twin()
@@ -31,7 +31,7 @@ def file_cut(trial: Trial) -> None:
     """Any file of the newest checkpoint is cut somewhere."""
     path = _a_file_of_the_newest(trial)
     data = path.read_bytes()
-    path.write_bytes(data[: trial.chance.randrange(len(data))])
+    path.write_bytes(data[: trial.rng.randrange(len(data))])
     trial.finish_as_twin()
 
 
@@ -52,9 +52,9 @@ def file_replaced(trial: Trial) -> None:
     path = _a_file_of_the_newest(trial)
     before = trial.run_dir / "checkpoints" / str(_NEWEST - 4)
     others = [other for other in before.rglob("*") if other.is_file()]
-    kind = trial.chance.choice(("other", "zeros", "folder"))
+    kind = trial.rng.choice(("other", "zeros", "folder"))
     if kind == "other":
-        shutil.copyfile(trial.chance.choice(others), path)
+        shutil.copyfile(trial.rng.choice(others), path)
     elif kind == "zeros":
         path.write_bytes(bytes(path.stat().st_size))
     else:
@@ -66,7 +66,7 @@ def file_replaced(trial: Trial) -> None:
 def commit_marker_missing(trial: Trial) -> None:
     """The newest checkpoint, and sometimes the one before, lacks the file that is written last."""
     trial.begin_at(_NEWEST)
-    for step in trial.chance.choice(((12,), (12, 8))):
+    for step in trial.rng.choice(((12,), (12, 8))):
         (trial.run_dir / "checkpoints" / str(step) / "_CHECKPOINT_METADATA").unlink()
     trial.finish_as_twin()
 
@@ -101,17 +101,17 @@ def run_file_damaged(trial: Trial) -> None:
     elif path.name == "metrics.csv":  # its rows are lost with it
         require_tidy(trial.run_dir)
     else:
-        trial.require_twin()
+        trial.require_equal_to_twin()
 
 
 def _cut(path: Path, trial: Trial) -> None:
     data = path.read_bytes() if path.exists() else b'{"state": "running"}'
-    path.write_bytes(data[: trial.chance.randrange(len(data))])
+    path.write_bytes(data[: trial.rng.randrange(len(data))])
 
 
 def _flip(path: Path, trial: Trial) -> None:
     data = path.read_bytes() if path.exists() else b'{"state": "running"}'
-    path.write_bytes(flipped(data, trial.chance))
+    path.write_bytes(flipped(data, trial.rng))
 
 
 _DAMAGES = {
@@ -119,10 +119,10 @@ _DAMAGES = {
     "flipped": _flip,
     "a folder": lambda path, trial: make_folder(path),
     "emptied": lambda path, trial: path.write_bytes(b""),
-    "noise": lambda path, trial: path.write_bytes(trial.chance.randbytes(500)),
+    "noise": lambda path, trial: path.write_bytes(trial.rng.randbytes(500)),
     "deep": lambda path, trial: path.write_text("[" * 100_000),
     "another type": lambda path, trial: path.write_text(
-        json.dumps(trial.chance.choice(([], 1, None, {"steps": "a"}, {"config": 3})))
+        json.dumps(trial.rng.choice(([], 1, None, {"steps": "a"}, {"config": 3})))
     ),
 }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from damage import flipped, make_folder
-from lost import require
+from expect import require
 from PIL import Image
 from process import STATUS_MISTAKE, STATUS_STOPPED, Process
 from trial import FIRST_STEP, Shape, Trial
@@ -21,7 +21,7 @@ _SKIPPING = ("--model.name", "storm_network:Spoiled", "--on-non-finite", "skip")
 def worker_killed(trial: Trial) -> None:
     """A process that decodes images is killed: it is named, and no step is lost."""
     process = _train_with_workers(trial)
-    process.send_to_child(signal.SIGKILL, trial.chance)  # unless it has read all
+    process.send_to_child(signal.SIGKILL, trial.rng)  # unless it has read all
     status = process.wait()
     require(status == 0, f"status {status}")
     trial.finish_as_twin(stopped=True)
@@ -30,7 +30,7 @@ def worker_killed(trial: Trial) -> None:
 def worker_stopped(trial: Trial) -> None:
     """A process that decodes images hangs: the training says so after a while, and ends."""
     process = _train_with_workers(trial, "--stuck-after-seconds", "10")
-    process.send_to_child(signal.SIGSTOP, trial.chance)  # unless it has read all
+    process.send_to_child(signal.SIGSTOP, trial.rng)  # unless it has read all
     status = process.wait(within=90)
     require(status in (0, 1, STATUS_MISTAKE, STATUS_STOPPED), f"status {status}")
     require(status == 0 or process.says("reading data"), "the message does not say what hangs")
@@ -40,19 +40,19 @@ def worker_stopped(trial: Trial) -> None:
 def bad_image(trial: Trial) -> None:
     """An image of the data set is damaged: named and skipped, or refused with its name."""
     folder = _photos(trial)
-    victim = trial.chance.choice(sorted(folder.glob("*/*.png")))
+    victim = trial.rng.choice(sorted(folder.glob("*/*.png")))
     data = victim.read_bytes()
-    kind = trial.chance.choice(("cut", "empty", "noise", "folder", "flip", "missing"))
+    kind = trial.rng.choice(("cut", "empty", "noise", "folder", "flip", "missing"))
     if kind == "cut":
         victim.write_bytes(data[: len(data) // 2])
     elif kind == "empty":
         victim.write_bytes(b"")
     elif kind == "noise":
-        victim.write_bytes(trial.chance.randbytes(300))
+        victim.write_bytes(trial.rng.randbytes(300))
     elif kind == "folder":
         make_folder(victim)
     elif kind == "flip":
-        victim.write_bytes(flipped(data, trial.chance))
+        victim.write_bytes(flipped(data, trial.rng))
     elif kind == "missing":
         victim.unlink()
     process = trial.start_one(*_photo_options(folder))
@@ -87,7 +87,7 @@ def loss_not_finite(trial: Trial) -> None:
 def skipped_and_stopped(trial: Trial) -> None:
     """A training that skips steps without a loss is stopped or killed, and goes on as its twin."""
     process = trial.start_one()
-    step = trial.chance.choice((2, 4, 6, 14, 16, 18, 20))
+    step = trial.rng.choice((2, 4, 6, 14, 16, 18, 20))
     process.wait_for(f"step {step}/")
     process.send(signal.SIGTERM if trial.number % 2 else signal.SIGKILL)
     status = process.wait()
@@ -101,19 +101,19 @@ def commands_on_a_damaged_run(trial: Trial) -> None:
     """evaluate, predict, export and runs on a run with damaged files: a result, or one message."""
     trial.begin_at(12)
     files = [path for path in trial.run_dir.rglob("*") if path.is_file() and path.stat().st_size]
-    for path in trial.chance.sample(files, 3):
-        data = flipped(path.read_bytes(), trial.chance)
-        path.write_bytes(data[: trial.chance.choice((len(data), len(data) // 2))])
+    for path in trial.rng.sample(files, 3):
+        data = flipped(path.read_bytes(), trial.rng)
+        path.write_bytes(data[: trial.rng.choice((len(data), len(data) // 2))])
     _run_commands(trial)
 
 
 def commands_interrupted(trial: Trial) -> None:
     """evaluate, predict and export are interrupted: 75, or 0, and nothing half-written."""
     trial.begin_at(12)
-    name = trial.chance.choice(list(_commands(trial)))
+    name = trial.rng.choice(list(_commands(trial)))
     process = trial.command(*_commands(trial)[name])
-    time.sleep(trial.chance.uniform(0.15, 6))
-    process.send(trial.chance.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
+    time.sleep(trial.rng.uniform(0.15, 6))
+    process.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
     status = process.wait()
     require(status in (0, STATUS_STOPPED, -signal.SIGKILL), f"{name}: status {status}")
     _run_commands(trial)
@@ -131,7 +131,7 @@ def _run_commands(trial: Trial) -> None:
 def _commands(trial: Trial) -> dict[str, list[str]]:
     run, image = str(trial.run_dir), trial.folder / "image.png"
     if not image.exists():
-        _draw(image, random.Random(0))
+        _draw_image(image, random.Random(0))
     return {
         "evaluate": ["evaluate", run],
         "predict": ["predict", run, str(image)],
@@ -143,7 +143,7 @@ def _commands(trial: Trial) -> dict[str, list[str]]:
 def _train_with_workers(trial: Trial, *options: str) -> Process:
     (process,) = trial.start(*options)
     require(process.wait_until(lambda: len(process.children()) == 2), "no workers were found")
-    time.sleep(trial.chance.uniform(0, 2))
+    time.sleep(trial.rng.uniform(0, 2))
     return process
 
 
@@ -153,12 +153,12 @@ def _photos(trial: Trial) -> Path:
     for number in range(40):
         path = folder / ("cats", "dogs")[number % 2] / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        _draw(path, random.Random(number))
+        _draw_image(path, random.Random(number))
     return folder
 
 
-def _draw(path: Path, chance: random.Random) -> None:
-    pixels = np.frombuffer(chance.randbytes(12 * 12 * 3), np.uint8).reshape(12, 12, 3)
+def _draw_image(path: Path, rng: random.Random) -> None:
+    pixels = np.frombuffer(rng.randbytes(12 * 12 * 3), np.uint8).reshape(12, 12, 3)
     Image.fromarray(pixels).save(path)
 
 

@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Sequence
 
-from lost import require
+from expect import require
 from process import STATUS_MISTAKE, STATUS_STOPPED, Disturbance, Process
 from trial import EIGHT, FIRST_STEP, ONE, TWO, WRITES, Shape, Trial
 
@@ -38,11 +38,11 @@ def peer_stopped_by_default(trial: Trial) -> None:
 def peer_killed_in_a_save(trial: Trial) -> None:
     """One process is killed while both save."""
     processes = trial.start(*_STUCK)
-    lost = trial.chance.randrange(2)
-    step = trial.chance.choice((4, 8, 12, 16))
+    lost = trial.rng.randrange(2)
+    step = trial.rng.choice((4, 8, 12, 16))
     begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
     processes[0].wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
-    time.sleep(trial.chance.uniform(0, 0.2))
+    time.sleep(trial.rng.uniform(0, 0.2))
     processes[lost].kill()
     _require_named(processes, lost)
     trial.finish_as_twin()
@@ -51,12 +51,12 @@ def peer_killed_in_a_save(trial: Trial) -> None:
 def both_killed(trial: Trial) -> None:
     """Both processes are killed, one a little after the other."""
     processes = trial.start()
-    if trial.chance.random() < 0.7:
+    if trial.rng.random() < 0.7:
         processes[0].wait_for(FIRST_STEP)
-    time.sleep(trial.chance.uniform(0, 2))
+    time.sleep(trial.rng.uniform(0, 2))
     for process in processes:
         process.kill()
-        time.sleep(trial.chance.uniform(0, 0.3))
+        time.sleep(trial.rng.uniform(0, 0.3))
     trial.finish_as_twin()
 
 
@@ -64,20 +64,20 @@ def late_at_restore(trial: Trial) -> None:
     """A process joins the job, and is then stopped for a while before both restore."""
     trial.begin_at(12)
     processes = trial.start()
-    late = trial.chance.choice(processes)
-    time.sleep(trial.chance.uniform(0, 4))
+    late = trial.rng.choice(processes)
+    time.sleep(trial.rng.uniform(0, 4))
     late.send(signal.SIGSTOP)
-    time.sleep(trial.chance.uniform(1, 8))
+    time.sleep(trial.rng.uniform(1, 8))
     late.send(signal.SIGCONT)
     require([process.wait() for process in processes] == [0, 0], "a late process")
-    trial.require_twin()
+    trial.require_equal_to_twin()
 
 
 def one_is_missing(trial: Trial) -> None:
     """Only one of the two processes is started: one message, and the run is as it was."""
     trial.begin_at(12)
     processes = trial.start("--join-timeout", "5")
-    missing = trial.chance.randrange(2)
+    missing = trial.rng.randrange(2)
     processes[missing].kill()
     status = processes[1 - missing].wait(within=60)
     require(status == STATUS_MISTAKE, f"status {status}")
@@ -87,7 +87,7 @@ def one_is_missing(trial: Trial) -> None:
 
 def save_fails_for_a_while(trial: Trial) -> None:
     """Some writes of a save fail in one process: both go on and make up for it, or both end."""
-    _fail_to_save(trial, times=trial.chance.randint(1, 3))
+    _fail_to_save(trial, times=trial.rng.randint(1, 3))
 
 
 def save_fails_for_good(trial: Trial) -> None:
@@ -98,7 +98,7 @@ def save_fails_for_good(trial: Trial) -> None:
 def on_other_processes(trial: Trial) -> None:
     """A run of one shape is resumed with others: on CPU, at the same steps, without repeats."""
     trial.begin_at(8)
-    for shape in trial.chance.sample((TWO, Shape(devices=2), Shape(devices=4), EIGHT, ONE), 2):
+    for shape in trial.rng.sample((TWO, Shape(devices=2), Shape(devices=4), EIGHT, ONE), 2):
         processes = trial.start(shape=shape)
         processes[0].wait_for(FIRST_STEP)
         processes[0].send(signal.SIGTERM)
@@ -106,7 +106,7 @@ def on_other_processes(trial: Trial) -> None:
             status = process.wait()
             require(status in (0, STATUS_STOPPED), f"{process.output}: status {status}")
     trial.finish()
-    trial.require_like_twin()
+    trial.require_close_to_twin()
 
 
 def _fail_to_save(trial: Trial, *, times: int) -> None:
@@ -119,7 +119,7 @@ def _fail_to_save(trial: Trial, *, times: int) -> None:
     victim = trial.number % 2
     where = Disturbance(path="/run/checkpoints", calls=WRITES, first=1, errno=errno.ENOSPC)
     count = trial.count(where, victim=victim)
-    first = trial.chance.randint(1, count * 2 // 3)
+    first = trial.rng.randint(1, count * 2 // 3)
     disturbance = dataclasses.replace(where, first=first, times=times)
     processes = trial.start(disturbance=disturbance, victim=victim)
     statuses = [process.wait(within=60) for process in processes]
@@ -138,12 +138,12 @@ def _lose(
     early: float = 0.3,  # the share of the trials in which it is lost before the first step
 ) -> None:
     processes = trial.start(*options)
-    lost = trial.chance.randrange(2)
-    if trial.chance.random() >= early:
+    lost = trial.rng.randrange(2)
+    if trial.rng.random() >= early:
         processes[0].wait_for(FIRST_STEP)
-        time.sleep(trial.chance.uniform(0, 1))
+        time.sleep(trial.rng.uniform(0, 1))
     else:
-        time.sleep(trial.chance.uniform(3, 6))
+        time.sleep(trial.rng.uniform(3, 6))
     if any(process.ended() for process in processes):  # too late
         for process in processes:
             process.wait()

@@ -4,7 +4,7 @@ import dataclasses
 import signal
 import time
 
-from lost import require
+from expect import require
 from process import Disturbance
 from trial import EIGHT, FIRST_STEP, SPLIT, Trial
 
@@ -31,7 +31,7 @@ def kill_at_a_run_file(trial: Trial) -> None:
 def kill_in_a_save(trial: Trial) -> None:
     """Kills the process a little after a save has begun; needs no compiler."""
     process = trial.start_one()
-    step = trial.chance.choice((4, 8, 12, 16, 20))
+    step = trial.rng.choice((4, 8, 12, 16, 20))
     begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
     process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
     _pause(trial, 0.2)
@@ -43,7 +43,7 @@ def kill_at_any_time(trial: Trial) -> None:
     """Kills the process at a random time, twice."""
     for _ in range(2):
         process = trial.start_one()
-        if trial.chance.random() < 0.5:
+        if trial.rng.random() < 0.5:
             process.wait_for(FIRST_STEP)
         _pause(trial, 6)
         process.kill()
@@ -53,7 +53,7 @@ def kill_at_any_time(trial: Trial) -> None:
 def kill_while_a_program_is_kept(trial: Trial) -> None:
     """Kills the process while it writes to the compile cache, which the next one then reads."""
     trial.variables["XDG_CACHE_HOME"] = str(trial.folder / "cache")
-    where = Disturbance(path="/cache/", first=trial.chance.randint(1, 30))
+    where = Disturbance(path="/cache/", first=trial.rng.randint(1, 30))
     process = trial.start_one(disturbance=where)
     status = process.wait()
     require(status in (0, _KILLED), f"status {status}")
@@ -61,7 +61,7 @@ def kill_while_a_program_is_kept(trial: Trial) -> None:
 
 
 def _kill_at(trial: Trial, where: Disturbance) -> None:
-    first = trial.chance.randint(1, trial.count(where))
+    first = trial.rng.randint(1, trial.count(where))
     process = trial.start_one(disturbance=dataclasses.replace(where, first=first))
     status = process.wait()
     require(status in (0, _KILLED), f"call {first}: status {status}")
@@ -69,7 +69,7 @@ def _kill_at(trial: Trial, where: Disturbance) -> None:
 
 
 def _pause(trial: Trial, most: float) -> None:
-    time.sleep(trial.chance.uniform(0, most))
+    time.sleep(trial.rng.uniform(0, most))
 
 
 FAULTS = {

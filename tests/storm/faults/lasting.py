@@ -9,7 +9,7 @@ from pathlib import Path
 
 from damage import flipped
 from ends import require_tidy
-from lost import require
+from expect import require
 from process import STATUS_STOPPED, Process
 from trial import FIRST_STEP, ONE, Shape, Trial
 
@@ -40,14 +40,14 @@ def compile_cache_damaged(trial: Trial) -> None:
     shutil.copytree(trial.storm.folder / "cache", cache)
     programs = sorted(path for path in (cache / "jaxcls" / "compiled").iterdir() if path.is_file())
     require(programs, "no program was kept")
-    kind = trial.chance.choice(("flip", "cut", "exchange"))
+    kind = trial.rng.choice(("flip", "cut", "exchange"))
     if kind == "exchange":
-        order = trial.chance.sample(programs, len(programs))
+        order = trial.rng.sample(programs, len(programs))
         contents = [path.read_bytes() for path in order]
         for path, content in zip(programs, contents, strict=True):
             path.write_bytes(content)
     for path in programs if kind != "exchange" else ():
-        data = flipped(path.read_bytes(), trial.chance)
+        data = flipped(path.read_bytes(), trial.rng)
         path.write_bytes(data if kind == "flip" else data[: len(data) // 2])
     trial.variables["XDG_CACHE_HOME"] = str(cache)
     trial.finish_as_twin()
@@ -57,22 +57,20 @@ def other_state_layout(trial: Trial) -> None:
     """A run is resumed with its state split in another way, and other workers, and back."""
     trial.begin_at(8)
     layouts = ("replicated", "zero1", "fsdp")
-    for layout in trial.chance.sample(layouts, 2):
-        shape = Shape(
-            devices=trial.chance.choice((1, 2, 4, 8)), workers=trial.chance.choice((0, 1))
-        )
+    for layout in trial.rng.sample(layouts, 2):
+        shape = Shape(devices=trial.rng.choice((1, 2, 4, 8)), workers=trial.rng.choice((0, 1)))
         (process,) = trial.start("--parallel.state", layout, shape=shape)
         process.wait_for(FIRST_STEP)
         process.send(signal.SIGTERM)
         require(process.wait() in (0, STATUS_STOPPED), f"{layout}: {process.output}")
     trial.finish(shape=ONE)
-    trial.require_like_twin()
+    trial.require_close_to_twin()
 
 
 def clock_set_back(trial: Trial) -> None:
     """Files of the run are from the future, as after a clock was set back."""
     trial.begin_at(12)
-    later = time.time() + trial.chance.choice((3600, 10 * 365 * 86_400))
+    later = time.time() + trial.rng.choice((3600, 10 * 365 * 86_400))
     for path in [trial.run_dir, *trial.run_dir.rglob("*")]:
         os.utime(path, (later, later))
     trial.finish_as_twin()
@@ -86,7 +84,7 @@ def memory_short(trial: Trial) -> None:
     """
     process = trial.start_one("--stuck-after-seconds", "20")
     process.wait_for(FIRST_STEP)
-    limit = _resources(process)["reserved"] * 1024 + trial.chance.randrange(64 << 20)
+    limit = _resources(process)["reserved"] * 1024 + trial.rng.randrange(64 << 20)
     resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
     process.wait(tracebacks=True)
     trial.finish_as_twin(stopped=True)

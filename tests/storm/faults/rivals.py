@@ -3,7 +3,7 @@
 import signal
 import time
 
-from lost import require
+from expect import require
 from process import STATUS_MISTAKE, Process
 from trial import FIRST_STEP, TWO, Trial
 
@@ -15,16 +15,16 @@ def started_together(trial: Trial) -> None:
     if trial.number % 2:
         trial.begin_at(8)
     _require_one_winner([trial.start() for _ in range(2 + trial.number // 2 % 2)])
-    trial.require_twin()
+    trial.require_equal_to_twin()
 
 
 def started_later(trial: Trial) -> None:
     """A second training begins while the first one trains, and is refused."""
     (first,) = trial.start()
     first.wait_for(FIRST_STEP)
-    time.sleep(trial.chance.uniform(0, 1))
+    time.sleep(trial.rng.uniform(0, 1))
     _require_one_winner([[first], trial.start()])
-    trial.require_twin()
+    trial.require_equal_to_twin()
 
 
 def started_beside_a_stopped_one(trial: Trial) -> None:
@@ -36,7 +36,7 @@ def started_beside_a_stopped_one(trial: Trial) -> None:
     second.require_refusal(f"process {first.pid}")
     first.send(signal.SIGCONT)
     require(first.wait() == 0, "the first training failed")
-    trial.require_twin()
+    trial.require_equal_to_twin()
 
 
 def _require_one_winner(jobs: list[list[Process]]) -> None:

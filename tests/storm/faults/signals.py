@@ -3,7 +3,7 @@
 import signal
 import time
 
-from lost import require
+from expect import require
 from process import STATUS_STOPPED, Process
 from trial import FIRST_STEP, TWO, Trial
 
@@ -19,9 +19,9 @@ _BEFORE_PYTHON = 0.15
 def signal_at_any_time(trial: Trial) -> None:
     """A signal at a random time, from the start of Python to the end of the process."""
     process = trial.start_one()
-    share = (trial.number % _MOMENTS + trial.chance.random()) / _MOMENTS
+    share = (trial.number % _MOMENTS + trial.rng.random()) / _MOMENTS
     time.sleep(_BEFORE_PYTHON + share * _LIFE)
-    process.send(trial.chance.choice(_SIGNALS))
+    process.send(trial.rng.choice(_SIGNALS))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
 
@@ -30,8 +30,8 @@ def signal_while_it_trains(trial: Trial) -> None:
     """A signal after a random step, or in an evaluation or a save."""
     process = trial.start_one()
     process.wait_for(FIRST_STEP)
-    time.sleep(trial.chance.uniform(0, 1.5))
-    process.send(trial.chance.choice(_SIGNALS))
+    time.sleep(trial.rng.uniform(0, 1.5))
+    process.send(trial.rng.choice(_SIGNALS))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
 
@@ -40,8 +40,8 @@ def signal_while_it_compiles(trial: Trial) -> None:
     """A signal while the step is compiled, without a compile cache."""
     process = trial.command(*trial.arguments(), JAX_ENABLE_COMPILATION_CACHE="false")
     process.wait_for("training: ")
-    time.sleep(trial.chance.uniform(0, 3))
-    process.send(trial.chance.choice(_SIGNALS))
+    time.sleep(trial.rng.uniform(0, 3))
+    process.send(trial.rng.choice(_SIGNALS))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
 
@@ -49,12 +49,12 @@ def signal_while_it_compiles(trial: Trial) -> None:
 def second_signal(trial: Trial) -> None:
     """Two signals, shortly one after the other, as of an impatient user."""
     process = trial.start_one()
-    if trial.chance.random() < 0.7:
+    if trial.rng.random() < 0.7:
         process.wait_for(FIRST_STEP)
-    time.sleep(trial.chance.uniform(_BEFORE_PYTHON, 2))
+    time.sleep(trial.rng.uniform(_BEFORE_PYTHON, 2))
     for _ in range(2):
-        process.send(trial.chance.choice(_SIGNALS))
-        time.sleep(trial.chance.uniform(0, 0.5))
+        process.send(trial.rng.choice(_SIGNALS))
+        time.sleep(trial.rng.uniform(0, 0.5))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
 
@@ -64,7 +64,7 @@ def signal_and_kill(trial: Trial) -> None:
     process = trial.start_one()
     process.wait_for(FIRST_STEP)
     process.send(signal.SIGTERM)
-    time.sleep(trial.chance.uniform(0, 0.3))
+    time.sleep(trial.rng.uniform(0, 0.3))
     process.kill()
     trial.finish_as_twin(stopped=True)
 
@@ -72,12 +72,12 @@ def signal_and_kill(trial: Trial) -> None:
 def interrupted_in_a_save(trial: Trial) -> None:
     """Ctrl-C while a checkpoint is written; one, or several of an impatient user."""
     process = trial.start_one()
-    step = trial.chance.choice((4, 8, 12, 16, 20))
+    step = trial.rng.choice((4, 8, 12, 16, 20))
     begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
     process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
     for _ in range(trial.number % 3 + 1):
         process.send(signal.SIGINT)
-        time.sleep(trial.chance.uniform(0, 0.1))
+        time.sleep(trial.rng.uniform(0, 0.1))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
 
@@ -85,9 +85,9 @@ def interrupted_in_a_save(trial: Trial) -> None:
 def signal_in_an_evaluation_and_kill(trial: Trial) -> None:
     """A signal during an evaluation, and kill -9 before or while the process saves."""
     process = trial.start_one()
-    process.wait_for(f"step {trial.chance.choice((8, 16))}/")  # logged just before it evaluates
-    process.send(trial.chance.choice(_SIGNALS))
-    time.sleep(trial.chance.uniform(0, 0.4))
+    process.wait_for(f"step {trial.rng.choice((8, 16))}/")  # logged just before it evaluates
+    process.send(trial.rng.choice(_SIGNALS))
+    time.sleep(trial.rng.uniform(0, 0.4))
     process.kill()
     trial.finish_as_twin(stopped=True)
 
@@ -95,14 +95,14 @@ def signal_in_an_evaluation_and_kill(trial: Trial) -> None:
 def signal_to_one_of_two(trial: Trial) -> None:
     """A signal to one process of a job of two; both stop after the same step."""
     processes = trial.start()
-    if trial.chance.random() < 0.7:
+    if trial.rng.random() < 0.7:
         processes[0].wait_for(FIRST_STEP)
-    time.sleep(trial.chance.uniform(0, 3))
-    trial.chance.choice(processes).send(trial.chance.choice(_SIGNALS))
+    time.sleep(trial.rng.uniform(0, 3))
+    trial.rng.choice(processes).send(trial.rng.choice(_SIGNALS))
     for process in processes:
         _stopped_well(process)
     trial.finish()
-    trial.require_twin(stopped=True)
+    trial.require_equal_to_twin(stopped=True)
 
 
 def _stopped_well(process: Process) -> None:

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from ends import require_same_end
-from lost import require
+from expect import require
 from process import STATUS_STOPPED, Process
 from trial import CONFIG, ONE, Trial
 
@@ -19,7 +19,7 @@ def sweep_stopped(trial: Trial) -> None:
     """A signal to the sweep while it checks or trains a variation."""
     process = _start(trial)
     _wait_for_a_variation(trial, process)
-    process.send(trial.chance.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
+    process.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
     status = process.wait()
     require(status in (0, STATUS_STOPPED), f"{process.output}: status {status}")
     _finish(trial)
@@ -37,7 +37,7 @@ def variation_killed(trial: Trial) -> None:
     """kill -9 to the training of one variation: the sweep names it, and trains the others."""
     process = _start(trial)
     _wait_for_a_variation(trial, process)
-    process.send_to_child(signal.SIGKILL, trial.chance)
+    process.send_to_child(signal.SIGKILL, trial.rng)
     status = process.wait()
     require(status in (0, 1), f"{process.output}: status {status}")
     require(status == 0 or process.says("killed by SIGKILL"), "it does not say what was killed")
@@ -56,7 +56,7 @@ def _wait_for_a_variation(trial: Trial, process: Process) -> None:
     number = trial.number % (len(_SEEDS) + 1)  # 0: none has begun
     if number:
         process.wait_for(f"[{number}/{len(_SEEDS)}]")
-    time.sleep(trial.chance.uniform(0.15, 6))
+    time.sleep(trial.rng.uniform(0.15, 6))
 
 
 def _finish(trial: Trial) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import safetensors.numpy
-from lost import require
+from expect import require
 from trial import Trial
 
 from faults.fault import Fault
@@ -49,11 +49,11 @@ def _require_refusal(trial: Trial, path: Path) -> None:
 def _damaged(data: bytes, trial: Trial) -> bytes:
     kind = trial.number // len(_GOOD) % 3
     if kind == 0:
-        return data[: trial.chance.randrange(len(data))]
+        return data[: trial.rng.randrange(len(data))]
     if kind == 1:
-        return trial.chance.randbytes(20) + data[20:]
-    start = trial.chance.randrange(len(data) // 2)
-    return data[:start] + trial.chance.randbytes(200) + data[start + 200 :]
+        return trial.rng.randbytes(20) + data[20:]
+    start = trial.rng.randrange(len(data) // 2)
+    return data[:start] + trial.rng.randbytes(200) + data[start + 200 :]
 
 
 # Good files of each format; the network of the storm does not take their tensors anyway.

@@ -1,6 +1,7 @@
 """Stops a training on a signal: all processes after the same step, or at once before the first."""
 
 import contextlib
+import logging
 import os
 import select
 import signal
@@ -18,6 +19,8 @@ from jaxcls.distributed.job import EXIT_USER_ERROR, end_now
 from jaxcls.system.early_signals import EXIT_STOPPED, stop_signals
 from jaxcls.system.errors import UserError
 
+logger = logging.getLogger("jaxcls")
+
 # The key at which JAX's preemption service (jaxlib's PreemptionSyncManager) stores a job's notice.
 NOTICE = "RECEIVED_PREEMPTION_NOTICE"
 _LEAVING = "jaxcls/leaving/"
@@ -33,9 +36,10 @@ class StoppedError(Exception):
 
 
 class StopSignals:
-    """Inside the `with`, SIGINT, SIGTERM, SIGHUP and preemption notices are recorded, not obeyed.
+    """Inside the `with`, SIGINT, SIGTERM, SIGHUP and preemption notices are recorded.
 
-    A SIGHUP that is ignored, as under nohup, stays ignored. In a job of several processes, each
+    They end the process only while `leave_at_once` is set; otherwise the training asks `agreed`. A
+    SIGHUP that is ignored, as under nohup, stays ignored. In a job of several processes, each
     learns of a signal that any of them received. There JAX's preemption service handles SIGTERM in
     C++ from `jax.distributed.initialize` on. A Python handler would replace it, so this class turns
     the other signals into SIGTERM and leaves SIGTERM alone.
@@ -149,6 +153,8 @@ class StopSignals:
             self.before_leaving()
         except UserError as error:
             status, message = EXIT_USER_ERROR, f"jaxcls: {error}"
+        except Exception:  # nothing may keep this process from ending
+            logger.exception("the end could not be recorded")
         finally:
             alarm.cancel()
         if self._client is not None:

@@ -112,6 +112,7 @@ class Checkpoints:
         self.directory = self._folders.directory
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: _Save | None = None
+        self._suspects: set[int] = set()  # steps that could not be restored
         self._link: epath.Path | None = None  # to the directory
 
     def __enter__(self) -> Self:
@@ -120,7 +121,8 @@ class Checkpoints:
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         lost = exc_type is not None and issubclass(exc_type, RunLostError)
         if lost and self._pending is not None:
-            # A write that is in progress is completed, but a run of others is not tidied up.
+            # A write that is in progress is completed, but nothing is deleted: the directory may
+            # belong to another training by now.
             concurrent.futures.wait([self._pending.problem], _LAST_WRITE_SECONDS)
         if lost or (exc_type is not None and client() is not None):
             # The other processes may not take part in checking the last save; the next start does.
@@ -244,8 +246,11 @@ class Checkpoints:
         if not save.problem.done():  # another process has failed, and Orbax still waits for it
             self._executor.shutdown(wait=False)
             self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
-        tidy_up = self._folders.discard if problem else self._folders.prune
-        untidy = self._by_main_process(lambda: tidy_up(step))
+        self._suspects.discard(step)
+        if problem:
+            untidy = self._by_main_process(lambda: self._folders.discard(step))
+        else:
+            untidy = self._by_main_process(lambda: self._folders.prune(step, self._suspects))
         if first_problem(untidy):  # all processes wait here for the main process
             logger.warning("%s", untidy)
         _raise_together(problem)
@@ -286,7 +291,8 @@ class Checkpoints:
 
         Args:
           template: a tree of `jax.ShapeDtypeStruct` or arrays, whose shardings the restored arrays
-            get; an array without a sharding is placed on the first device.
+            get; an array without a sharding is placed on the first device. Or a function that
+            makes the tree from the metadata of the step.
           step: the training step to restore: "latest", the newest good one; "best", the good one
             with the highest metric; or a number, exactly that one, without a fallback. A warning
             names each step that is skipped.
@@ -298,11 +304,11 @@ class Checkpoints:
             template; the message names these arrays.
         """
         self.wait()
-        targets = flatten(template)
 
         def read(number: int) -> Restored:
             record = self._read_together(number)
-            arrays = record["arrays"]
+            tree = template(record["metadata"]) if callable(template) else template
+            targets, arrays = flatten(tree), record["arrays"]
             wanted = {
                 name: x for name, x in targets.items() if name in arrays or name not in optional
             }
@@ -324,7 +330,7 @@ class Checkpoints:
                 raise self._folders.damaged(number, f"damaged arrays: {damaged}")
             arrays |= {name: _zeros(x) for name, x in targets.items() if name not in wanted}
             leaves = [arrays[name] for name in targets]
-            state = jax.tree.unflatten(jax.tree.structure(template), leaves)
+            state = jax.tree.unflatten(jax.tree.structure(tree), leaves)
             return Restored(
                 step=number, state=state, metadata=record["metadata"], metric=record["metric"]
             )
@@ -363,6 +369,7 @@ class Checkpoints:
                 return read(step)
             except DamagedError as error:
                 logger.warning("%s; trying the next %s one", error, which)
+                self._suspects.add(step)
                 problems.append(str(error))
         if problems:
             raise CheckpointError(
@@ -451,6 +458,8 @@ class Checkpoints:
         """Does something with the files; returns what went wrong, if anything."""
         try:
             act()
+        except CheckpointError as error:
+            return str(error)
         except Exception as error:  # errors of a bucket have many types
             return (
                 f"cannot write checkpoints to {self.directory}: {error}; check the disk's "

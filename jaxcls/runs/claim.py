@@ -16,9 +16,10 @@ A claim without a recorded end may belong to a training that is still running or
 A writer that could not renew its claim for that long, because it was suspended or cut off from the
 disk, may have been replaced. It notices this at its next renewal, before each save and before it
 ends, and then writes nothing more; only a write that is already in progress is completed. It does
-the same if its own claim is gone, because then the directory was emptied or unmounted. Two
-trainings cannot be kept apart on a disk that shows other machines an old state for longer than the
-lease, or that lets two processes create the same file, as some FUSE mounts do.
+the same if its own claim is gone or is another training's, because then the directory was moved,
+emptied or unmounted. Two trainings cannot be kept apart on a disk that shows other machines an old
+state for longer than the lease, or that lets two processes create the same file, as some FUSE
+mounts do.
 """
 
 import contextlib
@@ -285,11 +286,17 @@ class Claim:
         if not self._number:
             return None
         newest = _newest(self._run)
+        rival = newest.writer()
         if newest.number > self._number:
             return (
-                f"another training, {newest.writer() or _name(newest.number)}, has taken over run "
+                f"another training, {rival or _name(newest.number)}, has taken over run "
                 f"{str(self._run)!r}, because this one gave no sign of life for "
                 f"{LEASE_SECONDS:.0f} s (suspended, or cut off from the disk)"
+            )
+        if newest.number == self._number and rival and not self._is_mine(newest):
+            return (
+                f"another training, {rival}, has begun in run {str(self._run)!r}, because the "
+                f"directory of this one was moved or deleted"
             )
         if newest.number < self._number and not (self._run / _name(self._number)).exists():
             return (

@@ -343,7 +343,7 @@ def recorded_state(run: RunPath) -> RunState | None:
     """The recorded state of a run; None if it is unknown, as for runs of older versions."""
     try:
         return decode_fields(RunState, parse_json((run / "state.json").read_text()), prefix="")
-    except (OSError, ValueError, TypeError):
+    except Exception:  # errors of a bucket have many types
         return None
 
 

@@ -158,7 +158,7 @@ class Reporter:
             f"{where}  {_describe(self._last)}  test loss {metrics['loss']:.4f} "
             f"top1 {metrics['top1']:.2%}  eta {self._eta(step)}"
         )
-        self._publish()
+        self.publish()
 
     def show(self, step: int, name: str, images: np.ndarray) -> None:
         """Sends images, uint8 [count, height, width, 3], after `step` to the trackers."""
@@ -177,12 +177,15 @@ class Reporter:
         with contextlib.suppress(OSError):  # already reported when a row could not be written
             self._csv.close()
         if kind is not RunLostError:
-            self._publish()
+            self.publish()
         if self._folder != self._run:
             shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _publish(self) -> None:
-        """If the run is in a bucket, sends the files there; a failure is made up for next time."""
+    def publish(self) -> None:
+        """Sends log and metrics to the bucket, if the run is in one; a failure is only logged.
+
+        The next call sends the whole files again.
+        """
         if self._folder == self._run:
             return
         try:
@@ -245,6 +248,9 @@ class QuietReporter:
 
     def show(self, step: int, name: str, images: np.ndarray) -> None:
         """Does nothing, because process 0 shows the images."""
+
+    def publish(self) -> None:
+        """Does nothing, because process 0 sends its files."""
 
     def __enter__(self) -> "QuietReporter":
         return self

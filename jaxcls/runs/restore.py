@@ -1,10 +1,11 @@
 """Loads a run's network for evaluation, prediction, export or fine-tuning."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from jaxcls.models.interface import Network, Variables
+from jaxcls.models.interface import Network, PyTree, Variables
 from jaxcls.models.own_code import warn_of_changed_code
 from jaxcls.models.registry import eval_variables_template, model_from_config
 from jaxcls.runs.checkpoint import Checkpoints
@@ -42,18 +43,23 @@ def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
       UserError: there is no such run, no good checkpoint, or no such step.
     """
     with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
-        info = _info(checkpoints, step)
-        model = model_from_config(info.config, num_classes=len(info.class_names))
-        warn_of_changed_code(info.config.model.name, info.code)
-        template = eval_variables_template(
-            model,
-            image_size=info.config.data.image_size,
-            use_ema=info.config.optimizer.ema_decay > 0,
-        )
+        where = _place(checkpoints, step)
+
+        # After a fallback it is the config of the step that is good.
+        def template(metadata: Mapping[str, Any]) -> PyTree:
+            info = RunInfo.from_json(metadata, where=where)
+            warn_of_changed_code(info.config.model.name, info.code)
+            return eval_variables_template(
+                _model(info),
+                image_size=info.config.data.image_size,
+                use_ema=info.config.optimizer.ema_decay > 0,
+            )
+
         restored = checkpoints.restore(template, step, subset=True)
+    info = RunInfo.from_json(restored.metadata, where=where)
     return RestoredRun(
         info=info,
-        model=model,
+        model=_model(info),
         variables=restored.state.get("ema") or restored.state,
         step=restored.step,
     )
@@ -62,9 +68,12 @@ def restore_run(run: str | Path, *, step: Step = "latest") -> RestoredRun:
 def read_run_info(run: str | Path, *, step: Step = "latest") -> RunInfo:
     """Reads the config and class names of a run at one step; raises as `restore_run`."""
     with Checkpoints(checkpoint_dir(require_run(run_path(run)))) as checkpoints:
-        return _info(checkpoints, step)
+        return RunInfo.from_json(checkpoints.metadata(step), where=_place(checkpoints, step))
 
 
-def _info(checkpoints: Checkpoints, step: Step) -> RunInfo:
-    where = f"the record in checkpoint {step!r} of {checkpoints.directory}"
-    return RunInfo.from_json(checkpoints.metadata(step), where=where)
+def _place(checkpoints: Checkpoints, step: Step) -> str:
+    return f"the record in checkpoint {step!r} of {checkpoints.directory}"
+
+
+def _model(info: RunInfo) -> Network:
+    return model_from_config(info.config, num_classes=len(info.class_names))

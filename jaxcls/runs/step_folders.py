@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from etils import epath
@@ -179,10 +179,14 @@ class StepFolders:
         self.put_back_replaced()
         self._sweep(TEMPORARY)
 
-    def prune(self, verified: int) -> None:
-        """Deletes old steps, now that `verified` is safe; keeps those that cannot be read."""
+    def prune(self, verified: int, suspects: Collection[int]) -> None:
+        """Deletes old steps, now that `verified` is safe.
+
+        Keeps those that cannot be read. They, and the `suspects`, which could not be restored, do
+        not count among the steps to keep.
+        """
         complete, known = self.complete(), self.read_index()
-        metrics = self.metrics(complete)
+        metrics = self.metrics([step for step in complete if step not in suspects])
         latest = sorted(metrics, reverse=True)[: self._keep_latest]
         keep = {verified, *latest, *best_first(metrics)[: self._keep_best]}
         index = json.dumps({"steps": sorted(keep)})

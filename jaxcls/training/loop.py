@@ -163,7 +163,14 @@ def train(
                 experiment=experiment,
                 training=training,
                 steps=steps,
-                saver=Saver(checkpoints, claim, experiment.info, watchdog=watchdog, start=start),
+                saver=Saver(
+                    checkpoints,
+                    claim,
+                    experiment.info,
+                    watchdog=watchdog,
+                    publish_metrics=reporter.publish,
+                    start=start,
+                ),
                 reporter=reporter,
                 stop=stop,
                 watchdog=watchdog,
@@ -286,7 +293,7 @@ def take_steps(
 
                 # Save, in the background.
                 if ending or intervals.saves(step):
-                    saver.save(step, state, top1=top1)
+                    saver.save(step, state, top1=top1, last=ending)
                 else:
                     saver.replace_failed(step, state, meter, top1=top1, logged=intervals.logs(step))
                 if intervals.evaluates(step) or intervals.saves(step):

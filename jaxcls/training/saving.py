@@ -1,6 +1,7 @@
 """Saves the state of a training, as long as its run is claimed by no other training."""
 
 import logging
+from collections.abc import Callable
 
 from jaxcls.distributed.agree import num_processes
 from jaxcls.distributed.watchdog import Watchdog
@@ -30,31 +31,48 @@ class Saver:
         info: RunInfo,
         *,
         watchdog: Watchdog,
+        publish_metrics: Callable[[], None],
         start: int,
     ):
-        """`start` is the step that the training begins after."""
+        """Writes nothing yet.
+
+        Args:
+          checkpoints: those of the run.
+          claim: is checked before each write.
+          info: the metadata of each checkpoint.
+          watchdog: is notified before each wait.
+          publish_metrics: is called before each save, to bring the metrics up to date, too.
+          start: the step that the training begins after.
+        """
         self._checkpoints = checkpoints
         self._claim = claim
         self._watchdog = watchdog
+        self._publish_metrics = publish_metrics
         self._metadata = info.to_json()
         self._saved: int | None = start  # the step of the last save, unless it failed
         self._failures = 0  # since the last good save
         self._at_end = False  # whether no step follows
 
-    def save(self, step: int, state: TrainState, *, top1: float | None = None) -> None:
+    def save(
+        self, step: int, state: TrainState, *, top1: float | None = None, last: bool = False
+    ) -> None:
         """Begins to save the state after a step, in the background; `finish` ends it.
 
         Args:
           step: the last step that the state has taken.
           state: the state, whose metrics are known to be finite.
           top1: the accuracy of this step's evaluation, if it was evaluated.
+          last: whether no step follows.
 
         Raises:
           CheckpointError: the last `MAX_FAILURES` saves have failed.
           RunLostError: the run no longer belongs to this training.
         """
+        self._at_end = self._at_end or last
         self.require_claim()
         self._settle(step)
+        # Before the checkpoint is complete: a training that resumes from it appends to these rows.
+        self._publish_metrics()
         self._saved = step
         try:
             self._checkpoints.save(step, state, metadata=self._metadata, metric=top1)
@@ -99,6 +117,7 @@ class Saver:
         if num_processes() > 1 and not logged:
             return
         if self._checkpoints.failed():
+            self.require_claim()
             self._settle(step)
         if self._saved is None and self._has_second_try():
             meter.fetch()

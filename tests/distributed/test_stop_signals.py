@@ -122,10 +122,14 @@ def test_what_fails_while_a_process_leaves_is_not_the_run_s_failure(
 
 @pytest.mark.parametrize(
     ("mistake", "expected"),
-    [(None, (75, "stopped by SIGTERM before")), (UserError("not yours"), (2, "jaxcls: not yours"))],
+    [
+        (None, (75, "stopped by SIGTERM before")),
+        (UserError("not yours"), (2, "jaxcls: not yours")),
+        (RuntimeError("a fault"), (75, "stopped by SIGTERM before")),
+    ],
 )
 def test_before_a_process_leaves_its_run_is_seen_to(
-    monkeypatch: pytest.MonkeyPatch, mistake: UserError | None, expected: tuple[int, str]
+    monkeypatch: pytest.MonkeyPatch, mistake: Exception | None, expected: tuple[int, str]
 ) -> None:
     done: list[object] = []
 

@@ -20,7 +20,7 @@ from gcsfs.retry import HttpError
 from orbax.checkpoint._src.serialization.tensorstore_utils import build_kvstore_tspec
 
 from jaxcls.commands.cli import main
-from jaxcls.config import Config, DataConfig
+from jaxcls.config import CheckpointConfig, Config, DataConfig
 from jaxcls.data.content import read_content
 from jaxcls.data.digits import prepared_digits
 from jaxcls.data.sources import open_source
@@ -83,6 +83,28 @@ def test_a_run_leaves_in_a_bucket_what_it_leaves_on_disk(
     assert "training: tiny" in log
     with Checkpoints(checkpoint_dir(run_path(run))) as checkpoints:
         assert checkpoints.steps() == [8, 12]
+
+
+def test_the_rows_before_a_checkpoint_are_there_before_it(
+    store: Store, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save, seen = Checkpoints.save, []
+
+    def look(checkpoints: Checkpoints, step: int, *arguments: Any, **options: Any) -> None:
+        text = store.buckets["bucket"]["runs/rows/metrics.csv"][0].decode()
+        seen.append((step, int(text.splitlines()[-1].split(",")[0])))
+        save(checkpoints, step, *arguments, **options)
+
+    monkeypatch.setattr(Checkpoints, "save", look)
+    config = dataclasses.replace(
+        tiny_config,
+        num_steps=8,
+        log_every_steps=2,
+        eval_every_steps=8,
+        checkpoint=CheckpointConfig(every_steps=4),
+    )
+    train(config, "gs://bucket/runs/rows", mesh=make_mesh(jax.devices()[:1]))
+    assert seen == [(4, 4), (8, 8)]
 
 
 @pytest.mark.long

@@ -268,6 +268,22 @@ def test_a_writer_whose_directory_is_another_one_notices_and_writes_nothing(
         assert not run.exists()
 
 
+@pytest.mark.parametrize("moved", [True, False])
+def test_a_training_that_begins_again_in_the_same_place_is_noticed(
+    tmp_path: Path, moved: bool
+) -> None:
+    run, noticed = tmp_path / "run", threading.Event()
+    run.mkdir()
+    with Claim(run, on_lost=noticed.set) as first:
+        run.rename(tmp_path / "away") if moved else shutil.rmtree(run)
+        run.mkdir()
+        theirs = leave_claim(run, machine=ELSEWHERE, token="theirs", process=99)  # also number 1
+        assert noticed.wait(10)
+        with pytest.raises(RunLostError, match=r"process 99 on .* has begun in run .*moved or del"):
+            first.require()
+    assert last_writer(run) == theirs
+
+
 def test_a_claim_is_renewed(tmp_path: Path) -> None:
     with claim_of(tmp_path):
         before = last_writer(tmp_path)

@@ -13,6 +13,7 @@ from saved_states import (
     flip_bit,
     make_state,
     save_steps,
+    template_of,
     truncate,
 )
 
@@ -42,6 +43,23 @@ def test_the_latest_and_the_best_are_kept(tmp_path: Path) -> None:
         checkpoints.save(6, make_state(6), metadata={}, metric=0.1)
         checkpoints.wait()
         assert checkpoints.steps() == [2, 4, 5, 6]  # 4 cannot be read, so it does not count
+
+
+def test_a_step_that_could_not_be_restored_takes_no_place_and_is_not_deleted(
+    tmp_path: Path,
+) -> None:
+    with Checkpoints(tmp_path, keep_latest=3, keep_best=1) as checkpoints:
+        for step, score in ((1, 0.8), (2, 0.5), (3, 0.9)):
+            checkpoints.save(step, make_state(step), metadata={}, metric=score)
+    flip_bit(data_file(tmp_path / "3"), 10_000)
+    with Checkpoints(tmp_path, keep_latest=1, keep_best=1) as checkpoints:
+        assert checkpoints.restore(template_of(make_state())).step == 2
+        checkpoints.save(4, make_state(4), metadata={}, metric=0.6)
+        checkpoints.wait()
+        assert checkpoints.steps() == [1, 3, 4]  # the best, the damaged one and the newest
+        checkpoints.save(3, make_state(3), metadata={}, metric=0.9)  # now it is good
+        checkpoints.wait()
+        assert checkpoints.steps() == [3, 4]
 
 
 def test_a_deletion_that_is_cut_off_leaves_no_half_of_a_step(

@@ -11,9 +11,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
+from gcsfs.retry import HttpError
 
 from jaxcls.commands.cli import main
 from jaxcls.commands.runs import summarize
@@ -151,6 +153,18 @@ def test_a_stop_before_the_training_goes_on_changes_no_state(
     directory._write_state(tmp_path, before)
     record_early_stop(tmp_path, "SIGTERM")
     assert recorded_state(tmp_path) == before
+
+
+def test_an_early_stop_does_not_need_an_answer_of_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*_: Any, **__: Any) -> str:
+        raise HttpError({"code": 503, "message": "the server is busy"})
+
+    monkeypatch.setattr(directory, "_recording", threading.Lock())
+    monkeypatch.setattr(Path, "read_text", read)
+    record_early_stop(tmp_path, "SIGTERM")
+    assert recorded_state(tmp_path) is None
 
 
 COMPILES_FOR_EVER = """

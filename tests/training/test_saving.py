@@ -1,20 +1,26 @@
 """What a training does when its checkpoints cannot be saved."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxcls.config import CheckpointConfig, Config
 from jaxcls.distributed.mesh import make_mesh
+from jaxcls.distributed.watchdog import Watchdog
 from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
-from jaxcls.runs.directory import checkpoint_dir
+from jaxcls.runs.claim import Claim
+from jaxcls.runs.directory import RunInfo, RunLostError, checkpoint_dir
 from jaxcls.runs.reporter import read_metrics
 from jaxcls.runs.step_folders import StepFolders
-from jaxcls.training.loop import train
+from jaxcls.training.loop import Outcome, train
+from jaxcls.training.meter import Meter
+from jaxcls.training.saving import Saver
 
 Train = Callable[[Config], None]
 
@@ -102,6 +108,39 @@ def test_the_last_save_is_tried_twice(
     failures.of, failures.tried = (), []
     run(saved_often, tmp_path)
     assert failures.tried == [12]
+
+
+def test_the_message_at_the_last_step_does_not_promise_more_steps(
+    saved_often: Config, tmp_path: Path, failures: Failures, caplog: pytest.LogCaptureFixture
+) -> None:
+    failures.of = {6}
+    # Nobody looks between the save of step 6 and the last one.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoints, "failed", lambda checkpoints: False)
+        run(dataclasses.replace(saved_often, num_steps=9), tmp_path)
+    assert "it failed; trying once more" in caplog.text
+    assert "the training continues" not in caplog.text
+
+
+def test_a_training_that_lost_its_run_tidies_nothing_up(
+    tiny_run: tuple[Path, Outcome], failures: Failures, tmp_path: Path
+) -> None:
+    failures.of = {3}
+    state: Any = {"x": jnp.ones(3)}
+    info = RunInfo.from_json(json.loads((tiny_run[0] / "config.json").read_text()))
+    meter = Meter(32, max_skipped=1, say=print)
+    with Claim(tmp_path, on_lost=lambda: None) as claim, Watchdog(stuck_after=0) as watchdog:
+        checkpoints = Checkpoints(checkpoint_dir(tmp_path))
+        saver = Saver(
+            checkpoints, claim, info, watchdog=watchdog, publish_metrics=lambda: None, start=0
+        )
+        saver.save(3, state)
+        theirs = dataclasses.replace(claim._writer, token="theirs", process=99)
+        (tmp_path / "writer.2.json").write_text(json.dumps(dataclasses.asdict(theirs)))
+        with pytest.raises(RunLostError):
+            saver.replace_failed(4, state, meter, top1=None, logged=True)
+    # A failed save is renamed, if the run is still this training's.
+    assert (checkpoint_dir(tmp_path) / "3").is_dir()
 
 
 def test_a_directory_that_cannot_be_written_counts_too(

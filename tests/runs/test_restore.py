@@ -1,0 +1,41 @@
+"""The network of a run at one step."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from saved_states import READS_DAMAGED
+
+from jaxcls.runs.checkpoint_record import sealed
+from jaxcls.runs.restore import read_run_info, restore_run
+from jaxcls.training.loop import Outcome
+
+pytestmark = READS_DAMAGED
+
+
+@pytest.fixture
+def run(tiny_run: tuple[Path, Outcome], tmp_path: Path) -> Path:
+    """A run whose classes have got other names between its steps 8 and 12."""
+    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    file = run / "checkpoints" / "12" / "_CHECKPOINT_METADATA"
+    content = json.loads(file.read_bytes())
+    record = content["custom_metadata"]["record"]
+    record["metadata"]["class_names"] = [f"new {number}" for number in range(10)]
+    content["custom_metadata"] = sealed(record)
+    file.write_text(json.dumps(content))
+    return run
+
+
+def test_the_config_is_that_of_the_step(run: Path) -> None:
+    assert restore_run(run).info.class_names[0] == "new 0"
+    assert restore_run(run, step=8).info == read_run_info(run, step=8)
+    assert restore_run(run, step=8).info.class_names[0] == "0"
+
+
+def test_after_a_fallback_the_config_is_that_of_the_good_step(run: Path) -> None:
+    for file in (run / "checkpoints" / "12").rglob("d/*"):  # the values, but not the record
+        file.write_bytes(b"")
+    restored = restore_run(run)
+    assert restored.step == 8
+    assert restored.info.class_names[0] == "0"

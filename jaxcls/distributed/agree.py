@@ -64,6 +64,11 @@ def first_problem(problem: str | None) -> str | None:
     return next((text for text in exchange(problem or "") if text), None)
 
 
+def any_process(condition: bool) -> bool:
+    """Whether a condition holds in any process; returns the same in all processes."""
+    return first_problem("it holds" if condition else None) is not None
+
+
 def announce(event: str) -> None:
     """Tells all processes of an event (see `announced`); can be called in any thread."""
     if (service := client()) is not None:

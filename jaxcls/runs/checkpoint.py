@@ -28,7 +28,14 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxcls.distributed.agree import announce, announced, client, first_problem, is_main_process
+from jaxcls.distributed.agree import (
+    announce,
+    announced,
+    any_process,
+    client,
+    first_problem,
+    is_main_process,
+)
 from jaxcls.runs.checkpoint_record import make_record, sealed
 from jaxcls.runs.directory import RunLostError
 from jaxcls.runs.fingerprint import (
@@ -167,7 +174,7 @@ class Checkpoints:
         _raise_together(self._by_main_process(self._folders.prepare))
         exists: list[bool] = []
         _raise_together(self._try(lambda: exists.append(self._folders.path(step).exists())))
-        if first_problem("it exists" if exists[0] else None):
+        if any_process(exists[0]):
             problem = first_problem(self._read_back(step, record))
             if problem is None:
                 logger.info("checkpoint %s exists already", self._folders.path(step))
@@ -213,13 +220,13 @@ class Checkpoints:
         if first_problem(problem):  # all processes wait here for the main process
             logger.warning("%s", problem)
 
-    def delete_leftovers(self, restored: int) -> None:
+    def delete_unfinished(self, restored: int) -> None:
         """Deletes what a killed training left of other steps; only a training calls it.
 
         Args:
           restored: the step that was restored, so it is good.
         """
-        if problem := self._by_main_process(lambda: self._folders.delete_leftovers(restored)):
+        if problem := self._by_main_process(lambda: self._folders.delete_unfinished(restored)):
             logger.warning("%s", problem)
 
     def failed(self) -> bool:
@@ -227,7 +234,7 @@ class Checkpoints:
         if self._pending is None:
             return False
         problem = self._pending.problem
-        return first_problem(problem.result() if problem.done() else None) is not None
+        return any_process(problem.done() and problem.result() is not None)
 
     def wait(self) -> int | None:
         """Waits until the last save is on disk and verified, and old steps are deleted.
@@ -447,7 +454,7 @@ class Checkpoints:
                     f"unmounted; bring the run's directory back to this path"
                 )
         return (
-            f"checkpoint {self._folders.path(step)} is damaged: {problem}; it was renamed to "
+            f"checkpoint {self._folders.path(step)} is damaged: {problem}; it is set aside as "
             f"{step}.damaged; older ones are kept; check the disk"
         )
 

@@ -14,7 +14,7 @@ from jaxcls.system.file_names import printable
 from jaxcls.system.paths import RunPath
 from jaxcls.system.whole_files import write_whole
 
-RECORD = "data_sha256.txt"
+DIGESTS_FILE = "data_sha256.txt"
 
 _HEADER = b"# SHA-256 of the lines below: "
 _ESCAPES = {"\\": "\\\\", "\n": "\\n", "\r": "\\r"}
@@ -30,7 +30,7 @@ def record_digests(run: RunPath, digests: Mapping[str, str]) -> None:
     """
     lines = _lines(digests)
     with writing(run):
-        write_whole(run / RECORD, _HEADER + _hex(lines) + b"\n" + lines)
+        write_whole(run / DIGESTS_FILE, _HEADER + _hex(lines) + b"\n" + lines)
 
 
 def recorded_digests(run: RunPath) -> dict[str, str] | None:
@@ -40,7 +40,7 @@ def recorded_digests(run: RunPath) -> dict[str, str] | None:
       RunError: it is damaged, or cannot be read.
     """
     try:
-        text = (run / RECORD).read_bytes()
+        text = (run / DIGESTS_FILE).read_bytes()
     except FileNotFoundError:
         return None
     except Exception as error:  # errors of a bucket have many types
@@ -48,8 +48,8 @@ def recorded_digests(run: RunPath) -> dict[str, str] | None:
     header, _, lines = text.partition(b"\n")
     if header != _HEADER + _hex(lines):
         raise RunError(
-            f"{run / RECORD} is damaged, so nobody knows whether the data have changed since the "
-            f"run recorded them; delete it to continue with the data as they are now"
+            f"{run / DIGESTS_FILE} is damaged, so nobody knows whether the data have changed since "
+            f"the run recorded them; delete it to continue with the data as they are now"
         )
     return dict(map(_parse, os.fsdecode(lines).split("\n")[:-1]))
 

@@ -49,7 +49,7 @@ PACKAGES = (  # whose versions are recorded
     "tensorflow-datasets",
     "grain",
 )
-RECORD = "config.json"
+CONFIG_FILE = "config.json"
 
 
 class RunError(UserError):
@@ -96,7 +96,7 @@ class RunInfo:
         }
 
     @classmethod
-    def from_json(cls, values: Any, *, where: object = RECORD) -> "RunInfo":
+    def from_json(cls, values: Any, *, where: object = CONFIG_FILE) -> "RunInfo":
         """Reads what `to_json` returned.
 
         Args:
@@ -160,7 +160,7 @@ def require_run(run: RunPath) -> RunPath:
         if not checkpoint_dir(run).is_dir():
             how = command("train", "CONFIG", "--workdir", path_word(str(run)))
             what = f"run {shown(run)!r} has no checkpoint"
-            if not (run / RECORD).is_file():
+            if not (run / CONFIG_FILE).is_file():
                 what = f"folder {shown(run)!r} is not a run, so it has no checkpoint"
             raise RunError(f"{what}; train one there with: {how}")
         next(iter(checkpoint_dir(run).iterdir()), None)
@@ -287,7 +287,7 @@ def record_run(run: RunPath, info: RunInfo) -> None:
       RunError: the directory cannot be written.
     """
     with writing(run):
-        write_json(run / RECORD, info.to_json())
+        write_json(run / CONFIG_FILE, info.to_json())
 
 
 def record_state(run: RunPath, state: RunState) -> None:
@@ -395,7 +395,7 @@ def recorded_info(run: RunPath) -> RunInfo | None:
     """
     if is_url(run):
         _require_readable(run)
-    record = run / RECORD
+    record = run / CONFIG_FILE
     try:
         if not record.exists():
             return None
@@ -412,7 +412,7 @@ def recorded_info(run: RunPath) -> RunInfo | None:
 def recorded_run(record: RunPath) -> RunPath | None:
     """The run whose record a file is; None if it is a copy, or was exported."""
     run = record.parent
-    return run if record.name == RECORD and checkpoint_dir(run).is_dir() else None
+    return run if record.name == CONFIG_FILE and checkpoint_dir(run).is_dir() else None
 
 
 def config_of_record(record: RunPath) -> Config:

@@ -76,7 +76,8 @@ class Reporter:
           num_steps: the length of the whole training.
           steps_per_epoch: the length of an epoch.
           start_step: the step that the training begins after.
-          start_evaluated: whether the evaluation after that step is saved; else it comes again.
+          start_evaluated: whether the evaluation after that step is saved; if not, its rows
+            are removed, because it is repeated.
           stream: where to print (None: stderr).
 
         Raises:
@@ -155,7 +156,7 @@ class Reporter:
         self._write(step, named, prefix="eval/")
         where = f"epoch {step / self._steps_per_epoch:6.1f}  step {step}/{self._num_steps}"
         self.say(
-            f"{where}  {_describe(self._last)}  test loss {metrics['loss']:.4f} "
+            f"{where}  {_describe(self._last)}  eval loss {metrics['loss']:.4f} "
             f"top1 {metrics['top1']:.2%}  eta {self._eta(step)}"
         )
         self.publish()
@@ -244,7 +245,7 @@ class QuietReporter:
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes an evaluation to the log."""
-        self.say(f"step {step}  test loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}")
+        self.say(f"step {step}  eval loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}")
 
     def show(self, step: int, name: str, images: np.ndarray) -> None:
         """Does nothing, because process 0 shows the images."""

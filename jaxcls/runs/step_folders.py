@@ -1,7 +1,7 @@
 """The folders of the steps of a run: which are complete, what their records say, which to delete.
 
-This knows names and records, but no arrays. What it changes, only the main process of a training
-changes.
+This knows names and records, but no arrays. Only the main process of a training calls the methods
+that change files.
 """
 
 import json
@@ -59,7 +59,7 @@ class StepFolders:
         return sorted(int(name) for name in self._names() if re.fullmatch(r"0|[1-9]\d*", name))
 
     def complete(self) -> list[int]:
-        """The steps that are complete, ascending."""
+        """The steps with a commit marker, ascending; their arrays may still be damaged."""
         marker = COMMIT_FILE if is_url(self.directory) else RECORD_FILE
         return [step for step in self.all() if (self.path(step) / marker).is_file()]
 
@@ -167,7 +167,7 @@ class StepFolders:
                 self.set_aside(int(step), "damaged")
                 (self.directory / name).rename(self.path(int(step)))
 
-    def delete_leftovers(self, restored: int) -> None:
+    def delete_unfinished(self, restored: int) -> None:
         """Deletes what a killed training left of other steps, when step `restored` is good."""
         if is_url(self.directory):
             return
@@ -192,8 +192,8 @@ class StepFolders:
         index = json.dumps({"steps": sorted(keep)})
         written = self._write_index(index)
         # What a killed process leaves of a step that it deletes or, in a bucket, writes.
-        rests = set(self.all()) - {*complete, *known, verified}
-        for step in sorted((set(metrics) - keep) | rests):
+        unfinished = set(self.all()) - {*complete, *known, verified}
+        for step in sorted((set(metrics) - keep) | unfinished):
             self._delete(step)
         self._sweep(TEMPORARY, _ASIDE)
         if not written:  # the disk was full, and may have room now

@@ -68,13 +68,13 @@ def mistake_behind(error: BaseException) -> UserError | None:
     """
     if isinstance(error, UserError):
         return error
+    if isinstance(error, OSError) and (mistake := _mistake_of_path(error)) is not None:
+        return mistake
     if _raised_below("gcsfs", error):  # whose errors have many types
         return UserError(
-            f"a bucket does not answer ({one_line(error)}); check the network, your credentials "
-            f"and your rights there"
+            f"a request to a bucket failed ({one_line(error)}); check the bucket's name, the "
+            f"network, your credentials and your rights there"
         )
-    if isinstance(error, OSError):
-        return _mistake_of_path(error)
     text = str(error).partition("\n")[0]
     if isinstance(error, ValueError) and text.startswith("embedded null"):  # from Python, of a path
         return UserError("a path contains a NUL character, which no name of a file can contain")

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whatever interrupts the writing."""
+"""Files and folders that appear whole or not at all, whatever ends the process that writes them."""
 
 import contextlib
 import os
@@ -45,8 +45,10 @@ def write_whole(path: RunPath, content: str | bytes) -> None:
     if is_url(path):
         path.write_bytes(data)  # an object becomes visible only after the whole upload
         return
-    with replacing(path) as temporary:
-        temporary.write_bytes(data)
+    with replacing(Path(path)) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # otherwise a power failure could leave an empty file
 
 
 def create_whole(path: RunPath, text: str) -> bool:
@@ -99,7 +101,7 @@ def try_writing(path: RunPath) -> None:
     trial.unlink()
 
 
-def delete_leftovers(folder: RunPath) -> None:
+def delete_temporary_files(folder: RunPath) -> None:
     """Deletes the temporary files of processes that were killed. No process may be writing there.
 
     Temporary folders, and what cannot be deleted, stay. A bucket has no temporary files.

@@ -42,7 +42,7 @@ from jaxcls.system.early_signals import EXIT_STOPPED, work_is_done
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.system.paths import RunPath, run_path
 from jaxcls.system.permissions import restrict_umask
-from jaxcls.system.whole_files import delete_leftovers
+from jaxcls.system.whole_files import delete_temporary_files
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.compiled_steps import CompiledSteps
 from jaxcls.training.evaluation import make_evaluator
@@ -90,6 +90,10 @@ def train(
     On the same devices a resumed run equals an uninterrupted one, bit for bit on CPU: the order of
     the data and every draw follow from the seed and the step alone.
 
+    Before the first step a signal ends the whole process with status 75, and in a job of several
+    processes the watchdog may end it with status 1. From now on the process makes no file that
+    every user can write (its umask).
+
     Args:
       config: the experiment.
       workdir: the run's directory, or gs://BUCKET/FOLDER; made if it does not exist.
@@ -124,7 +128,7 @@ def train(
         #    content of the data, which may take long.
         claim = stack.enter_context(Claim(run, on_lost=_stop_this_process))
         stop.before_leaving = lambda: _leave_run(run, claim, stop)
-        by_main_process(lambda: _delete_leftovers(run))
+        by_main_process(lambda: _delete_temporary_files(run))
         require_same(experiment.facts())
         require_shared(run)
         data = verify_data(experiment, run, allow_changes=allow_changes, watchdog=watchdog)
@@ -144,6 +148,7 @@ def train(
             reporter = stack.enter_context(
                 _open_reporter(run, training, beginning, log_all_processes=log_all_processes)
             )
+        # First on the way out: if a signal is ending the process, errors of others do not matter.
         stack.push(stop.finish_leaving)
         notes = (claim.message, data.message, beginning.message)
         changes = [*changes, *data.changes]
@@ -423,9 +428,9 @@ def _leave_run(run: RunPath, claim: Claim, stop: StopSignals) -> None:
     claim.release()
 
 
-def _delete_leftovers(run: RunPath) -> None:
+def _delete_temporary_files(run: RunPath) -> None:
     for folder in (run, checkpoint_dir(run)):
-        delete_leftovers(folder)
+        delete_temporary_files(folder)
 
 
 def _check_profile(run: RunPath, steps: int) -> None:

@@ -35,9 +35,9 @@ def restore_or_initialize(
 
     A resumed run no longer needs the weights that it started from.
     """
-    # Compile in the background while the checkpoint or the weights are read.
-    checkpoints.put_back_replaced()
+    checkpoints.put_back_replaced()  # otherwise that step would not be found
     saved = checkpoints.steps()
+    # Compile in the background while the checkpoint or the weights are read.
     if training.plan.num_steps not in saved:
         steps.start_compiling(max(saved, default=0))
     if checkpoints.any_saved():
@@ -47,7 +47,7 @@ def restore_or_initialize(
         beginning = Beginning(
             state=restored.state, step=restored.step, evaluated=restored.metric is not None
         )
-        checkpoints.delete_leftovers(restored.step)  # the restore has named what is half-written
+        checkpoints.delete_unfinished(restored.step)  # the restore has named what is half-written
     else:
         with shared_errors():
             values, message = make_initial_values(training.config, training.model, source)

@@ -9,7 +9,7 @@ from jaxcls.data.content import Content, read_content
 from jaxcls.distributed.agree import is_main_process, require_same, shared_errors
 from jaxcls.distributed.watchdog import STARTING, VERIFYING, Watchdog
 from jaxcls.runs.data_digests import (
-    RECORD,
+    DIGESTS_FILE,
     describe_changes,
     digest_of_all,
     record_digests,
@@ -85,14 +85,14 @@ def verify_data(
     )
     if recorded is not None:
         found = (
-            f"their content has changed; {RECORD} has the new digests from now on"
+            f"their content has changed; {DIGESTS_FILE} has the new digests from now on"
             if changes
-            else f"their content is that of {RECORD}"
+            else f"their content is that of {DIGESTS_FILE}"
         )
     elif experiment.recorded is not None:
-        found = f"the run had no digests to compare; they are in {RECORD} from now on"
+        found = f"the run had no digests to compare; they are in {DIGESTS_FILE} from now on"
     else:
-        found = f"their digests are recorded in {RECORD}"
+        found = f"their digests are recorded in {DIGESTS_FILE}"
     return VerifiedData(
         message=f"data.verify: read {content}; {found}",
         changes=tuple(changes),

@@ -223,7 +223,7 @@ def test_a_bucket_that_answers_no_more_is_said(
             checkpoints.save(answered, state, metadata={})
     with pytest.raises(type(error)) as raised:
         run_path("gs://bucket/silent").exists()
-    assert f"a bucket does not answer ({error}" in str(mistake_behind(raised.value))
+    assert f"a request to a bucket failed ({error}" in str(mistake_behind(raised.value))
 
 
 @pytest.mark.usefixtures("store")

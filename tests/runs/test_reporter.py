@@ -44,10 +44,10 @@ def test_an_evaluation_prints_where_training_is(tmp_path: Path) -> None:
         reporter.log(20, TRAIN)
         reporter.evaluated(20, EVAL)
     first, second = stream.getvalue().splitlines()
-    assert first == "epoch    0.2  step 2/100    test loss 0.5000 top1 87.50%  eta ?"
+    assert first == "epoch    0.2  step 2/100    eval loss 0.5000 top1 87.50%  eta ?"
     assert second == (
         "epoch    2.5  step 20/100  loss 1.2500 top1 50.00%  1234 img/s  "
-        "test loss 0.5000 top1 87.50%  eta 0:40"
+        "eval loss 0.5000 top1 87.50%  eta 0:40"
     )
 
 

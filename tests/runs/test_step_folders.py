@@ -118,7 +118,7 @@ def test_nothing_older_goes_before_the_newer_is_verified(
     with Checkpoints(tmp_path, keep_latest=1) as checkpoints:
         monkeypatch.setattr(Checkpoints, "_read_back", damage_first)
         checkpoints.save(2, make_state(2), metadata={})
-        with pytest.raises(CheckpointError, match=r"2 is damaged: .*renamed to 2\.dam"):
+        with pytest.raises(CheckpointError, match=r"2 is damaged: .*set aside as 2\.dam"):
             checkpoints.save(3, make_state(3), metadata={})
         monkeypatch.undo()
         assert checkpoints.steps() == [1]
@@ -162,7 +162,7 @@ def test_a_start_sweeps_what_a_killed_training_left(tmp_path: Path) -> None:
     for name in (*left, "1.replaced", "2.damaged", "mine.pruned"):
         (tmp_path / name / "folder").mkdir(parents=True)
     with Checkpoints(tmp_path) as checkpoints:
-        checkpoints.delete_leftovers(checkpoints.restore(make_state()).step)
+        checkpoints.delete_unfinished(checkpoints.restore(make_state()).step)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
 
 

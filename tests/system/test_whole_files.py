@@ -8,7 +8,7 @@ import pytest
 
 from jaxcls.system.whole_files import (
     create_whole,
-    delete_leftovers,
+    delete_temporary_files,
     replacing,
     try_writing,
     write_whole,
@@ -83,6 +83,6 @@ with replacing(Path({str(tmp_path / "verified.json")!r})) as temporary:
     for name in kept:
         (tmp_path / name).write_text("")
     assert len(names(tmp_path)) == len(kept) + 1
-    delete_leftovers(tmp_path)
+    delete_temporary_files(tmp_path)
     assert names(tmp_path) == sorted(kept)
-    delete_leftovers(tmp_path / "missing")
+    delete_temporary_files(tmp_path / "missing")

@@ -192,7 +192,7 @@ def test_an_evaluation_is_cut_short(start: Start, tmp_path: Path) -> None:
     job[0].send_signal(signal.SIGTERM)
     assert statuses(job) == [75, 75]
     assert stopped_step(tmp_path) == 4
-    assert "test loss" not in (tmp_path / "0").read_text()
+    assert "eval loss" not in (tmp_path / "0").read_text()
 
 
 @pytest.mark.long

@@ -137,7 +137,7 @@ def run_metrics() -> Reader:
 def data_digests() -> Reader:
     """data_sha256.txt of a run, with a digest that fits what is damaged."""
     from jaxcls.runs.data_digests import (
-        RECORD,
+        DIGESTS_FILE,
         describe_changes,
         digest_of_all,
         record_digests,
@@ -159,8 +159,8 @@ def data_digests() -> Reader:
 
     with tempfile.TemporaryDirectory() as folder:
         record_digests(Path(folder), digests)
-        sample = {RECORD: Path(folder, RECORD).read_bytes()}
-    return Reader(samples=[sample], damage={RECORD: mostly(damage)}, read=read)
+        sample = {DIGESTS_FILE: Path(folder, DIGESTS_FILE).read_bytes()}
+    return Reader(samples=[sample], damage={DIGESTS_FILE: mostly(damage)}, read=read)
 
 
 def checkpoint_index() -> Reader:

@@ -1,6 +1,7 @@
-"""Damage that faults of several themes do to files."""
+"""Damage to files."""
 
 import random
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 
@@ -11,7 +12,33 @@ def flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def make_folder(path: Path) -> None:
-    """Puts an empty folder in the place of a file, if there is one."""
-    path.unlink(missing_ok=True)
+def _cut(path: Path, rng: random.Random) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[: rng.randrange(len(data))])
+
+
+def _write_noise(path: Path, rng: random.Random) -> None:
+    """Replaces up to 1,000 bytes by random ones."""
+    data = bytearray(path.read_bytes())
+    start = rng.randrange(len(data))
+    data[start : start + 1000] = rng.randbytes(len(data[start : start + 1000]))
+    path.write_bytes(data)
+
+
+def _replace_by_folder(path: Path, rng: random.Random) -> None:
+    del rng
+    path.unlink()
     path.mkdir()
+
+
+type Damage = Callable[[Path, random.Random], object]
+
+# What each does to a file, which is not empty.
+DAMAGES: Mapping[str, Damage] = {
+    "cut": _cut,
+    "emptied": lambda path, rng: path.write_bytes(b""),
+    "missing": lambda path, rng: path.unlink(),
+    "flipped": lambda path, rng: path.write_bytes(flipped(path.read_bytes(), rng)),
+    "noise": _write_noise,
+    "a folder": _replace_by_folder,
+}

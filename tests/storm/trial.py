@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from ends import require_close_end, require_same_end
+from ends import STEPS, require_close_end, require_same_end
 from expect import TrialFailed, require
 from ports import free_address
 from process import Disturbance, Process
@@ -257,6 +257,12 @@ class Trial:
         text = self.finish(*options)
         self.require_equal_to_twin(stopped=stopped)
         return text
+
+    def wait_for_a_save(self, process: Process) -> None:
+        """Waits until a random save begins, which is not the last, or the process has ended."""
+        step = self.rng.choice(range(4, STEPS, 4))
+        begun = self.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
+        process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
 
     # States
 

@@ -1,12 +1,13 @@
 """Data sets and configs that are damaged, or have changed since a run began."""
 
 import json
+import random
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-from damage import flipped, make_folder
+from damage import DAMAGES, Damage
 from expect import require
 from process import STATUS_MISTAKE, STATUS_STOPPED
 from trial import FIRST_STEP, Trial
@@ -36,7 +37,7 @@ def shard_damaged(trial: Trial) -> None:
     folder = _digits(trial)
     shard, kind = _shard(folder), list(_DAMAGES)[trial.number // 2 % len(_DAMAGES)]
     good = shard.read_bytes()
-    _DAMAGES[kind](shard, trial)
+    _DAMAGES[kind](shard, trial.rng)
     process = trial.start_one(*_options(trial))
     if process.wait() == 0:
         trial.require_equal_to_twin()
@@ -55,7 +56,7 @@ def shard_damaged_while_it_trains(trial: Trial) -> None:
     process = trial.start_one(*_options(trial))
     process.wait_for(FIRST_STEP)
     kind = ("cut", "emptied", "noise")[trial.number % 3]
-    _DAMAGES[kind](shard, trial)
+    _DAMAGES[kind](shard, trial.rng)
     status = process.wait()
     require(status in (0, STATUS_MISTAKE), f"{kind}: status {status}")
     shard.write_bytes(good)
@@ -127,29 +128,12 @@ def _name_classes(folder: Path, names: list[str]) -> None:
     features.write_text(json.dumps(content))
 
 
-def _write_noise(path: Path, trial: Trial) -> None:
-    data = bytearray(path.read_bytes())
-    start = trial.rng.randrange(len(data))
-    data[start : start + 1000] = trial.rng.randbytes(len(data[start : start + 1000]))
-    path.write_bytes(data)
-
-
-def _exchange(path: Path, trial: Trial) -> None:
-    del trial
+def _exchange(path: Path, rng: random.Random) -> None:
+    del rng
     shutil.copyfile(path.with_name(path.name.replace("-train.", "-test.")), path)
 
 
-_DAMAGES: dict[str, Callable[[Path, Trial], object]] = {
-    "cut": lambda path, trial: path.write_bytes(
-        path.read_bytes()[: trial.rng.randrange(path.stat().st_size)]
-    ),
-    "emptied": lambda path, trial: path.write_bytes(b""),
-    "missing": lambda path, trial: path.unlink(),
-    "flipped": lambda path, trial: path.write_bytes(flipped(path.read_bytes(), trial.rng)),
-    "noise": _write_noise,
-    "another file": _exchange,
-    "a folder": lambda path, trial: make_folder(path),
-}
+_DAMAGES: Mapping[str, Damage] = {**DAMAGES, "another file": _exchange}
 
 
 FAULTS = {

@@ -131,11 +131,9 @@ def _end_with_a_reason(trial: Trial, process: Process, *, detail: str = "") -> N
     status = process.wait(within=_SECONDS)
     require(status in (0, STATUS_MISTAKE), f"{detail}: status {status}")
     if status:
-        last = process.text().strip().splitlines()[-1]
-        require(last.startswith("jaxcls: "), f"{detail}: the last line is {last!r}")
-        require(
-            str(trial.run_dir) in last, f"{detail}: the last line does not name the run: {last!r}"
-        )
+        message = process.message()
+        require(message, f"{detail}: no message")
+        require(str(trial.run_dir) in message, f"{detail}: the run is not named: {message!r}")
 
 
 def _end_without_its_run(trial: Trial, process: Process) -> None:

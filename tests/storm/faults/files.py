@@ -3,9 +3,10 @@
 import itertools
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from damage import flipped, make_folder
+from damage import DAMAGES, Damage
 from ends import require_tidy
 from expect import require
 from process import STATUS_MISTAKE
@@ -19,31 +20,25 @@ _RUN_FILES = ("config.json", "metrics.csv", "log.txt", "state.json", "checkpoint
 
 def bit_flip(trial: Trial) -> None:
     """One bit of any file of the newest checkpoint."""
-    path = _a_file_of_the_newest(trial)
-    data = bytearray(path.read_bytes())
-    where = trial.rng.randrange(8 * len(data))
-    data[where // 8] ^= 1 << where % 8
-    path.write_bytes(data)
+    DAMAGES["flipped"](_a_file_of_the_newest(trial), trial.rng)
     trial.finish_as_twin()
 
 
 def file_cut(trial: Trial) -> None:
     """Any file of the newest checkpoint is cut somewhere."""
-    path = _a_file_of_the_newest(trial)
-    data = path.read_bytes()
-    path.write_bytes(data[: trial.rng.randrange(len(data))])
+    DAMAGES["cut"](_a_file_of_the_newest(trial), trial.rng)
     trial.finish_as_twin()
 
 
 def file_emptied(trial: Trial) -> None:
     """Any file of the newest checkpoint is empty."""
-    _a_file_of_the_newest(trial).write_bytes(b"")
+    DAMAGES["emptied"](_a_file_of_the_newest(trial), trial.rng)
     trial.finish_as_twin()
 
 
 def file_missing(trial: Trial) -> None:
     """Any file of the newest checkpoint is missing."""
-    _a_file_of_the_newest(trial).unlink()
+    DAMAGES["missing"](_a_file_of_the_newest(trial), trial.rng)
     trial.finish_as_twin()
 
 
@@ -52,14 +47,13 @@ def file_replaced(trial: Trial) -> None:
     path = _a_file_of_the_newest(trial)
     before = trial.run_dir / "checkpoints" / str(_NEWEST - 4)
     others = [other for other in before.rglob("*") if other.is_file()]
-    kind = trial.rng.choice(("other", "zeros", "folder"))
+    kind = trial.rng.choice(("other", "zeros", "a folder"))
     if kind == "other":
         shutil.copyfile(trial.rng.choice(others), path)
     elif kind == "zeros":
         path.write_bytes(bytes(path.stat().st_size))
     else:
-        path.unlink()
-        path.mkdir()
+        DAMAGES[kind](path, trial.rng)
     trial.finish_as_twin()
 
 
@@ -90,39 +84,27 @@ def run_file_damaged(trial: Trial) -> None:
     every = list(itertools.product(_RUN_FILES, _DAMAGES))
     name, kind = every[trial.number % len(every)]
     path = trial.run_dir / name
-    _DAMAGES[kind](path, trial)
+    if not path.exists():
+        path.write_text('{"state": "running"}')
+    _DAMAGES[kind](path, trial.rng)
     process = trial.start_one()
     status = process.wait()
     detail = f"{path.name} {kind}: status {status}"
     require(status in (0, STATUS_MISTAKE), detail)
     if status:
-        last = process.text().strip().splitlines()[-1]
-        require(path.name in last and str(trial.run_dir) in last, f"{detail}: {last!r}")
+        message = process.message()
+        require(path.name in message and str(trial.run_dir) in message, f"{detail}: {message!r}")
     elif path.name == "metrics.csv":  # its rows are lost with it
         require_tidy(trial.run_dir)
     else:
         trial.require_equal_to_twin()
 
 
-def _cut(path: Path, trial: Trial) -> None:
-    data = path.read_bytes() if path.exists() else b'{"state": "running"}'
-    path.write_bytes(data[: trial.rng.randrange(len(data))])
-
-
-def _flip(path: Path, trial: Trial) -> None:
-    data = path.read_bytes() if path.exists() else b'{"state": "running"}'
-    path.write_bytes(flipped(data, trial.rng))
-
-
-_DAMAGES = {
-    "cut": _cut,
-    "flipped": _flip,
-    "a folder": lambda path, trial: make_folder(path),
-    "emptied": lambda path, trial: path.write_bytes(b""),
-    "noise": lambda path, trial: path.write_bytes(trial.rng.randbytes(500)),
-    "deep": lambda path, trial: path.write_text("[" * 100_000),
-    "another type": lambda path, trial: path.write_text(
-        json.dumps(trial.rng.choice(([], 1, None, {"steps": "a"}, {"config": 3})))
+_DAMAGES: Mapping[str, Damage] = {
+    **DAMAGES,
+    "deep": lambda path, rng: path.write_text("[" * 100_000),
+    "another type": lambda path, rng: path.write_text(
+        json.dumps(rng.choice(([], 1, None, {"steps": "a"}, {"config": 3})))
     ),
 }
 

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from damage import flipped, make_folder
+from damage import DAMAGES, flipped
 from expect import require
 from PIL import Image
 from process import STATUS_MISTAKE, STATUS_STOPPED, Process
@@ -41,20 +41,8 @@ def bad_image(trial: Trial) -> None:
     """An image of the data set is damaged: named and skipped, or refused with its name."""
     folder = _photos(trial)
     victim = trial.rng.choice(sorted(folder.glob("*/*.png")))
-    data = victim.read_bytes()
-    kind = trial.rng.choice(("cut", "empty", "noise", "folder", "flip", "missing"))
-    if kind == "cut":
-        victim.write_bytes(data[: len(data) // 2])
-    elif kind == "empty":
-        victim.write_bytes(b"")
-    elif kind == "noise":
-        victim.write_bytes(trial.rng.randbytes(300))
-    elif kind == "folder":
-        make_folder(victim)
-    elif kind == "flip":
-        victim.write_bytes(flipped(data, trial.rng))
-    elif kind == "missing":
-        victim.unlink()
+    kind = trial.rng.choice(list(DAMAGES))
+    DAMAGES[kind](victim, trial.rng)
     process = trial.start_one(*_photo_options(folder))
     status = process.wait()
     require(status in (0, STATUS_MISTAKE), f"{kind}: status {status}")

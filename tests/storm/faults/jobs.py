@@ -39,9 +39,7 @@ def peer_killed_in_a_save(trial: Trial) -> None:
     """One process is killed while both save."""
     processes = trial.start(*_STUCK)
     lost = trial.rng.randrange(2)
-    step = trial.rng.choice((4, 8, 12, 16))
-    begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
-    processes[0].wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
+    trial.wait_for_a_save(processes[0])
     time.sleep(trial.rng.uniform(0, 0.2))
     processes[lost].kill()
     _require_named(processes, lost)

@@ -31,9 +31,7 @@ def kill_at_a_run_file(trial: Trial) -> None:
 def kill_in_a_save(trial: Trial) -> None:
     """Kills the process a little after a save has begun; needs no compiler."""
     process = trial.start_one()
-    step = trial.rng.choice((4, 8, 12, 16, 20))
-    begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
-    process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
+    trial.wait_for_a_save(process)
     _pause(trial, 0.2)
     process.kill()
     trial.finish_as_twin()

@@ -72,9 +72,7 @@ def signal_and_kill(trial: Trial) -> None:
 def interrupted_in_a_save(trial: Trial) -> None:
     """Ctrl-C while a checkpoint is written; one, or several of an impatient user."""
     process = trial.start_one()
-    step = trial.rng.choice((4, 8, 12, 16, 20))
-    begun = trial.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
-    process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
+    trial.wait_for_a_save(process)
     for _ in range(trial.number % 3 + 1):
         process.send(signal.SIGINT)
         time.sleep(trial.rng.uniform(0, 0.1))

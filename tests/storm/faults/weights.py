@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import safetensors.numpy
+from damage import DAMAGES
 from expect import require
 from trial import Trial
 
@@ -35,7 +36,9 @@ def weights_damaged(trial: Trial) -> None:
     """A file of each format that is cut, emptied, or partly overwritten."""
     suffix = list(_GOOD)[trial.number % len(_GOOD)]
     path = trial.folder / f"weights{suffix}"
-    path.write_bytes(_damaged(_GOOD[suffix](), trial))
+    path.write_bytes(_GOOD[suffix]())
+    kinds = ("cut", "emptied", "noise")
+    DAMAGES[kinds[trial.number // len(_GOOD) % len(kinds)]](path, trial.rng)
     _require_refusal(trial, path)
 
 
@@ -44,16 +47,6 @@ def _require_refusal(trial: Trial, path: Path) -> None:
     process = trial.start_one("--model.weights", str(path))
     process.require_refusal(path.name, within=_SECONDS)
     require(not (trial.run_dir / "checkpoints").exists(), "it trained")
-
-
-def _damaged(data: bytes, trial: Trial) -> bytes:
-    kind = trial.number // len(_GOOD) % 3
-    if kind == 0:
-        return data[: trial.rng.randrange(len(data))]
-    if kind == 1:
-        return trial.rng.randbytes(20) + data[20:]
-    start = trial.rng.randrange(len(data) // 2)
-    return data[:start] + trial.rng.randbytes(200) + data[start + 200 :]
 
 
 # Good files of each format; the network of the storm does not take their tensors anyway.

@@ -16,6 +16,9 @@ from jaxcls.data.batches import HostBatch, train_batches
 from jaxcls.data.source import Source
 from jaxcls.distributed.mesh import split_by_example
 from jaxcls.system.errors import DataError
+from jaxcls.system.output import warn_once
+
+CLOSE_SECONDS = 5.0  # how long closing waits for the batch that is being made, which may hang
 
 BATCH_FIELDS = ("images", "sizes", "labels")  # what a training step takes
 
@@ -91,6 +94,7 @@ def process_rows(sharding: jax.sharding.Sharding, batch_size: int) -> np.ndarray
 
 
 _WAIT_SECONDS = 0.5
+_CLOSE_CHECK_SECONDS = 0.05
 
 
 class DeviceBatches(Iterator[dict[str, jax.Array]]):
@@ -136,7 +140,10 @@ class DeviceBatches(Iterator[dict[str, jax.Array]]):
         self._stop.set()
 
     def close(self) -> None:
-        """Ends the thread after its current batch, and closes the host batches."""
+        """Ends the thread after its current batch, and closes the host batches.
+
+        A thread that hangs is left behind after `CLOSE_SECONDS`; it ends when its batch comes.
+        """
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -181,27 +188,41 @@ def _feed(
     ready: queue.Queue,
     stop: threading.Event,
 ) -> None:
-    """Runs in the thread of `to_device`: puts (batch, None), at the end (None, error or None)."""
-    error = None
+    """Runs in the thread of `to_device`: puts (batch, None), at the end (None, error or None).
+
+    After `stop` nobody reads, so nothing more is put.
+    """
+    errors: list[Exception] = []  # the consumer raises the first one
     try:
         for batch in batches:
             if stop.is_set():
                 break
             ready.put((globalize(batch, sharding), None))
-    except Exception as raised:  # the consumer raises it
-        error = raised
-    finally:
+    except Exception as error:
+        errors.append(error)
+    try:
         if close := getattr(batches, "close", None):
             close()
-        ready.put((None, error))
+    except Exception as error:
+        errors.append(error)
+    if not stop.is_set():
+        ready.put((None, errors[0] if errors else None))
 
 
 def _stop(ready: queue.Queue, stop: threading.Event, thread: threading.Thread) -> None:
     stop.set()
-    while thread.is_alive():
+    # Counted, because a clock goes on while the process is suspended.
+    for _ in range(round(CLOSE_SECONDS / _CLOSE_CHECK_SECONDS)):
         with contextlib.suppress(queue.Empty):  # frees a `put` that waits for room
-            ready.get(timeout=0.05)
-    thread.join()
+            while True:
+                ready.get_nowait()
+        thread.join(_CLOSE_CHECK_SECONDS)
+        if not thread.is_alive():
+            return
+    warn_once(
+        f"the data hang: a batch that is no longer needed is still being made after "
+        f"{CLOSE_SECONDS:g} s; going on without waiting for it"
+    )
 
 
 def globalize(

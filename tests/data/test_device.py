@@ -14,9 +14,11 @@ from jax.sharding import PartitionSpec as P
 from ports import free_address
 
 from jaxcls.config import DataConfig
+from jaxcls.data import device
 from jaxcls.data.batches import eval_batches, train_batches
 from jaxcls.data.device import process_rows, require_patience, to_device
 from jaxcls.system.errors import DataError
+from jaxcls.system.output import warn_once
 
 
 def config():
@@ -176,6 +178,58 @@ def test_closing_closes_the_batches_behind():
     assert closed == [True]
     with pytest.raises(StopIteration):
         next(arrays)
+
+
+@pytest.mark.parametrize("place", ["at the first batch", "while full", "while it closes"])
+def test_leaving_does_not_wait_for_data_that_hang(place, monkeypatch, caplog):
+    free = threading.Event()
+
+    def batches():
+        try:
+            for _ in range(4 if place == "while full" else 0):
+                yield {"x": np.zeros(8)}
+            if place != "while it closes":
+                free.wait(30)
+            yield {"x": np.zeros(8)}
+            yield {"x": np.zeros(8)}
+        finally:
+            free.wait(30)
+
+    warn_once.cache_clear()
+    monkeypatch.setattr(device, "CLOSE_SECONDS", 0.3)
+    before = set(threading.enumerate())
+    for _ in range(2):
+        begin = time.monotonic()
+        with to_device(batches(), mesh_sharding(), depth=1) as arrays:
+            time.sleep(0.1)
+        assert time.monotonic() - begin < 10
+        assert list(arrays) == []
+    assert [record.getMessage() for record in caplog.records if record.name == "jaxcls"] == [
+        "the data hang: a batch that is no longer needed is still being made after 0.3 s; going on "
+        "without waiting for it"
+    ]
+    free.set()  # then the threads end
+    deadline = time.monotonic() + 10
+    while set(threading.enumerate()) - before:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_an_error_while_the_batches_close_reaches_the_consumer(fails):
+    class Batches:
+        def __iter__(self):
+            yield {"x": np.zeros(8)}
+            if fails:
+                raise DataError("record 9: gone")
+
+        def close(self):
+            raise OSError("cannot be closed")
+
+    with to_device(Batches(), mesh_sharding(), depth=2) as arrays:
+        next(arrays)
+        with pytest.raises(DataError if fails else OSError, match="gone" if fails else "closed"):
+            next(arrays)
 
 
 TRAIN = """

@@ -30,6 +30,31 @@ print("closed", flush=True)
 sys.stdin.readline()
 """
 
+# Leaves with an error while its workers hang, as a training does whose evaluation gets no data.
+HANGING = """
+import contextlib, multiprocessing, os, queue, signal
+import jax
+from jaxcls.config import DataConfig
+from jaxcls.data import device
+from jaxcls.data.batches import train_batches
+from jaxcls.data.sources import open_source
+from jaxcls.distributed import job
+
+device.CLOSE_SECONDS = job.END_SECONDS = 1.0
+data = DataConfig(batch_size=8, image_size=8, canvas_size=8, num_workers=2)
+batches = train_batches(open_source(data, "train"), data, seed=0, rows=range(8))
+sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+with device.to_device(batches, sharding, depth=1) as arrays:
+    next(arrays)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGSTOP)
+    with contextlib.suppress(queue.Empty):  # what was made ahead
+        while True:
+            arrays._ready.get(timeout=2)
+print("left", flush=True)
+job.end_with(2)
+"""
+
 
 @pytest.fixture
 def starting() -> Iterator[subprocess.Popen[str]]:
@@ -113,3 +138,19 @@ def test_workers_end_with_a_process_that_is_killed(job: subprocess.Popen[str]) -
     job.kill()
     job.wait()
     await_end(job)
+
+
+@pytest.mark.slow
+def test_workers_that_hang_neither_hold_up_the_program_nor_outlive_it() -> None:
+    job = subprocess.Popen(
+        [sys.executable, "-c", HANGING], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert job.stdout is not None
+        assert job.stdout.readline() == "left\n"
+        assert job.wait(30) == 2
+        await_end(job)
+    finally:
+        if members(job):
+            os.killpg(job.pid, signal.SIGKILL)
+        job.communicate()

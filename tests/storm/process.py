@@ -13,6 +13,7 @@ from pathlib import Path
 
 from expect import TrialFailed, require
 
+ROOT = Path(__file__).resolve().parents[2]  # of the repository
 PATIENCE = 180.0  # seconds in which a process must end
 STATUS_STOPPED, STATUS_MISTAKE = 75, 2
 
@@ -27,7 +28,6 @@ class Disturbance:
       first: the number of the first disturbed call, counted from 1; 0 for none.
       errno: the error with which it fails; 0 kills the process instead.
       times: how many calls fail; 0 for all that follow.
-      log: a file that gets a line for each call that is counted.
     """
 
     path: str
@@ -35,11 +35,10 @@ class Disturbance:
     first: int
     errno: int = 0
     times: int = 0
-    log: str = ""
 
     def variables(self) -> dict[str, str]:
         """The environment that disturb.c reads."""
-        variables = {
+        return {
             "STORM_PATH": self.path,
             "STORM_CALLS": self.calls,
             "STORM_FROM": str(self.first),
@@ -47,14 +46,48 @@ class Disturbance:
             "STORM_TIMES": str(self.times),
             "STORM_KILL": "0" if self.errno else "1",
         }
-        return variables | ({"STORM_LOG": self.log} if self.log else {})
+
+
+def require_done(processes: Sequence["Process"]) -> None:
+    """Waits until the processes of a command have ended, and requires status 0 of each."""
+    statuses = [process.wait() for process in processes]
+    require(not any(statuses), f"{processes[0].output}: ended with {statuses}, not 0")
 
 
 class Process:
-    """A process of the command `jaxcls`, whose output goes to a file."""
+    """A process of the command `jaxcls`, whose output goes to a file.
 
-    def __init__(self, arguments: Sequence[str], *, output: Path, environment: Mapping[str, str]):
+    Attributes:
+      output: the file.
+      pid: its number.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        *,
+        output: Path,
+        environment: Mapping[str, str],
+        disturbance: Disturbance | None = None,
+        library: Path | None = None,
+    ):
+        """Starts it.
+
+        Args:
+          arguments: those of `jaxcls`.
+          output: where its output goes.
+          environment: variables beside those of this process.
+          disturbance: of its system calls.
+          library: the compiled disturb.c, for a disturbance.
+        """
         self.output = output
+        self._calls = output.with_suffix(".calls")  # gets a line for each call that is counted
+        self._disturbance = disturbance
+        disturbed = {}
+        if disturbance is not None:
+            require(library, "this fault needs a C compiler and Linux")
+            disturbed = {"LD_PRELOAD": str(library), "STORM_LOG": str(self._calls)}
+            disturbed |= disturbance.variables()
         self._killed = False
         self._started = time.monotonic()
         with output.open("wb") as file:
@@ -63,18 +96,21 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
+                cwd=ROOT,
+                env={**os.environ, **environment, **disturbed},
                 start_new_session=True,  # so that its workers can be found and killed with it
             )
         self.pid = self._process.pid
 
-    def send(self, number: signal.Signals) -> None:
-        """Sends a signal to the process, if it still runs."""
-        if self._process.poll() is None:
+    def send(self, number: signal.Signals) -> bool:
+        """Sends a signal to the process; returns whether it was still running."""
+        running = not self.ended()
+        if running:
             self._process.send_signal(number)
+        return running
 
     def send_to_child(self, number: signal.Signals, rng: random.Random) -> bool:
-        """Sends a signal to one of its children, if there is one; returns whether there was."""
+        """Sends a signal to one of its children; returns whether it had any."""
         children = [] if self.ended() else self.children()
         if children:
             os.kill(rng.choice(children), number)
@@ -135,14 +171,25 @@ class Process:
         require(tracebacks or "Traceback" not in self.text(), f"{self.output}: a traceback")
         return status
 
-    def kill(self) -> None:
-        """Kills the process and its workers, unless this was done before."""
-        if self._killed:  # somebody else may have its number by now
-            return
-        self._killed = True
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        self._process.wait()
+    def kill(self) -> bool:
+        """Kills the process and its workers; returns whether it was still running."""
+        running = not self.ended()
+        if not self._killed:  # else somebody else may have its number by now
+            self._killed = True
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, signal.SIGKILL)
+            self._process.wait()
+        return running
+
+    def calls(self) -> list[str]:
+        """The kinds of its calls that were counted, in their order; see `Disturbance`."""
+        if not self._calls.exists():
+            return []
+        return [line.split()[1] for line in self._calls.read_text().splitlines()]
+
+    def was_disturbed(self) -> bool:
+        """Whether it came to the first call that its disturbance concerns."""
+        return self._disturbance is not None and len(self.calls()) >= self._disturbance.first
 
     def children(self) -> list[int]:
         """Its children, without the helpers of Python's multiprocessing."""

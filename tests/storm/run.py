@@ -1,14 +1,22 @@
 """A storm of faults over small trainings: nothing that was saved may be lost.
 
-    python tests/storm/run.py [--fault NAME ...] [--trials N] [--seed S] [--minutes M] [--kept FILE]
+    python tests/storm/run.py [--fault NAME ...] [--trials N] [--seed S] [--minutes M]
+        [--results FILE] [--jobs J]
 
 Each trial injects one fault into a training of a tiny network, resumes it with the same command,
-and compares the end with an undisturbed twin, bit for bit. At the end a table says which kinds of
-faults survived, and for each failure what happened and the command that repeats it. With --kept, a
-storm that was cut short goes on later: what survived is not tried again.
+and compares the end with an undisturbed twin, bit for bit. Some faults can miss, for example a
+signal that comes after the end; such a trial is counted as "not hit" and not as passed. At the end
+a table counts the trials of each kind of fault. For each that failed it prints what happened and
+the command that repeats it. With --results, a storm that was cut short goes on later: what did not
+fail is not tried again, also if jaxcls has changed; the end says how many trials were of which
+sources.
+
+The status is 0 if no trial has failed. It is also 0 if not all were tried, because the minutes ran
+out or this machine lacks what some kinds need; the end says so.
 """
 
 import argparse
+import collections
 import concurrent.futures
 import dataclasses
 import json
@@ -22,33 +30,35 @@ from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # for tests/ports.py
 
-from attempt import Result, missing, run_trial
+from attempt import Result, digest_of_sources, missing, run_trial
 from faults import FAULTS
 from trial import Storm
 
 
 def main() -> int:
-    """Runs the storm; returns 0 if everything survived."""
+    """Runs the storm; returns 0 if no trial has failed."""
     options = _options()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     storm = Storm(Path(tempfile.mkdtemp(prefix="jaxcls-storm-")))
-    notes = {name: missing(FAULTS[name], storm) for name in options.fault or FAULTS}
+    skipped = {name: missing(FAULTS[name], storm) for name in options.fault or FAULTS}
     started = time.monotonic()
-    results = _survived(options)
-    before = {(result.fault, result.number) for result in results}
-    order = (trial for trial in _order(options, notes) if trial not in before)
-    for result in _results(storm, order, options):
+    order = list(_order(options, skipped))
+    results = [result for result in _earlier(options) if (result.fault, result.number) in order]
+    done = {(result.fault, result.number) for result in results}
+    for result in _results(storm, [trial for trial in order if trial not in done], options):
         results.append(result)
         _keep(result, options)
         if result.problem is not None:
             print(f"FAILED {result.fault} {result.number}: {result.problem}", flush=True)
         elif len(results) % 20 == 0:
-            print(f"{len(results)} trials", flush=True)
+            print(f"{len(results)} of {len(order)} trials", flush=True)
     failed = [result for result in results if result.problem is not None]
-    _print_table(results, notes)
+    _print_table(results, skipped)
     minutes = (time.monotonic() - started) / 60
-    print(f"\n{len(results)} trials of {len(notes)} kinds, {len(failed)} failed, {minutes:.0f} min")
-    _print_failures(failed, seed=options.seed)
+    print(f"\n{len(results)} of {len(order)} trials tried, {len(failed)} failed, {minutes:.0f} min")
+    _print_skipped(skipped)
+    _print_sources(results)
+    _print_failures(failed)
     if failed:
         print(f"\nthe trials that failed are kept in {storm.folder}")
     else:
@@ -56,38 +66,36 @@ def main() -> int:
     return 1 if failed else 0
 
 
-def _survived(options: argparse.Namespace) -> list[Result]:
-    """The trials of this seed and these kinds that survived in an earlier part of the storm."""
-    if options.kept is None or not options.kept.is_file():
+def _earlier(options: argparse.Namespace) -> list[Result]:
+    """The trials of this seed that did not fail in an earlier part of the storm."""
+    if options.results is None or not options.results.is_file():
         return []
-    lines = map(json.loads, options.kept.read_text().splitlines())
-    results = [Result(**line["result"]) for line in lines if line["seed"] == options.seed]
-    kinds = options.fault or FAULTS
-    return [result for result in results if result.problem is None and result.fault in kinds]
+    lines = options.results.read_text().splitlines()
+    results = [Result(**json.loads(line)) for line in lines]
+    return [result for result in results if result.problem is None and result.seed == options.seed]
 
 
 def _keep(result: Result, options: argparse.Namespace) -> None:
-    """Notes a trial for a later part of the storm."""
-    if options.kept is not None:
-        line = json.dumps({"seed": options.seed, "result": dataclasses.asdict(result)})
-        with options.kept.open("a") as file:
-            file.write(f"{line}\n")
+    """Adds a trial to the file of results."""
+    if options.results is not None:
+        with options.results.open("a") as file:
+            file.write(f"{json.dumps(dataclasses.asdict(result))}\n")
 
 
-def _order(options: argparse.Namespace, notes: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+def _order(options: argparse.Namespace, skipped: Mapping[str, str]) -> Iterator[tuple[str, int]]:
     """The trials: one of each kind in turn, so that a storm cut short has tried all kinds."""
     counts = {
-        name: options.trials or FAULTS[name].trials for name, note in notes.items() if not note
+        name: options.trials or FAULTS[name].trials for name, why in skipped.items() if not why
     }
-    if options.only is not None:
-        yield from ((name, options.only) for name in counts)
+    if options.trial is not None:
+        yield from ((name, options.trial) for name in counts)
         return
     for number in range(max(counts.values(), default=0)):
         yield from ((name, number) for name, count in counts.items() if number < count)
 
 
 def _results(
-    storm: Storm, order: Iterator[tuple[str, int]], options: argparse.Namespace
+    storm: Storm, order: Sequence[tuple[str, int]], options: argparse.Namespace
 ) -> Iterator[Result]:
     """Runs the trials, some at a time, and begins none after the given time."""
     ending_at = time.monotonic() + 60 * options.minutes
@@ -108,17 +116,35 @@ def _results(
             pool.shutdown(cancel_futures=True)
 
 
-def _print_table(results: Sequence[Result], notes: Mapping[str, str]) -> None:
-    print("\n| fault | trials | survived | not tried, because it |\n|---|---|---|---|")
-    for name, note in notes.items():
-        problems = [result.problem for result in results if result.fault == name]
-        print(f"| {name} | {len(problems)} | {problems.count(None)} | {note} |")
+def _print_table(results: Sequence[Result], skipped: Mapping[str, str]) -> None:
+    print("\n| fault | trials | passed | not hit | failed | skipped |\n|---|---|---|---|---|---|")
+    for name, why in skipped.items():
+        mine = [result for result in results if result.fault == name]
+        failed = sum(result.problem is not None for result in mine)
+        missed = sum(result.problem is None and not result.hit for result in mine)
+        passed = len(mine) - failed - missed
+        print(f"| {name} | {len(mine)} | {passed} | {missed} | {failed} | {why} |")
 
 
-def _print_failures(failed: Sequence[Result], *, seed: int) -> None:
+def _print_skipped(skipped: Mapping[str, str]) -> None:
+    """Prints which kinds this machine cannot try."""
+    names = [f"{name} ({why})" for name, why in skipped.items() if why]
+    if names:
+        print(f"{len(names)} of {len(skipped)} kinds skipped: {', '.join(names)}")
+
+
+def _print_sources(results: Sequence[Result]) -> None:
+    """Prints how many trials were of which sources of jaxcls."""
+    now = digest_of_sources()
+    for sources, count in collections.Counter(result.sources for result in results).items():
+        note = "as they are now" if sources == now else "which have changed since"
+        print(f"of sources {sources}, {note}: {count}")
+
+
+def _print_failures(failed: Sequence[Result]) -> None:
     """Prints what happened in each trial that failed, and the command that repeats it."""
     for result in failed:
-        again = f"--fault {result.fault} --seed {seed} --only {result.number}"
+        again = f"--fault {result.fault} --seed {result.seed} --trial {result.number}"
         print(f"\n{result.fault}: {result.problem}\n  python tests/storm/run.py {again}")
 
 
@@ -129,9 +155,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--fault", choices=sorted(FAULTS), action="append", help="only this kind")
     parser.add_argument("--trials", type=int, help="of each kind, instead of the kind's own number")
     parser.add_argument("--seed", type=int, default=0, help="decides all that is random")
-    parser.add_argument("--only", type=int, help="only the trial with this number")
+    parser.add_argument("--trial", type=int, help="only the trial with this number")
     parser.add_argument("--minutes", type=float, default=180, help="begin no trial after this time")
-    parser.add_argument("--kept", type=Path, help="a file that keeps what became of the trials")
+    parser.add_argument("--results", type=Path, help="a file to which the results are added")
     parser.add_argument("--jobs", type=int, default=2, help="trials at a time")
     return parser.parse_args()
 

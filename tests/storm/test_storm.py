@@ -1,14 +1,18 @@
 """A few trials of the storm, and that a trial sees what does not survive."""
 
+import dataclasses
 import json
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from attempt import missing, run_trial
+from attempt import Result, missing, run_trial
 from ends import STEPS, End, end_of, require_close_end, require_same_end
 from expect import TrialFailed
 from faults import FAULTS
@@ -34,7 +38,9 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> Storm:
 def test_a_fault_is_survived(storm: Storm, name: str) -> None:
     if lacks := missing(FAULTS[name], storm):
         pytest.skip(lacks)
-    assert run_trial(storm, name, 0, seed=0).problem is None
+    result = run_trial(storm, name, 0, seed=0)
+    assert result.problem is None
+    assert result.hit
 
 
 def _replace_the_last_checkpoint(run: Path) -> None:
@@ -87,6 +93,33 @@ def test_a_comparison_sees_a_missing_array(
     monkeypatch.setattr("ends.end_of", found.__getitem__)
     with pytest.raises(TrialFailed, match="only one of"):
         compare(run, twin)
+
+
+def test_what_comes_after_the_end_does_not_hit(storm: Storm, tmp_path: Path) -> None:
+    with Trial(storm, tmp_path / "trial", random.Random(0)) as trial:
+        process = trial.command("--version")
+        assert process.wait() == 0
+        assert not process.send(signal.SIGTERM)
+        assert not process.send_to_child(signal.SIGTERM, trial.rng)
+        assert not process.kill()
+
+
+def test_the_storm_says_what_was_tried(tmp_path: Path) -> None:
+    missed = Result(fault="bit-flip", number=0, seed=0, sources="old", problem=None, hit=False)
+    others = [
+        dataclasses.replace(missed, seed=1),
+        dataclasses.replace(missed, number=2),
+        dataclasses.replace(missed, number=1, problem="it failed"),
+    ]
+    results = tmp_path / "results"
+    lines = [json.dumps(dataclasses.asdict(result)) for result in (missed, *others)]
+    results.write_text("\n".join(lines) + "\n")
+    options = ["--fault", "bit-flip", "--trials", "2", "--minutes", "0", "--results", results]
+    command = [sys.executable, Path(__file__).with_name("run.py"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "| bit-flip | 1 | 0 | 1 | 0 |" in done.stdout
+    assert "1 of 2 trials tried, 0 failed" in done.stdout
+    assert "of sources old, which have changed since: 1" in done.stdout
 
 
 @pytest.mark.slow

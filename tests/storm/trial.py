@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Self
 
 from ends import STEPS, require_close_end, require_same_end
-from expect import TrialFailed, require
+from expect import TrialFailed
 from ports import free_address
-from process import Disturbance, Process
+from process import Disturbance, Process, require_done
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "training" / "storm_config.py"
@@ -122,6 +122,7 @@ class Trial:
       run_dir: the directory of its run.
       workdir: the same, as the command gets it.
       variables: environment variables of all its processes, beside the usual ones.
+      hit: whether the fault has hit; a fault sets it to False if it came, for example, too late.
     """
 
     def __init__(
@@ -149,6 +150,7 @@ class Trial:
         self.run_dir = folder / "run"
         self.workdir = str(self.run_dir)
         self.variables: dict[str, str] = {}
+        self.hit = True
         self._processes: list[Process] = []
         folder.mkdir()
 
@@ -199,13 +201,13 @@ class Trial:
 
         def make() -> list[str]:
             folder = self.storm.new_folder("calls")
-            log = str(folder / "calls.txt")
-            counting = Disturbance(path=disturbance.path, first=0, log=log)
+            counting = Disturbance(path=disturbance.path, first=0)
             with Trial(
                 self.storm, folder / "trial", random.Random(0), shape=shape, options=options
             ) as trial:
-                trial.finish(disturbance=counting, victim=victim)
-            return [line.split()[1] for line in Path(log).read_text().splitlines()]
+                processes = trial.start(disturbance=counting, victim=victim)
+                require_done(processes)
+                return processes[victim].calls()
 
         calls = self.storm.once(("calls", disturbance.path, shape, options, victim), make)
         return sum(call in disturbance.calls.split(",") for call in calls)
@@ -230,33 +232,25 @@ class Trial:
             **self.variables,
             **variables,
         }
-        if disturbance is not None:
-            require(self.storm.library, "this fault needs a C compiler and Linux")
-            own |= {"LD_PRELOAD": str(self.storm.library), **disturbance.variables()}
-        output = self.folder / f"{len(self._processes) + 1}.log"
-        process = Process(arguments, output=output, environment=own)
+        process = Process(
+            arguments,
+            output=self.folder / f"{len(self._processes) + 1}.log",
+            environment=own,
+            disturbance=disturbance,
+            library=self.storm.library if disturbance else None,
+        )
         self._processes.append(process)
         self.storm.add(process)
         return process
 
-    def finish(
-        self,
-        *options: str,
-        shape: Shape | None = None,
-        disturbance: Disturbance | None = None,
-        victim: int = 0,
-    ) -> str:
-        """Runs the training to its end; returns what its first process says. Takes as `start`."""
-        processes = self.start(*options, shape=shape, disturbance=disturbance, victim=victim)
-        statuses = [process.wait() for process in processes]
-        require(not any(statuses), f"{processes[0].output}: ended with {statuses}, not 0")
-        return processes[0].text()
+    def finish(self, *options: str, shape: Shape | None = None) -> None:
+        """Runs the training to its end; takes the same arguments as `start`."""
+        require_done(self.start(*options, shape=shape))
 
-    def finish_as_twin(self, *options: str, stopped: bool = False) -> str:
+    def finish_as_twin(self, *options: str, stopped: bool = False) -> None:
         """Runs the training to its end, and compares; see `finish` and `require_equal_to_twin`."""
-        text = self.finish(*options)
+        self.finish(*options)
         self.require_equal_to_twin(stopped=stopped)
-        return text
 
     def wait_for_a_save(self, process: Process) -> None:
         """Waits until a random save begins, which is not the last, or the process has ended."""

@@ -96,7 +96,7 @@ def killed_in_a_bucket(trial: Trial) -> None:
         process = trial.start_one()
         process.wait_for(FIRST_STEP)
         time.sleep(trial.rng.uniform(0, 3))
-        process.kill()
+        trial.hit = process.kill()
         _finish(trial, store)
 
 
@@ -111,6 +111,7 @@ def _disturb(trial: Trial, *, kind: int | str, seconds: float, within: float = _
         detail = f"request {store.first} of {requests}, {kind}: status {status}"
         require(status in (0, 1, STATUS_MISTAKE), detail)
         require(status == 0 or "gs://" in process.message(), f"{detail}: no message")
+        trial.hit = store.requests >= store.first
         store.first = 0
         _finish(trial, store)
 

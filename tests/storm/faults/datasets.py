@@ -57,6 +57,7 @@ def shard_damaged_while_it_trains(trial: Trial) -> None:
     process.wait_for(FIRST_STEP)
     kind = ("cut", "emptied", "noise")[trial.number % 3]
     _DAMAGES[kind](shard, trial.rng)
+    trial.hit = not process.ended()
     status = process.wait()
     require(status in (0, STATUS_MISTAKE), f"{kind}: status {status}")
     shard.write_bytes(good)
@@ -95,7 +96,7 @@ def config_changed_harmlessly(trial: Trial) -> None:
     """Between two starts fields change that decide nothing."""
     process = trial.start_one("--data.num-threads", "1", "--data.prefetch", "3")
     process.wait_for(FIRST_STEP)
-    process.send(signal.SIGTERM)
+    trial.hit = process.send(signal.SIGTERM)
     require(process.wait() in (0, STATUS_STOPPED), f"{process.output}")
     trial.finish_as_twin("--data.num-threads", "3", "--checkpoint.keep-latest", "1", stopped=True)
 

@@ -39,22 +39,19 @@ def disk_full_for_a_while(trial: Trial) -> None:
     )
     process = trial.start_one(disturbance=disturbed)
     status = process.wait(within=_SECONDS)
+    trial.hit = process.was_disturbed()
     require(status == 0, f"calls {first} to {first + times - 1}: status {status}")
     trial.require_equal_to_twin()
 
 
 def disk_really_full(trial: Trial) -> None:
     """A file system without room for another checkpoint."""
-    with _run_on_disk(trial, f"size={trial.rng.randint(60, 260)}k"):
-        _end_with_a_reason(trial, trial.start_one())
-        _finish_elsewhere(trial)
+    _train_on_disk(trial, f"size={trial.rng.randint(60, 260)}k")
 
 
 def no_inodes(trial: Trial) -> None:
     """A file system without room for another file."""
-    with _run_on_disk(trial, f"nr_inodes={trial.rng.randint(25, 60)}"):
-        _end_with_a_reason(trial, trial.start_one())
-        _finish_elsewhere(trial)
+    _train_on_disk(trial, f"nr_inodes={trial.rng.randint(25, 60)}")
 
 
 def disk_read_only(trial: Trial) -> None:
@@ -64,6 +61,7 @@ def disk_read_only(trial: Trial) -> None:
     run = str(trial.run_dir)
     with _mounted("--bind", run, run):
         subprocess.run(["mount", "-o", "remount,bind,ro", run], check=True)
+        trial.hit = not process.ended()
         _end_with_a_reason(trial, process)
     trial.finish_as_twin()
 
@@ -109,6 +107,7 @@ def _fail_for_good(trial: Trial, path: str, number: int) -> None:
     disturbed = Disturbance(path=path, calls=WRITES, first=first, errno=number)
     process = trial.start_one(disturbance=disturbed)
     _end_with_a_reason(trial, process, detail=f"call {first}, {errno.errorcode[number]}")
+    trial.hit = process.was_disturbed()
     trial.finish_as_twin()
 
 
@@ -161,18 +160,15 @@ def _mounted(*arguments: str) -> Iterator[None]:
         subprocess.run(["umount", "--lazy", arguments[-1]], check=True)
 
 
-@contextmanager
-def _run_on_disk(trial: Trial, options: str) -> Iterator[None]:
-    """Inside the `with`, the run is on a file system of its own."""
+def _train_on_disk(trial: Trial, options: str) -> None:
+    """Trains on a small file system, and resumes a copy of the run on a disk with room."""
+    copy = trial.folder / "copy"
     trial.run_dir.mkdir()
     with _mounted("-t", "tmpfs", "-o", options, "tmpfs", str(trial.run_dir)):
-        yield
-
-
-def _finish_elsewhere(trial: Trial) -> None:
-    """Resumes a copy of the run on a disk with room."""
-    copy = trial.folder / "copy"
-    shutil.copytree(trial.run_dir, copy)
+        process = trial.start_one()
+        _end_with_a_reason(trial, process)
+        trial.hit = process.says("No space left on device")
+        shutil.copytree(trial.run_dir, copy)
     trial.move_to(copy)
     trial.finish_as_twin()
 

@@ -21,7 +21,7 @@ _SKIPPING = ("--model.name", "storm_network:Spoiled", "--on-non-finite", "skip")
 def worker_killed(trial: Trial) -> None:
     """A process that decodes images is killed: it is named, and no step is lost."""
     process = _train_with_workers(trial)
-    process.send_to_child(signal.SIGKILL, trial.rng)  # unless it has read all
+    trial.hit = process.send_to_child(signal.SIGKILL, trial.rng)
     status = process.wait()
     require(status == 0, f"status {status}")
     trial.finish_as_twin(stopped=True)
@@ -30,7 +30,7 @@ def worker_killed(trial: Trial) -> None:
 def worker_stopped(trial: Trial) -> None:
     """A process that decodes images hangs: the training says so after a while, and ends."""
     process = _train_with_workers(trial, "--stuck-after-seconds", "10")
-    process.send_to_child(signal.SIGSTOP, trial.rng)  # unless it has read all
+    trial.hit = process.send_to_child(signal.SIGSTOP, trial.rng)
     status = process.wait(within=90)
     require(status in (0, 1, STATUS_MISTAKE, STATUS_STOPPED), f"status {status}")
     require(status == 0 or process.says("reading data"), "the message does not say what hangs")
@@ -56,6 +56,7 @@ def data_vanish(trial: Trial) -> None:
     process.wait_for(FIRST_STEP)
     away = folder.with_name("away")
     folder.rename(away)
+    trial.hit = not process.ended()
     status = process.wait()
     require(status in (0, STATUS_MISTAKE), f"status {status}")
     away.rename(folder)
@@ -77,7 +78,7 @@ def skipped_and_stopped(trial: Trial) -> None:
     process = trial.start_one()
     step = trial.rng.choice((2, 4, 6, 14, 16, 18, 20))
     process.wait_for(f"step {step}/")
-    process.send(signal.SIGTERM if trial.number % 2 else signal.SIGKILL)
+    trial.hit = process.send(signal.SIGTERM if trial.number % 2 else signal.SIGKILL)
     status = process.wait()
     require(status in (0, STATUS_STOPPED, -signal.SIGKILL), f"status {status}")
     trial.finish_as_twin(stopped=True)
@@ -101,7 +102,7 @@ def commands_interrupted(trial: Trial) -> None:
     name = trial.rng.choice(list(_commands(trial)))
     process = trial.command(*_commands(trial)[name])
     time.sleep(trial.rng.uniform(0.15, 6))
-    process.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
+    trial.hit = process.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
     status = process.wait()
     require(status in (0, STATUS_STOPPED, -signal.SIGKILL), f"{name}: status {status}")
     _run_commands(trial)

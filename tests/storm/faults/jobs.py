@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from expect import require
-from process import STATUS_MISTAKE, STATUS_STOPPED, Disturbance, Process
+from process import STATUS_MISTAKE, STATUS_STOPPED, Disturbance, Process, require_done
 from trial import EIGHT, FIRST_STEP, ONE, TWO, WRITES, Shape, Trial
 
 from faults.fault import Fault
@@ -41,7 +41,7 @@ def peer_killed_in_a_save(trial: Trial) -> None:
     lost = trial.rng.randrange(2)
     trial.wait_for_a_save(processes[0])
     time.sleep(trial.rng.uniform(0, 0.2))
-    processes[lost].kill()
+    trial.hit = processes[lost].kill()
     _require_named(processes, lost)
     trial.finish_as_twin()
 
@@ -52,8 +52,9 @@ def both_killed(trial: Trial) -> None:
     if trial.rng.random() < 0.7:
         processes[0].wait_for(FIRST_STEP)
     time.sleep(trial.rng.uniform(0, 2))
+    trial.hit = False
     for process in processes:
-        process.kill()
+        trial.hit |= process.kill()
         time.sleep(trial.rng.uniform(0, 0.3))
     trial.finish_as_twin()
 
@@ -64,7 +65,7 @@ def late_at_restore(trial: Trial) -> None:
     processes = trial.start()
     late = trial.rng.choice(processes)
     time.sleep(trial.rng.uniform(0, 4))
-    late.send(signal.SIGSTOP)
+    trial.hit = late.send(signal.SIGSTOP)
     time.sleep(trial.rng.uniform(1, 8))
     late.send(signal.SIGCONT)
     require([process.wait() for process in processes] == [0, 0], "a late process")
@@ -76,7 +77,7 @@ def one_is_missing(trial: Trial) -> None:
     trial.begin_at(12)
     processes = trial.start("--join-timeout", "5")
     missing = trial.rng.randrange(2)
-    processes[missing].kill()
+    trial.hit = processes[missing].kill()
     status = processes[1 - missing].wait(within=60)
     require(status == STATUS_MISTAKE, f"status {status}")
     require(processes[1 - missing].says("jaxcls: "), "no message")
@@ -121,6 +122,7 @@ def _fail_to_save(trial: Trial, *, times: int) -> None:
     disturbance = dataclasses.replace(where, first=first, times=times)
     processes = trial.start(disturbance=disturbance, victim=victim)
     statuses = [process.wait(within=60) for process in processes]
+    trial.hit = processes[victim].was_disturbed()
     detail = f"process {victim}, call {first} of {count}: statuses {statuses}"
     require(statuses in ([0, 0], [STATUS_MISTAKE, STATUS_MISTAKE]), detail)
     told = any(str(trial.run_dir) in process.message() for process in processes)
@@ -142,12 +144,12 @@ def _lose(
         time.sleep(trial.rng.uniform(0, 1))
     else:
         time.sleep(trial.rng.uniform(3, 6))
-    if any(process.ended() for process in processes):  # too late
-        for process in processes:
-            process.wait()
-    else:
+    trial.hit = not any(process.ended() for process in processes)
+    if trial.hit:
         processes[lost].send(number)
         _require_named(processes, lost)
+    else:
+        require_done(processes)
     trial.finish_as_twin()
 
 

@@ -1,12 +1,13 @@
 """kill -9 at any moment: while a process saves, prunes, starts, compiles or keeps a program."""
 
 import dataclasses
+import random
 import signal
 import time
 
 from expect import require
-from process import Disturbance
-from trial import EIGHT, FIRST_STEP, SPLIT, Trial
+from process import Disturbance, require_done
+from trial import EIGHT, FIRST_STEP, SPLIT, Storm, Trial
 
 from faults.fault import Fault
 
@@ -15,17 +16,20 @@ _KILLED = -signal.SIGKILL
 
 def kill_at_a_call(trial: Trial) -> None:
     """Kills the process at one of the system calls that change its checkpoints."""
-    _kill_at(trial, Disturbance(path="/run/checkpoints", first=1))
+    where = Disturbance(path="/run/checkpoints", first=1)
+    _kill_at(trial, where, calls=trial.count(where))
 
 
 def kill_at_a_deletion(trial: Trial) -> None:
     """Kills the process while it prunes checkpoints."""
-    _kill_at(trial, Disturbance(path="/run/checkpoints", calls="delete,rename", first=1))
+    where = Disturbance(path="/run/checkpoints", calls="delete,rename", first=1)
+    _kill_at(trial, where, calls=trial.count(where))
 
 
 def kill_at_a_run_file(trial: Trial) -> None:
     """Kills the process at a call that changes any file of the run."""
-    _kill_at(trial, Disturbance(path="/run/", first=1))
+    where = Disturbance(path="/run/", first=1)
+    _kill_at(trial, where, calls=trial.count(where))
 
 
 def kill_in_a_save(trial: Trial) -> None:
@@ -33,37 +37,46 @@ def kill_in_a_save(trial: Trial) -> None:
     process = trial.start_one()
     trial.wait_for_a_save(process)
     _pause(trial, 0.2)
-    process.kill()
+    trial.hit = process.kill()
     trial.finish_as_twin()
 
 
 def kill_at_any_time(trial: Trial) -> None:
     """Kills the process at a random time, twice."""
+    trial.hit = False
     for _ in range(2):
         process = trial.start_one()
         if trial.rng.random() < 0.5:
             process.wait_for(FIRST_STEP)
         _pause(trial, 6)
-        process.kill()
+        trial.hit |= process.kill()
     trial.finish_as_twin()
 
 
 def kill_while_a_program_is_kept(trial: Trial) -> None:
     """Kills the process while it writes to the compile cache, which the next one then reads."""
     trial.variables["XDG_CACHE_HOME"] = str(trial.folder / "cache")
-    where = Disturbance(path="/cache/", first=trial.rng.randint(1, 30))
-    process = trial.start_one(disturbance=where)
-    status = process.wait()
-    require(status in (0, _KILLED), f"status {status}")
-    trial.finish_as_twin()
+    calls = trial.storm.once("calls to the cache", lambda: _count_calls_to_a_cache(trial.storm))
+    _kill_at(trial, Disturbance(path="/cache/", first=1), calls=calls)
 
 
-def _kill_at(trial: Trial, where: Disturbance) -> None:
-    first = trial.rng.randint(1, trial.count(where))
+def _kill_at(trial: Trial, where: Disturbance, *, calls: int) -> None:
+    """Kills the process at a random one of the calls that a disturbance concerns."""
+    first = trial.rng.randint(1, calls)
     process = trial.start_one(disturbance=dataclasses.replace(where, first=first))
     status = process.wait()
     require(status in (0, _KILLED), f"call {first}: status {status}")
+    trial.hit = status == _KILLED
     trial.finish_as_twin()
+
+
+def _count_calls_to_a_cache(storm: Storm) -> int:
+    """How many calls of a training change its cache, which is empty before."""
+    with Trial(storm, storm.new_folder("calls") / "trial", random.Random(0)) as trial:
+        trial.variables["XDG_CACHE_HOME"] = str(trial.folder / "cache")
+        process = trial.start_one(disturbance=Disturbance(path="/cache/", first=0))
+        require_done([process])
+        return len(process.calls())
 
 
 def _pause(trial: Trial, most: float) -> None:

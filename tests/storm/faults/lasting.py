@@ -86,7 +86,7 @@ def memory_short(trial: Trial) -> None:
     process.wait_for(FIRST_STEP)
     limit = _resources(process)["reserved"] * 1024 + trial.rng.randrange(64 << 20)
     resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
-    process.wait(tracebacks=True)
+    trial.hit = process.wait(tracebacks=True) != 0
     trial.finish_as_twin(stopped=True)
 
 

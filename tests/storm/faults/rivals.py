@@ -14,7 +14,8 @@ def started_together(trial: Trial) -> None:
     """Two or three trainings begin at the same time, a new run or one that was stopped."""
     if trial.number % 2:
         trial.begin_at(8)
-    _require_one_winner([trial.start() for _ in range(2 + trial.number // 2 % 2)])
+    jobs = [trial.start() for _ in range(2 + trial.number // 2 % 2)]
+    trial.hit = _require_one_winner(jobs)
     trial.require_equal_to_twin()
 
 
@@ -23,7 +24,7 @@ def started_later(trial: Trial) -> None:
     (first,) = trial.start()
     first.wait_for(FIRST_STEP)
     time.sleep(trial.rng.uniform(0, 1))
-    _require_one_winner([[first], trial.start()])
+    trial.hit = _require_one_winner([[first], trial.start()])
     trial.require_equal_to_twin()
 
 
@@ -39,11 +40,14 @@ def started_beside_a_stopped_one(trial: Trial) -> None:
     trial.require_equal_to_twin()
 
 
-def _require_one_winner(jobs: list[list[Process]]) -> None:
+def _require_one_winner(jobs: list[list[Process]]) -> bool:
     """One job trains, and the others end with 2 and name its main process.
 
-    A job that looks at the run only after the other has finished it ends with 0, too.
+    Returns:
+      Whether one was refused; a job that looks at the run only after the other has finished it ends
+      with 0, too.
     """
+    refused = False
     statuses = [[process.wait() for process in job] for job in jobs]
     winners = [job for job in jobs if job[0].says(FIRST_STEP)]
     require(len(winners) == 1, f"{len(winners)} trainings trained: {statuses}")
@@ -55,6 +59,8 @@ def _require_one_winner(jobs: list[list[Process]]) -> None:
         require(set(ended) == {STATUS_MISTAKE}, detail)
         who = f"already being trained, by process {winners[0][0].pid}"
         require(any(who in process.message() for process in job), f"{detail}: not {who!r}")
+        refused = True
+    return refused
 
 
 FAULTS = {

@@ -21,7 +21,7 @@ def signal_at_any_time(trial: Trial) -> None:
     process = trial.start_one()
     share = (trial.number % _MOMENTS + trial.rng.random()) / _MOMENTS
     time.sleep(_BEFORE_PYTHON + share * _LIFE)
-    process.send(trial.rng.choice(_SIGNALS))
+    trial.hit = process.send(trial.rng.choice(_SIGNALS))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
 
@@ -31,7 +31,7 @@ def signal_while_it_trains(trial: Trial) -> None:
     process = trial.start_one()
     process.wait_for(FIRST_STEP)
     time.sleep(trial.rng.uniform(0, 1.5))
-    process.send(trial.rng.choice(_SIGNALS))
+    trial.hit = process.send(trial.rng.choice(_SIGNALS))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
 
@@ -41,7 +41,7 @@ def signal_while_it_compiles(trial: Trial) -> None:
     process = trial.command(*trial.arguments(), JAX_ENABLE_COMPILATION_CACHE="false")
     process.wait_for("training: ")
     time.sleep(trial.rng.uniform(0, 3))
-    process.send(trial.rng.choice(_SIGNALS))
+    trial.hit = process.send(trial.rng.choice(_SIGNALS))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
 
@@ -53,7 +53,7 @@ def second_signal(trial: Trial) -> None:
         process.wait_for(FIRST_STEP)
     time.sleep(trial.rng.uniform(_BEFORE_PYTHON, 2))
     for _ in range(2):
-        process.send(trial.rng.choice(_SIGNALS))
+        trial.hit = process.send(trial.rng.choice(_SIGNALS))
         time.sleep(trial.rng.uniform(0, 0.5))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
@@ -63,7 +63,7 @@ def signal_and_kill(trial: Trial) -> None:
     """A signal, and kill -9 while the process saves, as a scheduler with little patience does."""
     process = trial.start_one()
     process.wait_for(FIRST_STEP)
-    process.send(signal.SIGTERM)
+    trial.hit = process.send(signal.SIGTERM)
     time.sleep(trial.rng.uniform(0, 0.3))
     process.kill()
     trial.finish_as_twin(stopped=True)
@@ -73,8 +73,9 @@ def interrupted_in_a_save(trial: Trial) -> None:
     """Ctrl-C while a checkpoint is written; one, or several of an impatient user."""
     process = trial.start_one()
     trial.wait_for_a_save(process)
+    trial.hit = False
     for _ in range(trial.number % 3 + 1):
-        process.send(signal.SIGINT)
+        trial.hit |= process.send(signal.SIGINT)
         time.sleep(trial.rng.uniform(0, 0.1))
     _stopped_well(process)
     trial.finish_as_twin(stopped=True)
@@ -84,7 +85,7 @@ def signal_in_an_evaluation_and_kill(trial: Trial) -> None:
     """A signal during an evaluation, and kill -9 before or while the process saves."""
     process = trial.start_one()
     process.wait_for(f"step {trial.rng.choice((8, 16))}/")  # logged just before it evaluates
-    process.send(trial.rng.choice(_SIGNALS))
+    trial.hit = process.send(trial.rng.choice(_SIGNALS))
     time.sleep(trial.rng.uniform(0, 0.4))
     process.kill()
     trial.finish_as_twin(stopped=True)
@@ -96,7 +97,7 @@ def signal_to_one_of_two(trial: Trial) -> None:
     if trial.rng.random() < 0.7:
         processes[0].wait_for(FIRST_STEP)
     time.sleep(trial.rng.uniform(0, 3))
-    trial.rng.choice(processes).send(trial.rng.choice(_SIGNALS))
+    trial.hit = trial.rng.choice(processes).send(trial.rng.choice(_SIGNALS))
     for process in processes:
         _stopped_well(process)
     trial.finish()

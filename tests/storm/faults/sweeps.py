@@ -19,7 +19,7 @@ def sweep_stopped(trial: Trial) -> None:
     """A signal to the sweep while it checks or trains a variation."""
     process = _start(trial)
     _wait_for_a_variation(trial, process)
-    process.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
+    trial.hit = process.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGHUP)))
     status = process.wait()
     require(status in (0, STATUS_STOPPED), f"{process.output}: status {status}")
     _finish(trial)
@@ -29,7 +29,7 @@ def sweep_killed(trial: Trial) -> None:
     """kill -9 to the sweep and its training."""
     process = _start(trial)
     _wait_for_a_variation(trial, process)
-    process.kill()
+    trial.hit = process.kill()
     _finish(trial)
 
 
@@ -37,7 +37,7 @@ def variation_killed(trial: Trial) -> None:
     """kill -9 to the training of one variation: the sweep names it, and trains the others."""
     process = _start(trial)
     _wait_for_a_variation(trial, process)
-    process.send_to_child(signal.SIGKILL, trial.rng)
+    trial.hit = process.send_to_child(signal.SIGKILL, trial.rng)
     status = process.wait()
     require(status in (0, 1), f"{process.output}: status {status}")
     require(status == 0 or process.says("killed by SIGKILL"), "it does not say what was killed")

@@ -23,7 +23,7 @@ from jaxcls.data.images import EvaluationImages, Images, TrainingImages
 from jaxcls.data.order import Order, Rows, training_order
 from jaxcls.data.source import Source
 from jaxcls.data.workers import signals_held_back, start_worker
-from jaxcls.system.errors import BrokenImageError, DataError
+from jaxcls.system.errors import DataError
 
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig
@@ -241,8 +241,12 @@ def _note_broken(images: Images, records: np.ndarray) -> None:
 
 
 def _reason(images: Images, record: int) -> str:
+    """Why an image is broken. It is read again, because a worker process tells only that it is."""
     try:
         images[record]
-    except BrokenImageError as error:
+    except DataError as error:
         return str(error)
-    raise AssertionError("a broken image was readable the second time")
+    return (
+        f"{images.source.describe(record)}: it could not be decoded when its batch was made, but "
+        f"can be now (is it still being copied?)"
+    )

@@ -11,6 +11,7 @@ import PIL.Image
 import pytest
 
 from jaxcls.config import DataConfig
+from jaxcls.data import batches as making
 from jaxcls.data.batches import eval_batches, train_batches
 from jaxcls.data.images import EvaluationImages, TrainingImages
 from jaxcls.data.source import Source
@@ -246,6 +247,41 @@ def test_skipping_puts_the_next_good_image_in_the_place_of_a_broken_one(damaged,
             18 - start, train_batches(damaged(), data, seed=0, rows=np.asarray(rows), start=start)
         )
         assert_same(part, [select(batch, np.asarray(rows)) for batch in whole[start:]])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(
+    ("later", "reason"),
+    [
+        ("whole", "it could not be decoded when its batch was made, but can be now (is it still "),
+        ("gone", "cannot be read"),
+    ],
+)
+def test_an_image_that_changes_after_its_batch_was_made_is_broken(
+    make_photos, monkeypatch, later, reason, workers
+):
+    """It was left out of the batch, whatever a second look at it shows."""
+    root = make_photos({"train/a": 4, "train/b": 4})
+    path = root / "train/b/0005.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:30])
+    data = config(source=f"folder:{root}", broken="skip", max_broken=0.5, num_workers=workers)
+    source = open_source(data, "train")
+
+    def note(images, records):
+        if later == "whole":
+            path.write_bytes(whole)
+        else:
+            path.unlink(missing_ok=True)
+        note_broken(images, records)
+
+    note_broken = making._note_broken
+    monkeypatch.setattr(making, "_note_broken", note)
+    (batch,) = eval_batches(source, data, batch_size=8, rows=range(8))
+    (record,) = batch["index"][batch["broken"]].tolist()
+    assert source.broken.keys() == {record}
+    assert source.broken[record].startswith(source.describe(record))
+    assert reason in source.broken[record]
 
 
 def test_skipping_stops_when_too_many_are_broken(damaged, caplog):

@@ -1,31 +1,25 @@
 """The training loop: from a config and a directory to a run."""
 
 import contextlib
-import dataclasses
-import itertools
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from jax.sharding import Mesh
 
 from jaxcls.config import Config
-from jaxcls.data.device import device_batches, require_patience
-from jaxcls.data.sources import Source
 from jaxcls.distributed.agree import (
     by_main_process,
-    client,
     is_main_process,
     process_id,
     require_same,
     shared_errors,
 )
 from jaxcls.distributed.mesh import make_mesh
-from jaxcls.distributed.stop_signals import StoppedError, StopSignals
+from jaxcls.distributed.stop_signals import StopSignals
 from jaxcls.distributed.watchdog import Watchdog
-from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
+from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.claim import Claim
 from jaxcls.runs.directory import (
     RunState,
@@ -39,41 +33,19 @@ from jaxcls.runs.directory import (
 )
 from jaxcls.runs.reporter import QuietReporter, Reporter
 from jaxcls.system.early_signals import EXIT_STOPPED, work_is_done
-from jaxcls.system.errors import DataError, UserError
+from jaxcls.system.errors import UserError
 from jaxcls.system.paths import RunPath, run_path
 from jaxcls.system.permissions import restrict_umask
 from jaxcls.system.whole_files import delete_temporary_files
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.compiled_steps import CompiledSteps
-from jaxcls.training.evaluation import make_evaluator
 from jaxcls.training.experiment import Experiment, open_experiment
-from jaxcls.training.intervals import intervals_of
-from jaxcls.training.meter import Meter
-from jaxcls.training.preview import first_augmented
 from jaxcls.training.profiling import Profile
 from jaxcls.training.resume import Beginning, restore_or_initialize
 from jaxcls.training.saving import Saver
 from jaxcls.training.start_messages import start_messages
-from jaxcls.training.step import Batch
+from jaxcls.training.step_loop import Outcome, StepLoop
 from jaxcls.training.verify_data import verify_data
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """How a call of `train` ended.
-
-    Attributes:
-      step: the last step that was taken, which is saved.
-      num_steps: the length of the whole training.
-      metrics: those of the last evaluation; empty if there was none.
-      stopped_by: the signal that ended the training before its last step was taken and
-        evaluated, or None.
-    """
-
-    step: int
-    num_steps: int
-    metrics: Mapping[str, float]
-    stopped_by: str | None
 
 
 def train(
@@ -162,7 +134,7 @@ def train(
             stop.leave_at_once = False  # the run is finished, so a signal changes nothing
             outcome = Outcome(start, num_steps, metrics={}, stopped_by=None)
         else:
-            outcome = take_steps(
+            outcome = StepLoop(
                 beginning,
                 started=started,
                 experiment=experiment,
@@ -182,7 +154,7 @@ def train(
                 profile=Profile(
                     run / "profile", start=start, steps=profile_steps if is_main_process() else 0
                 ),
-            )
+            ).run()
 
         # 7. Record how the training ended.
         ended = "stopped" if outcome.stopped_by else "finished"
@@ -196,132 +168,6 @@ def train(
                     f"log.txt names them"
                 )
         return outcome
-
-
-def take_steps(
-    beginning: Beginning,
-    *,
-    started: float,
-    experiment: Experiment,
-    training: Training,
-    steps: CompiledSteps,
-    saver: Saver,
-    reporter: Reporter | QuietReporter,
-    stop: StopSignals,
-    watchdog: Watchdog,
-    profile: Profile,
-) -> Outcome:
-    """Takes the steps after the beginning, up to the last one or a signal to stop.
-
-    Args:
-      beginning: the state to start from.
-      started: when the program began, by `time.perf_counter`.
-      experiment: the two splits.
-      training: the network, its plan and its devices.
-      steps: the compiled steps of the training.
-      saver: saves checkpoints.
-      reporter: shows and writes metrics.
-      stop: the signals; the processes agree on the step to stop after.
-      watchdog: is notified before each phase that may hang.
-      profile: traces some of the steps.
-    """
-    intervals, num_steps = intervals_of(training), training.plan.num_steps
-    meter = Meter(
-        training.config.data.batch_size,
-        max_skipped=training.config.max_skipped_steps,
-        say=reporter.say,
-    )
-    evaluate = make_evaluator(
-        training,
-        experiment.eval_source,
-        before_batch=lambda step: _before_eval_batch(step, stop, watchdog),
-        on_wait=lambda seconds: _end_wait(experiment.eval_source, seconds, training.config, stop),
-    )
-    metrics: dict[str, float] = {}
-    top1: float | None = None  # of the evaluation after this step, if there was one
-    state, start = beginning.state, beginning.step
-    step, interrupted = start, False  # `step` is the last one that `state` has taken
-    batches_ahead = device_batches(
-        experiment.source,
-        training.config.data,
-        seed=training.config.seed,
-        mesh=training.mesh,
-        start=start,
-        on_wait=lambda seconds: _end_wait(experiment.source, seconds, training.config, stop),
-    )
-    with profile, batches_ahead as batches:
-        try:
-            if start == 0 and training.config.log_images and is_main_process():
-                batches = _show_first(batches, training, reporter)
-            if start and intervals.evaluates(start) and not beginning.evaluated:
-                # The evaluation of this step was cut short, and an undisturbed run has it.
-                metrics = evaluate(start, state)
-                reporter.evaluated(start, metrics)
-                top1 = metrics["top1"]
-                saver.note_evaluation(start, top1)
-                meter.restart_clock()
-            ending = step >= num_steps
-            while not ending:
-                # Read a batch. It was made ahead, so this waits only for slow data.
-                profile.before(step + 1)
-                watchdog.note_progress(step, "reading data")
-                with meter.waiting():
-                    batch = next(batches)
-
-                # Take a step: augmentation, gradients and update are one compiled program, and the
-                # call returns while the devices still work on it.
-                train_step = steps.for_step(step, watchdog=watchdog, say=reporter.say)
-                watchdog.note_progress(step, "taking the next step")
-                state, step_metrics = train_step(state, batch)
-                step, top1 = step + 1, None
-                meter.add(step, step_metrics)
-                profile.after(step, step_metrics)
-                if step == start + 1:
-                    _finish_first_step(started, meter, stop, reporter)
-
-                # Agree with the other processes whether to stop after this step. A training whose
-                # run was taken over by another one stops, too, and writes nothing more.
-                ending = step == num_steps or stop.agreed()
-                if ending:
-                    saver.require_claim()
-
-                # Log. To read the metrics, the host waits for the devices.
-                # A resumed run logs the same steps as an undisturbed one.
-                if ending or step == 1 or intervals.logs(step):
-                    reporter.log(step, meter.read())
-
-                # Evaluate the moving averages, or the parameters if no averages are kept.
-                if intervals.evaluates(step):
-                    metrics = evaluate(step, state)
-                    reporter.evaluated(step, metrics)
-                    top1 = metrics["top1"]
-
-                # Save, in the background.
-                if ending or intervals.saves(step):
-                    saver.save(step, state, top1=top1, last=ending)
-                else:
-                    saver.replace_failed(step, state, meter, top1=top1, logged=intervals.logs(step))
-                if intervals.evaluates(step) or intervals.saves(step):
-                    meter.restart_clock()
-        except StoppedError:  # while it waited for data, or evaluated
-            interrupted = True
-            _log_rest(step, meter, reporter)
-            saver.save_if_finite(step, state, meter, top1=top1)
-        except DataError as error:
-            # With several processes it cannot save: the others do not know of the error.
-            if client() is not None:
-                raise
-            saved = f"the run is saved up to step {step}" if step else "no step was taken"
-            try:
-                _log_rest(step, meter, reporter)
-                saver.save_if_finite(step, state, meter, top1=top1)
-            except CheckpointError as failure:
-                saved = str(failure)
-            raise DataError(f"{error}\n{saved}; fix it and run the same command again") from error
-        else:
-            saver.finish(step, state, top1=top1)
-    stopped_by = stop.received if interrupted or step < num_steps else None
-    return Outcome(step, num_steps, metrics, stopped_by)
 
 
 # Parts of `train`
@@ -359,58 +205,6 @@ def _open_reporter(
         start_evaluated=beginning.evaluated,
         config=training.config,
     )
-
-
-# Around the steps
-
-
-def _end_wait(source: Source, seconds: float, config: Config, stop: StopSignals) -> None:
-    """Ends a wait for a batch that takes too long or, with one process, that a signal interrupts.
-
-    With several processes the watchdog ends it, because the others must end as well.
-
-    Raises:
-      StoppedError: a signal has come.
-      DataError: the wait has taken `stuck_after_seconds`.
-    """
-    if client() is None:
-        if stop.received:
-            raise StoppedError
-        require_patience(source, seconds, most=config.stuck_after_seconds)
-
-
-def _finish_first_step(
-    started: float, meter: Meter, stop: StopSignals, reporter: Reporter | QuietReporter
-) -> None:
-    """Waits until all processes have taken their first step. From now on a signal saves first."""
-    meter.fetch()
-    stop.leave_at_once = False
-    reporter.say(f"took the first step {time.perf_counter() - started:.1f} s after the start")
-
-
-def _log_rest(step: int, meter: Meter, reporter: Reporter | QuietReporter) -> None:
-    """Logs the steps since the last row, because a resumed run begins a new one."""
-    if not meter.empty:
-        reporter.log(step, meter.read())
-
-
-def _show_first(
-    batches: Iterator[Batch], training: Training, reporter: Reporter | QuietReporter
-) -> Iterator[Batch]:
-    """Shows images of the first batch as the network gets them; returns all batches.
-
-    Meanwhile the training step is compiled.
-    """
-    first = next(batches)
-    reporter.show(0, "first_batch", first_augmented(training, first))
-    return itertools.chain([first], batches)
-
-
-def _before_eval_batch(step: int, stop: StopSignals, watchdog: Watchdog) -> None:
-    """Ends an evaluation on a signal; a resumed run repeats it."""
-    watchdog.note_progress(step, "evaluating")
-    if stop.agreed():
-        raise StoppedError
 
 
 # Signals and mistakes

@@ -29,10 +29,11 @@ from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 from jaxcls.runs.directory import RunError, RunInfo, RunState, checkpoint_dir, recorded_state
 from jaxcls.runs.reporter import Reporter, read_metrics
 from jaxcls.system.errors import DataError, UserError
-from jaxcls.training import evaluation, loop
+from jaxcls.training import evaluation
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.meter import DivergedError
+from jaxcls.training.step_loop import StepLoop
 
 
 def one_device() -> Any:
@@ -361,7 +362,7 @@ def test_data_that_cannot_be_used_loses_no_step(
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Trainings that end where their steps begin, so that nothing is compiled for them."""
-    monkeypatch.setattr(loop, "take_steps", lambda *_, **__: Outcome(1, 1, {}, None))
+    monkeypatch.setattr(StepLoop, "run", lambda _: Outcome(1, 1, {}, None))
     monkeypatch.setattr(Training, "compile_step", lambda *_: None)
 
 
@@ -373,7 +374,7 @@ def test_what_fails_waits_for_a_process_that_leaves_before_it_is_recorded(
         raise RuntimeError("connection closed by peer")
 
     states: list[RunState | None] = []
-    monkeypatch.setattr(loop, "take_steps", fail)
+    monkeypatch.setattr(StepLoop, "run", fail)
     monkeypatch.setattr(
         StopSignals, "finish_leaving", lambda *_: states.append(recorded_state(tmp_path))
     )

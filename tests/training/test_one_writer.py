@@ -35,8 +35,8 @@ from jaxcls.runs.directory import (
     recorded_state,
 )
 from jaxcls.runs.reporter import Reporter, read_metrics
-from jaxcls.training import loop
 from jaxcls.training.loop import Outcome, train
+from jaxcls.training.step_loop import StepLoop
 
 
 def leave_claim(run: Path, *, number: int, process: int) -> None:
@@ -94,7 +94,7 @@ def test_the_run_is_given_back_at_the_end(
     def fail(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "take_steps", fail)
+    monkeypatch.setattr(StepLoop, "run", fail)
     longer = dataclasses.replace(tiny_config, num_steps=16)
     with pytest.raises(KeyboardInterrupt):
         train(longer, finished, mesh=mesh, allow_changes=True)

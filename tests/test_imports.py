@@ -103,4 +103,4 @@ def test_the_imports_are_found() -> None:
     assert "config" in found["distributed.mesh"]
     assert "config.schema" in found["config"]
     assert "training.loop" in found["commands.train"]  # inside a function
-    assert "data.sources" in found["training.loop"]
+    assert "data.sources" in found["training.step_loop"]

@@ -17,8 +17,9 @@ from jaxcls.commands.options import parse
 from jaxcls.config import Config
 from jaxcls.config.diff import differences, short_names, value_text
 from jaxcls.runs.claim import last_writer, writer_status
-from jaxcls.runs.directory import RunError, RunState, recorded_config, recorded_state
+from jaxcls.runs.directory import RunError, recorded_config
 from jaxcls.runs.reporter import metric_columns, read_metrics
+from jaxcls.runs.run_state import RunState, recorded_state
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
 from jaxcls.system.output import put, say, table

@@ -131,7 +131,8 @@ def _check(variations: Sequence[Variation], *, allow_changes: bool) -> list[bool
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # the devices belong to the trainings
-    from jaxcls.runs.directory import changes_of, recorded_state
+    from jaxcls.runs.directory import changes_of
+    from jaxcls.runs.run_state import recorded_state
     from jaxcls.training.experiment import open_experiment
     from jaxcls.training.optimizers import make_optimizer
     from jaxcls.training.schedules import make_plan

@@ -21,17 +21,9 @@ from jaxcls.distributed.stop_signals import StopSignals
 from jaxcls.distributed.watchdog import Watchdog
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.claim import Claim
-from jaxcls.runs.directory import (
-    RunState,
-    checkpoint_dir,
-    prepare_run,
-    record_early_stop,
-    record_run,
-    record_state,
-    recording_status,
-    require_shared,
-)
+from jaxcls.runs.directory import checkpoint_dir, prepare_run, record_run, require_shared
 from jaxcls.runs.reporter import QuietReporter, Reporter
+from jaxcls.runs.run_state import RunState, record_early_stop, record_state, recording_status
 from jaxcls.system.early_signals import EXIT_STOPPED, work_is_done
 from jaxcls.system.errors import UserError
 from jaxcls.system.paths import RunPath, run_path

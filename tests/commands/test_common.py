@@ -8,7 +8,8 @@ import pytest
 from command_line import Message, Run
 
 from jaxcls.config import Config, encode, load_config
-from jaxcls.runs.directory import RunInfo, RunState, prepare_run, record_run, record_state
+from jaxcls.runs.directory import RunInfo, prepare_run, record_run
+from jaxcls.runs.run_state import RunState, record_state
 from jaxcls.training import loop
 from jaxcls.training.loop import Outcome
 

@@ -10,7 +10,7 @@ import pytest
 from jaxcls.commands.cli import main
 from jaxcls.commands.runs import SILENT_SECONDS, find_runs, summarize
 from jaxcls.config import Config, encode
-from jaxcls.runs.directory import RunState, record_state
+from jaxcls.runs.run_state import RunState, record_state
 from jaxcls.system.whole_files import write_whole
 from jaxcls.training.loop import Outcome
 

@@ -14,7 +14,8 @@ from command_line import TINY_CONFIG
 from jaxcls.commands.cli import main
 from jaxcls.commands.sweep import OneChild
 from jaxcls.config import Config
-from jaxcls.runs.directory import RunInfo, RunState, checkpoint_dir, record_run, record_state
+from jaxcls.runs.directory import RunInfo, checkpoint_dir, record_run
+from jaxcls.runs.run_state import RunState, record_state
 from jaxcls.training import loop
 from jaxcls.training.loop import Outcome
 

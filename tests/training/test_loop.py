@@ -26,8 +26,9 @@ from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.inference.open_weights import data_of
 from jaxcls.models import registry
 from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
-from jaxcls.runs.directory import RunError, RunInfo, RunState, checkpoint_dir, recorded_state
+from jaxcls.runs.directory import RunError, RunInfo, checkpoint_dir
 from jaxcls.runs.reporter import Reporter, read_metrics
+from jaxcls.runs.run_state import RunState, recorded_state
 from jaxcls.system.errors import DataError, UserError
 from jaxcls.training import evaluation
 from jaxcls.training.build import Training, build_training

@@ -23,18 +23,11 @@ from jaxcls.config import Config, encode
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.inference.classifier import ImageClassifier
 from jaxcls.models import registry
-from jaxcls.runs import claim, directory
+from jaxcls.runs import claim, run_state
 from jaxcls.runs.checkpoint import Checkpoints
-from jaxcls.runs.directory import (
-    RunError,
-    RunLostError,
-    RunState,
-    checkpoint_dir,
-    record_early_stop,
-    record_state,
-    recorded_state,
-)
+from jaxcls.runs.directory import RunError, RunLostError, checkpoint_dir
 from jaxcls.runs.reporter import Reporter, read_metrics
+from jaxcls.runs.run_state import RunState, record_early_stop, record_state, recorded_state
 from jaxcls.training.loop import Outcome, train
 from jaxcls.training.step_loop import StepLoop
 
@@ -129,7 +122,7 @@ def test_nothing_is_recorded_after_an_early_stop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = threading.Lock()
-    monkeypatch.setattr(directory, "_recording", lock)
+    monkeypatch.setattr(run_state, "_recording", lock)
     record_state(tmp_path, RunState(state="running", num_steps=12))
     record_early_stop(tmp_path, "SIGTERM")
     stopped = RunState(state="stopped", num_steps=12, why="SIGTERM before its first step")
@@ -148,9 +141,9 @@ def test_nothing_is_recorded_after_an_early_stop(
 def test_a_stop_before_the_training_goes_on_changes_no_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str
 ) -> None:
-    monkeypatch.setattr(directory, "_recording", threading.Lock())
+    monkeypatch.setattr(run_state, "_recording", threading.Lock())
     before = RunState(state=state, num_steps=12)  # type: ignore[arg-type]
-    directory._write_state(tmp_path, before)
+    run_state._write_state(tmp_path, before)
     record_early_stop(tmp_path, "SIGTERM")
     assert recorded_state(tmp_path) == before
 
@@ -161,7 +154,7 @@ def test_an_early_stop_does_not_need_an_answer_of_the_disk(
     def read(*_: Any, **__: Any) -> str:
         raise HttpError({"code": 503, "message": "the server is busy"})
 
-    monkeypatch.setattr(directory, "_recording", threading.Lock())
+    monkeypatch.setattr(run_state, "_recording", threading.Lock())
     monkeypatch.setattr(Path, "read_text", read)
     record_early_stop(tmp_path, "SIGTERM")
     assert recorded_state(tmp_path) is None

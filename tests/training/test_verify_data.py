@@ -24,8 +24,9 @@ from jaxcls.distributed.mesh import make_mesh
 from jaxcls.distributed.watchdog import Watchdog
 from jaxcls.models import registry
 from jaxcls.runs.data_digests import recorded_digests
-from jaxcls.runs.directory import RunError, recorded_state
+from jaxcls.runs.directory import RunError
 from jaxcls.runs.reporter import Reporter
+from jaxcls.runs.run_state import recorded_state
 from jaxcls.training import verify_data as verifying
 from jaxcls.training.experiment import open_experiment
 from jaxcls.training.loop import Outcome, train

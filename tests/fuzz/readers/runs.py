@@ -102,7 +102,7 @@ def run_config() -> Reader:
 
 def run_state() -> Reader:
     """state.json of a run."""
-    from jaxcls.runs.directory import recorded_state
+    from jaxcls.runs.run_state import recorded_state
 
     return _run("state.json", damage_json, recorded_state)
 

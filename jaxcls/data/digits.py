@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from jaxcls.data.full_disk import disk_is_full
 from jaxcls.data.source import Source
 from jaxcls.data.tfds import describe_prepared, open_prepared
-from jaxcls.system.caches import cache_dir, cache_dirs
+from jaxcls.system.caches import make_cache_dir, possible_cache_dirs
 from jaxcls.system.errors import DataError
 from jaxcls.system.paths import local_path
 
@@ -88,8 +88,8 @@ def prepared_digits(data_dir: str | None) -> Path:
     if data_dir:
         root = local_path(data_dir)
     else:  # a cache that is now read-only may hold them already
-        holding = (folder for folder in cache_dirs() if _is_folder(_folder_in(folder)))
-        root = next(holding, None) or cache_dir()
+        holding = (folder for folder in possible_cache_dirs() if _is_folder(_folder_in(folder)))
+        root = next(holding, None) or make_cache_dir()
     try:
         return _write(root)
     except Exception as error:  # ArrayRecord's writer raises RuntimeErrors

@@ -19,7 +19,6 @@ import os
 from pathlib import Path
 
 from jaxcls.data.listing import LeftOut, Listing, list_images
-from jaxcls.system.caches import cache_dir
 from jaxcls.system.errors import DataError
 from jaxcls.system.file_names import printable
 from jaxcls.system.json_text import parse_json
@@ -66,7 +65,7 @@ def index_folder(root: Path, *, reuse: bool = False) -> Listing:
 
 def _index_file(root: Path) -> Path:
     name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:16]
-    return cache_dir() / "folders" / f"{name}.json"
+    return make_cache_dir() / "folders" / f"{name}.json"
 
 
 def _read(index: Path) -> tuple[datetime.datetime, Listing] | None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from etils import epath
 
-from jaxcls.system.caches import cache_dir, is_private
+from jaxcls.system.caches import is_private, make_cache_dir
 from jaxcls.system.errors import one_line
 from jaxcls.system.output import warn_once
 from jaxcls.system.paths import RunPath, is_url, run_path
@@ -60,7 +60,7 @@ def keep_compiled(run: str | None = None) -> None:
         folder = run_path(f"{run.rstrip('/')}.compiled")  # an error now if the extra is missing
         jax.config.update("jax_compilation_cache_dir", str(folder))
         return
-    folder = cache_dir() / "compiled"
+    folder = make_cache_dir() / "compiled"
     try:
         make_private(folder)
         private = is_private(folder)

@@ -17,7 +17,7 @@ from jaxcls.system.whole_files import try_writing
 _REMEDY = "set XDG_CACHE_HOME to a writable folder"
 
 
-def user_caches() -> Path | None:
+def usual_cache_home() -> Path | None:
     """The user's cache folder for all programs; None if there is no home folder."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(given):  # the XDG standard says to ignore relative paths
@@ -25,20 +25,20 @@ def user_caches() -> Path | None:
     return _in_home(".cache")
 
 
-def cache_dirs() -> list[Path]:
+def possible_cache_dirs() -> list[Path]:
     """The folders in which jaxcls may have kept files, the best one first; creates none."""
-    usual, temporary = user_caches(), _temporary()
+    usual, temporary = usual_cache_home(), _temporary()
     folders = [] if usual is None else [usual / "jaxcls"]
     return folders if temporary is None else [*folders, temporary]
 
 
-def cache_dir() -> Path:
+def make_cache_dir() -> Path:
     """The folder for jaxcls' own cached files; creates it if necessary.
 
     If no folder can be written, returns the usual one; the caller must then work without a cache.
     """
-    usual, folders = user_caches(), cache_dirs()
-    found = next(filter(is_writable, folders), None)
+    usual, folders = usual_cache_home(), possible_cache_dirs()
+    found = next(filter(ensure_writable, folders), None)
     why = "there is no home folder" if usual is None else f"{usual} cannot be written to"
     if found is None:
         warn_once(f"no cache: {why}; {_REMEDY}")
@@ -57,13 +57,13 @@ def set_library_caches() -> None:
     """
     for variable, name, usual in (
         ("MPLCONFIGDIR", "matplotlib", _config_home()),
-        ("HF_HOME", "huggingface", user_caches()),
+        ("HF_HOME", "huggingface", usual_cache_home()),
     ):
         if variable not in os.environ and (usual is None or not _is_usable(usual / name)):
-            os.environ[variable] = str(cache_dir() / name)
+            os.environ[variable] = str(make_cache_dir() / name)
 
 
-def is_writable(folder: Path) -> bool:
+def ensure_writable(folder: Path) -> bool:
     """Whether files can be created in a folder; creates the folder, as a private one, if needed."""
     try:
         make_private(folder)
@@ -81,7 +81,7 @@ def is_private(folder: Path) -> bool:
 
 def _is_usable(folder: Path) -> bool:
     """Whether a folder can be read, such as one that an administrator filled, or can be created."""
-    return os.access(folder, os.R_OK | os.X_OK) or is_writable(folder)
+    return os.access(folder, os.R_OK | os.X_OK) or ensure_writable(folder)
 
 
 def _config_home() -> Path | None:

@@ -95,9 +95,10 @@ def _handle(number: int, _frame: FrameType | None) -> None:
     global _got_signal_when_done
     if _done_status is None:
         _end(number)
-    elif _got_signal_when_done:
+    elif not _got_signal_when_done:
+        _got_signal_when_done = True
+    else:
         os._exit(_done_status)
-    _got_signal_when_done = True
 
 
 def _watch_pipe(pipe: int) -> None:

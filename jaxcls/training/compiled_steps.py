@@ -58,7 +58,7 @@ class CompiledSteps:
             watchdog.note_progress(step, COMPILING)
             compiled = self.start_compiling(step).result()
             self._announce(step, compiled, say)
-            self.start_compiling(ends[stage])
+            self.start_compiling(ends[stage])  # the next stage; after the last one nothing new
             self._current = stage, compiled.program
         return self._current[1]
 

@@ -38,7 +38,7 @@ class Experiment:
         """What must be the same in all processes of a job, each fact by its name."""
         described = self.info.to_json()
         del described["config"]
-        config = flatten(encode(self.config))
+        config = flatten(encode(self.config))  # so that a message names the one field that differs
         return {**described, "evaluation data": self.eval_source.identity, **config}
 
 

@@ -28,7 +28,7 @@ from jaxcls.distributed.mesh import all_devices
 from jaxcls.pretrained.resolve import resolve
 from jaxcls.runs.directory import RunInfo, prepare_run, record_run
 from jaxcls.system import caches, output
-from jaxcls.system.caches import cache_dir, set_library_caches, user_caches
+from jaxcls.system.caches import make_cache_dir, set_library_caches, usual_cache_home
 from jaxcls.system.errors import UserError, mistake_behind
 from jaxcls.training.loop import Outcome
 from jaxcls.training.optimizers import make_optimizer
@@ -324,10 +324,10 @@ def no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_without_a_home_caches_are_in_a_private_folder(
     no_home: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder = cache_dir()
+    folder = make_cache_dir()
     assert folder == no_home / f"jaxcls-{os.geteuid()}"
     assert folder.stat().st_mode & 0o777 == 0o700
-    assert cache_dir() == folder
+    assert make_cache_dir() == folder
     (said,) = caplog.messages
     assert "for caches, because there is no home folder; set XDG_CACHE_HOME to a writable" in said
 
@@ -336,10 +336,10 @@ def test_without_a_home_caches_are_in_a_private_folder(
 def test_a_folder_that_others_may_have_filled_is_not_used(
     no_home: Path, spoil: Callable[[Path], None]
 ) -> None:
-    folder = cache_dir()
+    folder = make_cache_dir()
     spoil(folder)
-    assert folder not in caches.cache_dirs()
-    assert not cache_dir().is_relative_to(no_home)
+    assert folder not in caches.possible_cache_dirs()
+    assert not make_cache_dir().is_relative_to(no_home)
     assert not Path("~").exists()
 
 
@@ -352,10 +352,10 @@ def test_a_relative_folder_of_caches_is_ignored(
     no_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "here")
-    assert user_caches() is None
-    assert cache_dir().is_relative_to(no_home)
+    assert usual_cache_home() is None
+    assert make_cache_dir().is_relative_to(no_home)
     monkeypatch.setenv("HOME", str(no_home))
-    assert user_caches() == no_home / ".cache"
+    assert usual_cache_home() == no_home / ".cache"
 
 
 @pytest.mark.parametrize("kind", ["a file", "closed", "missing"])
@@ -369,7 +369,7 @@ def test_a_folder_that_cannot_be_written_is_replaced(
         home.mkdir(mode=0o555)
     monkeypatch.setenv("HOME", str(home / "gone" if kind == "missing" else home))
     with without_privileges():
-        assert cache_dir().is_relative_to(no_home)
+        assert make_cache_dir().is_relative_to(no_home)
         assert prepared_digits(None).is_relative_to(no_home)
 
 
@@ -382,7 +382,7 @@ def test_data_in_a_folder_that_cannot_be_written_any_more_are_used(
     assert prepared.is_relative_to(home)
     close(home)
     with without_privileges():
-        assert cache_dir().is_relative_to(no_home)
+        assert make_cache_dir().is_relative_to(no_home)
         assert prepared_digits(None) == prepared
     close(home, mode=0o755)
 
@@ -394,8 +394,8 @@ def test_libraries_get_a_folder_where_they_have_none(
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
     set_library_caches()
-    assert os.environ["MPLCONFIGDIR"] == str(cache_dir() / "matplotlib")
-    assert os.environ["HF_HOME"] == str(cache_dir() / "huggingface")
+    assert os.environ["MPLCONFIGDIR"] == str(make_cache_dir() / "matplotlib")
+    assert os.environ["HF_HOME"] == str(make_cache_dir() / "huggingface")
     monkeypatch.setenv("MPLCONFIGDIR", "mine")
     monkeypatch.delenv("HF_HOME")
     monkeypatch.setenv("HOME", str(no_home))

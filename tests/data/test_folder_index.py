@@ -13,7 +13,6 @@ from jaxcls.data import folder_index
 from jaxcls.data.folder_index import index_folder
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source, prepare_source
-from jaxcls.system.caches import cache_dir
 
 LISTING = {
     "made": "2026-11-30T00:00:00+00:00",
@@ -148,7 +147,7 @@ def test_a_damaged_list_is_made_anew(make_photos, content):
     root = make_photos({"a": 2, "b": 2})
     expected = index_folder(root)
     index = folder_index._index_file(root)
-    assert index.is_relative_to(cache_dir())
+    assert index.is_relative_to(make_cache_dir())
     assert index.is_file()
     index.write_text(content)
     assert index_folder(root, reuse=True) == expected

@@ -19,7 +19,7 @@ from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jaxcls.config import Config, encode
 from jaxcls.distributed.compile_cache import CheckedPrograms, keep_compiled
 from jaxcls.models import registry
-from jaxcls.system.caches import cache_dir
+from jaxcls.system.caches import make_cache_dir
 
 COMPILE = """
 import json, sys
@@ -93,7 +93,7 @@ def test_a_folder_that_others_may_write_to_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    folder = cache_dir() / "compiled"
+    folder = make_cache_dir() / "compiled"
     folder.mkdir(parents=True)
     folder.chmod(0o777)
     jax.config.update("jax_persistent_cache_enable_xla_caches", "all")
@@ -116,7 +116,7 @@ def test_jaxs_own_settings_come_first(tmp_path: Path, monkeypatch: pytest.Monkey
     keep_compiled()
     jax.config.update("jax_enable_compilation_cache", True)
     assert jax.config.jax_compilation_cache_dir is None
-    assert not (cache_dir() / "compiled").exists()
+    assert not (make_cache_dir() / "compiled").exists()
 
 
 # Damaged entries

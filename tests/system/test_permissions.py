@@ -11,7 +11,6 @@ import pytest
 from command_line import TINY_CONFIG, Run
 
 from jaxcls.data.folder_index import index_folder
-from jaxcls.system.caches import cache_dir
 from jaxcls.system.permissions import make_private, restrict_umask
 
 
@@ -55,12 +54,12 @@ def test_caches_are_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home/.cache"))
     (tmp_path / "photos/cat").mkdir(parents=True)
     index_folder(tmp_path / "photos")
-    assert list((cache_dir() / "folders").iterdir())
+    assert list((make_cache_dir() / "folders").iterdir())
     for folder in (
         tmp_path / "home",
         tmp_path / "home/.cache",
-        cache_dir(),
-        cache_dir() / "folders",
+        make_cache_dir(),
+        make_cache_dir() / "folders",
     ):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700, folder
 

@@ -1,11 +1,17 @@
-/* Disturbs the system calls of a process that change files below one folder.
+/* Disturbs a process by its system calls that change files below one folder.
  *
  * Loaded with LD_PRELOAD. It counts the calls that concern a path which contains STORM_PATH, in all
- * threads of the process together, and from the STORM_FROM-th on either kills the process
- * (STORM_KILL=1) or lets STORM_TIMES calls fail with the error number STORM_ERRNO (0: all that
- * follow). STORM_CALLS chooses the calls: a comma-separated list of open, write, sync, rename,
- * mkdir, delete. A call that only reads is not counted. STORM_LOG names a file that gets a line for
- * each counted call.
+ * threads of the process together, and from the STORM_FROM-th on it does one of these:
+ *
+ *   STORM_KILL=1        kills the process
+ *   STORM_ERRNO=N       lets the calls fail with this error number
+ *   STORM_DELAY=N       lets each call begin this many milliseconds later
+ *   STORM_CLOCK=N       moves the clock of the process by this many seconds, also backwards
+ *
+ * STORM_TIMES ends failures and delays after so many calls (0: all that follow). STORM_CALLS chooses
+ * the calls: a comma-separated list of open, write, sync, rename, mkdir, delete. A call that only
+ * reads is not counted. STORM_LOG names a file that gets a line for each counted call. A program that
+ * the process executes in its place counts from 1 again, and has the right time until then.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -19,35 +25,51 @@
 #include <string.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 static atomic_long counted;
+static const char *part, *calls, *record;
+static long from, times, error, kills, delay, jump;
 
 static long number(const char *name) {
   const char *text = getenv(name);
   return text ? atol(text) : 0;
 }
 
+__attribute__((constructor)) static void read_environment(void) {
+  part = getenv("STORM_PATH");
+  calls = getenv("STORM_CALLS");
+  record = getenv("STORM_LOG");
+  from = number("STORM_FROM");
+  times = number("STORM_TIMES");
+  error = number("STORM_ERRNO");
+  kills = number("STORM_KILL");
+  delay = number("STORM_DELAY");
+  jump = number("STORM_CLOCK");
+}
+
 /* Whether this call shall fail, with errno set; does not return if it shall kill. */
 static int disturbed(const char *call, const char *path) {
-  const char *part = getenv("STORM_PATH"), *calls = getenv("STORM_CALLS"), *log;
   if (!part || !path || !strstr(path, part) || (calls && !strstr(calls, call))) return 0;
-  long count = atomic_fetch_add(&counted, 1) + 1, from = number("STORM_FROM");
-  if ((log = getenv("STORM_LOG"))) {
+  long count = atomic_fetch_add(&counted, 1) + 1;
+  if (record) {
     static ssize_t (*real)(int, const void *, size_t);
     if (!real) real = dlsym(RTLD_NEXT, "write");
     int (*real_open)(const char *, int, ...) = dlsym(RTLD_NEXT, "open");
-    int fd = real_open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
+    int fd = real_open(record, O_WRONLY | O_CREAT | O_APPEND, 0600);
     char line[4400];
     int length = snprintf(line, sizeof line, "%ld %s %s\n", count, call, path);
     if (fd >= 0 && real(fd, line, length) >= 0) close(fd);
   }
   if (!from || count < from) return 0;
-  if (number("STORM_KILL")) kill(getpid(), SIGKILL);
-  long times = number("STORM_TIMES");
-  if (!number("STORM_ERRNO") || (times && count >= from + times)) return 0;
-  errno = number("STORM_ERRNO");
+  if (kills) kill(getpid(), SIGKILL);
+  if (times && count >= from + times) return 0;
+  if (delay) usleep(1000 * delay);
+  if (!error) return 0;
+  errno = error;
   return 1;
 }
 
@@ -196,4 +218,26 @@ int unlinkat(int folder, const char *path, int flags) {
 int rmdir(const char *path) {
   REAL(rmdir);
   return disturbed("delete", path) ? -1 : real(path);
+}
+
+/* By how many seconds the clock is wrong. */
+static long shift(void) { return from && atomic_load(&counted) >= from ? jump : 0; }
+
+int clock_gettime(clockid_t which, struct timespec *now) {
+  REAL(clock_gettime);
+  int result = real(which, now);
+  if (!result && (which == CLOCK_REALTIME || which == CLOCK_REALTIME_COARSE)) now->tv_sec += shift();
+  return result;
+}
+int gettimeofday(struct timeval *now, void *zone) {
+  REAL(gettimeofday);
+  int result = real(now, zone);
+  if (!result) now->tv_sec += shift();
+  return result;
+}
+time_t time(time_t *place) {
+  REAL(time);
+  time_t now = real(NULL) + shift();
+  if (place) *place = now;
+  return now;
 }

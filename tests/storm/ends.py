@@ -53,12 +53,12 @@ def require_close_end(run: Path, twin: Path) -> None:
 
 def require_tidy(run: Path) -> None:
     """Raises TrialFailed if temporary files are left in a run."""
-    left = [
-        path
-        for folder in (run, run / "checkpoints")
-        for path in folder.iterdir()
-        if LEFTOVER.fullmatch(path.name)
-    ]
+    require_no_leftovers(run, run / "checkpoints")
+
+
+def require_no_leftovers(*folders: Path) -> None:
+    """Raises TrialFailed if temporary files are left in one of the folders."""
+    left = [path for f in folders for path in f.iterdir() if LEFTOVER.fullmatch(path.name)]
     require(not left, f"left behind: {left}")
 
 

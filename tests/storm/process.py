@@ -22,18 +22,24 @@ STATUS_STOPPED, STATUS_MISTAKE = 75, 2
 class Disturbance:
     """Which system calls of a process are disturbed, and how; see disturb.c.
 
+    If neither `errno`, `delay` nor `clock` is set, the first disturbed call kills the process.
+
     Attributes:
       path: a part of the path that a call must concern.
       calls: the kinds of calls, of open, write, sync, rename, mkdir and delete.
       first: the number of the first disturbed call, counted from 1; 0 for none.
-      errno: the error with which it fails; 0 kills the process instead.
-      times: how many calls fail; 0 for all that follow.
+      errno: the error with which it fails.
+      delay: the milliseconds by which it is delayed.
+      clock: the seconds by which the clock of the process is moved then; negative: backwards.
+      times: how many calls fail or are delayed; 0 for all that follow.
     """
 
     path: str
     calls: str = "open,write,sync,rename,mkdir,delete"
     first: int
     errno: int = 0
+    delay: int = 0
+    clock: int = 0
     times: int = 0
 
     def variables(self) -> dict[str, str]:
@@ -44,7 +50,9 @@ class Disturbance:
             "STORM_FROM": str(self.first),
             "STORM_ERRNO": str(self.errno),
             "STORM_TIMES": str(self.times),
-            "STORM_KILL": "0" if self.errno else "1",
+            "STORM_DELAY": str(self.delay),
+            "STORM_CLOCK": str(self.clock),
+            "STORM_KILL": "0" if self.errno or self.delay or self.clock else "1",
         }
 
 

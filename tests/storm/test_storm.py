@@ -1,4 +1,4 @@
-"""A few trials of the storm, and that a trial sees what does not survive."""
+"""A few trials of the storm, and that a trial fails when something is lost."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def storm(tmp_path_factory: pytest.TempPathFactory) -> Storm:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FEW)
-def test_a_fault_is_survived(storm: Storm, name: str) -> None:
+def test_a_trial_passes(storm: Storm, name: str) -> None:
     if lacks := missing(FAULTS[name], storm):
         pytest.skip(lacks)
     result = run_trial(storm, name, 0, seed=0)
@@ -73,7 +73,7 @@ def _leave_a_file(run: Path) -> None:
         (_leave_a_file, "left behind"),
     ],
 )
-def test_a_trial_sees_what_is_lost(
+def test_a_trial_fails_if_something_is_lost(
     storm: Storm, tmp_path: Path, spoil: Callable[[Path], None], problem: str
 ) -> None:
     with Trial(storm, tmp_path / "trial", random.Random(0)) as trial:

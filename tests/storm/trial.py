@@ -1,6 +1,6 @@
 """One trial: a small training in a folder of its own, a fault, and a comparison with its twin.
 
-The twin is the same training on the same devices, undisturbed. A trial survives if every process of
+The twin is the same training on the same devices, undisturbed. A trial passes if every process of
 it ends with a status and a message that a user can act on, and the training, resumed with the same
 command, ends as its twin: the same arrays bit for bit, the same rows in metrics.csv, nothing left.
 """
@@ -261,7 +261,7 @@ class Trial:
     # States
 
     def move_to(self, folder: Path) -> None:
-        """From now on the run is in another folder, which exists already."""
+        """From now on the run is in another folder."""
         self.run_dir, self.workdir = folder, str(folder)
 
     def begin_at(self, step: int) -> None:

@@ -138,7 +138,7 @@ _DAMAGES: Mapping[str, Damage] = {**DAMAGES, "another file": _exchange}
 
 
 FAULTS = {
-    "shard-damaged": Fault(inject=shard_damaged, trials=28),
+    "shard-damaged": Fault(inject=shard_damaged, trials=14),
     "shard-damaged-while-it-trains": Fault(inject=shard_damaged_while_it_trains, trials=9),
     "label-out-of-range": Fault(inject=label_out_of_range, trials=4),
     "classes-changed": Fault(inject=classes_changed, trials=4),

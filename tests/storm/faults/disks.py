@@ -1,5 +1,6 @@
 """Disks that are full, read-only, broken for a while or gone."""
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -9,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from expect import require
-from process import STATUS_MISTAKE, Disturbance, Process
-from trial import FIRST_STEP, WRITES, Trial
+from process import STATUS_MISTAKE, Disturbance, Process, require_done
+from trial import FIRST_STEP, TWO, WRITES, Trial
 
 from faults.fault import Fault
 
 _SECONDS = 60.0  # within which a training ends whose saves fail
+_SLOW = 30_000  # milliseconds by which calls are delayed, all together
 
 
 def disk_full_for_good(trial: Trial) -> None:
@@ -41,6 +43,21 @@ def disk_full_for_a_while(trial: Trial) -> None:
     status = process.wait(within=_SECONDS)
     trial.hit = process.was_disturbed()
     require(status == 0, f"calls {first} to {first + times - 1}: status {status}")
+    trial.require_equal_to_twin()
+
+
+def disk_slow(trial: Trial) -> None:
+    """For a while each change of the run takes longer, as on a busy network disk."""
+    where = Disturbance(path="/run/", first=1)
+    victim = trial.number % trial.shape.processes
+    calls = trial.count(where, victim=victim)
+    delay = trial.rng.randint(50, 500)
+    slow = dataclasses.replace(
+        where, first=trial.rng.randint(1, calls), delay=delay, times=_SLOW // delay
+    )
+    processes = trial.start(disturbance=slow, victim=victim)
+    require_done(processes)
+    trial.hit = processes[victim].was_disturbed()
     trial.require_equal_to_twin()
 
 
@@ -137,9 +154,7 @@ def _end_with_a_reason(trial: Trial, process: Process, *, detail: str = "") -> N
 
 def _end_without_its_run(trial: Trial, process: Process) -> None:
     """The training does not finish without its run, which the message names."""
-    status = process.wait(within=_SECONDS)
-    require(status in (1, STATUS_MISTAKE), f"status {status}")
-    require(str(trial.run_dir) in process.message(), "the message does not name the run")
+    process.require_refusal(str(trial.run_dir), within=_SECONDS)
 
 
 def _require_empty(folder: Path) -> None:
@@ -182,6 +197,8 @@ FAULTS = {
     "disk-full-for-good": Fault(inject=disk_full_for_good, trials=10, needs="compiler"),
     "disk-full-in-a-save": Fault(inject=disk_full_in_a_save, trials=10, needs="compiler"),
     "disk-full-for-a-while": Fault(inject=disk_full_for_a_while, trials=10, needs="compiler"),
+    "disk-slow": Fault(inject=disk_slow, trials=8, needs="compiler"),
+    "disk-slow-for-one-of-two": Fault(inject=disk_slow, trials=8, shape=TWO, needs="compiler"),
     "disk-really-full": Fault(inject=disk_really_full, trials=10, needs="root"),
     "no-inodes": Fault(inject=no_inodes, trials=5, needs="root"),
     "disk-read-only": Fault(inject=disk_read_only, trials=5, needs="root"),

@@ -118,7 +118,7 @@ def _a_file_of_the_newest(trial: Trial) -> Path:
 
 
 FAULTS = {
-    "bit-flip": Fault(inject=bit_flip, trials=90),
+    "bit-flip": Fault(inject=bit_flip, trials=60),
     "bit-flip-on-eight-devices": Fault(inject=bit_flip, trials=10, shape=EIGHT, options=SPLIT),
     "file-cut": Fault(inject=file_cut, trials=20),
     "file-emptied": Fault(inject=file_emptied, trials=20),

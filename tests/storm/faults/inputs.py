@@ -1,16 +1,18 @@
 """What goes wrong with the data, the workers that read them, the loss and other commands' input."""
 
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import numpy as np
 from damage import DAMAGES, flipped
+from ends import require_no_leftovers, require_same_end
 from expect import require
 from PIL import Image
-from process import STATUS_MISTAKE, STATUS_STOPPED, Process
-from trial import FIRST_STEP, Shape, Trial
+from process import STATUS_MISTAKE, STATUS_STOPPED, Process, require_done
+from trial import FIRST_STEP, ONE, Shape, Storm, Trial
 
 from faults.fault import Fault
 
@@ -38,15 +40,35 @@ def worker_stopped(trial: Trial) -> None:
 
 
 def bad_image(trial: Trial) -> None:
-    """An image of the data set is damaged: named and skipped, or refused with its name."""
+    """An image of the data set is damaged: refused with its name, until it is repaired."""
     folder = _photos(trial)
     victim = trial.rng.choice(sorted(folder.glob("*/*.png")))
-    kind = trial.rng.choice(list(DAMAGES))
+    good = victim.read_bytes()
+    kind = list(DAMAGES)[trial.number % len(DAMAGES)]
     DAMAGES[kind](victim, trial.rng)
     process = trial.start_one(*_photo_options(folder))
-    status = process.wait()
-    require(status in (0, STATUS_MISTAKE), f"{kind}: status {status}")
-    require(status == 0 or process.says(str(victim.name)), f"{kind}: it is not named")
+    if kind in ("missing", "a folder"):  # then the data set has an image less
+        require_done([process])
+        return
+    process.require_refusal(victim.name)
+    victim.write_bytes(good)
+    trial.finish(*_photo_options(folder))
+    _require_equal_to_twin_with_photos(trial)
+
+
+def bad_image_skipped(trial: Trial) -> None:
+    """As `bad_image`, but the config says to skip it; killed and resumed, it is skipped again."""
+    folder = _photos(trial)
+    victim = trial.rng.choice(sorted(folder.glob("*/*.png")))
+    kinds = ("cut", "emptied", "flipped", "noise")
+    DAMAGES[kinds[trial.number % len(kinds)]](victim, trial.rng)
+    options = [*_photo_options(folder), "--data.broken", "skip"]
+    process = trial.start_one(*options)
+    trial.wait_for_a_save(process)
+    trial.hit = process.kill()
+    trial.finish(*options)
+    require(victim.name in (trial.run_dir / "log.txt").read_text(), "the log does not name it")
+    require_same_end(trial.run_dir, trial.storm.twin(ONE, options))
 
 
 def data_vanish(trial: Trial) -> None:
@@ -61,6 +83,7 @@ def data_vanish(trial: Trial) -> None:
     require(status in (0, STATUS_MISTAKE), f"status {status}")
     away.rename(folder)
     trial.finish(*_photo_options(folder))
+    _require_equal_to_twin_with_photos(trial)
 
 
 def loss_not_finite(trial: Trial) -> None:
@@ -93,38 +116,46 @@ def commands_on_a_damaged_run(trial: Trial) -> None:
     for path in trial.rng.sample(files, 3):
         data = flipped(path.read_bytes(), trial.rng)
         path.write_bytes(data[: trial.rng.choice((len(data), len(data) // 2))])
-    _run_commands(trial)
-
-
-def commands_interrupted(trial: Trial) -> None:
-    """evaluate, predict and export are interrupted: 75, or 0, and nothing half-written."""
-    trial.begin_at(12)
-    name = trial.rng.choice(list(_commands(trial)))
-    process = trial.command(*_commands(trial)[name])
-    time.sleep(trial.rng.uniform(0.15, 6))
-    trial.hit = process.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
-    status = process.wait()
-    require(status in (0, STATUS_STOPPED, -signal.SIGKILL), f"{name}: status {status}")
-    _run_commands(trial)
-    trial.finish_as_twin()
-
-
-def _run_commands(trial: Trial) -> None:
     for name, arguments in _commands(trial).items():
-        process = trial.command(*arguments)
-        status = process.wait()
+        status = trial.command(*arguments).wait()
         require(status in (0, 1, STATUS_MISTAKE), f"{name}: status {status}")
         require(status != 1 or name == "evaluate", f"{name}: status {status}")
 
 
-def _commands(trial: Trial) -> dict[str, list[str]]:
+def commands_interrupted(trial: Trial) -> None:
+    """A command is interrupted: 75, or 0, nothing half-written, and all commands work again."""
+    trial.begin_at(12)
+    name, arguments = trial.rng.choice(list(_commands(trial).items()))
+    process = trial.command(*arguments)
+    time.sleep(trial.rng.uniform(0.15, 6))
+    trial.hit = process.send(trial.rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGKILL)))
+    status = process.wait()
+    require(status in (0, STATUS_STOPPED, -signal.SIGKILL), f"{name}: status {status}")
+    if status != -signal.SIGKILL:
+        require_no_leftovers(trial.folder, trial.run_dir)
+    for arguments in _commands(trial, output="again").values():
+        require_done([trial.command(*arguments)])
+    exported = trial.folder / "export"
+    require(
+        not exported.exists() or _names(exported) == _names(trial.folder / "again"),
+        "half an export",
+    )
+    trial.finish_as_twin()
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _commands(trial: Trial, *, output: str = "export") -> dict[str, list[str]]:
+    """The arguments of commands that read the run; `output` is the folder of the export."""
     run, image = str(trial.run_dir), trial.folder / "image.png"
     if not image.exists():
         _draw_image(image, random.Random(0))
     return {
         "evaluate": ["evaluate", run],
         "predict": ["predict", run, str(image)],
-        "export": ["export", run, "-o", str(trial.folder / "export")],
+        "export": ["export", run, "-o", str(trial.folder / output)],
         "runs": ["runs", str(trial.folder)],
     }
 
@@ -137,13 +168,27 @@ def _train_with_workers(trial: Trial, *options: str) -> Process:
 
 
 def _photos(trial: Trial) -> Path:
+    """A copy of the photos for this trial alone."""
+    return shutil.copytree(_good_photos(trial.storm), trial.folder / "photos")
+
+
+def _good_photos(storm: Storm) -> Path:
     """A folder of images in two classes."""
-    folder = trial.folder / "photos"
-    for number in range(40):
-        path = folder / ("cats", "dogs")[number % 2] / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _draw_image(path, random.Random(number))
-    return folder
+
+    def make() -> Path:
+        folder = storm.new_folder("photos")
+        for number in range(40):
+            path = folder / ("cats", "dogs")[number % 2] / f"{number}.png"
+            path.parent.mkdir(exist_ok=True)
+            _draw_image(path, random.Random(number))
+        return folder
+
+    return storm.once("photos", make)
+
+
+def _require_equal_to_twin_with_photos(trial: Trial) -> None:
+    twin = trial.storm.twin(ONE, _photo_options(_good_photos(trial.storm)))
+    require_same_end(trial.run_dir, twin, stopped=True)
 
 
 def _draw_image(path: Path, rng: random.Random) -> None:
@@ -158,7 +203,8 @@ def _photo_options(folder: Path) -> list[str]:
 FAULTS = {
     "worker-killed": Fault(inject=worker_killed, trials=5, shape=_WORKERS),
     "worker-stopped": Fault(inject=worker_stopped, trials=5, shape=_WORKERS),
-    "bad-image": Fault(inject=bad_image, trials=20),
+    "bad-image": Fault(inject=bad_image, trials=12),
+    "bad-image-skipped": Fault(inject=bad_image_skipped, trials=4),
     "data-vanish": Fault(inject=data_vanish, trials=5),
     "loss-not-finite": Fault(inject=loss_not_finite, trials=3),
     "skipped-and-stopped": Fault(inject=skipped_and_stopped, trials=5, options=_SKIPPING),

@@ -59,6 +59,12 @@ def both_killed(trial: Trial) -> None:
     trial.finish_as_twin()
 
 
+def brackets_in_the_name(trial: Trial) -> None:
+    """The name of the run's directory is a pattern of file names; one process is killed."""
+    trial.move_to(trial.folder / "run[1]")
+    peer_killed_in_a_save(trial)
+
+
 def late_at_restore(trial: Trial) -> None:
     """A process joins the job, and is then stopped for a while before both restore."""
     trial.begin_at(12)
@@ -173,9 +179,10 @@ FAULTS = {
     "peer-stopped": Fault(inject=peer_stopped, trials=20, shape=TWO),
     "peer-stopped-by-default": Fault(inject=peer_stopped_by_default, trials=5, shape=TWO),
     "peer-killed-in-a-save": Fault(inject=peer_killed_in_a_save, trials=20, shape=TWO),
-    "both-killed": Fault(inject=both_killed, trials=20, shape=TWO),
-    "late-at-restore": Fault(inject=late_at_restore, trials=20, shape=TWO),
-    "one-is-missing": Fault(inject=one_is_missing, trials=20, shape=TWO),
+    "brackets-in-the-name": Fault(inject=brackets_in_the_name, trials=5, shape=TWO),
+    "both-killed": Fault(inject=both_killed, trials=10, shape=TWO),
+    "late-at-restore": Fault(inject=late_at_restore, trials=10, shape=TWO),
+    "one-is-missing": Fault(inject=one_is_missing, trials=10, shape=TWO),
     "save-fails-for-a-while": Fault(
         inject=save_fails_for_a_while, trials=20, shape=TWO, needs="compiler"
     ),

@@ -84,7 +84,7 @@ def _pause(trial: Trial, most: float) -> None:
 
 
 FAULTS = {
-    "kill-at-a-call": Fault(inject=kill_at_a_call, trials=60, needs="compiler"),
+    "kill-at-a-call": Fault(inject=kill_at_a_call, trials=50, needs="compiler"),
     "kill-at-a-deletion": Fault(inject=kill_at_a_deletion, trials=10, needs="compiler"),
     "kill-at-a-run-file": Fault(inject=kill_at_a_run_file, trials=10, needs="compiler"),
     "kill-in-a-save": Fault(inject=kill_in_a_save, trials=20),

@@ -1,5 +1,6 @@
 """What shows only after a long time, or between two starts: leaks, damaged caches, other clocks."""
 
+import dataclasses
 import os
 import resource
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 from damage import flipped
 from ends import require_tidy
 from expect import require
-from process import STATUS_STOPPED, Process
+from process import STATUS_STOPPED, Disturbance, Process, require_done
 from trial import FIRST_STEP, ONE, Shape, Trial
 
 from faults.fault import Fault
@@ -68,7 +69,18 @@ def other_state_layout(trial: Trial) -> None:
 
 
 def clock_set_back(trial: Trial) -> None:
-    """Files of the run are from the future, as after a clock was set back."""
+    """The clock of the process jumps backwards in mid-run; files keep the right times."""
+    where = Disturbance(path="/run/", first=1)
+    first = trial.rng.randint(1, trial.count(where))
+    back = -trial.rng.choice((10, 3600, 365 * 86_400))
+    process = trial.start_one(disturbance=dataclasses.replace(where, first=first, clock=back))
+    require_done([process])
+    trial.hit = process.was_disturbed()
+    trial.require_equal_to_twin()
+
+
+def files_from_the_future(trial: Trial) -> None:
+    """Files of the run are from the future, as after a clock was set back between two starts."""
     trial.begin_at(12)
     later = time.time() + trial.rng.choice((3600, 10 * 365 * 86_400))
     for path in [trial.run_dir, *trial.run_dir.rglob("*")]:
@@ -106,5 +118,6 @@ FAULTS = {
     "compile-cache-damaged": Fault(inject=compile_cache_damaged, trials=10),
     "other-state-layout": Fault(inject=other_state_layout, trials=5),
     "memory-short": Fault(inject=memory_short, trials=5),
-    "clock-set-back": Fault(inject=clock_set_back, trials=2),
+    "clock-set-back": Fault(inject=clock_set_back, trials=6, needs="compiler"),
+    "files-from-the-future": Fault(inject=files_from_the_future, trials=2),
 }

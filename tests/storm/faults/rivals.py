@@ -1,13 +1,16 @@
 """Several trainings that are started in one directory: one of them trains."""
 
+import shutil
 import signal
 import time
 
 from expect import require
-from process import STATUS_MISTAKE, Process
+from process import STATUS_MISTAKE, Process, require_done
 from trial import FIRST_STEP, TWO, Trial
 
 from faults.fault import Fault
+
+_SECONDS = 60.0  # within which a training ends whose run is another's
 
 
 def started_together(trial: Trial) -> None:
@@ -40,6 +43,36 @@ def started_beside_a_stopped_one(trial: Trial) -> None:
     trial.require_equal_to_twin()
 
 
+def began_in_its_place(trial: Trial) -> None:
+    """While a training is suspended, its directory is moved or deleted, and another begins there.
+
+    The first one writes nothing more. If its directory was moved, it is resumed there.
+    """
+    if trial.number % 2:
+        trial.begin_at(8)
+    away = trial.folder / "away"
+    first = trial.start_one()
+    first.wait_for(FIRST_STEP)
+    time.sleep(trial.rng.uniform(0, 0.5))
+    first.send(signal.SIGSTOP)
+    if trial.number // 2 % 2:
+        shutil.rmtree(trial.run_dir)
+    else:
+        trial.run_dir.rename(away)
+    second = trial.start_one()
+    begun = trial.rng.choice((FIRST_STEP, "training: ", "step 8/"))
+    require(second.wait_for(begun), f"{second.output}: it has not begun")
+    trial.hit = first.send(signal.SIGCONT)
+    status = first.wait(within=_SECONDS)
+    require(status in (1, STATUS_MISTAKE), f"{first.output}: status {status}")
+    require(str(trial.run_dir) in first.message(), f"{first.output}: the run is not named")
+    require_done([second])
+    trial.require_equal_to_twin()
+    if away.exists():
+        trial.move_to(away)
+        trial.finish_as_twin()
+
+
 def _require_one_winner(jobs: list[list[Process]]) -> bool:
     """One job trains, and the others end with 2 and name its main process.
 
@@ -65,7 +98,8 @@ def _require_one_winner(jobs: list[list[Process]]) -> bool:
 
 FAULTS = {
     "started-together": Fault(inject=started_together, trials=10),
-    "two-jobs-started-together": Fault(inject=started_together, trials=20, shape=TWO),
+    "two-jobs-started-together": Fault(inject=started_together, trials=10, shape=TWO),
     "started-later": Fault(inject=started_later, trials=5),
+    "began-in-its-place": Fault(inject=began_in_its_place, trials=10),
     "started-beside-a-stopped-one": Fault(inject=started_beside_a_stopped_one, trials=5),
 }

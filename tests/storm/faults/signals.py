@@ -14,6 +14,7 @@ _LIFE = 9.0  # seconds; about as long as a training takes
 _MOMENTS = 50  # parts of a life, which consecutive trials get one after another
 # Before Python has imported the module that handles signals, no program in Python can do so.
 _BEFORE_PYTHON = 0.15
+_SHORT = ("--data.eval-split", "test[:50]")  # the second batch has 18 examples
 
 
 def signal_at_any_time(trial: Trial) -> None:
@@ -83,11 +84,12 @@ def interrupted_in_a_save(trial: Trial) -> None:
 
 def signal_in_an_evaluation_and_kill(trial: Trial) -> None:
     """A signal during an evaluation, and kill -9 before or while the process saves."""
-    process = trial.start_one()
-    process.wait_for(f"step {trial.rng.choice((8, 16))}/")  # logged just before it evaluates
-    trial.hit = process.send(trial.rng.choice(_SIGNALS))
+    processes = trial.start()
+    processes[0].wait_for(f"step {trial.rng.choice((8, 16))}/")  # logged just before it evaluates
+    trial.hit = trial.rng.choice(processes).send(trial.rng.choice(_SIGNALS))
     time.sleep(trial.rng.uniform(0, 0.4))
-    process.kill()
+    for process in processes:
+        process.kill()
     trial.finish_as_twin(stopped=True)
 
 
@@ -119,5 +121,8 @@ FAULTS = {
     "signal-and-kill": Fault(inject=signal_and_kill, trials=5),
     "interrupted-in-a-save": Fault(inject=interrupted_in_a_save, trials=10),
     "signal-in-an-evaluation-and-kill": Fault(inject=signal_in_an_evaluation_and_kill, trials=5),
+    "signal-in-a-short-evaluation-and-kill": Fault(
+        inject=signal_in_an_evaluation_and_kill, trials=5, shape=TWO, options=_SHORT
+    ),
     "signal-to-one-of-two": Fault(inject=signal_to_one_of_two, trials=20, shape=TWO),
 }

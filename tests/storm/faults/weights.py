@@ -165,5 +165,5 @@ _HOSTILE: dict[str, Callable[[Path, Path], object]] = {
 
 FAULTS = {
     "weights-hostile": Fault(inject=weights_hostile, trials=len(_HOSTILE)),
-    "weights-damaged": Fault(inject=weights_damaged, trials=24),
+    "weights-damaged": Fault(inject=weights_damaged, trials=12),
 }

@@ -7,22 +7,31 @@ code, which may download files and needs TensorFlow for some sets (the extra `pr
 import contextlib
 import dataclasses
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf.message import DecodeError
 
 from jaxcls.config.decoding import nearest
 from jaxcls.data.source import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.data.tfds_folders import find_prepared, open_builder
-from jaxcls.system.errors import DataError, one_line
+from jaxcls.system.errors import DataError, mistake_behind, one_line
 from jaxcls.system.file_names import printable
 from jaxcls.system.shell import command, path_word
 
 if TYPE_CHECKING:
     from jaxcls.config import DataConfig
+
+# What ArrayRecord's reader raises: RuntimeError, of which the beginning says whether the file is
+# damaged, and ValueError (from C++) for a size that makes no sense. The rest is of protobuf and of
+# TFDS, for content that is not what the set's description says.
+_READING_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, DecodeError)
+_DAMAGED = re.compile(r"(Corrupted|Truncated|Invalid) (Riegeli|chunk)|ArrayRecord file")
+_UNREACHABLE = "check the disk or the network, and your rights there"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,20 +65,33 @@ class TfdsSource(Source):
     def __getitem__(self, index: int) -> Record:
         try:
             example = self.records[index]
-            # Both are None if the file was cut off between two blocks.
-            image, label = bytes(example[self.image_key]), int(example[self.label_key])
-        except Exception as error:  # the readers raise many kinds, from RuntimeError to TypeError
-            raise DataError(
-                f"{self.describe(index)}: cannot be read from {self.folder} "
-                f"({one_line(error)}); the prepared files are damaged: delete that folder and "
-                f"prepare it again"
-            ) from error
+        except _READING_ERRORS as error:
+            raise self._unreadable(index, one_line(error), damaged=_is_damage(error)) from error
+        image, label = example[self.image_key], example[self.label_key]
+        if image is None or label is None:
+            raise self._unreadable(index, "the file is cut off between two blocks", damaged=True)
+        image, label = bytes(image), int(label)
         if not 0 <= label < self.num_classes:
             raise DataError(
                 f"{self.describe(index)}: label {label} is not one of the {self.num_classes} "
                 f"classes; choose a labelled split"
             )
         return Record(image, label)
+
+    def _unreadable(self, index: int, reason: str, *, damaged: bool) -> DataError:
+        remedy = _UNREACHABLE
+        if damaged:
+            remedy = "the prepared files are damaged: delete that folder and prepare it again"
+        return DataError(
+            f"{self.describe(index)}: cannot be read from {self.folder} ({reason}); {remedy}"
+        )
+
+
+def _is_damage(error: Exception) -> bool:
+    """Whether an error of reading concerns the content of a file, not the disk or the network."""
+    if isinstance(error, RuntimeError):
+        return _DAMAGED.match(str(error)) is not None
+    return not isinstance(error, OSError)
 
 
 def open_split(name: str, data: "DataConfig", split: str, *, field: str) -> Source:
@@ -113,26 +135,37 @@ def open_prepared(
       field: the name of the field that gave the split, for error messages.
 
     Raises:
-      DataError: the folder is damaged or has no ArrayRecord files, there is no such split or
-        feature, or it is not an image classification set.
+      DataError: the folder is damaged, cannot be read or has no ArrayRecord files, there is no such
+        split or feature, or it is not an image classification set.
     """
     with _reading(folder, name=name):
         builder = _read_builder(folder, name=name)
-        features: Mapping[str, Any] = builder.info.features
-        image_key, label_key = _find_keys(features, builder.info.supervised_keys, keys, name=name)
-        parse_split(split, builder.info.splits, name=name, field=field)
-        _check_files(builder.info, name=name, split=split, folder=folder)
-        decoders = {image_key: tfds.decode.SkipDecoding()}
-        return TfdsSource(
-            name=name,
-            split=split,
-            class_names=tuple(map(printable, features[label_key].names)),
-            folder=os.fspath(folder),
-            shards=tuple(path.name for path in builder.info.splits[split].filepaths),
-            records=builder.as_data_source(split=split, decoders=decoders),
-            image_key=image_key,
-            label_key=label_key,
+        features = dict(builder.info.features.items())
+        supervised, splits = builder.info.supervised_keys, builder.info.splits
+    image_key, label_key = _find_keys(features, supervised, keys, name=name)
+    parse_split(split, splits, name=name, field=field)
+    with _reading(folder, name=name):
+        paths = splits[split].filepaths
+        missing = _missing_files(paths)
+    if missing:
+        raise DataError(
+            f"data.source: {len(missing)} of {len(paths)} files of {name} {split!r} are "
+            f"missing in {folder}, the first {missing[0]}; delete that folder and prepare it again"
         )
+    with _reading(folder, name=name):
+        records = builder.as_data_source(
+            split=split, decoders={image_key: tfds.decode.SkipDecoding()}
+        )
+    return TfdsSource(
+        name=name,
+        split=split,
+        class_names=tuple(map(printable, features[label_key].names)),
+        folder=os.fspath(folder),
+        shards=tuple(path.name for path in paths),
+        records=records,
+        image_key=image_key,
+        label_key=label_key,
+    )
 
 
 def describe_prepared(folder: "os.PathLike[str]", *, name: str) -> str:
@@ -144,12 +177,22 @@ def describe_prepared(folder: "os.PathLike[str]", *, name: str) -> str:
 
 @contextlib.contextmanager
 def _reading(folder: "os.PathLike[str]", *, name: str) -> Iterator[None]:
-    """Turns the errors of a damaged set into a `DataError`."""
+    """Turns the errors of a damaged set, or of its disk or bucket, into a `DataError`.
+
+    Around calls of TFDS only, because errors of our own code are bugs.
+    """
     try:
         yield
-    except DataError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # protobuf, TFDS and the system raise many types
+        # TFDS wraps errors of the system.
+        cause = error.__cause__ if isinstance(error.__cause__, OSError) else error
+        absent = isinstance(cause, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+        if not absent and (isinstance(cause, OSError) or mistake_behind(cause) is not None):
+            raise DataError(
+                f"data.source: {folder} cannot be read ({one_line(cause)}); {_UNREACHABLE}"
+            ) from error
         raise DataError(
             f"data.source: {folder} is not a complete TFDS folder ({one_line(error)}); "
             f"delete it and prepare {name} again"
@@ -208,18 +251,6 @@ def _find_keys(
 
 def _describe(features: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}: {type(value).__name__}" for key, value in sorted(features.items()))
-
-
-def _check_files(
-    info: tfds.core.DatasetInfo, *, name: str, split: str, folder: "os.PathLike[str]"
-) -> None:
-    paths = info.splits[split].filepaths
-    missing = _missing_files(paths)
-    if missing:
-        raise DataError(
-            f"data.source: {len(missing)} of {len(paths)} files of {name} {split!r} are "
-            f"missing in {folder}, the first {missing[0]}; delete that folder and prepare it again"
-        )
 
 
 def _missing_files(paths: Iterable[epath.Path]) -> list[str]:

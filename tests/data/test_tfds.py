@@ -11,6 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxcls.config import DataConfig
+from jaxcls.data import tfds as tfds_source
 from jaxcls.data.decode import decode_image
 from jaxcls.data.sources import open_source
 from jaxcls.data.tfds import TfdsSource
@@ -25,8 +26,9 @@ def config(folder, name="photos"):
 
 
 def fails(match, data, split="train"):
-    with pytest.raises(DataError, match=match):
+    with pytest.raises(DataError, match=match) as error:
         open_source(data, split)
+    return str(error.value)
 
 
 def test_reads_a_prepared_set_by_name(make_set):
@@ -217,6 +219,86 @@ def test_truncated_file(make_set, share):
     source = open_source(config(folder), "train")
     with pytest.raises(DataError, match=rf"record 3 of photos 'train': .*{folder}.*damaged"):
         source[3]
+
+
+FAILURES = {  # what reading raises -> the reason in the message
+    "a mount": (OSError(116, "Stale file handle"), "Stale file handle"),
+    "a network": (TimeoutError("timed out"), "timed out"),
+    "the reader": (
+        RuntimeError("read() failed: Input/output error; Failed to read RiegeliPostscript"),
+        "Input/output error",
+    ),
+    "a bucket": (RuntimeError("UNAVAILABLE: could not resolve the host"), "UNAVAILABLE"),
+}
+
+
+class Failing:
+    """Records of which each fails."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_disk_or_a_network_that_fails_is_not_damage(make_set, kind, monkeypatch):
+    folder = make_set()
+    error, reason = FAILURES[kind]
+    source = dataclasses.replace(open_source(config(folder), "train"), records=Failing(error))
+    with pytest.raises(DataError, match=rf"record 3 of photos 'train': .*{folder}") as reading:
+        source[3]
+
+    def fail(_):
+        raise error
+
+    messages = [str(reading.value)]
+    if isinstance(error, OSError):
+        monkeypatch.setattr(tfds_source, "open_builder", fail)
+        messages.append(fails(f"data.source: {folder} cannot be read", config(folder)))
+    for message in messages:
+        assert reason in message
+        assert "check the disk or the network" in message
+        assert "delete" not in message
+
+
+def test_a_description_that_cannot_be_read_is_not_damaged(make_set, monkeypatch):
+    folder = make_set()
+
+    def fail(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(type(tfds_source.epath.Path(folder)), "read_text", fail)
+    message = fails(f"data.source: {folder} cannot be read .Permission denied.; ", config(folder))
+    assert "delete" not in message
+
+
+def test_a_shard_that_disappears_in_mid_run(make_set):
+    folder = make_set()
+    source = open_source(config(folder), "train")
+    (file,) = folder.glob("*train*")
+    file.rename(folder / "away")
+    with pytest.raises(DataError, match=r"No such file or directory.*check the disk") as error:
+        source[3]
+    assert "delete" not in str(error.value)
+
+
+@pytest.mark.parametrize("bug", [AttributeError("x"), AssertionError(), NameError("x")])
+def test_a_bug_is_not_taken_for_damage(make_set, bug, monkeypatch):
+    source = open_source(config(make_set()), "train")
+    with pytest.raises(type(bug)):
+        dataclasses.replace(source, records=Failing(bug))[3]
+
+    def fail(*_, **__):
+        raise bug
+
+    monkeypatch.setattr(tfds_source, "_find_keys", fail)
+    with pytest.raises(type(bug)):
+        open_source(config(make_set("more"), "more"), "train")
 
 
 def cut(size):

@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 
 from jaxcls.data.listing import LeftOut, Listing, list_images
+from jaxcls.system.caches import make_cache_dir
 from jaxcls.system.errors import DataError
 from jaxcls.system.file_names import printable
 from jaxcls.system.json_text import parse_json

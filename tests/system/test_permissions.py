@@ -11,6 +11,7 @@ import pytest
 from command_line import TINY_CONFIG, Run
 
 from jaxcls.data.folder_index import index_folder
+from jaxcls.system.caches import make_cache_dir
 from jaxcls.system.permissions import make_private, restrict_umask
 
 

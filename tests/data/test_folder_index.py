@@ -13,6 +13,7 @@ from jaxcls.data import folder_index
 from jaxcls.data.folder_index import index_folder
 from jaxcls.data.listing import list_images
 from jaxcls.data.sources import open_source, prepare_source
+from jaxcls.system.caches import make_cache_dir
 
 LISTING = {
     "made": "2026-11-30T00:00:00+00:00",

@@ -2,8 +2,8 @@
 
 Names and texts from files may hold escape sequences, which change a terminal's title or clipboard
 or overwrite lines above, and marks of direction, which show letters in another order than they
-have (https://trojansource.codes). Addresses, also those in errors of libraries, may hold passwords,
-tokens and signatures.
+have (https://trojansource.codes). Addresses and headers, also those in errors of libraries, may
+hold passwords, tokens and signatures.
 """
 
 import re
@@ -11,16 +11,59 @@ import re
 _HARMFUL = re.compile("[\0-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
-# user:password@ in an address; a name without a password stays in one of ssh.
-_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]*://)(?P<user>[^/?#\s]*)@", re.IGNORECASE)
-# The value of a parameter such as X-Goog-Signature, access_token, sig or AWSAccessKeyId.
-_PARAMETER = re.compile(
-    r"([?&;][\w.-]*(?:token|key|secret|sig|password|passwd|pwd|auth|credential)[\w.-]*=)"
-    r"[^&;#\s'\"<>)\]}]+",
-    re.IGNORECASE,
-)
-_HEADER = re.compile(r"\b(Bearer|Basic)\s+[\w.~+/=-]{8,}", re.IGNORECASE)
 _MASK = "***"
+# user:password@ in an address; a name without a password stays in one of ssh.
+_USER = re.compile(r"(?P<scheme>\b[a-z][a-z0-9+.-]{0,30}://)(?P<user>[^/?#\s]*)@", re.IGNORECASE)
+_VALUE = r"[^&;#,\s'\"<>)\]}]+"
+# What is found is replaced, except for the group. launch/options.sh knows the same kinds.
+_SECRETS = tuple(
+    re.compile(pattern, re.VERBOSE)
+    for pattern in (
+        # The value of a parameter such as X-Goog-Signature, access_token, sig or AWSAccessKeyId.
+        r"""(?i)
+        ([?&;\#][\w.-]{0,99}
+          (?:token|key|secret|sig|password|passwd|pwd|auth|credential)[\w.-]{0,99}=)
+        [^&;\#\s'"<>)\]}]+""",
+        # Headers: Authorization, with and without a word for its kind, and those of keys.
+        rf"""(?i)
+        (\bauthorization['"]?\s*[:=]\s*['"]?
+          (?:token|bearer|basic|digest|negotiate|apikey|aws4-hmac-sha256)\s+)
+        {_VALUE}(?:,\s*[\w-]+={_VALUE})*""",
+        r"""(?i)
+        (\bauthorization['"]?\s*[:=]\s*['"]?)(?=[\w.~+/=-]*\d)[\w.~+/=-]{8,}(?![\w.~+/=-]|\s+\*)""",
+        r"""(?i)
+        (\b(?:bearer|basic)\s+)[\w.~+/=-]{8,}""",
+        rf"""(?i)
+        (?<![\w.-])((?:x-[a-z-]*(?:token|key|secret)|(?:private|job)-token|api-?key)
+          ['"]?\s*:\s*['"]?)
+        {_VALUE}""",
+        # A field of a login as JSON, in a form or as an argument.
+        rf"""(?i)
+        (?<![\w.-])((?:(?:access|refresh|id|auth)_?token|client_?secret|api_?key|password|passwd)
+          (?:['"]?\s*=\s*|['"]\s*:\s*)['"]?)
+        {_VALUE}""",
+        # A variable such as HF_TOKEN.
+        rf"""
+        (\b(?:[A-Z0-9]+_)*(?:TOKEN|KEY|SECRET|PASSWORD)(?:=|['"]:\s)['"]?)
+        {_VALUE}""",
+        # user:password@host without a scheme. A digest of a container's image is none, nor is what
+        # follows mailto: or the name of a kind of data or weights.
+        r"""(?i)
+        (?<![\w.%+/@-])(?!(?:mailto|digits|folder|tfds|hf):)
+        [^\s/:@'"=<>(){}\[\],;|]{1,99}:[^\s/'"<>]{1,299}(?=@\w)(?!@sha256:)""",
+        # Tokens whose beginning says whose they are: of Hugging Face, GitHub, npm, GitLab, ...
+        r"""
+        (?<![\w-])(?:
+            (?:hf_|api_org_|gh[a-z]_|npm_)(?:[A-Za-z0-9]{20,}|(?=[A-Za-z]*\d)[A-Za-z0-9]{8,})
+          | (?:github_pat_|dckr_pat_|glpat-|pypi-|GOCSPX-|wandb_v1_)[\w-]{16,}
+          | [sr]k[-_](?=[\w-]*\d)[\w-]{16,}  # OpenAI, Anthropic, Stripe
+          | (?:AIza|ya29\.)[\w-]{16,}  # Google
+          | (?:xox[a-z]|xapp)-[\w-]{8,}  # Slack
+          | (?:AKIA|ASIA)[A-Z0-9]{12,}  # Amazon
+          | eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]*  # a JSON Web Token
+        )""",
+    )
+)
 
 
 def public(text: str) -> str:
@@ -29,10 +72,11 @@ def public(text: str) -> str:
 
 
 def masked(text: str) -> str:
-    """Replaces passwords, tokens and signatures in addresses and headers by ***."""
+    """Replaces passwords, tokens and signatures in addresses, headers and logins by ***."""
     text = _USER.sub(_without_password, text)
-    text = _PARAMETER.sub(rf"\1{_MASK}", text)
-    return _HEADER.sub(rf"\1 {_MASK}", text)
+    for secret in _SECRETS:
+        text = secret.sub(lambda found: "".join(found.groups()) + _MASK, text)
+    return text
 
 
 def _without_password(found: re.Match[str]) -> str:

@@ -62,7 +62,7 @@ def bad_image_skipped(trial: Trial) -> None:
     victim = trial.rng.choice(sorted(folder.glob("*/*.png")))
     kinds = ("cut", "emptied", "flipped", "noise")
     DAMAGES[kinds[trial.number % len(kinds)]](victim, trial.rng)
-    options = [*_photo_options(folder), "--data.broken", "skip"]
+    options = [*_photo_options(folder), "--data.broken", "skip", "--data.max-broken", "0.2"]
     process = trial.start_one(*options)
     trial.wait_for_a_save(process)
     trial.hit = process.kill()

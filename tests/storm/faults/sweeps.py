@@ -37,6 +37,7 @@ def variation_killed(trial: Trial) -> None:
     """kill -9 to the training of one variation: the sweep names it, and trains the others."""
     process = _start(trial)
     _wait_for_a_variation(trial, process)
+    process.wait_until(lambda: bool(process.children()))
     trial.hit = process.send_to_child(signal.SIGKILL, trial.rng)
     status = process.wait()
     require(status in (0, 1), f"{process.output}: status {status}")

@@ -160,6 +160,7 @@ take_options "--name --image --accelerator --topology --chips-per-host --service
 kubectl_options=()
 [[ -z $namespace ]] || kubectl_options=("--namespace=$namespace")
 
+refuse_secrets "in the JobSet" --image "$image" --data-dir "$data_dir" "${training[@]}"
 label='^[a-z]([-a-z0-9]*[a-z0-9])?$'
 [[ $name =~ $label ]] || die 2 "--name: give lower-case letters, digits and -, got '$name'"
 [[ $max_restarts =~ ^[0-9]+$ ]] || die 2 "--max-restarts: give a whole number, got '$max_restarts'"

@@ -112,16 +112,60 @@ workdir_of_training() {
   echo "$workdir"
 }
 
-# has_secret ADDRESS: whether it has a password, a token or a signature in it. The name before @ of an
-# address of ssh is none.
+# refuse_secrets WHERE WORD ...: ends with a message if a word has a password or token in it, which would
+# stay WHERE.
+refuse_secrets() {
+  local where=$1 word option=''
+  shift
+  for word in "$@"; do
+    [[ ! $word =~ ^(--[A-Za-z0-9._-]+)(=|$) ]] || option="${BASH_REMATCH[1]}: "
+    ! has_secret "$word" ||
+      die 2 "${option}this has a password or token in it, which would stay $where; leave it to the" \
+        "environment, or to the file of a login, of the program that needs it"
+  done
+}
+
+# has_secret WORD: whether it has a password, a token or a signature in it. It knows the kinds of
+# jaxcls/system/terminal_text.py and refuses somewhat more, for example every parameter of an address.
 has_secret() {
-  local user=''
-  [[ ! $1 =~ ://([^/?#]*)@ ]] || user=${BASH_REMATCH[1]}
-  case $1 in
-    *://*\?*) return 0 ;;
-    *ssh://*) [[ $user == *:* ]] ;;
-    *) [[ -n $user ]] ;;
-  esac
+  local text=${1,,} pattern rest quote=$'[\'"]?' value=$'[^]&;#,[:space:]\'"<>)}]'
+  local kind='(token|bearer|basic|digest|negotiate|apikey|aws4-hmac-sha256)' # of Authorization
+  # What comes before @ in an address; a name without a password is none in one of ssh.
+  rest=$text
+  while [[ $rest =~ ([a-z][a-z0-9+.-]*)://([^/?#[:space:]]*)@ ]]; do
+    [[ ${BASH_REMATCH[1]} == *ssh* && ${BASH_REMATCH[2]} != *:* ]] || return 0
+    rest=${rest#*"${BASH_REMATCH[0]}"}
+  done
+  # user:password@host; but not mailto:NAME@HOST, KIND:NAME@HOST or NAME:TAG@sha256:DIGEST.
+  rest=$text
+  pattern=$'(^|[^a-z0-9_.%+/@-])([^][:space:]/:@\'"=<>(){},;|[]+):[^[:space:]/\'"<>]+@([a-z0-9_]+)'
+  while [[ $rest =~ $pattern ]]; do
+    case "${BASH_REMATCH[2]} ${BASH_REMATCH[3]}" in
+      "mailto "* | "digits "* | "folder "* | "tfds "* | "hf "*) rest=${rest#*"${BASH_REMATCH[2]}:"} ;;
+      *" sha256") rest=${rest#*"${BASH_REMATCH[0]}"} ;;
+      *) return 0 ;;
+    esac
+  done
+  for pattern in '://[^[:space:]]*[?]' \
+    "[?&;#][a-z0-9_.-]*(token|key|secret|sig|password|passwd|pwd|auth|credential)[a-z0-9_.-]*=$value" \
+    "(^|[^a-z0-9_])authorization$quote[[:space:]]*[:=][[:space:]]*$quote($kind[[:space:]]|[a-z0-9_.~+/=-]*[0-9])" \
+    '(^|[^a-z0-9_])(bearer|basic)[[:space:]]+[a-z0-9_.~+/=-]{8}' \
+    "(^|[^a-z0-9_.-])(x-[a-z-]*(token|key|secret)|(private|job)-token|api-?key)$quote[[:space:]]*:" \
+    "(^|[^a-z0-9_.-])((access|refresh|id|auth)_?token|client_?secret|api_?key|password|passwd)$quote[[:space:]]*[:=]"; do
+    [[ ! $text =~ $pattern ]] || return 0
+  done
+  # The names of variables such as HF_TOKEN, and tokens whose beginning says whose they are.
+  pattern='(^|[^A-Za-z0-9_-])[sr]k[-_]([A-Za-z0-9_-]{16,})'
+  [[ ! ($1 =~ $pattern && ${BASH_REMATCH[2]} == *[0-9]*) ]] || return 0
+  pattern=$'(^|[^A-Za-z0-9_])([A-Z0-9]+_)*(TOKEN|KEY|SECRET|PASSWORD)(=|[\'"]:[[:space:]])'
+  [[ ! $1 =~ $pattern ]] || return 0
+  for pattern in '(hf_|api_org_|gh[a-z]_|npm_)([A-Za-z0-9]{20}|[A-Za-z]*[0-9][A-Za-z0-9]{4})' \
+    '(github_pat_|dckr_pat_|glpat-|pypi-|GOCSPX-|wandb_v1_|AIza|ya29[.])[A-Za-z0-9_-]{16}' \
+    '(xox[a-z]|xapp)-[A-Za-z0-9_-]{8}' '(AKIA|ASIA)[A-Z0-9]{12}' \
+    'eyJ[A-Za-z0-9_-]{8,}[.]eyJ[A-Za-z0-9_-]{8}'; do
+    [[ ! $1 =~ (^|[^A-Za-z0-9_-])$pattern ]] || return 0
+  done
+  return 1
 }
 
 # hosts_of_slice ACCELERATOR TOPOLOGY CHIPS_PER_HOST: prints the number of hosts of a TPU slice.

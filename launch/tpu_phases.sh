@@ -405,13 +405,11 @@ main() {
   [[ -z $zone ]] || place+=("--zone=$zone")
   [[ -z $project ]] || place+=("--project=$project")
 
+  refuse_secrets "on the machines" --code "$code" --data-dir "$data_dir" "${training[@]}"
   [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] || die 2 "--name: give lower-case letters, digits and -, got '$name'"
   [[ $create_timeout =~ ^[0-9]+$ ]] || die 2 "--create-timeout: give whole seconds, got '$create_timeout'"
   [[ $max_restarts =~ ^[0-9]+$ ]] || die 2 "--max-restarts: give a whole number, got '$max_restarts'"
   [[ -z $data_dir || $data_dir == gs://* ]] || die 2 "--data-dir: give a gs:// path, got '$data_dir'"
-  ! has_secret "$code" ||
-    die 2 "--code: this address has a password or token in it, which would stay on the machines; give a" \
-      "folder or a wheel"
   if $stage && [[ -z $data_dir ]]; then die 2 "--stage: also give --data-dir, the folder to copy"; fi
   if ((${#training[@]})) && [[ -n $data_dir ]]; then
     if $stage; then training+=(--data.data-dir data); else training+=(--data.data-dir "$data_dir"); fi

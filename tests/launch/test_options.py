@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fakes import ROOT, Fakes
+from secret_texts import SECRETS
 
 PROGRAM = """\
 set -euo pipefail
@@ -99,3 +100,60 @@ def test_a_launcher_runs_nothing_where_a_value_is_missing(command: str, tmp_path
     assert result.returncode == 2
     assert ": give a value" in result.stderr
     assert fakes.calls() == []
+
+
+ARGUMENTS = (
+    "configs/digits.py",
+    "--workdir",
+    "gs://bucket/runs/a@b",
+    "--data.source",
+    "tfds:a:1.2",
+)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "gke.sh apply --name b0 --image registry/jaxcls:1 --accelerator tpu --topology 2x2",
+        "tpu_pod.sh start --name b0",
+        "tpu_gce.sh start --name b0 --zone z-a",
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model.weights", "https://me:TOKEN@host/w.safetensors"),
+        ("--data.data-dir=gs://bucket/sets?access_token=TOKEN",),
+        ("--x", "Authorization: token TOKEN"),
+        ("--x", f"hf_TOKEN{'a1' * 16}"),
+        ("--data.data-dir=me:TOKEN@host",),
+        ("me:TOKEN@host",),
+        ("HF_TOKEN=TOKEN",),
+    ],
+)
+def test_no_secret_in_an_argument_leaves_this_machine(
+    command: str, arguments: tuple[str, ...], tmp_path: Path
+) -> None:
+    fakes = Fakes(tmp_path / "fakes", ("gcloud", "kubectl"))
+    script, *options = command.split()
+    result = fakes.run(f"launch/{script}", *options, "--", *ARGUMENTS, *arguments)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    option = arguments[0].partition("=")[0] if arguments[0].startswith("--") else "--data.source"
+    assert f"{option}: this has a password or token in it, which would stay" in result.stderr
+    assert "TOKEN" not in result.stderr
+    assert fakes.calls() == []
+
+
+def test_a_launcher_refuses_what_jaxcls_would_mask(shell: Fakes) -> None:
+    """One table for both, so that they know the same kinds of secrets."""
+    words = list(SECRETS)
+    program = shell.folder.parent / "refuse.sh"
+    program.write_text(
+        """. "$OPTIONS"
+for word in "$@"; do if has_secret "$word"; then echo yes; else echo no; fi; done
+"""
+    )
+    result = shell.run(str(program), *words, OPTIONS=str(ROOT / "launch/options.sh"))
+    found = dict(zip(words, result.stdout.split(), strict=True))
+    assert result.stderr == ""
+    assert found == {word: "no" if SECRETS[word] == word else "yes" for word in words}

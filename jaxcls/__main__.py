@@ -16,6 +16,8 @@ def run() -> NoReturn:
     """Runs the command line of this process, and ends the process."""
     restart_with_huge_pages()
     end_on_signals()
+    import threading
+
     from jaxcls.commands import cli  # imported after signals are handled: it takes half a second
     from jaxcls.distributed.job import EXIT_FAILED, end_with
     from jaxcls.system.output import protect_output
@@ -23,14 +25,13 @@ def run() -> NoReturn:
 
     restrict_umask()
     protect_output()
+    threading.excepthook = cli.say_fault_in_thread
     arguments = sys.argv[1:]
     try:
         with cli.ending(arguments) as end:
             end.status = cli.find_command(arguments)()
-    except Exception:  # a fault of ours, after which threads may wait without end
-        import traceback
-
-        traceback.print_exc()
+    except Exception as error:  # a fault of ours, after which threads may wait without end
+        cli.say_fault(error)
         end_with(EXIT_FAILED)
     end_with(end.status)
 

@@ -9,6 +9,7 @@ import functools
 import importlib
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
@@ -103,10 +104,23 @@ def ending(arguments: Sequence[str]) -> Iterator[Ending]:
             say(f"jaxcls: another process of the job is gone: {one_line(error)}", sys.stderr)
             end.status = EXIT_FAILED
         else:
-            traceback.print_exc()
+            say_fault(error)
             end.status = EXIT_FAILED
     work_is_done(end.status)
     end.status = leave(end.status)
+
+
+def say_fault(error: BaseException) -> None:
+    """Prints the traceback of a fault of ours; its message may quote files and addresses."""
+    say("".join(traceback.format_exception(error)).rstrip("\n"), sys.stderr)
+
+
+def say_fault_in_thread(ended: threading.ExceptHookArgs) -> None:
+    """Does the same for a thread that an exception ends; for `threading.excepthook`."""
+    if ended.exc_value is not None and not isinstance(ended.exc_value, SystemExit):
+        name = ended.thread.name if ended.thread else "unknown"
+        say(f"Exception in thread {name}:", sys.stderr)
+        say_fault(ended.exc_value)
 
 
 def find_command(arguments: list[str]) -> Callable[[], int]:

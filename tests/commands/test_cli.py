@@ -471,6 +471,46 @@ def test_a_fault_of_ours_is_not_hidden(run: Run, fake_train: FakeTrain) -> None:
         run("train", "tiny.py")
 
 
+FAULT = """
+import os, sys, threading
+from jaxcls import __main__ as program
+from jaxcls.commands import cli
+
+def fail(*_):
+    raise RuntimeError("https://me:hidden@host \\x1b]0;x\\x07")
+
+def fail_in_thread(_):
+    thread = threading.Thread(target=fail, name="background")
+    thread.start()
+    thread.join()
+    return lambda: 0
+
+cli.joined = lambda: sys.argv[1] == "joined"
+cli.leave = lambda status: status
+cli.find_command = fail_in_thread if sys.argv[1] == "thread" else fail
+program.run()
+"""
+
+
+@pytest.mark.parametrize(("place", "status"), [("alone", 1), ("joined", 1), ("thread", 0)])
+def test_a_traceback_has_no_secrets_and_does_nothing_to_a_terminal(place: str, status: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAULT, place],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"},
+    )
+    assert done.returncode == status, done.stderr
+    assert "Traceback (most recent call last):\n" in done.stderr
+    assert "in fail\n" in done.stderr
+    assert "RuntimeError: " in done.stderr
+    assert "https://***@host" in done.stderr
+    assert "hidden" not in done.stderr
+    assert "\x1b" not in done.stderr
+    assert ("Exception in thread background:\n" in done.stderr) == (place == "thread")
+
+
 # Runs
 
 

@@ -5,6 +5,7 @@ import sys
 import textwrap
 import threading
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -217,11 +218,14 @@ def test_leaving_does_not_wait_for_data_that_hang(place, monkeypatch, caplog):
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_an_error_while_the_batches_close_reaches_the_consumer(fails):
-    class Batches:
-        def __iter__(self):
-            yield {"x": np.zeros(8)}
-            if fails:
-                raise DataError("record 9: gone")
+    class Batches(Iterator):
+        first = True
+
+        def __next__(self):
+            if self.first:
+                self.first = False
+                return {"x": np.zeros(8)}
+            raise DataError("record 9: gone") if fails else StopIteration
 
         def close(self):
             raise OSError("cannot be closed")

@@ -33,7 +33,7 @@ from jaxcls.system.errors import UserError
 from jaxcls.system.markdown_text import code, plain
 from jaxcls.system.paths import RunPath, run_path
 from jaxcls.system.version import VERSION
-from jaxcls.system.whole_files import replacing
+from jaxcls.system.whole_files import replacing_folder
 from jaxcls.training.evaluation import predict_logits
 
 logger = logging.getLogger("jaxcls")
@@ -238,8 +238,7 @@ def _whole_folder(path: Path) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     try:
-        with replacing(target) as temporary:  # an existing empty folder is replaced
-            temporary.mkdir(parents=True)
+        with replacing_folder(target) as temporary:
             yield temporary
     except OSError as error:
         raise UserError(f"--output: cannot write {str(path)!r}: {error.strerror}") from error

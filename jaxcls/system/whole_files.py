@@ -1,10 +1,12 @@
 """Files and folders that appear whole or not at all, whatever ends the process that writes them."""
 
 import contextlib
+import fcntl
 import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import fsspec.core
 from jaxcls.system.paths import RunPath, is_url
 
 SUFFIX = ".jaxcls-tmp"  # of temporary files
+UNCHANGED_SECONDS = 86_400.0  # then nobody fills a temporary folder any more
 
+_MARK = ".written-by"  # a file in a temporary folder that names the system of its process
 _TEMPORARY = re.compile(rf"\..+\.[0-9a-f]{{8}}{re.escape(SUFFIX)}")  # see `random_name_beside`
 
 
@@ -37,6 +41,27 @@ def replacing[P: RunPath](path: P) -> Iterator[P]:
                 shutil.rmtree(temporary, ignore_errors=True)
             else:
                 temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yields a new folder next to `path`, which is renamed to `path` if the block succeeds.
+
+    Makes the folder that holds both, if need be. If `path` exists, it must be an empty folder. What
+    killed processes left of their folders for the same `path` is deleted before.
+
+    Raises:
+      OSError: the folder cannot be made or moved.
+    """
+    _delete_abandoned(path)
+    with contextlib.ExitStack() as until_moved, replacing(path) as temporary:
+        temporary.mkdir(parents=True)
+        mark = temporary / _MARK
+        with contextlib.suppress(OSError):  # the disk has no locks
+            until_moved.enter_context(_locked(temporary))
+            mark.write_text(_running_system())
+        yield temporary
+        mark.unlink(missing_ok=True)
 
 
 def write_whole(path: RunPath, content: str | bytes) -> None:
@@ -127,3 +152,53 @@ def _create(path: Path, text: str) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def _delete_abandoned(path: Path) -> None:
+    """Deletes the temporary folders for `path` that no process fills any more.
+
+    A process locks its folder first, and then marks it. Other machines do not see locks of folders,
+    so one without the mark of this system is deleted only if it has not changed for long.
+    """
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}{re.escape(SUFFIX)}")
+    with contextlib.suppress(OSError):  # of a parent that does not exist, above all
+        for folder in path.parent.iterdir():
+            if ours.fullmatch(folder.name):
+                with contextlib.suppress(OSError), _locked(folder):
+                    if _is_of_this_system(folder) or _seconds_unchanged(folder) > UNCHANGED_SECONDS:
+                        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Locks a folder; the lock ends with this process.
+
+    Raises:
+      OSError: another process has locked it, it is no folder, or the disk has no locks.
+    """
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _is_of_this_system(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return (folder / _MARK).read_text() == _running_system()
+    return False
+
+
+def _running_system() -> str:
+    """Identifies the running kernel, all of whose processes see each other's locks.
+
+    Raises:
+      OSError: this is not Linux.
+    """
+    return Path("/proc/sys/kernel/random/boot_id").read_text()
+
+
+def _seconds_unchanged(folder: Path) -> float:
+    """How long nothing in a folder has changed, by the clock of this machine."""
+    return time.time() - max(path.lstat().st_mtime for path in (folder, *folder.rglob("*")))

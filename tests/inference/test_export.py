@@ -44,6 +44,15 @@ def classifier(tiny_run: tuple[Path, Outcome]) -> ImageClassifier:
     return ImageClassifier.from_run(tiny_run[0])
 
 
+KILLED = """
+import os, pathlib, signal, sys
+from jaxcls.system.whole_files import replacing_folder
+with replacing_folder(pathlib.Path(sys.argv[1])) as temporary:
+    (temporary / "weights.safetensors").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def run_python(code: str, *arguments: str, folder: Path) -> str:
     """Runs code in a process of its own, as a reader of the folder would."""
     environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
@@ -119,8 +128,12 @@ def test_another_step_and_platform_into_an_empty_folder(
     run = shutil.copytree(tiny_run[0], tmp_path / "run")
     (run / "metrics.csv").unlink()
     (tmp_path / "out").mkdir()
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False)
+    assert len(list(tmp_path.glob(".out.*"))) == 1
     arguments = ["export", str(run), "-o", str(tmp_path / "out"), "--step", "8"]
     assert main([*arguments, "--platforms", "tpu"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
+    assert not (tmp_path / "out/.written-by").exists()
     assert "step 8, for tpu" in capsys.readouterr().out
     program = jax.export.deserialize(bytearray((tmp_path / "out/model.stablehlo").read_bytes()))
     assert program.platforms == ("tpu",)

@@ -258,6 +258,14 @@ class Trial:
         begun = self.run_dir / "checkpoints" / f"{step}.orbax-checkpoint-tmp"
         process.wait_until(lambda: begun.exists() or begun.with_suffix("").exists())
 
+    def wait_for_row(self, process: Process, step: int) -> None:
+        """Waits until metrics.csv has the loss of a step, or the process has ended.
+
+        The row is written just before the step is evaluated and saved, if it is.
+        """
+        file = self.run_dir / "metrics.csv"
+        process.wait_until(lambda: file.exists() and f"\n{step}," in file.read_text())
+
     # States
 
     def move_to(self, folder: Path) -> None:

@@ -85,7 +85,7 @@ def interrupted_in_a_save(trial: Trial) -> None:
 def signal_in_an_evaluation_and_kill(trial: Trial) -> None:
     """A signal during an evaluation, and kill -9 before or while the process saves."""
     processes = trial.start()
-    processes[0].wait_for(f"step {trial.rng.choice((8, 16))}/")  # logged just before it evaluates
+    trial.wait_for_row(processes[0], trial.rng.choice((8, 16)))
     trial.hit = trial.rng.choice(processes).send(trial.rng.choice(_SIGNALS))
     time.sleep(trial.rng.uniform(0, 0.4))
     for process in processes:

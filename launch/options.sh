@@ -148,10 +148,10 @@ has_secret() {
   done
   for pattern in '://[^[:space:]]*[?]' \
     "[?&;#][a-z0-9_.-]*(token|key|secret|sig|password|passwd|pwd|auth|credential)[a-z0-9_.-]*=$value" \
-    "(^|[^a-z0-9_])authorization$quote[[:space:]]*[:=][[:space:]]*$quote($kind[[:space:]]|[a-z0-9_.~+/=-]*[0-9])" \
+    "(^|[^a-z0-9_])authorization${quote}[[:space:]]*[:=][[:space:]]*$quote(${kind}[[:space:]]|[a-z0-9_.~+/=-]*[0-9])" \
     '(^|[^a-z0-9_])(bearer|basic)[[:space:]]+[a-z0-9_.~+/=-]{8}' \
-    "(^|[^a-z0-9_.-])(x-[a-z-]*(token|key|secret)|(private|job)-token|api-?key)$quote[[:space:]]*:" \
-    "(^|[^a-z0-9_.-])((access|refresh|id|auth)_?token|client_?secret|api_?key|password|passwd)$quote[[:space:]]*[:=]"; do
+    "(^|[^a-z0-9_.-])(x-[a-z-]*(token|key|secret)|(private|job)-token|api-?key)${quote}[[:space:]]*:" \
+    "(^|[^a-z0-9_.-])((access|refresh|id|auth)_?token|client_?secret|api_?key|password|passwd)${quote}[[:space:]]*[:=]"; do
     [[ ! $text =~ $pattern ]] || return 0
   done
   # The names of variables such as HF_TOKEN, and tokens whose beginning says whose they are.

@@ -303,7 +303,8 @@ class Checkpoints:
           step: the training step to restore: "latest", the newest good one; "best", the good one
             with the highest metric; or a number, exactly that one, without a fallback. A warning
             names each step that is skipped.
-          subset: whether the template names only some of the saved arrays; the others are not read.
+          subset: whether the template may lack whole parts of the saved tree, such as "opt_state";
+            they are not read.
           optional: names of arrays that the template or the step may lack; zeros if the step does.
 
         Raises:
@@ -316,20 +317,21 @@ class Checkpoints:
             record = self._read_together(number)
             tree = template(record["metadata"]) if callable(template) else template
             targets, arrays = flatten(tree), record["arrays"]
+            parts = {_part(name) for name in (targets if subset else arrays)}
             wanted = {
                 name: x for name, x in targets.items() if name in arrays or name not in optional
             }
             saved = {
                 name: arrays[name]
                 for name in arrays
-                if name in targets or not (subset or name in optional)
+                if name in targets or (_part(name) in parts and name not in optional)
             }
             mismatches = name_mismatches(saved, wanted)
             if mismatches:  # another model, not damage
                 raise CheckpointError(
                     f"checkpoint {self._folders.path(number)} does not fit the network and "
-                    f"optimizer of the config ({mismatches}); resume with the config that it was "
-                    f"saved with, or start a new run in another directory"
+                    f"optimizer of the config ({mismatches}); use the config and the network's "
+                    f"code that it was saved with, or start a new run in another directory"
                 )
             arrays = self._load(number, wanted)
             damaged = name_damaged(saved, fingerprint(arrays))
@@ -473,6 +475,11 @@ class Checkpoints:
                 f"space and permissions"
             )
         return None
+
+
+def _part(name: str) -> str:
+    """The part of a state that an array belongs to: "params", "ema" and so on."""
+    return name.split("/", 1)[0]
 
 
 def _zeros(template: Any) -> jax.Array:

@@ -228,7 +228,7 @@ def test_a_folder_that_cannot_be_written_is_read_and_named_once(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     programs = CheckedPrograms(str(tmp_path), max_size=10_000)
-    for module, name in ((os, "utime"), (Path, "mkdir"), (Path, "write_bytes"), (Path, "unlink")):
+    for module, name in ((os, "utime"), (Path, "mkdir"), (os, "fsync"), (Path, "unlink")):
         monkeypatch.setattr(module, name, refuse(number))
     for key in (f"{KEY}1", f"{KEY}2"):
         programs.put(key, PROGRAM)
@@ -265,13 +265,11 @@ def test_a_program_that_cannot_be_read_is_compiled_again(
 def test_a_disk_that_is_full_in_the_middle_of_an_entry_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write = Path.write_bytes
-
-    def write_half(path: Path, data: bytes) -> None:
-        write(path, data[: len(data) // 2])
+    def keep_half(file: int) -> None:
+        os.ftruncate(file, len(PROGRAM) // 2)
         refuse(errno.ENOSPC)()
 
-    monkeypatch.setattr(Path, "write_bytes", write_half)
+    monkeypatch.setattr(os, "fsync", keep_half)
     programs = CheckedPrograms(str(tmp_path), max_size=-1)
     programs.put(KEY, PROGRAM)
     assert programs.get(KEY) is None
@@ -284,19 +282,22 @@ import os, sys
 from pathlib import Path
 from jaxcls.distributed.compile_cache import CheckedPrograms
 
-def end(path, *_):
+def end(*_):
     os.kill(os.getpid(), 9)
 
-def write_half(path, data):
-    path.open("wb", 0).write(data[: len(data) // 2])
-    end(path)
+def end_with_half(file):
+    os.ftruncate(file, 3)
+    end()
 
-setattr(Path, sys.argv[1], {"write_bytes": write_half, "replace": end}[sys.argv[1]])
+if sys.argv[1] == "write":
+    os.fsync = end_with_half
+else:
+    Path.replace = end
 CheckedPrograms(sys.argv[2], max_size=-1).put(sys.argv[3], b"program")
 """
 
 
-@pytest.mark.parametrize("moment", ["write_bytes", "replace"])
+@pytest.mark.parametrize("moment", ["write", "replace"])
 def test_a_kill_in_the_middle_of_writing_leaves_no_entry(
     moment: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -4,6 +4,7 @@ It has two stages, moving averages, frozen layers and every kind of augmentation
 holds what the jaxcls of that time computed from it.
 """
 
+import dataclasses
 import json
 import zipfile
 from pathlib import Path
@@ -19,11 +20,22 @@ from jaxcls.config import decode, encode
 from jaxcls.config.augment import RandAugment
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.inference.classifier import ImageClassifier
+from jaxcls.models import registry
+from jaxcls.models.efficientnet import ModelSpec
 from jaxcls.runs.directory import recorded_info
 from jaxcls.runs.restore import restore_run
 from jaxcls.training.loop import train
 
 STORED = Path(__file__).with_name("run_of_november_2026.zip")
+
+
+@pytest.fixture(autouse=True)
+def the_network_of_that_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = registry.SPECS["tiny"]
+    assert isinstance(spec, ModelSpec)
+    first, second, third = spec.blocks
+    blocks = (first, dataclasses.replace(second, repeats=2), third)
+    monkeypatch.setitem(registry.SPECS, "tiny", dataclasses.replace(spec, blocks=blocks))
 
 
 @pytest.fixture

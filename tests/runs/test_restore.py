@@ -1,5 +1,6 @@
 """The network of a run at one step."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -7,8 +8,11 @@ from pathlib import Path
 import pytest
 from saved_states import READS_DAMAGED
 
+from jaxcls.models import registry
+from jaxcls.models.efficientnet import ModelSpec
 from jaxcls.runs.checkpoint_record import sealed
 from jaxcls.runs.restore import read_run_info, restore_run
+from jaxcls.system.errors import UserError
 from jaxcls.training.loop import Outcome
 
 pytestmark = READS_DAMAGED
@@ -39,3 +43,16 @@ def test_after_a_fallback_the_config_is_that_of_the_good_step(run: Path) -> None
     restored = restore_run(run)
     assert restored.step == 8
     assert restored.info.class_names[0] == "0"
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_a_network_with_other_layers_is_refused(
+    tiny_run: tuple[Path, Outcome], monkeypatch: pytest.MonkeyPatch, more: int
+) -> None:
+    spec = registry.SPECS["tiny"]
+    assert isinstance(spec, ModelSpec)
+    *blocks, last = spec.blocks
+    blocks.append(dataclasses.replace(last, repeats=last.repeats + more))
+    monkeypatch.setitem(registry.SPECS, "tiny", dataclasses.replace(spec, blocks=tuple(blocks)))
+    with pytest.raises(UserError, match=r"12 does not fit the network .*the network's code"):
+        restore_run(tiny_run[0])

@@ -9,7 +9,7 @@ import pytest
 
 # The program, with WORK in place of the command line.
 PROGRAM = """
-import contextlib, signal, sys, types
+import contextlib, signal, sys, threading, types
 {before}
 cli = types.ModuleType("jaxcls.commands.cli")
 sys.modules["jaxcls.commands.cli"] = cli
@@ -19,6 +19,7 @@ def work():
     {work}
 cli.ending = lambda arguments: contextlib.nullcontext(types.SimpleNamespace())
 cli.find_command = lambda arguments: work
+cli.say_fault_in_thread = threading.excepthook
 from jaxcls.__main__ import run
 run()
 """

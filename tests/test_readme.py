@@ -101,7 +101,7 @@ def folder(
     for index in range(80):
         record = source[index]
         split = "train" if index < 70 else "test"
-        place = folder / f"photos/{split}/{'even' if record.label % 2 == 0 else 'odd'}"
+        place = folder / f"photos/{split}/{'even' if record.label in (0, 2, 4, 6, 8) else 'odd'}"
         place.mkdir(parents=True, exist_ok=True)
         (place / f"{index}.png").write_bytes(record.image)
     for index in range(2):

@@ -22,6 +22,7 @@ from jax import Array, lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from jaxcls.config.augment import RandomCropAndResize
+from jaxcls.config.sizes import ImageSize, height_and_width
 
 _ONE = 256  # the sum of a pixel's weights
 _FRACTION_BITS = 16  # of the fixed-point positions in a warp
@@ -91,9 +92,9 @@ def _matmul(subscripts: str, weights: Array, images: Array) -> Array:
 
 
 def resize_windows(
-    canvases: Array, sizes: Array, windows: Array, mirrored: Array, size: int
+    canvases: Array, sizes: Array, windows: Array, mirrored: Array, size: ImageSize
 ) -> Array:
-    """Resizes a window of each image to `size` x `size`: bilinear, antialiased when shrinking.
+    """Resizes a window of each image to a size: bilinear, antialiased when shrinking.
 
     Equal to `PIL.Image.resize` with BILINEAR and `box`, up to the rounding of weights and pixels.
     Mirroring is free here. As a separate pass (dm-pix's flips) it moves 1.5 MB for each image of
@@ -105,10 +106,10 @@ def resize_windows(
       sizes: int32 [batch, 2], height and width of each image on its canvas.
       windows: float32 [batch, 4]: top, left, height and width in pixels, inside the image.
       mirrored: bool [batch, 2]: whether to flip top-bottom and left-right.
-      size: height and width of the result.
+      size: of the result.
 
     Returns:
-      uint8 [batch, 3, size, size].
+      uint8 [batch, 3, height, width].
     """
     rows, cols = (
         _resize_taps(
@@ -116,10 +117,10 @@ def resize_windows(
             windows[:, axis + 2],
             sizes[:, axis],
             mirrored[:, axis],
-            size=size,
+            size=side,
             extent=canvases.shape[axis + 1],
         )
-        for axis in (0, 1)
+        for axis, side in enumerate(height_and_width(size))
     )
     return lax.platform_dependent(
         canvases, rows, cols, tpu=resize_by_matmul, default=resize_by_gather
@@ -155,11 +156,11 @@ def resize_by_gather(canvases: Array, rows: Taps, cols: Taps) -> Array:
     """Sums weighted rows, transposes, and sums weighted columns."""
     rows, cols = lax.optimization_barrier((rows, cols))
     batch, height, width, _ = canvases.shape
-    size = rows[0].shape[1]
+    new_height, new_width = rows[0].shape[1], cols[0].shape[1]
     lines = _weigh_lines(canvases.reshape(batch, height, width * 3), rows)
-    packed = _pack_turned(lines.reshape(batch, size, width, 3), axis=3)
-    lines = _weigh_lines(_unpack(packed, axis=2).reshape(batch, width, 3 * size), cols)
-    return _unpack(_pack_turned(lines.reshape(batch, size, 3, size), axis=2), axis=1)
+    packed = _pack_turned(lines.reshape(batch, new_height, width, 3), axis=3)
+    lines = _weigh_lines(_unpack(packed, axis=2).reshape(batch, width, 3 * new_height), cols)
+    return _unpack(_pack_turned(lines.reshape(batch, new_width, 3, new_height), axis=2), axis=1)
 
 
 def _weigh_lines(lines: Array, taps: Taps) -> Array:
@@ -188,41 +189,50 @@ def resize_by_matmul(canvases: Array, rows: Taps, cols: Taps) -> Array:
 # --- Windows -------------------------------------------------------------------------------------
 
 
-def square_windows(sizes: Array, crop_fraction: float, offsets: Array) -> Array:
-    """Returns square windows with a share of the shorter side.
+def shaped_windows(sizes: Array, size: ImageSize, crop_fraction: float, offsets: Array) -> Array:
+    """Returns windows of the shape of the result, with a share of the largest such window.
 
     Args:
       sizes: int32 [batch, 2], height and width of each image.
-      crop_fraction: the side of the window as a share of the image's shorter side.
+      size: of the result; windows of a square are squares.
+      crop_fraction: the sides of the window as a share of those of the largest window in the image.
       offsets: float32 [batch, 2] in [0, 1]: the place of the window in the image, from the top left
         to the bottom right; 0.5 is the centre.
 
     Returns:
       float32 [batch, 4]: top, left, height, width.
     """
-    side = (jnp.min(sizes, axis=1) * crop_fraction)[:, None]
-    return jnp.concatenate([offsets * (sizes - side), side, side], axis=1)
+    height, width = height_and_width(size)
+    shape = jnp.asarray([height / min(height, width), width / min(height, width)])
+    scale = jnp.min(sizes / shape, axis=1) * crop_fraction
+    lengths = scale[:, None] * shape
+    return jnp.concatenate([offsets * (sizes - lengths), lengths], axis=1)
 
 
-def random_windows(entry: RandomCropAndResize, uniforms: Array, sizes: Array) -> Array:
+def random_windows(
+    entry: RandomCropAndResize, uniforms: Array, sizes: Array, size: ImageSize
+) -> Array:
     """Returns windows of random area, shape and place (KerasCV's RandomCropAndResize).
 
     Area and aspect are uniform. Height sqrt(area / aspect) and width sqrt(area * aspect) are shares
-    of the image's height and width, at most 1; the place is uniform.
+    of the image's height and width, at most 1; the place is uniform. Aspects of pixels are relative
+    to the shape of the result, so that with 1 nothing is stretched.
 
     Args:
       entry: the ranges of area and aspect, and whether aspects are of pixels or relative to the
         image's.
       uniforms: float32 [batch, 4] in [0, 1).
       sizes: int32 [batch, 2], height and width of each image.
+      size: of the result.
 
     Returns:
       float32 [batch, 4]: top, left, height, width.
     """
+    height, width = height_and_width(size)
     areas = entry.area[0] + (entry.area[1] - entry.area[0]) * uniforms[:, 0]
     aspects = entry.aspect[0] + (entry.aspect[1] - entry.aspect[0]) * uniforms[:, 1]
     if entry.aspect_of == "pixels":
-        aspects = aspects * sizes[:, 0] / sizes[:, 1]
+        aspects = aspects * (width / height) * sizes[:, 0] / sizes[:, 1]
     shares = jnp.sqrt(jnp.stack([areas / aspects, areas * aspects], axis=1))
     lengths = jnp.minimum(shares, 1) * sizes
     return jnp.concatenate([uniforms[:, 2:] * (sizes - lengths), lengths], axis=1)
@@ -239,8 +249,10 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
     interpolation; for rotations it differs slightly. If a map works along both axes, the second
     pass mirrors the result of the first one beyond the left and right borders.
 
+    A rectangle is warped inside a square, which its mirror images fill.
+
     Args:
-      images: uint8 [batch, 3, size, size].
+      images: uint8 [batch, 3, height, width].
       matrices: float32 [batch, 2, 3], map places in the result to places in the image: (x, y, 1) to
         (x, y), in pixels, with the middle of the first pixel at (0.5, 0.5).
       turns: whether maps may rotate by more than 45 degrees, which costs another pass. Two opposite
@@ -248,8 +260,11 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
         magnitude 1, none of 20,000 at 0.5.
 
     Returns:
-      uint8 [batch, 3, size, size].
+      uint8 [batch, 3, height, width].
     """
+    height, width = images.shape[2:]
+    if height != width:
+        return _warp_in_square(images, matrices, turns=turns)
     if turns:  # such images are transposed, because the first pass must not squeeze an axis
         turned = jnp.abs(matrices[:, 1, 0]) > jnp.abs(matrices[:, 0, 0])
         matrices = jnp.where(turned[:, None, None], matrices[:, ::-1], matrices)
@@ -262,6 +277,20 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
     rows = _positions(jnp.stack([yy - slope * xy, slope, y0 - slope * x0]), images.shape[2])
     cols = _positions(jnp.stack([xx, xy, x0]), images.shape[2])
     return lax.platform_dependent(images, rows, cols, tpu=warp_by_matmul, default=warp_by_gather)
+
+
+def _warp_in_square(images: Array, matrices: Array, *, turns: bool) -> Array:
+    height, width = images.shape[2:]
+    size = max(height, width)
+    top, left = (size - height) // 2, (size - width) // 2
+    sides = ((0, 0), (0, 0), (top, size - height - top), (left, size - width - left))
+    square = jnp.pad(images, sides, mode="symmetric")
+    # A place p of the square is p - (left, top) in the image, before and after the map.
+    moved = matrices.at[:, :, 2].add(
+        jnp.asarray([left, top]) - left * matrices[:, :, 0] - top * matrices[:, :, 1]
+    )
+    warped = warp(square, moved, turns=turns)
+    return warped[:, :, top : top + height, left : left + width]
 
 
 def _positions(coefficients: Array, size: int) -> Array:

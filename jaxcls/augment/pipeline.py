@@ -26,21 +26,23 @@ from jaxcls.config.augment import (
     TrivialAugment,
     mix_of,
 )
+from jaxcls.config.sizes import ImageSize
 from jaxcls.distributed.mesh import batch_spec
 from jaxcls.distributed.precision import traced_for
 
 Augment = Callable[[Array, Array, Array, Array, Array, Array], tuple[Array, Array]]
 
-# What each resizing entry cuts out: (entry, keys, sizes, crop_fraction) -> windows [batch, 4].
+# What each resizing entry cuts out: (entry, keys, sizes, image_size, crop_fraction) -> windows
+# [batch, 4].
 WINDOWS: dict[type[Augmentation], Callable[..., Array]] = {
-    CenterCrop: lambda entry, keys, sizes, crop_fraction: geometry.square_windows(
-        sizes, crop_fraction, jnp.full(sizes.shape, 0.5)
+    CenterCrop: lambda entry, keys, sizes, size, fraction: geometry.shaped_windows(
+        sizes, size, fraction, jnp.full(sizes.shape, 0.5)
     ),
-    RandomCrop: lambda entry, keys, sizes, crop_fraction: geometry.square_windows(
-        sizes, crop_fraction, draws.uniform(keys, 2)
+    RandomCrop: lambda entry, keys, sizes, size, fraction: geometry.shaped_windows(
+        sizes, size, fraction, draws.uniform(keys, 2)
     ),
-    RandomCropAndResize: lambda entry, keys, sizes, crop_fraction: geometry.random_windows(
-        entry, draws.uniform(keys, 4), sizes
+    RandomCropAndResize: lambda entry, keys, sizes, size, fraction: geometry.random_windows(
+        entry, draws.uniform(keys, 4), sizes, size
     ),
 }
 
@@ -58,7 +60,7 @@ CHANGES: dict[type[Augmentation], Callable[..., Array]] = {
 def make_augment(
     augment: Sequence[Augmentation],
     *,
-    image_size: int,
+    image_size: ImageSize,
     crop_fraction: float,
     mesh: Mesh | None = None,
 ) -> Augment:
@@ -67,7 +69,7 @@ def make_augment(
     Args:
       augment: the list of a checked config. The resize also does the flips: the mirrored crop of an
         image is a crop of the mirrored image.
-      image_size: height and width of the result.
+      image_size: of the result.
       crop_fraction: share of the shorter side that CenterCrop and RandomCrop keep.
       mesh: the devices over which the batch is split by example. Each device augments its own rows
         and exchanges nothing with the others.
@@ -82,7 +84,7 @@ def make_augment(
       positions: int32 [batch], each image's place in the global batch. Together with the key it
         decides everything that happens to the image, however the batch is split.
 
-    Returns of the result: images float32 [batch, image_size, image_size, 3] in [0, 1], and labels.
+    Returns of the result: images float32 [batch, height, width, 3] in [0, 1], and labels.
     """
     mixer = mix_of(augment)
 
@@ -96,7 +98,7 @@ def make_augment(
         # Cut a window out of each canvas, resize it, and mirror it on the way.
         resizing = next(entry for entry in augment if isinstance(entry, RESIZES))
         resize_keys = draws.fold_in(keys, list(augment).index(resizing))
-        windows = WINDOWS[type(resizing)](resizing, resize_keys, sizes, crop_fraction)
+        windows = WINDOWS[type(resizing)](resizing, resize_keys, sizes, image_size, crop_fraction)
         mirrored = _mirrored(augment, keys)
         images = geometry.resize_windows(canvases, sizes, windows, mirrored, image_size)
 

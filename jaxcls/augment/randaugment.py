@@ -124,18 +124,19 @@ def _matrix(
     return jnp.stack(entries, axis=-1).reshape(*entries[0].shape, 3, 3)
 
 
-def _rotation(draw: Draw, size: int) -> Array:
+def _rotation(draw: Draw, height: int, width: int) -> Array:
     angle = math.radians(30) * draw.sign * draw.clipped()
-    cos, sin, middle = jnp.cos(angle), jnp.sin(angle), size / 2
-    return _matrix(cos, -sin, middle * (1 - cos + sin), sin, cos, middle * (1 - cos - sin))
+    cos, sin, x, y = jnp.cos(angle), jnp.sin(angle), width / 2, height / 2
+    x0, y0 = x * (1 - cos + sin * (y / x)), y * (1 - cos - sin * (x / y))
+    return _matrix(cos, -sin, x0, sin, cos, y0)
 
 
-# (draw, image size) -> the map from places in the result to places in the image, [batch, 3, 3].
-MAPS: dict[str, Callable[[Draw, int], Array]] = {
-    "ShearX": lambda draw, size: _matrix(xy=draw.sign * draw.clipped()),
-    "ShearY": lambda draw, size: _matrix(yx=draw.sign * draw.clipped()),
-    "TranslateX": lambda draw, size: _matrix(x0=size * draw.symmetric()),
-    "TranslateY": lambda draw, size: _matrix(y0=size * draw.symmetric()),
+# (draw, height, width) -> the map from places in the result to places in the image, [batch, 3, 3].
+MAPS: dict[str, Callable[[Draw, int, int], Array]] = {
+    "ShearX": lambda draw, height, width: _matrix(xy=draw.sign * draw.clipped()),
+    "ShearY": lambda draw, height, width: _matrix(yx=draw.sign * draw.clipped()),
+    "TranslateX": lambda draw, height, width: _matrix(x0=width * draw.symmetric()),
+    "TranslateY": lambda draw, height, width: _matrix(y0=height * draw.symmetric()),
     "Rotate": _rotation,
 }
 
@@ -176,16 +177,16 @@ def apply_layers(images: Array, ops: Sequence[str], layers: Layers) -> Array:
     """Applies the layers: the warp first, then tables and blends in order.
 
     Args:
-      images: uint8 [batch, 3, size, size].
+      images: uint8 [batch, 3, height, width].
       ops: the names of the operations.
       layers: indices into `ops`, and their draws.
 
     Returns:
-      uint8 [batch, 3, size, size].
+      uint8 [batch, 3, height, width].
     """
     if any(name in MAPS for name in ops):
         move = functools.partial(warp, turns="Rotate" in ops)
-        matrices = _compose_maps(ops, layers, images.shape[2])
+        matrices = _compose_maps(ops, layers, *images.shape[2:])
         images = only_where(_drawn(ops, MAPS, layers), move, images, matrices)
     colours = [*TABLES, "Color"]
     for run in _runs(ops, layers):
@@ -237,10 +238,12 @@ def only_where(
     )
 
 
-def _compose_maps(ops: Sequence[str], layers: Layers, size: int) -> Array:
+def _compose_maps(ops: Sequence[str], layers: Layers, height: int, width: int) -> Array:
     total = jnp.broadcast_to(_matrix(), (len(layers.choice), 3, 3))
     for choice, draw in _each(layers):
-        step = _select(ops, MAPS, choice, lambda name, draw=draw: MAPS[name](draw, size), _matrix())
+        step = _select(
+            ops, MAPS, choice, lambda name, draw=draw: MAPS[name](draw, height, width), _matrix()
+        )
         total = _multiply(total, step)
     return total[:, :2]
 
@@ -325,7 +328,7 @@ def _select(
 
 
 def rand_augment(entry: RandAugment, keys: Array, images: Array, progress: Array) -> Array:
-    """RandAugment (Cubuk 2020) on uint8 [batch, 3, size, size], with `num_ops` layers."""
+    """RandAugment (Cubuk 2020) on uint8 [batch, 3, height, width], with `num_ops` layers."""
     layers = draw_layers(
         keys,
         len(entry.ops),

@@ -8,6 +8,7 @@ import tyro
 
 from jaxcls.commands.common import ClassNames, WeightsEma, read_step, require_devices
 from jaxcls.commands.options import parse
+from jaxcls.config.sizes import describe_size
 from jaxcls.system.errors import UserError
 from jaxcls.system.file_names import printable
 from jaxcls.system.output import say
@@ -87,5 +88,5 @@ def run(arguments: list[str]) -> int:
             info = dataclasses.replace(info, class_names=None)
     write_weights(options.output, variables, info)
     say(str(report))
-    say(f"wrote {printable(options.output)}: {info.model}, {info.image_size} px")
+    say(f"wrote {printable(options.output)}: {info.model}, {describe_size(info.image_size)} px")
     return 0

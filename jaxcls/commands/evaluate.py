@@ -23,6 +23,8 @@ from jaxcls.distributed.job import JobOptions
 from jaxcls.system.file_names import printable
 from jaxcls.system.output import put, say
 
+SHARES = ("map", "micro_f1", "macro_f1", "top1", "top5", "balanced_top1")  # in [0, 1]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluate:
@@ -63,6 +65,7 @@ def run(arguments: list[str]) -> int:
     start_job(options.job)
     from jaxcls.distributed.agree import is_main_process
     from jaxcls.inference.classifier import ImageClassifier
+    from jaxcls.inference.multi_label_report import MultiLabelEvaluation, describe_labels
     from jaxcls.inference.report import describe_classes, require_writable, whole_file
     from jaxcls.runs.directory import save_evaluation
     from jaxcls.system.paths import run_path
@@ -84,8 +87,12 @@ def run(arguments: list[str]) -> int:
     say(_describe_metrics(metrics))
     report: dict[str, Any] = dict(metrics)
     if evaluation is not None and options.per_class:
-        results = evaluation.per_class()
-        say(f"\n{describe_classes(results)}")
+        if isinstance(evaluation, MultiLabelEvaluation):
+            results = evaluation.per_class()
+            say(f"\n{describe_labels(results)}")
+        else:
+            results = evaluation.per_class()
+            say(f"\n{describe_classes(results)}")
         report["classes"] = [dataclasses.asdict(result) for result in results]
     if evaluation is not None and options.predictions is not None:
         with whole_file(options.predictions) as file:
@@ -106,7 +113,7 @@ def _fill_in(data: DataConfig, own: DataConfig) -> DataConfig:
 def _describe_metrics(metrics: Mapping[str, float]) -> str:
     parts = [f"{metrics['num_examples']} examples"]
     if "loss" in metrics:
-        shares = [f"{name} {metrics[name]:.2%}" for name in ("top1", "top5")]
+        shares = [f"{name} {metrics[name]:.2%}" for name in SHARES if name in metrics]
         parts = [*shares, f"loss {metrics['loss']:.4f}", *parts]
     else:
         parts.append("accuracy not computed: the data has classes the network was not trained on")

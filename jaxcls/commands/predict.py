@@ -36,8 +36,11 @@ class Predict:
     training; a file that is given by name may have any extension."""
     step: str = "latest"
     """Checkpoint of a run: latest, best (by top-1 during training) or the number of a step."""
-    top: int = 5
-    """Number of classes to print for each image."""
+    top: int | None = None
+    """Number of classes to print for each image (None: 5, or with a threshold all above it)."""
+    threshold: float | None = None
+    """Print only classes of at least this probability (None: 0.5 for a network of images with
+    several labels, and 0 for others)."""
     format: Literal["table", "json", "csv"] = "table"
     """Format of the output."""
     max_pixels: int | None = None
@@ -54,8 +57,10 @@ def run(arguments: list[str]) -> int:
       UserError: images could not be read; it is raised after the others are printed.
     """
     options = parse(Predict, "jaxcls predict", arguments)
-    if options.top < 1:
+    if options.top is not None and options.top < 1:
         raise UserError(f"--top: must be at least 1, got {options.top}")
+    if options.threshold is not None and not 0 <= options.threshold <= 1:
+        raise UserError(f"--threshold: must be between 0 and 1, got {options.threshold}")
     if options.max_pixels is not None and options.max_pixels < 1:
         raise UserError(f"--max-pixels: must be at least 1, got {options.max_pixels}")
     from jaxcls.pretrained.class_names import read_class_names
@@ -65,6 +70,7 @@ def run(arguments: list[str]) -> int:
     start_job(options.job)
     from jaxcls.distributed.agree import is_main_process
     from jaxcls.inference.classifier import ImageClassifier
+    from jaxcls.training.multi_label import THRESHOLD
 
     classifier = ImageClassifier.load(options.model, step=step, ema=options.ema, class_names=names)
     if options.max_pixels is not None:
@@ -72,7 +78,13 @@ def run(arguments: list[str]) -> int:
     broken: dict[int, str] = {}
     probabilities = classifier.predict(found.paths, broken=broken)
     good = [index for index in range(len(found.paths)) if index not in broken]
-    ranked = dict(zip(good, classifier.rank(probabilities[good], top=options.top), strict=True))
+    top, threshold = options.top, options.threshold
+    if threshold is None and classifier.multi_label and top is None:
+        threshold = THRESHOLD
+    if threshold is None:
+        top, threshold = top or 5, 0.0
+    best = classifier.rank(probabilities[good], top=top, threshold=threshold)
+    ranked = dict(zip(good, best, strict=True))
     predictions = [
         Prediction(path, ranked.get(index, []), broken.get(index))
         for index, path in enumerate(found.paths)
@@ -185,7 +197,9 @@ def _matches(pattern: str) -> list[str]:
 
 def _print_table(predictions: Sequence[Prediction]) -> None:
     rows = [["image", "class", "probability"]]
-    for path, best, _ in predictions:
+    for path, best, error in predictions:
+        if not best and error is None:
+            rows.append([path, "none", ""])
         for rank, (_, name, probability) in enumerate(best):
             rows.append(["" if rank else path, name, f"{probability:10.2%}"])
     say(table(rows))

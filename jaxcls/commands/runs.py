@@ -55,6 +55,7 @@ class Summary:
       step: the last training step that was reported.
       num_steps: the number of steps of the whole training; None if unknown.
       best_top1: the highest accuracy of an evaluation during training, in [0, 1].
+      best_map: with several labels an image, the highest mAP of an evaluation, in [0, 1].
       images_per_second: the median speed of the training.
     """
 
@@ -65,6 +66,7 @@ class Summary:
     step: int
     num_steps: int | None
     best_top1: float | None
+    best_map: float | None
     images_per_second: float | None
 
 
@@ -150,6 +152,7 @@ def summarize(run: RunPath, *, name: str) -> Summary:
         step=int(max(columns["step"], default=0)),
         num_steps=state.num_steps if state is not None else config.num_steps,
         best_top1=max(accuracies, default=None),
+        best_map=max(_numbers(columns["eval_map"]), default=None),
         images_per_second=statistics.median_high(speeds) if speeds else None,
     )
 
@@ -180,14 +183,17 @@ def _guess(silent: float) -> str:
 
 def _describe(summaries: Sequence[Summary], different: dict[str, tuple[Any, ...]]) -> str:
     short = short_names(different)
-    rows = [["run", *short.values(), "best top-1", "step", "state", "img/s"]]
+    several = any(summary.best_map is not None for summary in summaries)
+    best = ["best mAP", "best top-1"] if several else ["best top-1"]
+    rows = [["run", *short.values(), *best, "step", "state", "img/s"]]
     for number, summary in enumerate(summaries):
-        accuracy, speed = summary.best_top1, summary.images_per_second
+        speed = summary.images_per_second
+        scores = [summary.best_map, summary.best_top1] if several else [summary.best_top1]
         rows.append(
             [
                 summary.name,
                 *(value_text(values[number]) for values in different.values()),
-                "-" if accuracy is None else f"{accuracy:.2%}",
+                *("-" if score is None else f"{score:.2%}" for score in scores),
                 f"{summary.step}/{summary.num_steps or '?'}",
                 summary.state,
                 "-" if speed is None else f"{speed:.0f}",

@@ -247,6 +247,15 @@ def _confusion(classifier: "ImageClassifier", options: ShowRun) -> "tuple[np.nda
             f"{command('evaluate', path_word(options.runs[0]), '--per-class')}",
         )
         return None, ""
+    from jaxcls.inference.report import Evaluation
+
+    if classifier.multi_label:
+        _leave_out(
+            "confusion matrix",
+            f"images have several labels; for a table of the classes: "
+            f"{command('evaluate', path_word(options.runs[0]), '--per-class')}",
+        )
+        return None, ""
     try:
         data = classifier.config.data
         if options.data_dir is not None:
@@ -257,6 +266,7 @@ def _confusion(classifier: "ImageClassifier", options: ShowRun) -> "tuple[np.nda
             raise
         _leave_out("confusion matrix", str(error))
         return None, ""
+    assert isinstance(evaluation, Evaluation)
     metrics, source = evaluation.metrics, evaluation.source
     title = (
         f"step {metrics['step']}: top-1 {metrics['top1']:.2%} of {metrics['num_examples']:,} "

@@ -68,6 +68,7 @@ class Pattern:
 
 IS_REGEX = "is a regular expression"  # marks a text that must be one
 MAY_BE_EMPTY = "may be empty"  # marks a list that may be empty
+ANY_ORDER = "in any order"  # marks a pair of numbers that are not a low and a high end
 Regex = Annotated[str, IS_REGEX]
 
 
@@ -137,12 +138,14 @@ def _decode_tuple(
     *,
     field: str,
     may_be_empty: bool = False,
+    any_order: bool = False,
 ) -> tuple[Any, ...]:
     """A list of any length, a (low, high) pair, or a fixed number of entries."""
     if not isinstance(value, list | tuple):
         raise ConfigError(f"{field}: expected a list, got {kind_of(value)}")
     item_hint, *more = typing.get_args(hint)
-    fixed, pair = more != [...], len(more) == 1 and more != [...]
+    fixed = more != [...]
+    pair = fixed and len(more) == 1 and not any_order
     if pair and len(value) != 2:
         raise ConfigError(f"{field}: expected a low and a high end, got {list(value)}")
     if fixed and len(value) != 1 + len(more):
@@ -165,10 +168,16 @@ def _decode_value(hint: Any, value: Any, *, field: str) -> Any:
     base = typing.get_args(hint)[0] if typing.get_origin(hint) is Annotated else hint
     origin = typing.get_origin(base)
     if origin in (typing.Union, types.UnionType):
-        return _decode_union(base, value, bounds, field=field)
+        return _decode_union(base, value, metadata(hint), field=field)
     if origin is tuple:
-        may_be_empty = MAY_BE_EMPTY in metadata(hint)
-        return _decode_tuple(base, value, bounds, field=field, may_be_empty=may_be_empty)
+        return _decode_tuple(
+            base,
+            value,
+            bounds,
+            field=field,
+            may_be_empty=MAY_BE_EMPTY in metadata(hint),
+            any_order=ANY_ORDER in metadata(hint),
+        )
     if origin is Literal:
         choices = typing.get_args(base)
         if value not in choices:
@@ -199,7 +208,7 @@ def check_regex(value: Any, *, field: str) -> None:
         ) from error
 
 
-def _decode_union(hint: Any, value: Any, bounds: Range | Pattern | None, *, field: str) -> Any:
+def _decode_union(hint: Any, value: Any, extras: tuple[Any, ...], *, field: str) -> Any:
     options = typing.get_args(hint)
     if all(isinstance(option, type) and issubclass(option, Choice) for option in options):
         return _decode_choice(options, value, field=field)
@@ -208,7 +217,7 @@ def _decode_union(hint: Any, value: Any, bounds: Range | Pattern | None, *, fiel
     errors = []
     for option in options:
         if option is not type(None):
-            bounded = Annotated[option, bounds] if bounds else option
+            bounded = Annotated[option, *extras] if extras else option
             try:
                 return _decode_value(bounded, value, field=field)
             except ConfigError as error:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcls.config.schema import Config
+from jaxcls.config.sizes import ImageSize, with_shorter_side
 
 
 def stage_ends(config: Config, num_steps: int) -> tuple[int, ...]:
@@ -32,10 +33,15 @@ def stage_of(step: int, ends: Sequence[int]) -> int:
     return min(bisect.bisect_right(ends, step), len(ends) - 1)
 
 
-def image_size_at(config: Config, step: int, ends: Sequence[int]) -> int:
-    """Height and width, in pixels, of the network's images at a training step, counted from 0."""
-    sizes = config.data.stage_image_sizes
-    return sizes[stage_of(step, ends)] if sizes else config.data.image_size
+def image_size_at(config: Config, step: int, ends: Sequence[int]) -> ImageSize:
+    """The size of the network's images at a training step, counted from 0."""
+    return image_sizes(config)[stage_of(step, ends) if config.data.stage_image_sizes else 0]
+
+
+def image_sizes(config: Config) -> tuple[ImageSize, ...]:
+    """The size of the network's images in each stage; one size if it never changes."""
+    size, stages = config.data.image_size, config.data.stage_image_sizes
+    return tuple(with_shorter_side(size, shorter) for shorter in stages) or (size,)
 
 
 def progress(step: Array | int, ends: Sequence[int]) -> Array:

@@ -12,10 +12,27 @@ from jaxcls.config.decoding import (
     ConfigError,
     check_regex,
 )
-from jaxcls.config.schema import OF_ANY_NETWORK, Config, DataConfig, ModelConfig, is_own_network
+from jaxcls.config.schema import (
+    OF_ANY_NETWORK,
+    Config,
+    DataConfig,
+    LossConfig,
+    ModelConfig,
+    is_own_network,
+)
+from jaxcls.config.sizes import height_and_width
 
 # The pixels of an image can be counted in int32, and a machine can run that many threads.
 MAX_DATA = {"image_size": 2**14, "canvas_size": 2**15, "num_threads": 4096, "num_workers": 4096}
+
+# The fields of LossConfig that only some losses use, and the names of these.
+LOSSES_OF_FIELD = {
+    "focal": ("softmax", "sigmoid"),
+    "positive_focal": ("asymmetric",),
+    "negative_focal": ("asymmetric",),
+    "margin": ("asymmetric",),
+    "logit_adjustment": ("softmax",),
+}
 
 
 def check_rules(config: Config) -> None:
@@ -61,6 +78,24 @@ def check_rules(config: Config) -> None:
             f"(data.batch_size / data.repeats)"
         )
     check_batch(config)
+    _check_loss(config)
+
+
+def _check_loss(config: Config) -> None:
+    """Checks that the fields of the loss apply to it, and that it fits the labels."""
+    loss = config.loss
+    if loss.name == "softmax" and config.data.labels == "multiple":
+        raise ConfigError(
+            "loss.name: softmax gives each image one class, but data.labels is multiple; use "
+            "sigmoid or asymmetric"
+        )
+    for field, names in LOSSES_OF_FIELD.items():
+        value = getattr(loss, field)
+        if loss.name not in names and value != getattr(LossConfig(), field):
+            raise ConfigError(
+                f"loss.{field}: {value!r} has no effect on the loss {loss.name}, only on "
+                f"{' and '.join(names)}"
+            )
 
 
 def _check_own_network(model: ModelConfig) -> None:
@@ -121,11 +156,17 @@ def check_data(data: DataConfig) -> None:
     """Checks that numbers are not too large for any machine's memory, before it is allocated.
 
     Raises:
-      ConfigError: one is; the message names the field.
+      ConfigError: one is, or a side of the images is 0; the message names the field.
     """
+    if isinstance(data.image_size, tuple) and 0 in data.image_size:
+        raise ConfigError(
+            f"data.image_size: height and width must be at least 1, got {list(data.image_size)}; "
+            f"to take the size of the network, write 0"
+        )
     for field, most in MAX_DATA.items():
         value = getattr(data, field)
-        if value > most:
+        sides = height_and_width(value)
+        if max(sides) > most:
             raise ConfigError(f"data.{field}: must be at most {most}, got {value}")
 
 
@@ -151,10 +192,11 @@ def check_stages(config: Config) -> None:
         raise ConfigError(
             f"data.stage_image_sizes: sizes must not fall from stage to stage, got {list(sizes)}"
         )
-    if sizes and config.data.image_size not in (0, sizes[-1]):
+    shorter = min(height_and_width(config.data.image_size))
+    if sizes and shorter not in (0, sizes[-1]):
         raise ConfigError(
-            f"data.stage_image_sizes: the last of {list(sizes)} must be data.image_size "
-            f"{config.data.image_size}, the size of evaluation"
+            f"data.stage_image_sizes: the last of {list(sizes)} must be {shorter}, the shorter "
+            f"side of data.image_size, which is the size of evaluation"
         )
     lists = {"stage_epochs": epochs, "data.stage_image_sizes": sizes}
     leading = next((name for name, values in lists.items() if values), None)

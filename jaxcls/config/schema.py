@@ -10,6 +10,7 @@ from jaxcls.config.augment import (
     Share,
 )
 from jaxcls.config.decoding import (
+    ANY_ORDER,
     MAY_BE_EMPTY,
     Pattern,
     Range,
@@ -28,6 +29,7 @@ OPERATIONAL = "operational"  # marks a field that may change when a run is resum
 Count = Annotated[int, Range(1)]
 Index = Annotated[int, Range(0)]
 DropRate = Annotated[float | tuple[float, ...], Range(0, below=1)]
+Size = Annotated[int | tuple[int, int], Range(0), ANY_ORDER]
 NonNegative = Annotated[float, Range(0)]
 
 
@@ -101,6 +103,9 @@ class DataConfig:
     """tfds: the feature with the image (None: found in the data set's description)."""
     label_key: str | None = None
     """tfds: the feature with the label (None: found in the data set's description)."""
+    labels: Literal["single", "multiple"] = "single"
+    """Classes of an image: exactly one (single), or any number of them, also none (multiple; needs
+    loss.name sigmoid or asymmetric)."""
     test_share: Share = 0.2
     """folder:PATH/CLASS/*: share of each class that belongs to the split test."""
     split_seed: Annotated[int, Range(0, 2**63 - 1)] = 0
@@ -114,18 +119,21 @@ class DataConfig:
     """Split that is evaluated during training and by `jaxcls evaluate`."""
     batch_size: Count = 64
     """Examples per step, over all devices."""
+    sampling: Literal["uniform", "balanced"] = "uniform"
+    """Which examples a training batch has: every example once in an epoch (uniform), or each class
+    as often as any other, so that examples of rare classes come more often (balanced)."""
     repeats: Count = 1
     """Repeated augmentation: number of rows in a batch that an example gets, each augmented
     independently. An epoch then has that many times as many rows."""
-    image_size: Index = 224
-    """Height and width of the network's images, in pixels (0: the size of the weights or the
-    network)."""
+    image_size: Size = 224
+    """Height and width of the network's images, in pixels: one number for squares, or two (0: the
+    size of the weights or the network)."""
     stage_image_sizes: Annotated[tuple[Count, ...], MAY_BE_EMPTY] = ()
-    """Height and width of the network's images in each stage of the training; they never fall, and
-    the last is image_size (empty: always image_size)."""
+    """Shorter side of the network's images in each stage of the training, which have the shape of
+    image_size; they never fall, and the last is that of image_size (empty: always image_size)."""
     canvas_size: Index = 256
     """Height and width of the canvas for raw training images; larger images are reduced to it.
-    About twice image_size keeps small crops sharp (0: twice image_size)."""
+    About twice image_size keeps small crops sharp (0: twice the longer side of image_size)."""
     crop_fraction: Share = 0.875
     """Share of the resized image's height and width that a crop keeps (0: that of the weights, or
     0.875)."""
@@ -165,10 +173,30 @@ class DataConfig:
 class LossConfig:
     """The loss that is minimised."""
 
-    name: Literal["softmax", "sigmoid"] = "softmax"
-    """Cross-entropy over the classes (softmax), or binary cross-entropy per class (sigmoid)."""
+    name: Literal["softmax", "sigmoid", "asymmetric"] = "softmax"
+    """Cross-entropy over the classes (softmax), binary cross-entropy of each class (sigmoid), or
+    the asymmetric loss, which counts the many classes that an image does not have less
+    (asymmetric)."""
     label_smoothing: Share = 0.1
     """Probability mass spread evenly over all classes."""
+    focal: NonNegative = 0.0
+    """softmax, sigmoid: exponent of the focal loss, for example 2: the surer the network is of a
+    right answer, the less it counts (0: off)."""
+    positive_focal: NonNegative = 0.0
+    """asymmetric: exponent of the focal factor for classes that an image has."""
+    negative_focal: NonNegative = 4.0
+    """asymmetric: exponent of the focal factor for classes that it does not have."""
+    margin: Share = 0.05
+    """asymmetric: subtracted from the probability of a class that an image does not have, so that
+    very small ones do not count."""
+    class_weights: str | tuple[NonNegative, ...] | None = None
+    """Factors on the loss for the classes that an image has: balanced (each class counts the same
+    in all), one number for each class in the order of their names, or a JSON file of class names
+    and numbers. They are scaled to a mean of 1 over the training set."""
+    logit_adjustment: NonNegative = 0.0
+    """softmax: factor on the logarithms of the classes' shares of the training data, which training
+    adds to the logits, so that rare classes are predicted as readily as common ones; 1 is usual
+    (0: off)."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

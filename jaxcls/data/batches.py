@@ -19,9 +19,10 @@ import grain
 import numpy as np
 from absl import flags
 
+from jaxcls.config.sizes import height_and_width
 from jaxcls.data.images import EvaluationImages, Images, TrainingImages
-from jaxcls.data.order import Order, Rows, training_order
-from jaxcls.data.source import Source
+from jaxcls.data.order import BalancedOrder, Order, Rows, balanced_order, training_order
+from jaxcls.data.source import Label, Source
 from jaxcls.data.workers import signals_held_back, start_worker
 from jaxcls.system.errors import DataError
 
@@ -53,7 +54,8 @@ def train_batches(
     Yields:
       images: uint8 [len(rows), canvas_size, canvas_size, 3]; each at the top left, the rest zero.
       sizes: int32 [len(rows), 2]; height and width of each image on its canvas.
-      labels: int32 [len(rows)].
+      labels: int32 [len(rows)]; or if the source has `multi_label`, uint8 [len(rows), num_classes],
+        1 for each class that the image has.
       index: int32 [len(rows)]; the number of each row's record in the source.
       broken: bool [len(rows)]; True where that record is broken and another one replaces it.
 
@@ -62,7 +64,10 @@ def train_batches(
         (with data.broken "skip": more than data.max_broken of the images are).
     """
     images = TrainingImages(source, data)
-    order = training_order(len(source), data, seed=seed)
+    if data.sampling == "balanced":
+        order = balanced_order(source.all_labels(), data, seed=seed)
+    else:
+        order = training_order(len(source), data, seed=seed)
     load = _LoadTraining(images, order, np.asarray(rows))
     return _run(load, images, start=start)
 
@@ -80,8 +85,8 @@ def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: R
       rows: the rows of the global batch that this process makes.
 
     Yields:
-      images: uint8 [len(rows), image_size, image_size, 3]; resized and centre-cropped.
-      labels: int32 [len(rows)].
+      images: uint8 [len(rows), height, width, 3] of image_size; resized and centre-cropped.
+      labels: as `train_batches`.
       mask: bool [len(rows)]; False for the padding of the last batch (zeros) and for broken images.
       index: int32 [len(rows)]; the number of each row's record in the source, -1 for padding.
       broken: bool [len(rows)]; True for broken images.
@@ -99,7 +104,7 @@ class _LoadTraining:
     """Makes this process's rows of batch `step`; is pickled for the worker processes."""
 
     images: TrainingImages
-    order: Order
+    order: Order | BalancedOrder
     rows: np.ndarray
 
     def __call__(self, step: int) -> HostBatch:
@@ -107,14 +112,15 @@ class _LoadTraining:
         canvas_size = self.images.data.canvas_size
         images = np.zeros((len(index), canvas_size, canvas_size, 3), np.uint8)
         sizes = np.empty((len(index), 2), np.int32)
-        labels = np.empty(len(index), np.int32)
+        labels = _no_labels(self.images.source, len(index))
         broken = np.empty(len(index), bool)
         for record in dict.fromkeys(index.tolist()):  # decode an image of several rows once
             (image, label), is_broken = self.images.or_next(record)
             height, width = image.shape[:2]
             for i in np.flatnonzero(index == record):
                 images[i, :height, :width] = image
-                sizes[i], labels[i], broken[i] = (height, width), label, is_broken
+                sizes[i], broken[i] = (height, width), is_broken
+                _set_label(labels, int(i), label)
         return {
             "images": images,
             "sizes": sizes,
@@ -135,13 +141,14 @@ class _LoadEvaluation:
     def __call__(self, step: int) -> HostBatch:
         index = step * self.batch_size + self.rows
         index = np.where(index < len(self.images.source), index, -1).astype(np.int32)
-        image_size = self.images.data.image_size
-        images = np.zeros((len(index), image_size, image_size, 3), np.uint8)
-        labels = np.zeros(len(index), np.int32)
+        height, width = height_and_width(self.images.data.image_size)
+        images = np.zeros((len(index), height, width, 3), np.uint8)
+        labels = _no_labels(self.images.source, len(index))
         mask = np.zeros(len(index), bool)
         for i in np.flatnonzero(index >= 0):
             if (example := self.images.or_none(int(index[i]))) is not None:
-                images[i], labels[i] = example
+                images[i], label = example
+                _set_label(labels, int(i), label)
                 mask[i] = True
         return {
             "images": images,
@@ -150,6 +157,21 @@ class _LoadEvaluation:
             "index": index,
             "broken": (index >= 0) & ~mask,
         }
+
+
+def _no_labels(source: Source, count: int) -> np.ndarray:
+    """Zeros in the form of a batch's labels; see `train_batches`."""
+    if source.multi_label:
+        return np.zeros((count, source.num_classes), np.uint8)
+    return np.zeros(count, np.int32)
+
+
+def _set_label(labels: np.ndarray, row: int, label: Label) -> None:
+    """Writes the label of a record into a row of `_no_labels`."""
+    if isinstance(label, tuple):
+        labels[row, list(label)] = 1
+    else:
+        labels[row] = label
 
 
 def _run(

@@ -45,7 +45,8 @@ def device_batches(
 
     Yields:
       An endless iterator of {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2],
-      "labels": int32 [batch]}. Leaving the `with` closes it.
+      "labels": int32 [batch], or uint8 [batch, classes] if the source has `multi_label`}. Leaving
+      the `with` closes it.
     """
     sharding = split_by_example(mesh)
     rows = process_rows(sharding, data.batch_size)

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxcls.data.full_disk import disk_is_full
-from jaxcls.data.source import Source
+from jaxcls.data.source import Source, require_single_labels
 from jaxcls.data.tfds import describe_prepared, open_prepared
 from jaxcls.system.caches import make_cache_dir, possible_cache_dirs
 from jaxcls.system.errors import DataError
@@ -70,6 +70,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 def open_split(name: str, data: "DataConfig", split: str, *, field: str) -> Source:
     """Opens a split of the digits; see `jaxcls.data.sources.open_source`."""
     del name
+    require_single_labels(data)
     return open_prepared(prepared_digits(data.data_dir), name="digits", split=split, field=field)
 
 

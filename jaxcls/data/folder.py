@@ -8,17 +8,15 @@ of PATH/CLASS/*: the same share of each class is in `test`.
 import dataclasses
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from jaxcls.config.decoding import nearest
 from jaxcls.data.folder_index import index_folder
 from jaxcls.data.folder_layout import HOLD_OUT, FolderLayout, read_layout
 from jaxcls.data.listing import is_hidden
-from jaxcls.data.source import Record, Source
+from jaxcls.data.source import Label, Record, Source, require_single_labels
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.system.errors import DataError
 from jaxcls.system.file_names import composed, printable
@@ -47,8 +45,8 @@ class FolderSource(Source):
     def identity(self) -> str:
         return f"{super().identity}, files {_hash(chr(10).join(self.files), 0).hex()}"
 
-    def class_counts(self) -> np.ndarray:
-        return np.bincount(self.labels, minlength=self.num_classes)
+    def all_labels(self) -> Sequence[Label]:
+        return self.labels
 
     def describe(self, index: int) -> str:
         return f"image {self.example_name(index)!r}"
@@ -102,9 +100,10 @@ def open_split(path: str, data: "DataConfig", split: str, *, field: str = "split
 
     Raises:
       DataError: there is no such folder or split, a split has no class folders, a class has no
-        images or is not in `train`, two classes have the same name, or there are fewer than two
-        classes.
+        images or is not in `train`, two classes have the same name, there are fewer than two
+        classes, or data.labels is "multiple".
     """
+    require_single_labels(data)
     root = local_path(path)
     where = printable(root)
     layout = read_layout(root, index_folder(root, reuse=data.folder_index == "reuse"))

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxcls.data.decode import decode_image
 from jaxcls.data.resize import center_crop, fit
-from jaxcls.data.source import Source
+from jaxcls.data.source import Label, Source
 from jaxcls.system.errors import BrokenImageError, DataError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LARGE_PIXELS = 89_478_485  # 256 MiB when decoded
 
-type Example = tuple[np.ndarray, int]  # uint8 [height, width, 3], label
+type Example = tuple[np.ndarray, Label]  # uint8 [height, width, 3], label
 
 
 class Images(abc.ABC):
@@ -163,7 +163,7 @@ def evaluation_image(image: np.ndarray, data: "DataConfig") -> np.ndarray:
       data: `image_size`, `crop_fraction` and `interpolation` are used.
 
     Returns:
-      uint8 [image_size, image_size, 3].
+      uint8 [height, width, 3] of `image_size`.
     """
     assert data.interpolation != "auto", "resolve() has replaced it"
     return center_crop(image, data.image_size, data.crop_fraction, data.interpolation)

@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 import PIL.Image
 
+from jaxcls.config.sizes import ImageSize, height_and_width
+
 cv2.setNumThreads(1)  # each image has its own thread already
 
 type Interpolation = Literal["bilinear", "bicubic"]
@@ -53,28 +55,34 @@ def fit(image: np.ndarray, canvas_size: int) -> np.ndarray:
 
 def center_crop(
     image: np.ndarray,
-    image_size: int,
+    image_size: ImageSize,
     crop_fraction: float,
     interpolation: Interpolation = "bilinear",
 ) -> np.ndarray:
-    """Resizes the shorter side, then crops the centre square, as for evaluation.
+    """Resizes an image so that it covers the result, then crops the centre, as for evaluation.
 
     The resize is Pillow's (antialiased when shrinking), because the published accuracies of image
     classifiers were measured with it.
 
     Args:
       image: uint8 [height, width, 3].
-      image_size: height and width of the result, in pixels.
-      crop_fraction: the share of the resized shorter side that the crop keeps, in (0, 1].
+      image_size: of the result.
+      crop_fraction: the share that the crop keeps of the side that decides the scale (of a square,
+        the shorter side of the image), in (0, 1].
       interpolation: the kernel of the resize.
 
     Returns:
-      uint8 [image_size, image_size, 3].
+      uint8 [height, width, 3].
     """
-    shorter = shorter_side(image_size, crop_fraction)
-    (left, width, x_box), (top, height, y_box) = (
-        _resize_window(side, round(side * shorter / min(image.shape[:2])), image_size)
-        for side in (image.shape[1], image.shape[0])
+    kept = height_and_width(image_size)
+    # The scale at which the image just covers the crop and its margin.
+    resized, side = max(
+        zip(uncropped(image_size, crop_fraction), image.shape[:2], strict=True),
+        key=lambda pair: pair[0] / pair[1],
+    )
+    (top, height, y_box), (left, width, x_box) = (
+        _resize_window(image.shape[axis], round(image.shape[axis] * resized / side), kept[axis])
+        for axis in (0, 1)
     )
     # One call for each axis, because Pillow rounds to 8 bits between the axes, and their order
     # depends on its version: the width is always first before Pillow 13.
@@ -83,18 +91,19 @@ def center_crop(
         _FILTERS[interpolation],
         box=(x_box[0], 0, x_box[1], image.shape[0]),
     )
-    resized = narrowed.resize(
+    enlarged = narrowed.resize(
         (width, height), _FILTERS[interpolation], box=(0, y_box[0], width, y_box[1])
     )
-    return np.asarray(resized.crop((left, top, left + image_size, top + image_size)))
+    return np.asarray(enlarged.crop((left, top, left + kept[1], top + kept[0])))
 
 
-def shorter_side(image_size: int, crop_fraction: float) -> int:
-    """Returns the length in pixels that the shorter side is resized to before the crop."""
-    return max(image_size, round(image_size / crop_fraction))
+def uncropped(image_size: ImageSize, crop_fraction: float) -> tuple[int, int]:
+    """Returns the smallest height and width in pixels that an image is resized to before a crop."""
+    height, width = height_and_width(image_size)
+    return max(height, round(height / crop_fraction)), max(width, round(width / crop_fraction))
 
 
-def crop_range(side: Any, resized: Any, image_size: int, *, xp: Any = np) -> tuple[Any, Any, Any]:
+def crop_range(side: Any, resized: Any, kept: int, *, xp: Any = np) -> tuple[Any, Any, Any]:
     """Returns what to compute of one resized axis for a crop of its centre.
 
     Resizing all of a 1x4000 image to a height of 256 would take a gigabyte, so only the crop is
@@ -102,32 +111,30 @@ def crop_range(side: Any, resized: Any, image_size: int, *, xp: Any = np) -> tup
 
     Args:
       side: pixels of the image along the axis.
-      resized: pixels of the whole image after the resize, at least image_size.
-      image_size: pixels that the crop keeps.
+      resized: pixels of the whole image after the resize, at least `kept`.
+      kept: pixels that the crop keeps.
       xp: numpy, or jax.numpy for traced numbers.
 
     Returns:
       The first pixel of the crop, and the first and last (exclusive) pixel to compute: whole
       numbers in floating point.
     """
-    begin = xp.floor((resized - image_size) / 2)
+    begin = xp.floor((resized - kept) / 2)
     margin = xp.ceil(2 / (side / resized)) + 2  # bicubic reaches two pixels of the image
     return (
         begin,
         xp.maximum(0, begin - margin),
-        xp.minimum(resized, begin + image_size + margin),
+        xp.minimum(resized, begin + kept + margin),
     )
 
 
-def _resize_window(
-    side: int, resized: int, image_size: int
-) -> tuple[int, int, tuple[float, float]]:
+def _resize_window(side: int, resized: int, kept: int) -> tuple[int, int, tuple[float, float]]:
     """Returns `crop_range` as Pillow needs it.
 
     Returns:
       The offset of the crop within the computed pixels, their number, and the part of the image to
       resize, in its pixels.
     """
-    begin, first, last = map(int, crop_range(side, resized, image_size))
+    begin, first, last = map(int, crop_range(side, resized, kept))
     scale = side / resized
     return begin - first, last - first, (first * scale, min(side, last * scale))

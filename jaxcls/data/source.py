@@ -2,12 +2,20 @@
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from etils import epath
+
+from jaxcls.system.errors import DataError
+
+if TYPE_CHECKING:
+    from jaxcls.config import DataConfig
+
+type Label = int | tuple[int, ...]  # a class number, or those of all classes of an image
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,11 +24,12 @@ class Record:
 
     Attributes:
       image: the content of an image file.
-      label: the class number, in [0, num_classes).
+      label: the class number, in [0, num_classes). In a source with `multi_label`: the numbers of
+        all its classes, perhaps none, ascending and each once.
     """
 
     image: bytes
-    label: int
+    label: Label
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,6 +40,7 @@ class Source(abc.ABC):
       name: the name of the data set, for messages and charts.
       split: the split as the user named it, for example "train[:90%]".
       class_names: the names of the classes, in the order of the labels.
+      multi_label: whether an image may have any number of classes (data.labels "multiple").
       broken: broken images found since the split was opened: record -> error message. Filled in the
         process that reads the batches.
     """
@@ -38,6 +48,7 @@ class Source(abc.ABC):
     name: str
     split: str
     class_names: tuple[str, ...]
+    multi_label: bool = False
     broken: dict[int, str] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -56,12 +67,21 @@ class Source(abc.ABC):
     def class_counts(self) -> np.ndarray:
         """Counts the examples of each class, int64 [num_classes]; reads every record.
 
+        An image with several classes counts for each of them.
+
+        Raises:
+          DataError: a record cannot be read.
+        """
+        return count_classes(self.all_labels(), self.num_classes)
+
+    def all_labels(self) -> Sequence[Label]:
+        """Returns the label of each record; reads every record.
+
         Raises:
           DataError: a record cannot be read.
         """
         with ThreadPoolExecutor(8) as threads:
-            labels = list(threads.map(lambda index: self[index].label, range(len(self))))
-        return np.bincount(labels, minlength=self.num_classes)
+            return list(threads.map(lambda index: self[index].label, range(len(self))))
 
     def example_name(self, index: int) -> str:
         """Returns the name of record `index` in lists of examples: its file, or its number."""
@@ -81,3 +101,27 @@ class Source(abc.ABC):
         Raises:
           DataError: the record cannot be read, or its label is not a class number.
         """
+
+
+def classes_of(label: Label) -> tuple[int, ...]:
+    """Returns the numbers of the classes that a record with this label has."""
+    return label if isinstance(label, tuple) else (label,)
+
+
+def count_classes(labels: Iterable[Label], num_classes: int) -> np.ndarray:
+    """Counts the labels that have each class, int64 [num_classes]."""
+    numbers = [number for label in labels for number in classes_of(label)]
+    return np.bincount(np.asarray(numbers, np.int64), minlength=num_classes)
+
+
+def require_single_labels(data: "DataConfig") -> None:
+    """Checks that a source whose images have one class each is not asked for several.
+
+    Raises:
+      DataError: data.labels is "multiple".
+    """
+    if data.labels == "multiple":
+        raise DataError(
+            f'data.labels: "multiple" does not fit {data.source!r}, whose images have one class '
+            f"each; list the classes of each image in a file, and name it as data.source csv:FILE"
+        )

@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxcls.data.decode import image_header
 from jaxcls.data.images import training_image
-from jaxcls.data.source import Source
+from jaxcls.data.source import Label, Source, classes_of, count_classes
 from jaxcls.system.errors import BrokenImageError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ class Survey:
       split: the split as the user named it.
       num_examples: the number of examples in the split.
       num_seen: the number of examples that were read; the rest counts only these.
-      classes: class name -> number of images, in the order of the labels.
+      classes: class name -> number of images that have it, in the order of the labels.
+      classes_per_image: number of classes -> number of images with so many, ascending.
       formats: file format by content -> number of images.
       heights: smallest, median and largest stored height in pixels.
       widths: the same of the widths.
@@ -44,6 +45,7 @@ class Survey:
     num_examples: int
     num_seen: int
     classes: dict[str, int]
+    classes_per_image: dict[int, int]
     formats: dict[str, int]
     heights: tuple[int, int, int]
     widths: tuple[int, int, int]
@@ -54,7 +56,7 @@ class Survey:
 
 @dataclasses.dataclass(frozen=True)
 class _Seen:
-    label: int
+    label: Label
     num_bytes: int
     kind: str = "?"
     size: tuple[int, int] | None = None
@@ -78,14 +80,16 @@ def survey(source: Source, data: "DataConfig", *, limit: int | None = None) -> S
     with ThreadPoolExecutor(data.num_threads) as pool:
         seen = list(pool.map(lambda record: _look(source, record, data), records))
     seconds = time.perf_counter() - begin
-    labels = np.bincount([one.label for one in seen], minlength=source.num_classes)
+    counts = count_classes([one.label for one in seen], source.num_classes)
+    per_image = collections.Counter(len(classes_of(one.label)) for one in seen)
     sizes = np.array([one.size for one in seen if one.size] or [(0, 0)])
     return Survey(
         name=source.name,
         split=source.split,
         num_examples=len(source),
         num_seen=count,
-        classes=dict(zip(source.class_names, labels.tolist(), strict=True)),
+        classes=dict(zip(source.class_names, counts.tolist(), strict=True)),
+        classes_per_image=dict(sorted(per_image.items())),
         formats=dict(collections.Counter(one.kind for one in seen if one.size).most_common()),
         heights=_range(sizes[:, 0]),
         widths=_range(sizes[:, 1]),
@@ -127,6 +131,9 @@ def _lines(found: Survey) -> Iterator[str]:
         middle, shown = "", list(ordered)
     for entry in shown:
         yield middle if entry is None else f"    {entry[0]:{width}}  {entry[1]:,}"
+    if found.classes_per_image.keys() != {1}:
+        sizes = ", ".join(f"{size}: {count:,}" for size, count in found.classes_per_image.items())
+        yield f"  images by their number of classes: {sizes}"
     for name, (low, median, high) in (("height", found.heights), ("width", found.widths)):
         yield f"  {name}: {low} to {high}, median {median}"
     formats = ", ".join(f"{name} {count:,}" for name, count in found.formats.items())

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxcls.data.resize import Interpolation, crop_range, shorter_side
+from jaxcls.config.sizes import ImageSize, height_and_width
+from jaxcls.data.resize import Interpolation, crop_range, uncropped
 
 _FRACTION_BITS = 22  # of a weight: 32, less 8 of a pixel and 2 to spare
 
@@ -20,26 +21,32 @@ type Dimension = int | Array  # pixels along an axis; symbolic where the shape i
 
 def center_crop_jax(
     images: Array,
-    image_size: int,
+    image_size: ImageSize,
     crop_fraction: float,
     interpolation: Interpolation = "bilinear",
 ) -> Array:
-    """Resizes the shorter side and crops the centre square, as `center_crop` does.
+    """Resizes images and crops the centre, as `center_crop` does.
 
     Args:
       images: uint8 [batch, height, width, 3]; all sizes but the 3 may be symbolic.
-      image_size: height and width of the result, in pixels.
-      crop_fraction: the share of the resized shorter side that the crop keeps, in (0, 1].
+      image_size: of the result.
+      crop_fraction: as for `center_crop`.
       interpolation: the kernel of the resize.
 
     Returns:
-      uint8 [batch, image_size, image_size, 3].
+      uint8 [batch, height, width, 3].
     """
-    shorter = shorter_side(image_size, crop_fraction)
     height, width = images.shape[1:3]
+    least_height, least_width = uncropped(image_size, crop_fraction)
+    # The side that decides the scale is the one that needs the larger scale.
+    by_height = least_height * jnp.asarray(width) >= least_width * jnp.asarray(height)
+    scale = (
+        jnp.where(by_height, least_height, least_width),
+        jnp.where(by_height, height, width),
+    )
     rows, columns = (
-        _weights(side, jnp.minimum(height, width), shorter, image_size, interpolation)
-        for side in (height, width)
+        _weights(side, scale, kept, interpolation)
+        for side, kept in zip((height, width), height_and_width(image_size), strict=True)
     )
     images = _weigh("bhwc,jw->bhjc", images, columns)
     return _weigh("bhjc,ih->bijc", images, rows)
@@ -52,30 +59,33 @@ def _weigh(subscripts: str, images: Array, weights: Array) -> Array:
 
 
 def _weights(
-    side: Dimension,
-    shortest: Array,
-    shorter: int,
-    image_size: int,
-    interpolation: Interpolation,
+    side: Dimension, scale: tuple[Array, Array], kept: int, interpolation: Interpolation
 ) -> Array:
     """Computes the weight of each of `side` pixels for each pixel of the result, along one axis.
 
     In float64, as Pillow does.
 
+    Args:
+      side: pixels of the images along the axis.
+      scale: pixels after the resize, and before it, of the same length.
+      kept: pixels of the result.
+      interpolation: the kernel.
+
     Returns:
-      int32 [image_size, side], in units of 2**-22.
+      int32 [kept, side], in units of 2**-22.
     """
     with jax.enable_x64(True):
         side64 = jnp.asarray(side).astype(jnp.float64)
-        resized = jnp.round(side64 * shorter / jnp.asarray(shortest).astype(jnp.float64))
-        begin, first, last = crop_range(side64, resized, image_size, xp=jnp)
-        scale = side64 / resized
-        box = jnp.stack([first * scale, jnp.minimum(side64, last * scale)]).astype(jnp.float32)
-        scale = (box[1] - box[0]).astype(jnp.float64) / (last - first)
-        places = jnp.arange(image_size, dtype=jnp.float64) + (begin - first) + 0.5
-        centers = box[0].astype(jnp.float64) + places * scale
+        longer, shorter = (jnp.asarray(length).astype(jnp.float64) for length in scale)
+        resized = jnp.round(side64 * longer / shorter)
+        begin, first, last = crop_range(side64, resized, kept, xp=jnp)
+        step = side64 / resized
+        box = jnp.stack([first * step, jnp.minimum(side64, last * step)]).astype(jnp.float32)
+        step = (box[1] - box[0]).astype(jnp.float64) / (last - first)
+        places = jnp.arange(kept, dtype=jnp.float64) + (begin - first) + 0.5
+        centers = box[0].astype(jnp.float64) + places * step
         pixels = jnp.arange(side, dtype=jnp.float64) + 0.5
-        distances = jnp.abs(pixels - centers[:, None]) / jnp.maximum(scale, 1)
+        distances = jnp.abs(pixels - centers[:, None]) / jnp.maximum(step, 1)
         weights = _KERNELS[interpolation](distances)
         weights = weights / jnp.sum(weights, axis=1, keepdims=True) * (1 << _FRACTION_BITS)
         return jnp.trunc(weights + jnp.where(weights < 0, -0.5, 0.5)).astype(jnp.int32)

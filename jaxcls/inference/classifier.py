@@ -15,8 +15,9 @@ from jaxcls.data.sources import Source, open_source
 from jaxcls.distributed.mesh import copy_to_all, make_mesh
 from jaxcls.inference.class_matching import describe_unknown_classes, match_classes
 from jaxcls.inference.image_batches import Images, map_images
+from jaxcls.inference.multi_label_report import MultiLabelEvaluation
 from jaxcls.inference.open_weights import open_weights
-from jaxcls.inference.predict_split import make_predict_step, predict_split, probabilities_of
+from jaxcls.inference.predict_split import MultiLabelPredictions, make_predict_step, predict_split
 from jaxcls.inference.report import Evaluation
 from jaxcls.models.interface import Network, Variables
 from jaxcls.pretrained.presets import preset
@@ -28,6 +29,7 @@ from jaxcls.training.evaluation import (
     make_eval_step,
     predict_features,
     predict_logits,
+    probabilities_of,
 )
 
 
@@ -209,8 +211,8 @@ class ImageClassifier:
             or decoded; its row is then NaN. None: such a file is an error.
 
         Returns:
-          float32 [N, classes]. Each row sums to 1; with the sigmoid loss each class has its own
-          probability instead.
+          float32 [N, classes]. Each row sums to 1; with the sigmoid and the asymmetric loss each
+          class has its own probability instead.
 
         Raises:
           UserError: an image file cannot be read (without `broken`), or the network has no
@@ -252,11 +254,28 @@ class ImageClassifier:
             broken=broken,
         )
 
-    def rank(self, probabilities: np.ndarray, *, top: int = 5) -> list[list[Guess]]:
-        """Returns the `top` best classes of each image, best first; ties by class number."""
+    @property
+    def multi_label(self) -> bool:
+        """Whether the network was trained on images with several labels."""
+        return self.config.data.labels == "multiple"
+
+    def rank(
+        self, probabilities: np.ndarray, *, top: int | None = 5, threshold: float = 0.0
+    ) -> list[list[Guess]]:
+        """Returns the best classes of each image, best first; ties by class number.
+
+        Args:
+          probabilities: [N, classes].
+          top: the largest number of classes of an image (None: all).
+          threshold: the lowest probability.
+        """
         order = np.argsort(-probabilities, axis=-1, kind="stable")[:, :top]
         return [
-            [Guess(int(index), self.class_names[index], float(row[index])) for index in best]
+            [
+                Guess(int(index), self.class_names[index], float(row[index]))
+                for index in best
+                if row[index] >= threshold
+            ]
             for row, best in zip(probabilities, order, strict=True)
         ]
 
@@ -281,19 +300,14 @@ class ImageClassifier:
           split: in TFDS split syntax (None: `data.eval_split`).
 
         Returns:
-          loss (without label smoothing), top1 and top5 (shares), num_examples, and a run's step.
+          The metrics of `jaxcls.training.evaluation.evaluate_split`, and a run's step.
 
         Raises:
           UserError: the data cannot be read, it has classes that the network does not know, or the
             loss is not finite.
         """
         source, data, class_map = self._open_split(data, split)
-        if class_map is not None and (
-            message := describe_unknown_classes(
-                source.name, source.class_names, self.class_names, class_map
-            )
-        ):
-            raise UserError(message)
+        self._require_known_classes(source, class_map)
         mesh = make_mesh()
         eval_step = make_eval_step(self.model, loss=self.config.loss.name, mesh=mesh)
         variables = copy_to_all(self.variables, mesh)
@@ -303,7 +317,7 @@ class ImageClassifier:
 
     def examine(
         self, data: DataConfig | None = None, *, split: str | None = None, top: int = 5
-    ) -> Evaluation:
+    ) -> Evaluation | MultiLabelEvaluation:
         """Evaluates a split, and keeps the predictions for each example.
 
         Args:
@@ -312,20 +326,31 @@ class ImageClassifier:
           top: the number of best classes to keep for each example.
 
         Returns:
-          The metrics of `evaluate` and the predictions, from which it makes a table of the classes,
-          the confusion matrix and a CSV file. If the data has classes that the network does not
-          know, they get the numbers after the network's own, and num_examples is the only metric.
+          The metrics of `evaluate` and the predictions, from which it makes a table of the classes
+          and a CSV file, and of images with one label the confusion matrix. If the data has classes
+          that the network does not know, they get the numbers after the network's own, and
+          num_examples is the only metric; not if images have several labels.
 
         Raises:
           UserError: the data cannot be read, or the loss is not finite.
         """
         source, data, class_map = self._open_split(data, split)
+        if source.multi_label:
+            self._require_known_classes(source, class_map)
         mesh = make_mesh()
         step = make_predict_step(self.model, loss=self.config.loss.name, mesh=mesh, top=top)
         variables = copy_to_all(self.variables, mesh)
         metrics, predictions = predict_split(
             step, variables, source, data, mesh=mesh, class_map=class_map
         )
+        if isinstance(predictions, MultiLabelPredictions):
+            self._require_finite(metrics, source)
+            return MultiLabelEvaluation(
+                metrics=metrics | self._step(),
+                source=source,
+                class_names=self.class_names,
+                predictions=predictions,
+            )
         class_names = self.class_names
         if class_map is not None and max(class_map) >= len(class_names):
             class_names += source.class_names
@@ -359,6 +384,14 @@ class ImageClassifier:
         if source.class_names == self.class_names:
             return source, data, None
         return source, data, match_classes(source.class_names, self.class_names)
+
+    def _require_known_classes(self, source: Source, class_map: Sequence[int] | None) -> None:
+        if class_map is not None and (
+            message := describe_unknown_classes(
+                source.name, source.class_names, self.class_names, class_map
+            )
+        ):
+            raise UserError(message)
 
     def _step(self) -> dict[str, int]:
         return {} if self.step is None else {"step": self.step}

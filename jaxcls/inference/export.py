@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxcls.config.decoding import nearest
-from jaxcls.data.resize import shorter_side
+from jaxcls.config.sizes import describe_size, height_and_width
+from jaxcls.data.resize import uncropped
 from jaxcls.inference.center_crop_jax import center_crop_jax
-from jaxcls.inference.predict_split import probabilities_of
 from jaxcls.models.weights_info import WeightsInfo
 from jaxcls.pretrained.jaxcls_file import write_weights
 from jaxcls.pretrained.resolve import run_weights_info
@@ -34,7 +34,8 @@ from jaxcls.system.markdown_text import code, plain
 from jaxcls.system.paths import RunPath, run_path
 from jaxcls.system.version import VERSION
 from jaxcls.system.whole_files import replacing_folder
-from jaxcls.training.evaluation import predict_logits
+from jaxcls.training.evaluation import predict_logits, probabilities_of
+from jaxcls.training.multi_label import THRESHOLD
 
 logger = logging.getLogger("jaxcls")
 
@@ -112,7 +113,7 @@ def model_card(
     Args:
       restored: the exported run.
       info: the info of its weights.
-      evaluation: loss, top1 and top5 of the step; empty if it was not evaluated.
+      evaluation: loss, top1, top5 and perhaps map of the step; empty if it was not evaluated.
       platforms: the platforms of the program.
     """
     config, names = restored.info.config, restored.info.class_names
@@ -125,13 +126,20 @@ def model_card(
     outcome = "Not evaluated at this step; run `jaxcls evaluate`."
     if evaluation:
         outcome = (
-            f"On the split {code(data.eval_split)}: top-1 {evaluation['top1']:.2%}, "
-            f"top-5 {evaluation['top5']:.2%}, loss {evaluation['loss']:.4f}."
+            f"On the split {code(data.eval_split)}: {_named_scores(evaluation)}, "
+            f"loss {evaluation['loss']:.4f}."
         )
+    kind, meaning = "An image classifier", ""
+    use = "print(classes[probabilities[0].argmax()], probabilities.max())"
+    if data.labels == "multiple":
+        kind = "A classifier of images that may have several classes"
+        meaning = f"; a class of {THRESHOLD} or more counts as found"
+        found = f"[classes[i] for i in np.flatnonzero(probabilities[0] >= {THRESHOLD})]"
+        use = f"print({found})"
     return f"""\
 # {plain(info.model)}: {len(names)} classes
 
-An image classifier, trained with jaxcls {VERSION}. Its classes: {classes}.
+{kind}, trained with jaxcls {VERSION}. Its classes: {classes}.
 
 ## Use
 
@@ -146,17 +154,19 @@ program = jax.export.deserialize(bytearray(pathlib.Path("model.stablehlo").read_
 images = np.zeros((1, 300, 400, 3), np.uint8)  # decoded photos of one size: RGB, upright
 probabilities = np.asarray(jax.jit(program.call)(images))  # float32 [1, {len(names)}]
 classes = json.loads(pathlib.Path("classes.json").read_text())
-print(classes[probabilities[0].argmax()], probabilities.max())
+{use}
 ```
 
 `model.stablehlo` runs on {", ".join(dict.fromkeys(platforms))}, with the weights inside. It takes \
 uint8 [batch, height, width, 3] of any batch and size, and compiles once for each. Exported by JAX \
 {jax.__version__}; JAX promises that versions of the next six months read it.
 
-It resizes the shorter side to {shorter_side(info.image_size, info.crop_fraction)} pixels \
-({info.interpolation}, antialiased), cuts the centre square of {info.image_size}, divides by 255, \
+It resizes an image, without stretching it, to the smallest size that covers \
+{describe_size(uncropped(info.image_size, info.crop_fraction))} pixels ({info.interpolation}, \
+antialiased), cuts {describe_size(height_and_width(info.image_size))} (height x width) out of the \
+centre, divides by 255, \
 subtracts {_triple(info.mean)} and divides by {_triple(info.std)}. The probabilities are the \
-{info.activation} of the logits.
+{info.activation} of the logits{meaning}.
 
 | file | what it holds |
 |---|---|
@@ -186,18 +196,26 @@ To be chosen by the publisher; consider the licences of the data and of the init
 """
 
 
+def _named_scores(evaluation: Mapping[str, float]) -> str:
+    names = {"map": "mAP", "top1": "top-1", "top5": "top-5"}
+    return ", ".join(
+        f"{text} {evaluation[name]:.2%}" for name, text in names.items() if name in evaluation
+    )
+
+
 def _triple(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 
 def _evaluation(run: RunPath, step: int) -> dict[str, float]:
-    """Reads loss, top1 and top5 of a step's evaluation during training; empty if there is none."""
-    names = ("loss", "top1", "top5")
+    """Reads the metrics of a step's evaluation during training; empty if there was none."""
+    names = ("loss", "top1", "top5", "map")
     found: dict[str, float] = {}
     try:
         for row in read_metrics(run / "metrics.csv"):
             if row["step"] == str(step) and row["eval_top1"]:
-                found = {name: float(row[f"eval_{name}"]) for name in names}
+                values = {name: row.get(f"eval_{name}") for name in names}
+                found = {name: float(value) for name, value in values.items() if value}
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, csv.Error) as error:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcls.config import Config, DataConfig, LossConfig, ModelConfig
+from jaxcls.config.sizes import height_and_width
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.inference.class_matching import class_names_for
 from jaxcls.models.interface import Network, Variables
@@ -54,7 +55,7 @@ def open_weights(
         info = with_class_names(info, class_names, count, name=name)
     model = model_from_config(config, num_classes=count)
     warn_of_changed_code(info.model, info.code)
-    images = jnp.zeros((1, spec.image_size, spec.image_size, 3))
+    images = jnp.zeros((1, *height_and_width(spec.image_size), 3))
     # Variables that the file does not have keep their random initial values.
     fill = jax.jit(lambda values: overlay(model.init(random_key(0), images), values))
     return config, class_names_for(info.class_names, count), model, fill(values)

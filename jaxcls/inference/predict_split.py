@@ -14,11 +14,18 @@ from jaxcls.config import DataConfig
 from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import batch_spec, replicated, split_by_example
 from jaxcls.models.interface import Network, Variables
-from jaxcls.training.evaluation import average, eval_sums, map_batches, predict_logits
+from jaxcls.training.evaluation import (
+    Tally,
+    eval_results,
+    map_batches,
+    predict_logits,
+    probabilities_of,
+    require_complete,
+)
 
-Sums = dict[str, Array]
+Results = dict[str, Array]
 Rows = dict[str, Array]
-PredictStep = Callable[[Variables, Mapping[str, Array]], tuple[Sums, Rows]]
+PredictStep = Callable[[Variables, Mapping[str, Array]], tuple[Results, Rows]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,16 +52,27 @@ class Predictions:
         return self.classes[:, 0]
 
 
-def probabilities_of(logits: Array, *, loss: str) -> Array:
-    """Returns probabilities [batch, classes]; rows sum to 1, unless the loss is "sigmoid"."""
-    return jax.nn.sigmoid(logits) if loss == "sigmoid" else jax.nn.softmax(logits)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MultiLabelPredictions:
+    """The probabilities for each example of a split whose images have several labels.
+
+    Attributes:
+      index: record numbers in the source, int32 [examples].
+      labels: which of the network's classes each example has, bool [examples, classes].
+      probabilities: float32 [examples, classes].
+    """
+
+    index: np.ndarray
+    labels: np.ndarray
+    probabilities: np.ndarray
 
 
 def make_predict_step(model: Network, *, loss: str, mesh: Mesh, top: int = 5) -> PredictStep:
-    """Makes the jitted `(variables, batch) -> (sums, rows)`.
+    """Makes the jitted `(variables, batch) -> (results, rows)`.
 
-    The sums are those of `make_eval_step`. The rows are index, labels, classes, probabilities and
-    mask of the whole batch, on every device. Devices exchange only the `top` best classes, because
+    The results are those of `make_eval_step`. The rows are index and mask of the whole batch, on
+    every device, and the other attributes of `Predictions`; of images with several labels they are
+    in the results. Devices exchange only the `top` best classes of images with one label, because
     with many classes all probabilities would be gigabytes.
     """
     top = min(top, model.num_classes)
@@ -71,18 +89,14 @@ def make_predict_step(model: Network, *, loss: str, mesh: Mesh, top: int = 5) ->
         best, mesh=mesh, in_specs=rows_of_each_device, out_specs=rows_of_each_device
     )
 
-    def predict_step(variables: Variables, batch: Mapping[str, Array]) -> tuple[Sums, Rows]:
+    def predict_step(variables: Variables, batch: Mapping[str, Array]) -> tuple[Results, Rows]:
         logits = predict_logits(model, variables, batch["images"])
         labels, mask = batch["labels"], batch["mask"]
-        classes, probabilities = best_on_each_device(logits)
-        rows = {
-            "index": batch["index"],
-            "labels": labels,
-            "classes": classes,
-            "probabilities": probabilities,
-            "mask": mask,
-        }
-        return eval_sums(logits, labels, mask, loss=loss), rows
+        rows = {"index": batch["index"], "mask": mask}
+        if labels.ndim == 1:
+            classes, probabilities = best_on_each_device(logits)
+            rows |= {"labels": labels, "classes": classes, "probabilities": probabilities}
+        return eval_results(logits, labels, mask, loss=loss), rows
 
     everywhere = replicated(mesh)
     jitted = jax.jit(
@@ -101,7 +115,7 @@ def predict_split(
     *,
     mesh: Mesh,
     class_map: Sequence[int] | None = None,
-) -> tuple[dict[str, float], Predictions]:
+) -> tuple[dict[str, float], Predictions | MultiLabelPredictions]:
     """Predicts every example of a split once, and computes the metrics in the same pass.
 
     All processes call this together, and get the same result.
@@ -117,13 +131,16 @@ def predict_split(
     Returns:
       The metrics of `evaluate_split`, and the predictions.
     """
-    sums, parts = [], defaultdict(list)
-    for batch_sums, rows in map_batches(
+    tally, parts = Tally(), defaultdict(list)
+    for results, rows in map_batches(
         predict_step, variables, source, data, mesh=mesh, class_map=class_map
     ):
-        sums.append(batch_sums)
+        tally.add(results)
         mask = np.asarray(rows.pop("mask"))
         for name, values in rows.items():
             parts[name].append(np.asarray(values)[mask])
-    predictions = Predictions(**{name: np.concatenate(values) for name, values in parts.items()})
-    return average(sums, source, data), predictions
+    metrics = require_complete(tally.metrics(), source, data)
+    columns = {name: np.concatenate(values) for name, values in parts.items()}
+    if "classes" in columns:
+        return metrics, Predictions(**columns)
+    return metrics, MultiLabelPredictions(**columns, **tally.rows())

@@ -20,7 +20,7 @@ from jaxcls.distributed.mesh import has_gpus, make_mesh
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.measure.gpu_program import gpu_cost
 from jaxcls.training.build import Training, build_training
-from jaxcls.training.losses import one_hot_labels
+from jaxcls.training.losses import soft_labels
 
 IMAGENET_CLASSES, IMAGENET_EXAMPLES = 1000, 1_281_167  # of the training split
 COPY_BYTES = 1 << 28
@@ -196,7 +196,7 @@ def compile_augment(training: Training) -> tuple[Any, float]:
 
     @jax.jit
     def run(key: jax.Array, batch: Any) -> Any:
-        labels = one_hot_labels(batch["labels"], training.model.num_classes)
+        labels = soft_labels(batch["labels"], training.model.num_classes)
         positions = jnp.arange(config.data.batch_size, dtype=jnp.int32)
         return augment(key, jnp.float32(0), batch["images"], batch["sizes"], labels, positions)
 

@@ -12,6 +12,7 @@ import jax
 
 from jaxcls.config import Config
 from jaxcls.config.augment import mix_of
+from jaxcls.config.sizes import describe_size
 from jaxcls.data.sources import open_source
 from jaxcls.distributed.mesh import (
     bytes_per_device,
@@ -286,7 +287,8 @@ def describe_rehearsal(report: Rehearsal) -> str:
     limit = report["memory_limit_bytes"]
     lines = [
         f"{report['num_devices']} x {report['device_kind']}, {report['batch_per_device']} images "
-        f"of {report['image_size']} px each: {'fits' if report['fits'] else 'DOES NOT FIT'}",
+        f"of {describe_size(report['image_size'])} px each: "
+        + ("fits" if report["fits"] else "DOES NOT FIT"),
         f"memory a device  {megabytes('memory_bytes_per_device')}"
         + (f" of {limit / 1e6:,.1f} MB" if limit else ""),
         f"  parameters     {megabytes('parameter_bytes_per_device')}",

@@ -21,10 +21,14 @@ class BlockSpec:
       fused: Fused-MBConv blocks (one 3x3 convolution) instead of MBConv (1x1, then depthwise).
       repeats: the number of blocks.
       filters: the output channels.
-      expansion: the channels inside a block, as a multiple of its input channels.
+      expansion: the channels inside a block, as a multiple of its input channels; blocks with 1 have
+        no expansion convolution.
       stride: the stride of the first block; the others have 1.
       se_ratio: the squeeze-and-excite bottleneck as a share of the input channels; 0 for none.
       kernel_size: height and width of the spatial convolution.
+      inner_filters: the channels inside a block in place of `expansion`; such blocks always have an
+        expansion convolution, even if it does not widen.
+      residual: whether a block adds its input to its output where their shapes are the same.
     """
 
     fused: bool
@@ -34,6 +38,13 @@ class BlockSpec:
     stride: int
     se_ratio: float
     kernel_size: int = 3
+    inner_filters: int | None = None
+    residual: bool = True
+
+    @property
+    def expands(self) -> bool:
+        """Whether the blocks have an expansion convolution."""
+        return self.inner_filters is not None or self.expansion != 1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,10 +116,10 @@ class Block(nn.Module):
         }
         spatial = partial(layers.Conv, **window)
         # A fused block's spatial convolution is its expansion, or else its projection.
-        single = row.fused and row.expansion == 1
-        if row.expansion != 1:
+        single = row.fused and not row.expands
+        if row.expands:
             conv = spatial if row.fused else layers.Conv
-            x = conv(features * row.expansion, name="expand_conv")(x)
+            x = conv(row.inner_filters or features * row.expansion, name="expand_conv")(x)
             x = self.norm("expand_bn", activation)(x, train=train)
         if not row.fused:
             x = layers.DepthwiseConv(**window, name="depthwise_conv")(x)
@@ -119,7 +130,7 @@ class Block(nn.Module):
             x = self.norm("depthwise_bn", activation)(x, train=train, gate_params=gate_params)
         conv = spatial if single else layers.Conv
         x = conv(row.filters, name="project_conv")(x)
-        is_residual = self.stride == 1 and features == row.filters
+        is_residual = row.residual and self.stride == 1 and features == row.filters
         norm = self.norm("project_bn", activation if single else layers.identity)
         x = norm(x, train=train, multipliers=drop_path if is_residual else None)
         return x + inputs if is_residual else x

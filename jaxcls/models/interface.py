@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax.numpy as jnp
 from jax import Array
 
+from jaxcls.config.sizes import ImageSize
 from jaxcls.models.padding import Padding
 
 PyTree = Any
@@ -27,7 +28,7 @@ class NetworkSpec:
 
     Attributes:
       name: the name for `create_model`.
-      image_size: the native height and width in pixels.
+      image_size: the native size of its images.
       mean: red, green, blue; subtracted from images in [0, 1].
       std: red, green, blue; the difference is divided by it.
       padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
@@ -35,7 +36,7 @@ class NetworkSpec:
     """
 
     name: str
-    image_size: int
+    image_size: ImageSize
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     padding: Padding = "same"

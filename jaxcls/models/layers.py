@@ -39,8 +39,8 @@ def statistics_dtype(dtype) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
-ActivationName = Literal["silu", "relu6"]
-ACTIVATIONS: dict[ActivationName, Activation] = {"silu": silu, "relu6": relu6}
+ActivationName = Literal["silu", "relu", "relu6"]
+ACTIVATIONS: dict[ActivationName, Activation] = {"silu": silu, "relu": nn.relu, "relu6": relu6}
 
 
 class Conv(nn.Module):

@@ -25,6 +25,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxcls.config.decoding import ConfigError
+from jaxcls.config.sizes import ImageSize, height_and_width
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import (
     CLASSIFIER,
@@ -153,13 +154,13 @@ class OwnNetwork:
 
 
 @functools.lru_cache(maxsize=16)
-def own_spec(name: str, options: str, image_size: int) -> OwnSpec:
+def own_spec(name: str, options: str, image_size: ImageSize) -> OwnSpec:
     """Returns the spec of a user's module.
 
     Args:
       name: "package.module:factory".
       options: the keyword arguments of the factory as JSON.
-      image_size: the size of its images in pixels; 0 for the module's own.
+      image_size: the size of its images; 0 for the module's own.
 
     Raises:
       ConfigError: the factory cannot be imported or called, or what it returns is no network; the
@@ -231,7 +232,7 @@ def _check(spec: OwnSpec) -> None:
             f"[features, classes] and perhaps a bias"
         )
     network = spec.build(num_classes=3)
-    images = jax.ShapeDtypeStruct((2, spec.image_size, spec.image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *height_and_width(spec.image_size), 3), jnp.float32)
     train = functools.partial(
         network.apply,
         train=True,
@@ -286,7 +287,7 @@ def _path(path: jax.tree_util.KeyPath) -> str:
 @functools.lru_cache(maxsize=16)
 def _shapes(spec: OwnSpec) -> dict[str, Any]:
     """Shapes and dtypes of the variables for one class."""
-    images = jax.ShapeDtypeStruct((2, spec.image_size, spec.image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((2, *height_and_width(spec.image_size), 3), jnp.float32)
     return dict(jax.eval_shape(spec.build(num_classes=1).init, random_key(0), images))
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxcls.config import Config, ModelConfig, is_own_network
 from jaxcls.config.decoding import ConfigError, nearest
 from jaxcls.config.schema import OF_ANY_NETWORK
+from jaxcls.config.sizes import ImageSize, height_and_width
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import Network, NetworkSpec, PyTree
 from jaxcls.models.own_module import own_spec
@@ -27,7 +28,7 @@ def model_names() -> tuple[str, ...]:
 
 
 def model_spec(
-    name: str, options: Mapping[str, Any] | None = None, *, image_size: int = 0
+    name: str, options: Mapping[str, Any] | None = None, *, image_size: ImageSize = 0
 ) -> NetworkSpec:
     """Returns the layers and preprocessing of the model `name`.
 
@@ -60,7 +61,7 @@ def create_model(
     num_classes: int,
     compute_dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
-    image_size: int = 0,
+    image_size: ImageSize = 0,
     **settings: Any,
 ) -> Network:
     """Makes the model `name` as a Linen module.
@@ -128,7 +129,7 @@ def overlay(variables: PyTree, given: PyTree) -> PyTree:
     }
 
 
-def eval_variables_template(model: Network, *, image_size: int, use_ema: bool) -> PyTree:
+def eval_variables_template(model: Network, *, image_size: ImageSize, use_ema: bool) -> PyTree:
     """Returns shapes and dtypes of the part of a `TrainState` that `eval_variables` needs.
 
     Its paths are those of the whole state, so a part of a checkpoint can be read with it.
@@ -137,7 +138,7 @@ def eval_variables_template(model: Network, *, image_size: int, use_ema: bool) -
     return {"ema": kept} if use_ema else kept
 
 
-def variables_template(model: Network, *, image_size: int) -> PyTree:
+def variables_template(model: Network, *, image_size: ImageSize) -> PyTree:
     """Returns shapes and dtypes of a model's variables."""
-    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *height_and_width(image_size), 3), jnp.float32)
     return jax.eval_shape(model.init, random_key(0), images)

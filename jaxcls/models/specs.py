@@ -2,7 +2,8 @@
 
 Sources: the papers (Tan and Le 2019, https://arxiv.org/abs/1905.11946, table 1; 2021,
 https://arxiv.org/abs/2104.00298, table 4) and their reference code; timm's block strings for its
-own `rw` variant. The tests check the tables with the weights of `keras.applications`.
+own `rw` variants and for EdgeTPU. The tests check the tables with the weights of
+`keras.applications`, and with the names and shapes of timm's.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ _127 = (127 / 255, 127 / 255, 127 / 255)
 
 _SE_RATIO = 0.25
 
-# --- EfficientNet and EfficientNet-Lite ----------------------------------------------------------
+# --- EfficientNet, EfficientNet-Lite and EfficientNet-EdgeTPU ------------------------------------
 
 # Repeats, filters, expansion, kernel size and stride of each row of B0; all are MBConv.
 _V1_BLOCKS = (
@@ -57,6 +58,51 @@ def _v1(name: str, *, width: float, depth: float, image_size: int, lite: bool = 
         mean=_127 if lite else IMAGENET_MEAN,
         std=_128 if lite else IMAGENET_STD,
         activation="relu6" if lite else "silu",
+    )
+
+
+# Fused, repeats, filters, expansion, kernel size and stride of each row of EdgeTPU-S.
+_EDGE_BLOCKS = (
+    (True, 1, 24, 4, 3, 1),
+    (True, 2, 32, 8, 3, 2),
+    (True, 4, 48, 8, 3, 2),
+    (False, 5, 96, 8, 5, 2),
+    (False, 4, 144, 8, 5, 1),
+    (False, 2, 192, 8, 5, 2),
+)
+
+
+def _edge(name: str, *, width: float, depth: float, image_size: int) -> ModelSpec:
+    """Makes a variant of EfficientNet-EdgeTPU, which replaces SiLU and squeeze-and-excite.
+
+    In the first row, the channels inside a block are a multiple of its output channels, and nothing
+    is added to the output.
+    """
+    blocks = tuple(
+        BlockSpec(
+            fused=fused,
+            repeats=math.ceil(depth * repeats),
+            filters=_round_up_filters(filters, width),
+            expansion=expansion,
+            stride=stride,
+            se_ratio=0.0,
+            kernel_size=kernel_size,
+        )
+        for fused, repeats, filters, expansion, kernel_size, stride in _EDGE_BLOCKS
+    )
+    first = blocks[0]
+    first = dataclasses.replace(
+        first, inner_filters=first.expansion * first.filters, residual=False
+    )
+    return ModelSpec(
+        name=name,
+        stem_filters=_round_up_filters(32, width),
+        blocks=(first, *blocks[1:]),
+        head_filters=_round_up_filters(1280, width),
+        image_size=image_size,
+        mean=_127,
+        std=_128,
+        activation="relu",
     )
 
 
@@ -109,17 +155,29 @@ def _v2(
     )
 
 
-def _rw_t() -> ModelSpec:
-    """Makes timm's tiny V2, with PyTorch's conventions."""
+def _rw(
+    name: str,
+    *,
+    stem: int,
+    repeats: tuple[int, ...],
+    filters: tuple[int, ...],
+    head: int,
+    image_size: int,
+    expands_first: bool = True,
+) -> ModelSpec:
+    """Makes a V2 of timm's own, with PyTorch's conventions.
+
+    S and M follow a figure of the paper and not its code: the blocks of the first stage have an
+    expansion convolution (`expands_first`), although it does not widen.
+    """
+    spec = _v2(name, stem=stem, repeats=repeats, filters=filters, image_size=image_size)
+    first, *others = spec.blocks
+    if expands_first:
+        first = dataclasses.replace(first, inner_filters=first.filters)
     return dataclasses.replace(
-        _v2(
-            "efficientnetv2_rw_t",
-            stem=24,
-            repeats=(2, 4, 4, 6, 9, 14),
-            filters=(24, 40, 48, 104, 128, 208),
-            image_size=224,
-        ),
-        head_filters=1024,
+        spec,
+        blocks=(first, *others),
+        head_filters=head,
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         padding="symmetric",
@@ -176,7 +234,31 @@ SPECS: dict[str, NetworkSpec] = {
             filters=(32, 64, 96, 192, 256, 512, 640),
             image_size=512,
         ),
-        _rw_t(),
+        _rw(
+            "efficientnetv2_rw_t",
+            stem=24,
+            repeats=(2, 4, 4, 6, 9, 14),
+            filters=(24, 40, 48, 104, 128, 208),
+            head=1024,
+            image_size=224,
+            expands_first=False,
+        ),
+        _rw(
+            "efficientnetv2_rw_s",
+            stem=24,
+            repeats=(2, 4, 4, 6, 9, 15),
+            filters=(24, 48, 64, 128, 160, 272),
+            head=1792,
+            image_size=288,
+        ),
+        _rw(
+            "efficientnetv2_rw_m",
+            stem=32,
+            repeats=(3, 5, 5, 8, 15, 24),
+            filters=(32, 56, 80, 152, 192, 328),
+            head=2152,
+            image_size=320,
+        ),
         _v1("efficientnet_b0", width=1.0, depth=1.0, image_size=224),
         _v1("efficientnet_b1", width=1.0, depth=1.1, image_size=240),
         _v1("efficientnet_b2", width=1.1, depth=1.2, image_size=260),
@@ -185,6 +267,11 @@ SPECS: dict[str, NetworkSpec] = {
         _v1("efficientnet_b5", width=1.6, depth=2.2, image_size=456),
         _v1("efficientnet_b6", width=1.8, depth=2.6, image_size=528),
         _v1("efficientnet_b7", width=2.0, depth=3.1, image_size=600),
+        _v1("efficientnet_b8", width=2.2, depth=3.6, image_size=672),
+        _v1("efficientnet_l2", width=4.3, depth=5.3, image_size=800),
+        _edge("efficientnet_es", width=1.0, depth=1.0, image_size=224),
+        _edge("efficientnet_em", width=1.0, depth=1.1, image_size=240),
+        _edge("efficientnet_el", width=1.2, depth=1.4, image_size=300),
         _v1("efficientnet_lite0", width=1.0, depth=1.0, image_size=224, lite=True),
         _v1("efficientnet_lite1", width=1.0, depth=1.1, image_size=240, lite=True),
         _v1("efficientnet_lite2", width=1.1, depth=1.2, image_size=260, lite=True),

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any, Literal
 
+from jaxcls.config.schema import Size
 from jaxcls.models.interface import NetworkSpec
 from jaxcls.system.errors import UserError
 
@@ -27,7 +28,7 @@ class WeightsInfo:
       batch_norm_epsilon: added to the variances.
       pooling: how the last features are pooled.
       activation: "softmax" over the logits of all classes, or "sigmoid" of each logit.
-      image_size: height and width of images in pixels.
+      image_size: of images in pixels.
       crop_fraction: the share of the resized image's height and width that the crop keeps.
       interpolation: the kernel of the resize.
       class_names: in the order of the logits; None if unknown.
@@ -40,7 +41,7 @@ class WeightsInfo:
     batch_norm_epsilon: float = 1e-3
     pooling: Literal["average", "max"] = "average"
     activation: Literal["softmax", "sigmoid"] = "softmax"
-    image_size: int
+    image_size: Size
     crop_fraction: float = 0.875
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     class_names: tuple[str, ...] | None = None

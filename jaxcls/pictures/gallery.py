@@ -57,7 +57,7 @@ def training_images(
     data = dataclasses.replace(config.data, last_batch="straddle")  # for small data sets
     count = min(count, config.data.batch_size, len(source))
     batch = _first_images(dataclasses.replace(config, data=data), source, step=0, count=count)
-    return _valid_images(batch), [source.class_names[label] for label in batch["labels"]]
+    return _valid_images(batch), _names(batch["labels"], source.class_names)
 
 
 def augmentation_rows(config: Config, source: Source, *, step: int, count: int) -> list[Row]:
@@ -92,7 +92,7 @@ def augmentation_rows(config: Config, source: Source, *, step: int, count: int) 
         captions = _captions(labels, source.class_names)
         return Row(title=title, images=list(np.asarray(images)), captions=captions)
 
-    names = [source.class_names[label] for label in batch["labels"]]
+    names = _names(batch["labels"], source.class_names)
     rows = [Row(title="raw", images=_valid_images(batch), captions=names)]
     for number, entry in enumerate(config.augment, start=1):
         before = list(config.augment[: number - 1])
@@ -138,10 +138,11 @@ def magnitude_rows(
         layers = Layers(choice=jnp.zeros((count, 1), jnp.int32), draws=draw)
         return jnp.moveaxis(apply_layers(pixels, (op,), layers), 1, 3)
 
+    names = _names(batch["labels"], source.class_names)
     columns = [np.asarray(at(jnp.asarray(magnitude, jnp.float32))) for magnitude in SWEEP]
     return [
         Row(
-            title=f"{op}: {source.class_names[batch['labels'][index]]}",
+            title=f"{op}: {names[index]}",
             images=[column[index] for column in columns],
             captions=[f"magnitude {magnitude:g}" for magnitude in SWEEP],
         )
@@ -170,15 +171,20 @@ def _first_images(config: Config, source: Source, *, step: int, count: int) -> d
         return next(batches)
 
 
-def _captions(labels: jax.Array, names: Sequence[str]) -> list[str]:
-    """Returns the classes of each row of soft labels, with their weights if there are several."""
+def _names(labels: np.ndarray, names: Sequence[str]) -> list[str]:
+    """Returns the classes of each row of a batch's labels, as `train_batches` makes them."""
+    return _captions(labels, names) if labels.ndim == 2 else [names[int(label)] for label in labels]
+
+
+def _captions(labels: jax.Array | np.ndarray, names: Sequence[str]) -> list[str]:
+    """Returns the classes of each row of soft labels, with their weights if these are not all 1."""
     captions = []
-    for weights in np.asarray(labels):
+    for weights in np.asarray(labels, np.float32):
         classes = [
             index for index in np.argsort(-weights, kind="stable") if weights[index] >= 0.005
         ]
-        if len(classes) == 1:
-            captions.append(names[classes[0]])
+        if len(classes) == 1 or (weights[classes] == 1).all():
+            captions.append(" + ".join(names[int(c)] for c in classes) or "no class")
         else:
-            captions.append(" + ".join(f"{names[c]} ({weights[c]:.2f})" for c in classes))
+            captions.append(" + ".join(f"{names[int(c)]} ({weights[c]:.2f})" for c in classes))
     return captions

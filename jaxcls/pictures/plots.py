@@ -176,6 +176,7 @@ def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
             "evaluation top-1": "eval_top1",
             "evaluation top-5": "eval_top5",
             "evaluation top-1 without averaging": "eval_raw_top1",
+            "evaluation mAP": "eval_map",
         },
         "learning rate": {"": "learning_rate"},
     }

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
+from jaxcls.config.sizes import longer_side
 from jaxcls.models.efficientnet import ModelSpec, block_names
 from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD
 from jaxcls.models.weights_info import Triple, WeightsInfo, info_of_spec
@@ -70,10 +71,11 @@ def keras_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInf
     """
     if not _is_v2(spec) and _is_counted(tensors) and not _normalisation(tensors):
         return keras_hub_info(spec, tensors)
+    side = longer_side(spec.image_size)
     large = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
     return info_of_spec(
         spec,
-        crop_fraction=1.0 if large else spec.image_size / (spec.image_size + 32),
+        crop_fraction=1.0 if large else side / (side + 32),
         interpolation="bicubic",
         **_normalisation(tensors),
     )

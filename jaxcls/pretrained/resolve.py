@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxcls.config import Config, ConfigError, check_data, check_stages, is_own_network
+from jaxcls.config.sizes import longer_side
 from jaxcls.models.registry import model_spec
 from jaxcls.models.weights_info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.imagenet import other_imagenet_names
@@ -73,7 +74,7 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
     data = dataclasses.replace(
         data,
         image_size=image_size,
-        canvas_size=data.canvas_size or 2 * image_size,
+        canvas_size=data.canvas_size or 2 * longer_side(image_size),
         crop_fraction=data.crop_fraction or info.crop_fraction,
         interpolation=interpolation,
     )
@@ -104,7 +105,7 @@ def run_weights_info(run: RunInfo) -> WeightsInfo:
         padding=model.padding or spec.padding,
         batch_norm_epsilon=model.batch_norm_epsilon or spec.batch_norm_epsilon,
         pooling=model.pooling or "average",
-        activation=run.config.loss.name,
+        activation="softmax" if run.config.loss.name == "softmax" else "sigmoid",
         image_size=data.image_size,
         crop_fraction=data.crop_fraction,
         interpolation=data.interpolation,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxcls.config.sizes import longer_side
 from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
 from jaxcls.models.interface import NetworkSpec
 from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD, ONE_HALF
@@ -65,7 +66,7 @@ def timm_info(spec: ModelSpec) -> WeightsInfo:
     timm's own `efficientnet_b*` have the same names, but want symmetric padding and epsilon 1e-5.
     """
     uncropped = re.fullmatch(r"efficientnetv2_(?!b\d).*", spec.name)
-    size = _TIMM_SIZES.get(spec.name, spec.image_size)
+    size = _TIMM_SIZES.get(spec.name, longer_side(spec.image_size))
     changes = {} if spec.mean == IMAGENET_MEAN else {"mean": ONE_HALF, "std": ONE_HALF}
     return info_of_spec(
         spec,
@@ -90,7 +91,7 @@ def _timm_layers(spec: ModelSpec) -> Layers:
 def _timm_block(row: BlockSpec) -> Layers:
     yield "se/reduce", "se.conv_reduce"
     yield "se/expand", "se.conv_expand"
-    if row.fused and row.expansion == 1:
+    if row.fused and not row.expands:
         yield "project_conv", "conv"
         yield "project_bn", "bn1"
     elif row.fused:
@@ -98,7 +99,7 @@ def _timm_block(row: BlockSpec) -> Layers:
         yield "expand_bn", "bn1"
         yield "project_conv", "conv_pwl"
         yield "project_bn", "bn2"
-    elif row.expansion == 1:
+    elif not row.expands:
         yield "depthwise_conv", "conv_dw"
         yield "depthwise_bn", "bn1"
         yield "project_conv", "conv_pw"
@@ -173,9 +174,8 @@ def torchvision_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, st
 
 def torchvision_info(spec: ModelSpec) -> WeightsInfo:
     """Info of torchvision's weights: symmetric padding, and PyTorch's default epsilon in B0-B4."""
-    size, resized, interpolation = _TORCHVISION.get(
-        spec.name, (spec.image_size, spec.image_size, "bilinear")
-    )
+    side = longer_side(spec.image_size)
+    size, resized, interpolation = _TORCHVISION.get(spec.name, (side, side, "bilinear"))
     halves = spec.name == "efficientnetv2_l"
     return info_of_spec(
         spec,
@@ -203,7 +203,7 @@ def _torchvision_layers(spec: ModelSpec) -> Layers:
 def _torchvision_block(row: BlockSpec) -> Layers:
     """Yields the convolutions and the squeeze-and-excite of a block with their numbers."""
     number = 0
-    if row.expansion != 1:
+    if row.expands:
         yield "expand_conv", f"{number}.0"
         yield "expand_bn", f"{number}.1"
         number += 1
@@ -230,9 +230,8 @@ def lite_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
 
 def lite_info(spec: ModelSpec) -> WeightsInfo:
     """Info as in TensorFlow, where the weights were trained."""
-    return info_of_spec(
-        spec, crop_fraction=_crop_fraction(spec.image_size), interpolation="bicubic"
-    )
+    side = longer_side(spec.image_size)
+    return info_of_spec(spec, crop_fraction=_crop_fraction(side), interpolation="bicubic")
 
 
 def _lite_layers(spec: ModelSpec) -> Layers:

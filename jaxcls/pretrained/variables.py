@@ -14,6 +14,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jax import Array
 
+from jaxcls.config.sizes import height_and_width
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import CLASSIFIER, NetworkSpec
 
@@ -43,7 +44,7 @@ def without_collection(path: str) -> str:
 def _with_one_class(spec: NetworkSpec) -> Shapes:
     """Traces the network's initialisation, which takes about a second."""
     network: Any = spec.build(num_classes=1)
-    images = jnp.zeros((1, spec.image_size, spec.image_size, 3))
+    images = jnp.zeros((1, *height_and_width(spec.image_size), 3))
     # JAX sorts what a traced function returns; Flax has the variables in the order of the layers.
     init = functools.partial(nn.Module.init, network) if isinstance(network, nn.Module) else None
     found: Shapes = {}

@@ -71,6 +71,8 @@ class RunInfo:
         it started from random values.
       code: identifies the code of a user's own network (`own_code.source_code`), without which
         the run cannot be used; None for jaxcls's networks.
+      class_counts: the examples of each class in the training data; None if the training does not
+        depend on them.
     """
 
     config: Config
@@ -78,6 +80,7 @@ class RunInfo:
     data: str | None = None
     weights: WeightsInfo | None = None
     code: str | None = None
+    class_counts: tuple[int, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
@@ -87,6 +90,7 @@ class RunInfo:
             "data": self.data,
             "weights": encode_fields(self.weights),
             "code": self.code,
+            "class_counts": self.class_counts and list(self.class_counts),
             "versions": {
                 "jaxcls": VERSION,
                 "python": platform.python_version(),
@@ -109,12 +113,16 @@ class RunInfo:
             weights, data, code = (values.get(name) for name in ("weights", "data", "code"))
             if not all(isinstance(text, str | None) for text in (data, code)):
                 raise TypeError("data and code must be texts")
+            counts = values.get("class_counts")
+            if counts is not None and not all(type(count) is int for count in counts):
+                raise TypeError("class_counts must be whole numbers")
             return cls(
                 config=decode(values["config"]),
                 class_names=tuple(map(printable, values["class_names"])),
                 data=data,
                 weights=weights and decode_fields(WeightsInfo, weights, prefix="weights."),
                 code=code,
+                class_counts=counts and tuple(counts),
             )
         except ConfigError as error:
             raise RunError(f"{where}: {error}; use another --workdir") from error

@@ -46,6 +46,11 @@ COLUMNS: tuple[str, ...] = (
     "eval_raw_loss",  # of the parameters; eval_loss is that of their moving averages, if any
     "eval_raw_top1",
     "eval_raw_top5",
+    "eval_balanced_top1",
+    "eval_map",  # with several labels an image
+    "eval_micro_f1",
+    "eval_macro_f1",
+    "eval_raw_map",
 )
 
 READER_SECONDS = 30.0  # a training waits this long, once, for a reader that does not read
@@ -156,8 +161,8 @@ class Reporter:
         self._write(step, named, prefix="eval/")
         where = f"epoch {step / self._steps_per_epoch:6.1f}  step {step}/{self._num_steps}"
         self.say(
-            f"{where}  {_describe(self._last)}  eval loss {metrics['loss']:.4f} "
-            f"top1 {metrics['top1']:.2%}  eta {self._eta(step)}"
+            f"{where}  {_describe(self._last)}  eval {_describe_scores(metrics)}  "
+            f"eta {self._eta(step)}"
         )
         self.publish()
 
@@ -245,7 +250,7 @@ class QuietReporter:
 
     def evaluated(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes an evaluation to the log."""
-        self.say(f"step {step}  eval loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}")
+        self.say(f"step {step}  eval {_describe_scores(metrics)}")
 
     def show(self, step: int, name: str, images: np.ndarray) -> None:
         """Does nothing, because process 0 shows the images."""
@@ -379,3 +384,8 @@ def _describe(metrics: Mapping[str, float]) -> str:
         f"loss {metrics['loss']:.4f} top1 {metrics['top1']:.2%}  "
         f"{metrics['images_per_second']:.0f} img/s"
     )
+
+
+def _describe_scores(metrics: Mapping[str, float]) -> str:
+    name = "map" if "map" in metrics else "top1"
+    return f"loss {metrics['loss']:.4f} {name} {metrics[name]:.2%}"

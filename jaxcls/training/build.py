@@ -3,19 +3,23 @@
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxcls.config import Config, check_batch
-from jaxcls.config.progressive import image_size_at
+from jaxcls.config.progressive import image_size_at, image_sizes
+from jaxcls.config.sizes import ImageSize
 from jaxcls.distributed.mesh import split_by_example
 from jaxcls.distributed.precision import traced_for
 from jaxcls.models.interface import Network, Variables
 from jaxcls.models.registry import model_from_config, variables_template
+from jaxcls.training.class_balance import class_weights, prior_logits
+from jaxcls.training.losses import make_training_loss
 from jaxcls.training.parameter_rates import (
     make_training_optimizer,
     rate_factors,
@@ -46,12 +50,12 @@ class Training:
     mesh: Mesh
     model: Network
     plan: Plan
-    steps: Mapping[int, Any]
+    steps: Mapping[ImageSize, Any]
     make_state: Callable[[Variables], TrainState]
     shardings: TrainState
 
-    def image_size_at(self, step: int) -> int:
-        """Height and width that the network sees at a step, counted from 0."""
+    def image_size_at(self, step: int) -> ImageSize:
+        """The size of the images that the network sees at a step, counted from 0."""
         return image_size_at(self.config, step, self.plan.stage_ends)
 
     def init(self, given: Variables | None = None) -> TrainState:
@@ -70,13 +74,16 @@ class Training:
         """Shapes, dtypes and shardings of a training batch, without reading one."""
         data, sharding = self.config.data, split_by_example(self.mesh)
         canvases = (data.batch_size, data.canvas_size, data.canvas_size, 3)
+        labels, dtype = (data.batch_size,), jnp.int32
+        if data.labels == "multiple":
+            labels, dtype = (data.batch_size, self.model.num_classes), jnp.uint8
         return {
             "images": jax.ShapeDtypeStruct(canvases, jnp.uint8, sharding=sharding),
             "sizes": jax.ShapeDtypeStruct((data.batch_size, 2), jnp.int32, sharding=sharding),
-            "labels": jax.ShapeDtypeStruct((data.batch_size,), jnp.int32, sharding=sharding),
+            "labels": jax.ShapeDtypeStruct(labels, dtype, sharding=sharding),
         }
 
-    def compile_step(self, image_size: int | None = None) -> "CompiledStep":
+    def compile_step(self, image_size: ImageSize | None = None) -> "CompiledStep":
         """Traces and compiles the step of one image size (None: the last and largest)."""
         step = self.steps[image_size or self.config.data.image_size]
         start = time.perf_counter()
@@ -105,7 +112,14 @@ class CompiledStep:
     compile_seconds: float
 
 
-def build_training(config: Config, *, num_classes: int, num_examples: int, mesh: Mesh) -> Training:
+def build_training(
+    config: Config,
+    *,
+    num_classes: int,
+    num_examples: int,
+    mesh: Mesh,
+    class_counts: Sequence[int] | None = None,
+) -> Training:
     """Builds the training of a config. Nothing is compiled yet.
 
     Args:
@@ -113,11 +127,19 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
       num_classes: the classes of the training data.
       num_examples: the number of training examples.
       mesh: the devices.
+      class_counts: the examples of each class in the training data, from which class weights and
+        the logit adjustment follow (None: equally many of each, which gives the same program).
 
     Raises:
       ConfigError: a field does not fit the devices or the data, or names something unknown.
     """
     check_batch(config, mesh.size)
+    counts = np.asarray([1] * num_classes if class_counts is None else class_counts)
+    losses = make_training_loss(
+        config.loss,
+        class_weights=class_weights(config.loss, counts),
+        class_prior=prior_logits(counts, loss="softmax"),
+    )
     model = model_from_config(config, num_classes=num_classes)
     plan = make_plan(config, num_examples)
     params = variables_template(model, image_size=config.data.image_size)["params"]
@@ -155,12 +177,12 @@ def build_training(config: Config, *, num_classes: int, num_examples: int, mesh:
                 image_size=image_size,
                 unfreeze_at=unfreeze_at,
                 alike=trains_alike(unfreeze_at, factors),
+                losses=losses,
                 mesh=mesh,
                 shardings=shardings,
                 update_shardings=update_shardings,
             )
-            for image_size in dict.fromkeys(config.data.stage_image_sizes)
-            or [config.data.image_size]
+            for image_size in dict.fromkeys(image_sizes(config))
         },
         make_state=jax.jit(make_state, out_shardings=shardings),
         shardings=shardings,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 
 from jaxcls.config.progressive import stage_of
+from jaxcls.config.sizes import ImageSize, describe_size
 from jaxcls.distributed.job import COMPILER
 from jaxcls.distributed.watchdog import COMPILING, Watchdog
 from jaxcls.training.build import CompiledStep, Training
@@ -23,9 +24,9 @@ class CompiledSteps:
 
     def __init__(self, training: Training):
         self._training = training
-        self._compiling: dict[int, Future[CompiledStep]] = {}
+        self._compiling: dict[ImageSize, Future[CompiledStep]] = {}
         self._current: tuple[int, TrainStep] | None = None  # a stage and its compiled step
-        self._announced: set[int] = set()
+        self._announced: set[ImageSize] = set()
 
     def start_compiling(self, step: int) -> Future[CompiledStep]:
         """Starts to compile what `step` needs, unless that has been started before."""
@@ -65,7 +66,9 @@ class CompiledSteps:
     def _announce(self, step: int, compiled: CompiledStep, say: Callable[[str], None]) -> None:
         size, ends = self._training.image_size_at(step), self._training.plan.stage_ends
         if len(ends) > 1:
-            say(f"stage {stage_of(step, ends) + 1} of {len(ends)}: {size} px from step {step + 1}")
+            pixels = describe_size(size)
+            stage = stage_of(step, ends) + 1
+            say(f"stage {stage} of {len(ends)}: {pixels} px from step {step + 1}")
         if size not in self._announced:
             self._announced.add(size)
             say(

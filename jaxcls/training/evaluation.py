@@ -3,7 +3,7 @@
 import contextlib
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,21 +18,22 @@ from jaxcls.data.sources import Source
 from jaxcls.distributed.mesh import replicated, split_by_example
 from jaxcls.models.interface import Network, Variables
 from jaxcls.models.normalize import normalize
-from jaxcls.training.accuracy import count_hits
+from jaxcls.training.accuracy import count_hits, count_hits_of_classes
 from jaxcls.training.build import Training
-from jaxcls.training.losses import LOSSES, one_hot_labels
+from jaxcls.training.losses import evaluation_loss, soft_labels
 from jaxcls.training.meter import require_finite
+from jaxcls.training.multi_label import multi_label_metrics
 from jaxcls.training.state import TrainState
 
 EvalStep = Callable[[Variables, Mapping[str, Array]], dict[str, Array]]
 
 
 def make_eval_step(model: Network, *, loss: str, mesh: Mesh) -> EvalStep:
-    """Makes the jitted `(variables, batch) -> sums` of loss, top1, top5 and num_examples.
+    """Makes the jitted `(variables, batch) -> results`, of which `Tally` makes metrics.
 
-    The batch is {"images": uint8 [batch, size, size, 3], "labels": int32 [batch], "mask": bool
-    [batch]}; examples whose mask is False are left out. The loss is without label smoothing. The
-    variables may be replicated or sharded.
+    The batch is {"images": uint8 [batch, size, size, 3], "labels": int32 [batch], or with several
+    labels an image uint8 [batch, classes], "mask": bool [batch]}; examples whose mask is False are
+    left out. The variables may be replicated or sharded.
     """
 
     everywhere, split = replicated(mesh), split_by_example(mesh)
@@ -40,7 +41,7 @@ def make_eval_step(model: Network, *, loss: str, mesh: Mesh) -> EvalStep:
     def eval_step(variables: Variables, batch: Mapping[str, Array]) -> dict[str, Array]:
         variables = jax.lax.with_sharding_constraint(variables, everywhere)
         logits = predict_logits(model, variables, batch["images"])
-        return eval_sums(logits, batch["labels"], batch["mask"], loss=loss)
+        return eval_results(logits, batch["labels"], batch["mask"], loss=loss)
 
     names = ("images", "labels", "mask")
     jitted = jax.jit(
@@ -51,17 +52,74 @@ def make_eval_step(model: Network, *, loss: str, mesh: Mesh) -> EvalStep:
     return lambda variables, batch: jitted(variables, {name: batch[name] for name in names})
 
 
-def eval_sums(logits: Array, labels: Array, mask: Array, *, loss: str) -> dict[str, Array]:
-    """Sums of loss, top1, top5 and num_examples over the unmasked examples of a batch.
+def eval_results(logits: Array, labels: Array, mask: Array, *, loss: str) -> dict[str, Array]:
+    """What `Tally` needs of the unmasked examples of a batch.
 
     Args:
       logits: [batch, classes].
-      labels: class numbers, int [batch].
+      labels: class numbers, int [batch], or multi-hot, uint8 [batch, classes].
       mask: bool [batch].
       loss: the loss of the config (`loss.name`).
+
+    Returns:
+      Sums of loss, top1, top5 and num_examples, float32 scalars, and
+
+      - of one label an image, `class_top1` and `class_examples`, float32 [classes];
+      - of several, the rows themselves: probabilities [batch, classes], labels and mask.
     """
-    losses = LOSSES[loss](logits, one_hot_labels(labels, logits.shape[-1]))
-    return {"loss": jnp.sum(jnp.where(mask, losses, 0)), **count_hits(logits, labels, mask)}
+    wanted = soft_labels(labels, logits.shape[-1])
+    losses = evaluation_loss(loss)(logits, wanted)
+    sums = {"loss": jnp.sum(jnp.where(mask, losses, 0))}
+    if labels.ndim == 1:
+        classes = count_hits_of_classes(logits, labels, mask)
+        return sums | count_hits(logits, labels, mask) | classes
+    right, probabilities = wanted > 0, probabilities_of(logits, loss=loss)
+    rows = {"probabilities": probabilities, "labels": right, "mask": mask}
+    return sums | count_hits(logits, right, mask) | rows
+
+
+class Tally:
+    """Adds up the results of batches (`eval_results`), and makes metrics of them."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, np.ndarray | float] = defaultdict(float)
+        self._rows: dict[str, list[np.ndarray]] = {"probabilities": [], "labels": []}
+
+    def add(self, results: Mapping[str, Array]) -> None:
+        """Adds the results of one batch."""
+        arrays = {name: np.asarray(value) for name, value in results.items()}
+        mask = arrays.pop("mask", None)
+        for name, value in arrays.items():
+            if name in self._rows:
+                self._rows[name].append(value[mask])
+            else:
+                self._sums[name] += value.astype(np.float64)
+
+    def rows(self) -> dict[str, np.ndarray]:
+        """Probabilities and labels of all examples, which have several labels each."""
+        return {name: np.concatenate(parts) for name, parts in self._rows.items()}
+
+    def metrics(self) -> dict[str, float]:
+        """The metrics of all batches, as `evaluate_split` returns them."""
+        count = self._sums["num_examples"]
+        metrics = {name: float(self._sums[name] / count) for name in ("loss", "top1", "top5")}
+        if "class_examples" in self._sums:
+            hits, examples = self._sums["class_top1"], np.asarray(self._sums["class_examples"])
+            present = examples > 0
+            metrics["balanced_top1"] = float(np.mean(np.asarray(hits)[present] / examples[present]))
+        else:
+            metrics |= multi_label_metrics(**self.rows())
+        return metrics | {"num_examples": int(count)}
+
+
+def probabilities_of(logits: Array, *, loss: str) -> Array:
+    """Returns probabilities [batch, classes]; rows sum to 1 if the loss is "softmax"."""
+    return jax.nn.softmax(logits) if loss == "softmax" else jax.nn.sigmoid(logits)
+
+
+def score(metrics: Mapping[str, float]) -> float:
+    """The metric that tells which checkpoint is the best: top1, or with several labels map."""
+    return metrics.get("map", metrics["top1"])
 
 
 def predict_logits(model: Network, variables: Variables, images: Array) -> Array:
@@ -103,13 +161,28 @@ def evaluate_split(
       on_wait: as for `map_batches`.
 
     Returns:
-      loss, top1 and top5 (shares), and num_examples, which leaves out broken images (data.broken
-      "skip").
+      loss, the plain cross-entropy without label smoothing, class weights or focal factors; top1
+      and top5 (shares); num_examples, which leaves out broken images (data.broken "skip"); and
+
+      - balanced_top1, the mean of each class' top1, over the classes with examples;
+      - instead of it, with several labels an image, those of `multi_label_metrics`.
     """
     batches = map_batches(
         eval_step, variables, source, data, mesh=mesh, class_map=class_map, on_wait=on_wait
     )
-    return average(batches, source, data)
+    tally = Tally()
+    for results in batches:
+        tally.add(results)
+    return require_complete(tally.metrics(), source, data)
+
+
+def require_complete(
+    metrics: dict[str, float], source: Source, data: DataConfig
+) -> dict[str, float]:
+    """Checks that metrics are of every example of a split; returns them."""
+    complete = metrics["num_examples"] == len(source)
+    assert complete or data.broken == "skip", "every example counts once"
+    return metrics
 
 
 def make_evaluator(
@@ -122,7 +195,7 @@ def make_evaluator(
     """Makes `(step, state) -> metrics`: the evaluation of a training's state on a split.
 
     Where the state has moving averages, they are evaluated; the metrics of the parameters as the
-    last step left them are then raw_loss, raw_top1 and raw_top5.
+    last step left them are then raw_loss, raw_top1 and raw_top5, and with several labels raw_map.
 
     Args:
       training: the training.
@@ -137,17 +210,23 @@ def make_evaluator(
     eval_step = make_eval_step(training.model, loss=config.loss.name, mesh=mesh)
 
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
-        def sums_of(variables: Variables, batch: Mapping[str, Array]) -> dict[str, Array]:
+        raw = Tally()
+
+        def results_of(variables: Variables, batch: Mapping[str, Array]) -> dict[str, Array]:
             before_batch(step)
-            sums = eval_step(variables, batch)
-            if state.ema is None:
-                return sums
-            raw = eval_step(state.variables, batch)
-            return sums | {f"raw_{name}": raw[name] for name in ("loss", "top1", "top5")}
+            if state.ema is not None:
+                raw.add(jax.device_get(eval_step(state.variables, batch)))
+            return eval_step(variables, batch)
 
         metrics = evaluate_split(
-            sums_of, state.eval_variables, source, config.data, mesh=mesh, on_wait=on_wait
+            results_of, state.eval_variables, source, config.data, mesh=mesh, on_wait=on_wait
         )
+        if state.ema is not None:
+            metrics |= {
+                f"raw_{name}": value
+                for name, value in raw.metrics().items()
+                if name in ("loss", "top1", "top5", "map")
+            }
         require_finite(step, "evaluation loss", metrics["loss"])
         return metrics
 
@@ -189,20 +268,14 @@ def map_batches[T](
             yield jax.device_get(step(variables, batch))
 
 
-def average(
-    sums: Iterable[Mapping[str, Array]], source: Source, data: DataConfig
-) -> dict[str, float]:
-    """Averages the sums of all batches of a split, as `evaluate_split` returns them."""
-    totals: dict[str, float] = defaultdict(float)
-    for batch_sums in sums:
-        for name, value in batch_sums.items():
-            totals[name] += float(value)
-    count = totals.pop("num_examples")
-    assert count == len(source) or data.broken == "skip", "every example counts once"
-    return {name: total / count for name, total in totals.items()} | {"num_examples": int(count)}
-
-
 def _relabelled(batches: HostBatches, class_map: np.ndarray) -> HostBatches:
+    """Gives labels the network's class numbers."""
     with contextlib.closing(batches):
         for batch in batches:
-            yield batch | {"labels": class_map[batch["labels"]]}
+            labels = batch["labels"]
+            if labels.ndim == 1:
+                relabelled = class_map[labels]
+            else:
+                relabelled = np.zeros((len(labels), class_map.max() + 1), labels.dtype)
+                relabelled[:, class_map] = labels
+            yield batch | {"labels": relabelled}

@@ -11,6 +11,7 @@ from jaxcls.models.own_code import source_code
 from jaxcls.pretrained.resolve import info_for, resolve
 from jaxcls.runs.directory import RunInfo, recorded_info
 from jaxcls.system.paths import RunPath
+from jaxcls.training.class_balance import needs_class_counts, with_weights_from_file
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,11 +55,25 @@ def open_experiment(config: Config, run: RunPath) -> Experiment:
     config = resolve(config, weights)
     source = open_source(config.data, config.data.train_split)
     eval_source = open_source(config.data, config.data.eval_split)
+    loss = with_weights_from_file(config.loss, source.class_names)
+    config = dataclasses.replace(config, loss=loss)
     info = RunInfo(
         config=config,
         class_names=source.class_names,
         data=source.identity,
         weights=weights and dataclasses.replace(weights, class_names=None),
         code=source_code(config.model.name),
+        class_counts=_class_counts(config, source, recorded),
     )
     return Experiment(info=info, source=source, eval_source=eval_source, recorded=recorded)
+
+
+def _class_counts(
+    config: Config, source: Source, recorded: RunInfo | None
+) -> tuple[int, ...] | None:
+    """Counts the examples of each class if the training depends on it; a resumed run knows them."""
+    if not needs_class_counts(config):
+        return None
+    if recorded and recorded.class_counts and recorded.data == source.identity:
+        return recorded.class_counts
+    return tuple(source.class_counts().tolist())

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from flax import traverse_util
 
 from jaxcls.config import Config, is_own_network
@@ -16,6 +15,7 @@ from jaxcls.pretrained.importing import ImportReport, import_variables
 from jaxcls.pretrained.resolve import same_classes
 from jaxcls.pretrained.weights import kind_of_weights, load_weights
 from jaxcls.runs.restore import restore_run
+from jaxcls.training.class_balance import prior_logits
 
 
 def make_initial_values(config: Config, model: Network, source: Source) -> tuple[Variables, str]:
@@ -54,21 +54,6 @@ def make_initial_values(config: Config, model: Network, source: Source) -> tuple
     if from_run or is_own_network(config.model.name):  # a file's shapes are checked as it is read
         _require_fit(values, model, config, complete=from_run)
     return values, "\n".join(lines)
-
-
-def prior_logits(counts: np.ndarray, *, loss: str) -> np.ndarray:
-    """The logits with which a network predicts each class as often as it occurs.
-
-    Args:
-      counts: the number of examples of each class; one is added to each, so that no share is 0.
-      loss: "softmax", or "sigmoid" for independent classes.
-
-    Returns:
-      float32 [classes].
-    """
-    shares = (counts + 1) / (counts.sum() + len(counts))
-    logits = np.log(shares) if loss == "softmax" else np.log(shares) - np.log1p(-shares)
-    return logits.astype(np.float32)
 
 
 def _load(

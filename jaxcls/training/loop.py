@@ -170,6 +170,7 @@ def _build(experiment: Experiment, mesh: Mesh | None) -> Training:
         experiment.config,
         num_classes=experiment.source.num_classes,
         num_examples=len(experiment.source),
+        class_counts=experiment.info.class_counts,
         mesh=mesh or make_mesh(parallel=experiment.config.parallel),
     )
 

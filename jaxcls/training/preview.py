@@ -13,7 +13,7 @@ from jaxcls.config import Config
 from jaxcls.config.augment import Augmentation, mix_of
 from jaxcls.config.progressive import image_size_at, progress
 from jaxcls.training.build import Training
-from jaxcls.training.losses import one_hot_labels
+from jaxcls.training.losses import soft_labels
 from jaxcls.training.step import step_keys
 
 
@@ -55,7 +55,7 @@ def augmented(
         image_size=image_size_at(config, step, stage_ends),
         crop_fraction=config.data.crop_fraction,
     )
-    labels = one_hot_labels(jnp.asarray(batch["labels"]), num_classes)
+    labels = soft_labels(jnp.asarray(batch["labels"]), num_classes)
     positions = first + np.arange(len(labels), dtype=np.int32)
     done = progress(step, stage_ends)
     images, labels = jax.jit(apply)(key, done, batch["images"], batch["sizes"], labels, positions)

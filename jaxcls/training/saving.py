@@ -54,14 +54,14 @@ class Saver:
         self._at_end = False  # whether no step follows
 
     def save(
-        self, step: int, state: TrainState, *, top1: float | None = None, last: bool = False
+        self, step: int, state: TrainState, *, score: float | None = None, last: bool = False
     ) -> None:
         """Begins to save the state after a step, in the background; `finish` ends it.
 
         Args:
           step: the last step that the state has taken.
           state: the state, whose metrics are known to be finite.
-          top1: the accuracy of this step's evaluation, if it was evaluated.
+          score: the score of this step's evaluation (`evaluation.score`), if it was evaluated.
           last: whether no step follows.
 
         Raises:
@@ -75,11 +75,11 @@ class Saver:
         self._publish_metrics()
         self._saved = step
         try:
-            self._checkpoints.save(step, state, metadata=self._metadata, metric=top1)
+            self._checkpoints.save(step, state, metadata=self._metadata, metric=score)
         except CheckpointError as error:
             self._note_failure(error)
 
-    def note_evaluation(self, step: int, top1: float) -> None:
+    def note_evaluation(self, step: int, score: float) -> None:
         """Notes the accuracy of a step that was saved before it was evaluated.
 
         Raises:
@@ -87,7 +87,7 @@ class Saver:
         """
         self.require_claim()
         try:
-            self._checkpoints.set_metric(step, top1)
+            self._checkpoints.set_metric(step, score)
         except CheckpointError as error:
             logger.warning("%s; the training continues, and step %d has no score", error, step)
 
@@ -97,7 +97,7 @@ class Saver:
         state: TrainState,
         meter: Meter,
         *,
-        top1: float | None,
+        score: float | None,
         logged: bool,
     ) -> None:
         """Saves the current state if a save has failed since the last call; call it at each step.
@@ -106,7 +106,7 @@ class Saver:
           step: the last step that the state has taken.
           state: the state after it.
           meter: tells whether the state is finite.
-          top1: the accuracy of this step's evaluation, if it was evaluated.
+          score: the score of this step's evaluation (`evaluation.score`), if it was evaluated.
           logged: whether the metrics of this step were read. Several processes agree only at such
             steps, because agreeing takes time.
 
@@ -121,10 +121,10 @@ class Saver:
             self._settle(step)
         if self._saved is None and self._has_second_try():
             meter.fetch()
-            self.save(step, state, top1=top1)
+            self.save(step, state, score=score)
 
     def save_if_finite(
-        self, step: int, state: TrainState, meter: Meter, *, top1: float | None
+        self, step: int, state: TrainState, meter: Meter, *, score: float | None
     ) -> None:
         """Saves the state of a training that is cut short, and waits; arguments as of `save`.
 
@@ -136,10 +136,10 @@ class Saver:
         meter.fetch()
         self._at_end = True
         if step != self._saved:
-            self.save(step, state, top1=top1)
-        self.finish(step, state, top1=top1)
+            self.save(step, state, score=score)
+        self.finish(step, state, score=score)
 
-    def finish(self, step: int, state: TrainState, *, top1: float | None) -> None:
+    def finish(self, step: int, state: TrainState, *, score: float | None) -> None:
         """Waits until the state after the last step is saved; if that fails, tries once more.
 
         The arguments are those of `save`.
@@ -153,7 +153,7 @@ class Saver:
         self._settle(step)
         if self._saved != step:
             self._failures = MAX_FAILURES - 1  # the next one ends the training
-            self.save(step, state, top1=top1)
+            self.save(step, state, score=score)
             self._settle(step)
 
     def require_claim(self) -> None:

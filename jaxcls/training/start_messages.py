@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from jaxcls.config import Config, is_own_network
+from jaxcls.config.sizes import describe_size
 from jaxcls.data.order import Order, steps_per_epoch, training_order
 from jaxcls.data.source import Source
 from jaxcls.distributed.mesh import bytes_per_device
@@ -108,6 +109,7 @@ def epoch_warning(
     old_examples = num_examples if old_examples is None else old_examples
     reordered = old.data != new.data if old.data is not None else False
     reordered |= _order(old, old_examples) != _order(new, num_examples)
+    reordered |= old.config.data.sampling != new.config.data.sampling
     if not reordered:
         return None
     before = steps_per_epoch(old_examples, old.config.data)
@@ -149,7 +151,7 @@ def _changed_code(experiment: Experiment) -> str | None:
 
 def _introduction(training: Training, state: TrainState, source: Source, start: int) -> str:
     config, data, devices = training.config, training.config.data, training.mesh.devices
-    sizes = ", ".join(map(str, training.steps))
+    sizes = ", ".join(map(describe_size, training.steps))
     state_megabytes = bytes_per_device(state) / 1e6
     return (
         f"{'resuming after step ' + str(start) if start else 'training'}: {config.model.name} on "

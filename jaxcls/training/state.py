@@ -8,6 +8,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from jaxcls.config import ParallelConfig
+from jaxcls.config.sizes import ImageSize, height_and_width
 from jaxcls.distributed.mesh import DATA_AXIS, FSDP_AXIS, replicated, split_leaves
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import Network, PyTree, Variables
@@ -54,7 +55,7 @@ def init_state(
     given: Variables,
     *,
     seed: int,
-    image_size: int,
+    image_size: ImageSize,
     use_ema: bool,
     use_skipping: bool,
 ) -> TrainState:
@@ -66,11 +67,11 @@ def init_state(
       given: known values, such as pretrained ones: any part of {"params", "batch_stats"}. The other
         parameters are drawn at random.
       seed: the seed of the random values.
-      image_size: height and width of the images, in pixels.
+      image_size: of the images.
       use_ema: whether to keep moving averages.
       use_skipping: whether to skip steps that are not finite, and count them.
     """
-    images = jnp.zeros((1, image_size, image_size, 3))
+    images = jnp.zeros((1, *height_and_width(image_size), 3))
     variables = overlay(model.init(random_key(seed), images), given)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.config.progressive import progress
+from jaxcls.config.sizes import ImageSize
 from jaxcls.data.device import BATCH_FIELDS
 from jaxcls.distributed.compiler_options import compiler_options
 from jaxcls.distributed.mesh import (
@@ -32,7 +33,7 @@ from jaxcls.models.normalize import normalize
 from jaxcls.training.accuracy import count_hits
 from jaxcls.training.ema import update_ema
 from jaxcls.training.fused_update import FusedUpdate, update_each
-from jaxcls.training.losses import LOSSES, one_hot_labels, smooth_labels
+from jaxcls.training.losses import Loss, soft_labels
 from jaxcls.training.norms import tree_norm
 from jaxcls.training.parameter_rates import stop_frozen, zero_frozen
 from jaxcls.training.schedules import Plan
@@ -49,9 +50,10 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     plan: Plan,
     *,
-    image_size: int,
+    image_size: ImageSize,
     unfreeze_at: PyTree,
     alike: bool,
+    losses: Loss,
     mesh: Mesh,
     shardings: TrainState,
     update_shardings: PyTree,
@@ -59,9 +61,11 @@ def make_train_step(
     """Makes the jitted step `(state, batch) -> (state, metrics)`, which donates the state.
 
     The batch is {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2], "labels":
-    int32 [batch]}, split over the mesh by example. Metrics are float32 scalars: loss, top1, top5
+    int32 [batch]}, split over the mesh by example; with several labels an image the labels are
+    multi-hot, uint8 [batch, classes]. Metrics are float32 scalars: loss (of `losses`), top1, top5
     (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
-    and ema; top1 and top5 compare with the argmax of the mixed labels. If the state counts skipped
+    and ema; top1 and top5 compare with the argmax of the mixed labels, or with several labels with
+    the classes that make up half of the mixed image. If the state counts skipped
     steps, a step whose loss or grad_norm is not finite is skipped, and there is an int32 metric,
     skipped: the number of steps in a row that were skipped, up to this one (0: it was taken).
 
@@ -83,7 +87,6 @@ def make_train_step(
         crop_fraction=config.data.crop_fraction,
         mesh=mesh,
     )
-    losses = LOSSES[config.loss.name]
     everywhere = replicated(mesh)
     decay = config.optimizer.ema_decay
     whole = config.parallel.state == "replicated"
@@ -93,7 +96,7 @@ def make_train_step(
         params: PyTree, batch_stats: PyTree, batch: Batch, *, keys: Array, done: Array
     ):
         augment_key, dropout_key = keys
-        labels = one_hot_labels(batch["labels"], model.num_classes)
+        labels = soft_labels(batch["labels"], model.num_classes)
         with jax.named_scope("augment"):
             images, labels = augment(
                 augment_key, done, batch["images"], batch["sizes"], labels, batch["positions"]
@@ -113,8 +116,10 @@ def make_train_step(
             )
         assert isinstance(logits, Array)
         with jax.named_scope("loss"):
-            loss = jnp.sum(losses(logits, smooth_labels(labels, config.loss.label_smoothing)))
-            sums = {"loss": loss, **count_hits(logits, jnp.argmax(labels, axis=-1))}
+            loss = jnp.sum(losses(logits, labels))
+            several = batch["labels"].ndim == 2
+            right = labels >= 0.5 if several else jnp.argmax(labels, axis=-1)
+            sums = {"loss": loss, **count_hits(logits, right)}
         # Micro-batches add up to the mean over the batch, and no gradient need be divided.
         return loss / config.data.batch_size, (updated.get("batch_stats", {}), sums)
 

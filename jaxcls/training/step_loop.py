@@ -19,7 +19,7 @@ from jaxcls.runs.reporter import QuietReporter, Reporter
 from jaxcls.system.errors import DataError
 from jaxcls.training.build import Training
 from jaxcls.training.compiled_steps import CompiledSteps
-from jaxcls.training.evaluation import make_evaluator
+from jaxcls.training.evaluation import make_evaluator, score
 from jaxcls.training.experiment import Experiment
 from jaxcls.training.intervals import intervals_of
 from jaxcls.training.meter import Meter
@@ -104,7 +104,7 @@ class StepLoop:
         self._state = beginning.state
         self._step = beginning.step  # the last one that the state has taken
         self._metrics: Mapping[str, float] = {}  # of the last evaluation
-        self._top1: float | None = None  # of the evaluation after this step, if there was one
+        self._score: float | None = None  # of the evaluation after this step, if there was one
 
     def run(self) -> Outcome:
         """Takes the steps.
@@ -129,7 +129,7 @@ class StepLoop:
                     f"{error}\n{self._saved_rest()}; fix it and run the same command again"
                 ) from error
             else:
-                self._saver.finish(self._step, self._state, top1=self._top1)
+                self._saver.finish(self._step, self._state, score=self._score)
         ended_early = interrupted or self._step < self._num_steps
         stopped_by = self._stop.received if ended_early else None
         return Outcome(self._step, self._num_steps, self._metrics, stopped_by)
@@ -140,8 +140,8 @@ class StepLoop:
         if self._step and self._intervals.evaluates(self._step) and not self._beginning.evaluated:
             # The evaluation of this step was cut short, and an undisturbed run has it.
             self._evaluate_and_report()
-            assert self._top1 is not None
-            self._saver.note_evaluation(self._step, self._top1)
+            assert self._score is not None
+            self._saver.note_evaluation(self._step, self._score)
             self._meter.restart_clock()
         ending = self._step >= self._num_steps
         while not ending:
@@ -170,7 +170,7 @@ class StepLoop:
         )
         self._watchdog.note_progress(self._step, "taking the next step")
         self._state, metrics = train_step(self._state, batch)
-        self._step, self._top1 = self._step + 1, None
+        self._step, self._score = self._step + 1, None
         self._meter.add(self._step, metrics)
         self._profile.after(self._step, metrics)
 
@@ -183,10 +183,10 @@ class StepLoop:
         if intervals.evaluates(step):
             self._evaluate_and_report()
         if ending or intervals.saves(step):  # in the background
-            self._saver.save(step, self._state, top1=self._top1, last=ending)
+            self._saver.save(step, self._state, score=self._score, last=ending)
         else:
             self._saver.replace_failed(
-                step, self._state, self._meter, top1=self._top1, logged=intervals.logs(step)
+                step, self._state, self._meter, score=self._score, logged=intervals.logs(step)
             )
         if intervals.evaluates(step) or intervals.saves(step):
             self._meter.restart_clock()
@@ -195,7 +195,7 @@ class StepLoop:
         """Evaluates the moving averages, or the parameters if no averages are kept."""
         self._metrics = self._evaluate(self._step, self._state)
         self._reporter.evaluated(self._step, self._metrics)
-        self._top1 = self._metrics["top1"]
+        self._score = score(self._metrics)
 
     # Batches
 
@@ -251,7 +251,7 @@ class StepLoop:
         """Logs the steps since the last row, because a resumed run begins a new one, and saves."""
         if not self._meter.empty:
             self._reporter.log(self._step, self._meter.read())
-        self._saver.save_if_finite(self._step, self._state, self._meter, top1=self._top1)
+        self._saver.save_if_finite(self._step, self._state, self._meter, score=self._score)
 
     def _saved_rest(self) -> str:
         """Does the same, and says in one line how that went."""

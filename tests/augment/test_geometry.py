@@ -129,7 +129,7 @@ def random_windows(of_pixels: bool, area: tuple[float, float], aspect: tuple[flo
     entry = RandomCropAndResize(
         area=area, aspect=aspect, aspect_of="pixels" if of_pixels else "image"
     )
-    make = functools.partial(geometry.random_windows, entry)
+    make = functools.partial(geometry.random_windows, entry, size=32)
     uniforms = draws.uniform(keys_of(3, COUNT), 4)
     return np.asarray(jax.jit(make)(uniforms, jnp.asarray(SIZES)))
 
@@ -178,9 +178,31 @@ def test_random_windows_lie_within_their_images_at_uniform_places(of_pixels: boo
 def test_square_windows_keep_a_share_of_the_shorter_side() -> None:
     sizes = jnp.asarray([[40, 60], [64, 64], [61, 17]], jnp.int32)
     offsets = jnp.asarray([[0, 1], [0.5, 0.5], [1, 0]], jnp.float32)
-    windows = geometry.square_windows(sizes, 0.75, offsets)
+    windows = geometry.shaped_windows(sizes, 24, 0.75, offsets)
     expected = [[0, 30, 30, 30], [8, 8, 48, 48], [61 - 12.75, 4.25 * 0, 12.75, 12.75]]
     np.testing.assert_allclose(windows, expected, rtol=1e-6)
+
+
+def test_windows_of_a_rectangle_have_its_shape_and_touch_the_border() -> None:
+    sizes = jnp.asarray([[40, 60], [64, 64], [61, 17], [10, 64]], jnp.int32)
+    offsets = jnp.asarray([[0, 1], [0.5, 0.5], [1, 0], [0, 0]], jnp.float32)
+    windows = np.asarray(geometry.shaped_windows(sizes, (16, 32), 1.0, offsets))
+    lengths = [[30, 60], [32, 64], [8.5, 17], [10, 20]]
+    np.testing.assert_allclose(windows[:, 2:], lengths, rtol=1e-6)
+    np.testing.assert_allclose(windows[:, :2], offsets * (sizes - np.asarray(lengths)), rtol=1e-6)
+    smaller = geometry.shaped_windows(sizes, (16, 32), 0.5, offsets)
+    np.testing.assert_allclose(smaller[:, 2:], np.asarray(lengths) / 2, rtol=1e-6)
+
+
+def test_random_windows_of_a_rectangle_are_not_stretched_at_aspect_1() -> None:
+    entry = RandomCropAndResize(area=(0.1, 0.3), aspect=(1.0, 1.0), aspect_of="pixels")
+    sizes = jnp.asarray([[40, 60], [64, 48]] * 50, jnp.int32)
+    uniforms = draws.uniform(keys_of(1, 100), 4)
+    windows = np.asarray(geometry.random_windows(entry, uniforms, sizes, (20, 30)))
+    np.testing.assert_allclose(windows[:, 3] / windows[:, 2], 1.5, rtol=1e-5)
+    shares = windows[:, 2] * windows[:, 3] / np.prod(np.asarray(sizes), axis=1)
+    assert 0.1 <= shares.min() < 0.15
+    assert 0.25 < shares.max() <= 0.3001
 
 
 # --- Warps ---------------------------------------------------------------------------------------
@@ -201,9 +223,8 @@ def rotation(degrees: float, size: int) -> np.ndarray:
 
 
 def bilinear(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """SciPy's linear interpolation, mirrored at the borders, of uint8 [size, size, 3]."""
-    size = len(image)
-    rows, cols = np.meshgrid(*[np.arange(size) + 0.5] * 2, indexing="ij")
+    """SciPy's linear interpolation, mirrored at the borders, of uint8 [height, width, 3]."""
+    rows, cols = np.meshgrid(*(np.arange(side) + 0.5 for side in image.shape[:2]), indexing="ij")
     x, y = (line[0] * cols + line[1] * rows + line[2] - 0.5 for line in matrix)
     channels = [
         ndimage.map_coordinates(image[..., channel].astype(float), [y, x], order=1, mode="reflect")
@@ -242,6 +263,35 @@ def test_a_shear_or_shift_is_scipys(matrix: np.ndarray, size: int, turns: bool) 
     assert apart(actual, expected).max() <= 1
     assert apart(actual, expected).mean() <= 0.15
     assert apart(actual, images)[:2].mean() > 5
+
+
+@pytest.mark.parametrize("turns", [False, True])
+@pytest.mark.parametrize("shape", [(24, 40), (41, 20)])
+@pytest.mark.parametrize(
+    "matrix",
+    [map_of(xy=0.2), map_of(yx=-0.2), map_of(x0=7.4), map_of(y0=-6.25), map_of(xy=-0.2, y0=3)],
+    ids=str,
+)
+def test_a_shear_or_shift_of_a_rectangle_is_scipys(
+    matrix: np.ndarray, shape: tuple[int, int], turns: bool
+) -> None:
+    images = varied(*shape)
+    expected = np.stack([bilinear(image, matrix) for image in images])
+    actual = warped(images, matrix, turns=turns)
+    assert actual.shape == images.shape
+    assert apart(actual, expected).max() <= 1
+    assert apart(actual, expected).mean() <= 0.15
+
+
+@pytest.mark.parametrize("degrees", [-30, 17])
+def test_a_rotation_of_a_rectangle_is_scipys(degrees: float) -> None:
+    images = np.stack([photo(96, 160), photo(96, 160, "flower.jpg")])
+    angle, middle = np.radians(degrees), np.asarray([80, 48])
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = np.concatenate([turn, (middle - turn @ middle)[:, None]], axis=1)
+    expected = np.stack([bilinear(image, matrix) for image in images])
+    error = apart(warped(images, matrix, turns=True), expected)[:, 16:-16, 16:-16]
+    assert error.mean() <= 1
 
 
 @pytest.mark.parametrize("size", WARP_SIZES)
@@ -318,7 +368,7 @@ def test_both_forms_of_resize_are_equal(shape: tuple[int, int], size: int) -> No
     generator = np.random.default_rng(1)
     sizes = jnp.asarray(generator.integers(1, np.add(shape, 1), (8, 2)), jnp.int32)
     entry = RandomCropAndResize(area=(0.1, 1.0), aspect=(0.5, 2.0))
-    windows = geometry.random_windows(entry, draws.uniform(keys_of(1, 8), 4), sizes)
+    windows = geometry.random_windows(entry, draws.uniform(keys_of(1, 8), 4), sizes, 32)
     mirrored = jnp.asarray(generator.integers(2, size=(8, 2)), bool)
     taps = [
         geometry._resize_taps(

@@ -28,7 +28,9 @@ def run(tiny_run: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.fixture(scope="module")
 def evaluation(tiny_run: tuple[Path, Outcome]) -> Evaluation:
-    return ImageClassifier.from_run(tiny_run[0]).examine()
+    evaluation = ImageClassifier.from_run(tiny_run[0]).examine()
+    assert isinstance(evaluation, Evaluation)
+    return evaluation
 
 
 @pytest.fixture

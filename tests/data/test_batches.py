@@ -14,7 +14,7 @@ from jaxcls.config import DataConfig
 from jaxcls.data import batches as making
 from jaxcls.data.batches import eval_batches, train_batches
 from jaxcls.data.images import EvaluationImages, TrainingImages
-from jaxcls.data.source import Source
+from jaxcls.data.source import Record, Source
 from jaxcls.data.sources import open_source
 from jaxcls.system.errors import BrokenImageError, DataError
 
@@ -201,6 +201,80 @@ def test_a_cache_changes_nothing_and_spares_reading_if_all_fits(numbered, cache_
     caching = dataclasses.replace(data, cache_gib=cache_gib)
     assert_same(take(20, train_batches(Counting(), caching, seed=0, rows=range(16))), expected)
     assert (len(reads) == len(set(reads)) <= 100) == (cache_gib == 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TaggedSource(Source):
+    """Another source, whose record i has class c where bit c of i is set; so record 0 has none."""
+
+    source: Source
+    split: str = "train"
+    name: str = "tagged"
+    class_names: tuple[str, ...] = ("a", "b", "c", "d", "e")
+    multi_label: bool = True
+    lost: tuple[int, ...] = ()
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        image = b"" if index in self.lost else self.source[index].image
+        return Record(image, tuple(c for c in range(5) if index >> c & 1))
+
+
+def tags(records):
+    """The labels that records of a `TaggedSource` must have in a batch."""
+    return (np.asarray(records)[:, None] >> np.arange(5) & 1).astype(np.uint8)
+
+
+@pytest.mark.parametrize("fields", [{}, {"repeats": 4}, {"cache_gib": 1.0}, {"batch_size": 12}])
+def test_several_labels_are_multi_hot(numbered, fields):
+    source, data = TaggedSource(source=numbered(size=60)), config(**fields)
+    size = data.batch_size
+    whole = take(12, train_batches(source, data, seed=2, rows=range(size)))
+    plain = take(12, train_batches(source.source, data, seed=2, rows=range(size)))
+    for batch, other in zip(whole, plain, strict=True):
+        assert batch["labels"].dtype == np.uint8
+        np.testing.assert_array_equal(batch["labels"], tags(batch["index"]))
+        np.testing.assert_array_equal(batch["index"], other["index"])
+    assert not np.concatenate([batch["labels"] for batch in whole]).all()
+    for start, rows in ((5, range(size)), (0, np.array([3, 1, 11]))):
+        part = train_batches(source, data, seed=2, rows=rows, start=start)
+        assert_same(take(12 - start, part), [select(b, np.asarray(rows)) for b in whole[start:]])
+
+
+def test_several_labels_in_worker_processes_and_evaluation(digits, digits_config, caplog):
+    source = TaggedSource(source=digits, lost=(3, 4))
+    data = dataclasses.replace(digits_config, broken="skip", num_threads=1)
+    workers = dataclasses.replace(data, num_workers=1)
+    rows = range(32)
+    assert_same(
+        take(3, train_batches(source, workers, seed=1, rows=rows)),
+        take(3, train_batches(source, data, seed=1, rows=rows)),
+    )
+    first = next(batches := eval_batches(source, data, batch_size=32, rows=rows))
+    batches.close()
+    assert np.flatnonzero(first["broken"]).tolist() == [3, 4]
+    expected = tags(first["index"]) * first["mask"][:, None]
+    np.testing.assert_array_equal(first["labels"], expected)
+    assert_same(take(1, eval_batches(source, workers, batch_size=32, rows=rows)), [first])
+    *_, last = eval_batches(source, data, batch_size=1024, rows=range(1024))
+    assert (last["index"] == -1).sum() == 2048 - 1442
+    np.testing.assert_array_equal(last["labels"], tags(last["index"]) * last["mask"][:, None])
+
+
+def test_the_image_that_replaces_a_broken_one_brings_its_labels(numbered, caplog):
+    source = TaggedSource(source=numbered(size=32), lost=(7, 8, 31))
+    data = config(broken="skip", max_broken=0.1)
+    for batch in take(4, train_batches(source, data, seed=0, rows=range(16))):
+        shown = [{7: 9, 8: 9, 31: 0}.get(i, i) for i in batch["index"].tolist()]
+        np.testing.assert_array_equal(batch["labels"], tags(shown))
+
+
+def test_classes_are_counted_once_for_each_image(numbered):
+    assert TaggedSource(source=numbered(size=5)).class_counts().tolist() == [2, 2, 1, 0, 0]
+    assert numbered(size=12).class_counts().tolist() == [2, 2] + [1] * 8
+    assert TaggedSource(source=numbered(size=1)).class_counts().tolist() == [0] * 5
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxcls.config import DataConfig
-from jaxcls.data.order import steps_per_epoch, training_order
+from jaxcls.data.order import balanced_order, steps_per_epoch, training_order
 from jaxcls.system.errors import DataError
 
 
@@ -87,3 +87,61 @@ def test_repeats_need_fewer_examples_for_a_batch():
     assert steps_per_epoch(4, config(repeats=4)) == 1
     with pytest.raises(DataError, match=r"16 takes 4 examples, more than the 3 of an epoch"):
         steps_per_epoch(3, config(repeats=4))
+
+
+# Balanced sampling
+
+LABELS = [0] * 70 + [1] * 20 + [3] * 5 + [0]  # class 2 has no example
+
+
+def balanced(labels, data, steps, seed=0):
+    order = balanced_order(labels, data, seed=seed)
+    return np.stack([order.records(step, range(data.batch_size)) for step in range(steps)])
+
+
+def test_each_batch_has_the_classes_in_equal_parts():
+    records = balanced(LABELS, config(batch_size=12), 20)
+    for batch in np.asarray(LABELS)[records]:
+        assert np.bincount(batch).tolist() == [4, 4, 0, 4]
+
+
+def test_the_examples_of_a_class_come_equally_often():
+    records = balanced(LABELS, config(batch_size=12), 71)  # 284 of each class, 4 times the 71 of 0
+    counts = np.bincount(records.ravel(), minlength=len(LABELS))
+    for label, expected in ((0, {4}), (1, {14, 15}), (3, {56, 57})):
+        assert set(counts[np.asarray(LABELS) == label]) == expected
+
+
+def test_classes_and_examples_come_in_changing_orders():
+    records = balanced(LABELS, config(batch_size=12), 20)
+    classes = np.asarray(LABELS)[records].reshape(-1, 3)
+    assert len({tuple(round_) for round_ in classes}) == 6
+    of_3 = records.ravel()[np.asarray(LABELS)[records.ravel()] == 3].reshape(-1, 5)
+    assert {tuple(sorted(epoch)) for epoch in of_3} == {(90, 91, 92, 93, 94)}
+    assert len({tuple(epoch) for epoch in of_3}) > 8
+
+
+def test_balanced_order_follows_from_seed_step_and_row():
+    data = config(batch_size=12)
+    order = balanced_order(LABELS, data, seed=0)
+    whole = order.records(7, range(12))
+    assert order.records(7, np.asarray([5, 2])).tolist() == whole[[5, 2]].tolist()
+    assert (balanced(LABELS, data, 4, seed=1) != balanced(LABELS, data, 4)).mean() > 0.8
+
+
+def test_balanced_order_is_the_same_forever():
+    order = balanced_order(LABELS, config(batch_size=12), seed=0)
+    assert order.records(0, range(4)).tolist() == [56, 82, 94, 17]
+    assert order.records(10**6, range(4)).tolist() == [46, 85, 91, 88]
+
+
+def test_images_with_several_classes_or_none_take_part():
+    labels = [(0,), (0, 1), (), (1, 2), (), (0,)]
+    records = balanced(labels, config(batch_size=8), 6)
+    counts = np.bincount(records.ravel(), minlength=6)  # of 48 rows, 12 for each of four groups
+    assert counts.tolist() == [4, 4 + 6, 6, 6 + 12, 6, 4]
+
+
+def test_repeats_are_rows_of_one_example():
+    records = balanced(LABELS, config(batch_size=12, repeats=2), 5)
+    np.testing.assert_array_equal(records[:, :6], records[:, 6:])

@@ -75,3 +75,23 @@ def test_center_crop_of_a_very_long_image():
 def test_center_crop_of_the_exact_size_is_the_image():
     image = photo(24, 24)
     np.testing.assert_array_equal(center_crop(image, 24, 1.0), image)
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (300, 200), (8, 8), (97, 3), (5, 400), (40, 80)])
+@pytest.mark.parametrize(("size", "crop_fraction"), [((16, 32), 0.875), ((33, 20), 1.0)])
+def test_a_rectangle_is_cut_out_of_the_smallest_image_that_covers_it(shape, size, crop_fraction):
+    image = photo(*shape)
+    scale = max(round(kept / crop_fraction) / side for kept, side in zip(size, shape, strict=True))
+    height, width = (round(side * scale) for side in shape)
+    resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.Resampling.BICUBIC)
+    top, left = (height - size[0]) // 2, (width - size[1]) // 2
+    expected = np.asarray(resized)[top : top + size[0], left : left + size[1]]
+    actual = center_crop(image, size, crop_fraction, "bicubic")
+    assert actual.shape == (*size, 3)
+    assert np.abs(actual.astype(int) - expected).max() <= 1
+
+
+def test_equal_sides_are_a_square():
+    image = photo(50, 70)
+    square = center_crop(image, 32, 0.875)
+    np.testing.assert_array_equal(center_crop(image, (32, 32), 0.875), square)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from jaxcls.config import DataConfig
@@ -23,6 +25,15 @@ def test_unknown_source(source, hint):
     ):
         with pytest.raises(DataError, match=f"data.source: unknown source '{source}'.*{hint}"):
             ask()
+
+
+def test_sources_of_one_class_for_each_image_refuse_several_labels(make_photos, tmp_path):
+    photos = make_photos({"train/cat": 1, "train/dog": 1})
+    for source in ("digits", f"folder:{photos}"):
+        data = DataConfig(source=source, data_dir=str(tmp_path), labels="multiple")
+        with pytest.raises(DataError, match=r'^data.labels: "multiple" .*data.source csv:FILE$'):
+            open_source(data, "train")
+        assert not open_source(dataclasses.replace(data, labels="single"), "train").multi_label
 
 
 def test_digits_in_a_folder_that_cannot_be_written(tmp_path):

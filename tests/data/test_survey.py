@@ -5,6 +5,7 @@ import numpy as np
 import PIL.Image
 
 from jaxcls.config import DataConfig
+from jaxcls.data.source import Record, Source
 from jaxcls.data.sources import open_source
 from jaxcls.data.survey import describe, survey
 
@@ -35,6 +36,34 @@ def test_everything_is_counted(make_photos):
     assert f"{root.name} 'train+test': 11 images\n  2 classes:\n    dog  7\n    cat  4\n" in text
     assert "height: 1 to 40, median 4" in text
     assert "broken: 1\n" in text
+
+
+def test_images_of_several_classes_count_for_each(make_photos):
+    source = Tagged(source=opened(make_photos({"cat": 3, "dog": 5})), class_names=("x", "y"))
+    found = survey(source, config())
+    assert found.classes == {"x": 4, "y": 4}
+    assert found.classes_per_image == {0: 2, 1: 4, 2: 2}
+    assert "  images by their number of classes: 0: 2, 1: 4, 2: 2\n" in describe(found)
+    single = survey(source.source, config())
+    assert single.classes_per_image == {1: 8}
+    assert "number of classes" not in describe(single)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tagged(Source):
+    """Another source, whose records have none, the first, the second or both classes in turn."""
+
+    source: Source
+    name: str = "tagged"
+    split: str = "train"
+    multi_label: bool = True
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        labels = ((), (0,), (1,), (0, 1))
+        return Record(self.source[index].image, labels[index % 4])
 
 
 def test_a_part_is_spread_over_the_whole(numbered):

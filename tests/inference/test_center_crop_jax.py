@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcls.config.sizes import ImageSize
 from jaxcls.data.resize import Interpolation, center_crop
 from jaxcls.inference.center_crop_jax import center_crop_jax
 
@@ -22,10 +23,17 @@ SHAPES = [
 
 @pytest.mark.parametrize(
     ("image_size", "crop_fraction", "interpolation"),
-    [(32, 0.875, "bilinear"), (33, 0.9, "bicubic"), (16, 1.0, "bicubic"), (224, 0.875, "bilinear")],
+    [
+        (32, 0.875, "bilinear"),
+        (33, 0.9, "bicubic"),
+        (16, 1.0, "bicubic"),
+        (224, 0.875, "bilinear"),
+        ((24, 48), 0.875, "bilinear"),
+        ((33, 16), 1.0, "bicubic"),
+    ],
 )
 def test_a_program_for_any_shape_is_equal_to_pillow(
-    image_size: int, crop_fraction: float, interpolation: Interpolation
+    image_size: ImageSize, crop_fraction: float, interpolation: Interpolation
 ) -> None:
     """To the bit, in shrinking and in growing, upright and lying."""
 

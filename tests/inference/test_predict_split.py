@@ -69,7 +69,11 @@ def predict(
     step = make_predict_step(classifier.model, loss="softmax", mesh=mesh, top=top)
     variables = jax.device_put(classifier.variables, replicated(mesh))
     data = data or classifier.config.data
-    return predict_split(step, variables, source, data, mesh=mesh, class_map=class_map)
+    metrics, predictions = predict_split(
+        step, variables, source, data, mesh=mesh, class_map=class_map
+    )
+    assert isinstance(predictions, Predictions)
+    return metrics, predictions
 
 
 def evaluated(

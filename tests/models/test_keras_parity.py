@@ -13,6 +13,7 @@ import pytest
 from keras.src.applications.efficientnet_v2 import DEFAULT_BLOCKS_ARGS
 from keras.src.backend.common import dtypes
 
+from jaxcls.config.sizes import longer_side
 from jaxcls.models.registry import SPECS, create_model, model_spec
 
 # (model, image size): None is the native one; the others are small, and one is odd.
@@ -32,7 +33,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "image_size"), CASES)
 def test_logits_equal_keras(name: str, image_size: int | None):
-    size = image_size or model_spec(name).image_size
+    size = image_size or longer_side(model_spec(name).image_size)
     theirs = kw.keras_model(name, image_size=size)
     kw.randomise(theirs, seed=1)
     ours = create_model(name, num_classes=1000)

@@ -14,7 +14,7 @@ from jaxcls.data.batches import train_batches
 from jaxcls.data.sources import open_source
 from jaxcls.pictures.gallery import SWEEP, Row, augmentation_rows, magnitude_rows
 from jaxcls.system.errors import UserError
-from jaxcls.training.losses import one_hot_labels
+from jaxcls.training.losses import soft_labels
 from jaxcls.training.step import step_keys
 
 LATE = 9  # of 12 steps
@@ -71,7 +71,7 @@ def test_the_last_row_is_what_the_training_step_gets(config: Config, rows: dict[
         progress(LATE, (12,)),
         batch["images"],
         batch["sizes"],
-        one_hot_labels(jnp.asarray(batch["labels"]), 10),
+        soft_labels(jnp.asarray(batch["labels"]), 10),
         np.arange(count, dtype=np.int32),
     )
     expected = np.asarray(jnp.round(images[:4] * 255)).astype(np.uint8)

@@ -26,6 +26,8 @@ from jaxcls.pretrained.weights import load_weights, weights_info
 PUBLISHED = {
     "timm": {
         "efficientnetv2_rw_t": (653, "33001004f7d578b0"),
+        "efficientnetv2_rw_s": (682, "3cb8d7b3c6c91985"),
+        "efficientnetv2_rw_m": (1035, "ed8a22402e04eb84"),
         "tf_efficientnetv2_b0": (361, "ff0d8ccc23bc30b0"),
         "tf_efficientnetv2_b1": (443, "fe1cafad14c7fbe0"),
         "tf_efficientnetv2_b2": (462, "12e9f62522b2c9e8"),
@@ -42,6 +44,11 @@ PUBLISHED = {
         "tf_efficientnet_b5": (738, "d13d008d56bbd000"),
         "tf_efficientnet_b6": (852, "93b7b6817e4de9b2"),
         "tf_efficientnet_b7": (1037, "51304d817564a2a1"),
+        "tf_efficientnet_b8": (1151, "77f28ff537d8972d"),
+        "tf_efficientnet_l2": (1654, "f0753d62606ca2b2"),
+        "tf_efficientnet_es": (247, "288c4e2a19fcf115"),
+        "tf_efficientnet_em": (322, "9339e4a2ab0b166e"),
+        "tf_efficientnet_el": (362, "f767d684e691abd2"),
         "tf_efficientnet_lite0": (247, "e48c1e3e7a8dc7ed"),
         "tf_efficientnet_lite1": (322, "681f4cb53e1cf523"),
         "tf_efficientnet_lite2": (322, "6931df8279bf9e87"),

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
-from jaxcls.training.accuracy import count_hits
+from jaxcls.training.accuracy import count_hits, count_hits_of_classes
 
 counted = jax.jit(count_hits)
 
@@ -121,3 +121,37 @@ def test_counting_gathers_no_logits() -> None:
     assert text is not None
     assert "all-reduce" in text
     assert "all-gather" not in text
+
+
+# Several labels an image
+
+
+def test_of_several_labels_the_best_guess_counts() -> None:
+    logits = jnp.asarray([[3.0, 2, 1, 0, -1, -2], [3, 2, 1, 0, -1, -2], [3, 2, 1, 0, -1, -2]])
+    labels = jnp.asarray([[1, 0, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1], [0, 0, 0, 0, 0, 1]], bool)
+    assert count(logits, labels) == {"top1": 1, "top5": 2, "num_examples": 3}
+
+
+def test_an_image_without_a_label_never_scores() -> None:
+    none = jnp.zeros((2, 3), bool)
+    assert count(jnp.zeros((2, 3)), none) == {"top1": 0, "top5": 0, "num_examples": 2}
+
+
+def test_one_label_gives_the_same_in_both_forms() -> None:
+    generator = np.random.default_rng(3)
+    logits = generator.integers(3, size=(64, 8)).astype(np.float32)  # ties
+    logits[generator.uniform(size=logits.shape) < 0.1] = np.nan
+    labels = generator.integers(8, size=64)
+    mask = generator.uniform(size=64) < 0.8
+    one_hot = np.eye(8, dtype=bool)[labels]
+    assert count(logits, one_hot, mask) == count(logits, labels, mask)
+
+
+def test_classes_are_counted_one_by_one() -> None:
+    logits = jnp.asarray([[1.0, 0, 0], [0, 1, 0], [0, 1, 0], [0, 0, 1]])
+    labels, mask = jnp.asarray([0, 0, 1, 5]), jnp.asarray([True, True, True, True])
+    counts = count_hits_of_classes(logits, labels, mask)  # 5 is a class the network does not know
+    np.testing.assert_array_equal(counts["class_examples"], [2, 1, 0])
+    np.testing.assert_array_equal(counts["class_top1"], [1, 1, 0])
+    masked = count_hits_of_classes(logits, labels, jnp.asarray([True, False, False, False]))
+    np.testing.assert_array_equal(masked["class_examples"], [1, 0, 0])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxcls.config import Config, DataConfig, ModelConfig
+from jaxcls.config.sizes import longer_side
 from jaxcls.data.sources import open_source
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models.registry import create_model, model_from_config, model_spec
@@ -19,7 +20,8 @@ from jaxcls.pretrained.presets import preset_names
 from jaxcls.pretrained.resolve import resolve, same_classes
 from jaxcls.runs.restore import restore_run
 from jaxcls.system.errors import UserError
-from jaxcls.training.initial_values import make_initial_values, prior_logits
+from jaxcls.training.class_balance import prior_logits
+from jaxcls.training.initial_values import make_initial_values
 from jaxcls.training.loop import Outcome, train
 
 DIGITS = tuple(str(number) for number in range(10))
@@ -99,7 +101,7 @@ def test_without_weights_the_network_decides() -> None:
 def test_every_preset_resolves_without_being_fetched(name: str) -> None:
     config = resolve(config_of(name))
     assert config.model.mean is not None
-    assert config.data.image_size >= 224
+    assert longer_side(config.data.image_size) >= 224
 
 
 def test_a_new_classifier_where_the_classes_differ(weights: Path) -> None:

@@ -138,7 +138,7 @@ def test_a_training_that_lost_its_run_tidies_nothing_up(
         theirs = dataclasses.replace(claim._writer, token="theirs", process=99)
         (tmp_path / "writer.2.json").write_text(json.dumps(dataclasses.asdict(theirs)))
         with pytest.raises(RunLostError):
-            saver.replace_failed(4, state, meter, top1=None, logged=True)
+            saver.replace_failed(4, state, meter, score=None, logged=True)
     # A failed save is renamed, if the run is still this training's.
     assert (checkpoint_dir(tmp_path) / "3").is_dir()
 

@@ -23,11 +23,10 @@ from jaxcls.distributed.mesh import make_mesh
 from jaxcls.runs.checkpoint import Checkpoints
 from jaxcls.runs.directory import checkpoint_dir
 from jaxcls.runs.reporter import metric_columns, read_metrics
-from jaxcls.training import loop
+from jaxcls.training import loop, losses
 from jaxcls.training.build import Training, build_training
 from jaxcls.training.fused_update import update_each
 from jaxcls.training.loop import train
-from jaxcls.training.losses import LOSSES
 from jaxcls.training.meter import DivergedError
 from jaxcls.training.optimizers import optimizer_names
 from jaxcls.training.parameter_rates import make_training_optimizer
@@ -35,10 +34,11 @@ from jaxcls.training.parameter_rates import make_training_optimizer
 POISON = 10  # a label that is no class, of which `poisoned` makes something that is not finite
 
 
-def poisoned(kind: str) -> Callable[[Array, Array], Array]:
+def poisoned(kind: str) -> Callable[..., Array]:
     """The softmax loss, but of examples with the label POISON the loss, or its gradient, is NaN."""
 
-    def loss(logits: Array, labels: Array) -> Array:
+    def loss(logits: Array, labels: Array, negative: Array, *, focal: float) -> Array:
+        del negative, focal
         bad = labels.sum(axis=-1) < 0.5  # no class
         losses = optax.softmax_cross_entropy(logits, labels)
         if kind == "loss":
@@ -51,7 +51,7 @@ def poisoned(kind: str) -> Callable[[Array, Array], Array]:
 
 @pytest.fixture(params=["loss"])
 def poison(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setitem(LOSSES, "softmax", poisoned(request.param))
+    monkeypatch.setattr(losses, "softmax_terms", poisoned(request.param))
     return request.param
 
 

@@ -34,7 +34,7 @@ def folder() -> Reader:
         assert_printable(source.name, *source.class_names)
         for index in range(len(source)):
             assert_printable(source.describe(index))
-            assert source[index].label < len(source.class_names)
+            assert source[index].label in range(len(source.class_names))
             source.example_name(index)
 
     return Reader(
@@ -80,7 +80,7 @@ def folder_index() -> Reader:
         source = open_split(str(root), data, "train")
         assert_printable(source.name, *source.class_names)
         for index in range(len(source)):
-            assert source[index].label < len(source.class_names)
+            assert source[index].label in range(len(source.class_names))
 
     return Reader(
         samples=[{**photos, "index.json": json_bytes(listing)}],
@@ -97,7 +97,7 @@ def tfds() -> Reader:
         source = open_prepared(folder / "photos" / "1.2.0", name="photos", split="train")
         assert_printable(source.name, *source.class_names)
         for index in range(min(len(source), 20)):
-            assert source[index].label < len(source.class_names)
+            assert source[index].label in range(len(source.class_names))
 
     files = _tfds_files()
     damages = {".json": damage_json, ".txt": damage_bytes}

@@ -79,12 +79,12 @@ class ModelConfig:
     padding: Literal["same", "symmetric"] | None = None
     """Padding of convolutions: same, as in TensorFlow, or symmetric, as in PyTorch (None: that of
     the weights or the network)."""
-    mean: tuple[float, float, float] | None = None
-    """Red, green and blue that are subtracted from images in [0, 1] (None: those of the weights or
-    the network)."""
-    std: tuple[float, float, float] | None = None
-    """Red, green and blue that the difference is divided by (None: those of the weights or the
-    network)."""
+    mean: tuple[float, ...] | None = None
+    """Numbers, one for each channel (red, green and blue), that are subtracted from images in
+    [0, 1] (None: those of the weights or the network; for another number of channels, their mean
+    for each channel)."""
+    std: tuple[float, ...] | None = None
+    """Numbers, one for each channel, that the difference is divided by (None: as for mean)."""
     remat: bool = False
     """Recompute each block in the backward pass: less memory, about a third more compute."""
 
@@ -94,7 +94,8 @@ class DataConfig:
     """Where examples come from and how they are batched."""
 
     source: str = "digits"
-    """digits | tfds:NAME[:VERSION] | folder:PATH (PATH/train/CLASS/* or PATH/CLASS/*)"""
+    """digits | tfds:NAME[:VERSION] | folder:PATH (PATH/train/CLASS/* or PATH/CLASS/*) | csv:FILE (a
+    list of files and labels)"""
     data_dir: Annotated[str | None, OPERATIONAL] = None
     """Folder of the prepared data sets (None: TFDS' default folder)."""
     prepare: Annotated[bool, OPERATIONAL] = False
@@ -140,8 +141,15 @@ class DataConfig:
     interpolation: Literal["auto", "bilinear", "bicubic"] = "bilinear"
     """Filter for resizing in evaluation and prediction, antialiased (auto: that of the weights, or
     bilinear)."""
+    channels: Count = 3
+    """Channels of the images: 1 (grey), 3 (red, green and blue), 4 (also alpha, which is then kept)
+    or, in TIFF and .npy files, any other number. Weights of another number are adapted."""
+    value_range: tuple[float, float] | None = None
+    """Range of images of more than 8 bits or of floating point: its low end becomes 0 and its high
+    end 255, rounded and clipped (None: 16 bits without sign keep their highest 8; others are
+    refused). Images of 8 bits stay as they are."""
     background: Annotated[str, Pattern("#[0-9a-fA-F]{6}")] = "#ffffff"
-    """Colour behind transparent pixels."""
+    """Colour behind transparent pixels, unless channels is 4."""
     max_pixels: Annotated[int | None, Range(1)] = None
     """Refuse images with more pixels as decompression bombs (None: 300 million for JPEG, which is
     decoded at a fraction of its size, and 178,956,970 for other formats)."""
@@ -157,8 +165,8 @@ class DataConfig:
     there are dozens of cores."""
     num_threads: Annotated[Count, OPERATIONAL] = 4
     """Threads that read and decode, in this process or in each worker. Each makes a whole batch, so
-    as many batches are in memory, of batch_size x canvas_size x canvas_size x 3 bytes, shared among
-    the processes of a run."""
+    as many batches are in memory, of batch_size x canvas_size x canvas_size x channels bytes,
+    shared among the processes of a run."""
     prefetch: Annotated[Count, OPERATIONAL] = 2
     """Batches that are made and sent to the devices ahead of the step; on the host there are at
     least num_threads."""

@@ -5,18 +5,16 @@ in proportion. So any slice, such as train[:90%], is stratified, and so are the 
 of PATH/CLASS/*: the same share of each class is in `test`.
 """
 
-import dataclasses
-import hashlib
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jaxcls.config.decoding import nearest
 from jaxcls.data.folder_index import index_folder
 from jaxcls.data.folder_layout import HOLD_OUT, FolderLayout, read_layout
+from jaxcls.data.labelled_files import FileSource, FileSplit, spread, train_and_test
 from jaxcls.data.listing import is_hidden
-from jaxcls.data.source import Label, Record, Source, require_single_labels
+from jaxcls.data.source import require_single_labels
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.system.errors import DataError
 from jaxcls.system.file_names import composed, printable
@@ -27,66 +25,7 @@ if TYPE_CHECKING:
     from jaxcls.config import DataConfig
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FolderSource(Source):
-    """One split of a folder of photos.
-
-    Attributes:
-      root: the folder.
-      files: paths of the images under root.
-      labels: class number of each file.
-    """
-
-    root: str
-    files: tuple[str, ...]
-    labels: tuple[int, ...]
-
-    @property
-    def identity(self) -> str:
-        return f"{super().identity}, files {_hash(chr(10).join(self.files), 0).hex()}"
-
-    def all_labels(self) -> Sequence[Label]:
-        return self.labels
-
-    def describe(self, index: int) -> str:
-        return f"image {self.example_name(index)!r}"
-
-    def example_name(self, index: int) -> str:
-        return os.path.join(self.root, self.files[index])
-
-    def stored_files(self) -> dict[str, Path]:
-        return {file: Path(self.root, file) for file in self.files}
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, index: int) -> Record:
-        try:
-            data = Path(self.root, self.files[index]).read_bytes()
-        except OSError as error:
-            raise DataError(
-                f"{self.describe(index)}: cannot be read ({error.strerror}); restore it, or remove "
-                f"it and start again"
-            ) from error
-        return Record(data, self.labels[index])
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderSplit:
-    """The files of a split in order, each with the name of its class."""
-
-    files: tuple[tuple[str, str], ...]
-
-    @property
-    def num_examples(self) -> int:
-        return len(self.files)
-
-    @property
-    def shard_lengths(self) -> list[int]:
-        return [len(self.files)]  # TFDS's split syntax needs this
-
-
-def open_split(path: str, data: "DataConfig", split: str, *, field: str = "split") -> FolderSource:
+def open_split(path: str, data: "DataConfig", split: str, *, field: str = "split") -> FileSource:
     """Opens one split of a folder of photos.
 
     Args:
@@ -129,7 +68,7 @@ def open_split(path: str, data: "DataConfig", split: str, *, field: str = "split
                 f"{where}/train{nearest(name, numbers)}"
                 + ("" if known else f"; if such images have no labels, {HOLD_OUT}")
             )
-    return FolderSource(
+    return FileSource(
         name=printable(root.name),
         split=split,
         class_names=class_names,
@@ -149,43 +88,27 @@ def prepare(path: str, data_dir: str | None = None) -> str:
     return f"{printable(root)} is ready: {num_classes} classes, {sizes}"
 
 
-def _splits(layout: FolderLayout, *, test_share: float, seed: int) -> dict[str, FolderSplit]:
+def _splits(layout: FolderLayout, *, test_share: float, seed: int) -> dict[str, FileSplit[str]]:
     """The splits by name: those of PATH/SPLIT/CLASS/*, or `train` and `test` of PATH/CLASS/*."""
     if layout.has_splits:
-        return {split: _split(_spread(found, seed)) for split, found in layout.classes.items()}
-    train, test, seen = [], [], set()
-    for place, file, name in _spread(layout.classes.get("", {}), seed):
-        # The first file of a class is always in train.
-        (test if place >= 1 - test_share and name in seen else train).append((place, file, name))
-        seen.add(name)
-    untested = sorted(seen - {name for _, _, name in test})
+        return {
+            split: FileSplit(tuple((file, name) for _, file, name in spread(found, seed)))
+            for split, found in layout.classes.items()
+        }
+    placed = spread(layout.classes.get("", {}), seed)
+    train, test = train_and_test(placed, test_share=test_share)
+    classes = {name for _, name in train}
+    untested = sorted(classes - {name for _, name in test})
     if untested and test_share:
         warn_once(
-            f"{printable(layout.root)}: {len(untested)} of {len(seen)} classes have no image in "
+            f"{printable(layout.root)}: {len(untested)} of {len(classes)} classes have no image in "
             f"the split test, for example {untested[0]!r}; data.test_share, {test_share:g}, is too "
             f"small for them"
         )
-    return {"train": _split(train), "test": _split(test)}
+    return {"train": FileSplit(tuple(train)), "test": FileSplit(tuple(test))}
 
 
-def _spread(by_class: Mapping[str, list[str]], seed: int) -> list[tuple[float, str, str]]:
-    """Sorted (place in [0, 1], file, class); the files of a class are spread evenly over [0, 1]."""
-    placed = []
-    for name, members in by_class.items():
-        shuffled = sorted(members, key=lambda file: _hash(file, seed))
-        placed += [((i + 0.5) / len(members), file, name) for i, file in enumerate(shuffled)]
-    return sorted(placed, key=lambda entry: (entry[0], _hash(entry[1], seed)))
-
-
-def _hash(file: str, seed: int) -> bytes:
-    return hashlib.blake2b(os.fsencode(f"{seed}/{file}"), digest_size=8).digest()
-
-
-def _split(placed: Iterable[tuple[float, str, str]]) -> FolderSplit:
-    return FolderSplit(tuple((file, name) for _, file, name in placed))
-
-
-def _class_names(root: Path, train: FolderSplit) -> tuple[str, ...]:
+def _class_names(root: Path, train: FileSplit[str]) -> tuple[str, ...]:
     classes = {name for _, name in train.files}
     if len(classes) < 2:
         deeper = _deeper(root, classes)

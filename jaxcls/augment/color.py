@@ -1,11 +1,11 @@
 """Changes of colours: operations on the 256 levels of a channel, and blends of whole pixels.
 
 A photometric operation on 8-bit images is a table of 256 levels. So several of them in a row are
-applied to the table ([batch, 3, 256], like an image with every level once, to which dm-pix can be
-applied), with the image's statistics from its histogram. Then the pixels are looked up once.
+applied to the table ([batch, channels, 256], like an image with every level once, to which dm-pix
+can be applied), with the image's statistics from its histogram. Then the pixels are looked up once.
 
 Levels and counts are float32 with whole numbers, levels in 0..255. Images are planar: uint8
-[batch, 3, height, width].
+[batch, channels, height, width]. Only the blend with grey needs red, green and blue.
 """
 
 import functools
@@ -24,9 +24,10 @@ NUM_LEVELS = 256
 # --- Tables --------------------------------------------------------------------------------------
 
 
-def identity_levels(batch: int) -> Array:
-    """Returns the table that changes nothing, [batch, 3, 256]."""
-    return jnp.broadcast_to(jnp.arange(NUM_LEVELS, dtype=jnp.float32), (batch, 3, NUM_LEVELS))
+def identity_levels(batch: int, channels: int = 3) -> Array:
+    """Returns the table that changes nothing, [batch, channels, 256]."""
+    every = jnp.arange(NUM_LEVELS, dtype=jnp.float32)
+    return jnp.broadcast_to(every, (batch, channels, NUM_LEVELS))
 
 
 def autocontrast(levels: Array, counts: Array) -> Array:
@@ -48,7 +49,7 @@ def equalize(levels: Array, counts: Array) -> Array:
     step = jnp.floor((jnp.sum(counts, axis=2, keepdims=True) - last) / 255)
     below = jnp.cumsum(counts, axis=2) - counts
     table = jnp.floor((below + jnp.floor(step / 2)) / jnp.maximum(step, 1))
-    table = jnp.where(step > 0, jnp.minimum(table, 255), identity_levels(len(levels)))
+    table = jnp.where(step > 0, jnp.minimum(table, 255), identity_levels(*levels.shape[:2]))
     return look_up_levels(levels, table)
 
 
@@ -118,7 +119,7 @@ def count_levels(levels: Array, counts: Array) -> Array:
 
 
 def look_up_levels(levels: Array, table: Array) -> Array:
-    """Returns `table` at each of `levels`, all [batch, 3, 256]."""
+    """Returns `table` at each of `levels`, all [batch, channels, 256]."""
 
     def by_gather(levels: Array, table: Array) -> Array:
         return jnp.take_along_axis(table, levels.astype(jnp.int32), axis=2)
@@ -131,18 +132,18 @@ def look_up_levels(levels: Array, table: Array) -> Array:
 
 
 def _channels(images: Array) -> list[Array]:
-    return [images[:, channel] for channel in range(3)]
+    return [images[:, channel] for channel in range(images.shape[1])]
 
 
 def histograms(images: Array, needed: Array) -> Array:
     """Counts the levels of each channel.
 
     Args:
-      images: uint8 [batch, 3, height, width].
+      images: uint8 [batch, channels, height, width].
       needed: bool [batch]; the histograms of other images may be wrong.
 
     Returns:
-      float32 [batch, 3, 256].
+      float32 [batch, channels, 256].
     """
     return lax.platform_dependent(
         images,
@@ -155,16 +156,17 @@ def histograms(images: Array, needed: Array) -> Array:
 
 def histograms_one_by_one(images: Array, needed: Array) -> Array:
     """Computes `histograms` on a CPU: one image at a time, and only if it is needed."""
-
-    first = jnp.arange(3)[:, None, None] * NUM_LEVELS  # bin of each channel
+    channels = images.shape[1]
+    first = jnp.arange(channels)[:, None, None] * NUM_LEVELS  # bin of each channel
 
     def count(image: Array) -> Array:
         bins = first + image
-        zeros = jnp.zeros(3 * NUM_LEVELS, jnp.int32)
-        return zeros.at[bins.reshape(-1)].add(1, mode="promise_in_bounds").reshape(3, NUM_LEVELS)
+        zeros = jnp.zeros(channels * NUM_LEVELS, jnp.int32)
+        counts = zeros.at[bins.reshape(-1)].add(1, mode="promise_in_bounds")
+        return counts.reshape(channels, NUM_LEVELS)
 
     def maybe(image: Array, needed: Array) -> Array:
-        nothing = jnp.zeros((3, NUM_LEVELS), jnp.int32)
+        nothing = jnp.zeros((channels, NUM_LEVELS), jnp.int32)
         return lax.cond(needed, count, lambda _: nothing, image)
 
     return lax.map(lambda args: maybe(*args), (images, needed)).astype(jnp.float32)
@@ -173,11 +175,11 @@ def histograms_one_by_one(images: Array, needed: Array) -> Array:
 def histograms_by_scatter(images: Array, needed: Array) -> Array:
     """Computes `histograms` by adding ones to bins."""
     del needed
-    batch = len(images)
-    bins = jnp.arange(batch * 3).reshape(batch, 3, 1, 1) * NUM_LEVELS + images
-    zeros = jnp.zeros(batch * 3 * NUM_LEVELS, jnp.int32)
+    batch, channels = images.shape[:2]
+    bins = jnp.arange(batch * channels).reshape(batch, channels, 1, 1) * NUM_LEVELS + images
+    zeros = jnp.zeros(batch * channels * NUM_LEVELS, jnp.int32)
     counts = zeros.at[bins.reshape(-1)].add(1, mode="promise_in_bounds")
-    return counts.reshape(batch, 3, NUM_LEVELS).astype(jnp.float32)
+    return counts.reshape(batch, channels, NUM_LEVELS).astype(jnp.float32)
 
 
 def histograms_by_comparison(images: Array, needed: Array) -> Array:
@@ -203,12 +205,13 @@ def recolor(images: Array, levels: Array, kept: Array | None) -> Array:
     matrix product, which moves another 0.65 MB for each image of 224 pixels.)
 
     Args:
-      images: uint8 [batch, 3, height, width].
-      levels: float32 [batch, 3, 256], the tables.
-      kept: float32 [batch], the factor for each pixel's distance from its grey; None for no blend.
+      images: uint8 [batch, channels, height, width].
+      levels: float32 [batch, channels, 256], the tables.
+      kept: float32 [batch], the factor for each pixel's distance from its grey, which needs red,
+        green and blue; None for no blend.
 
     Returns:
-      uint8 [batch, 3, height, width].
+      uint8 [batch, channels, height, width].
     """
     return lax.platform_dependent(
         images,
@@ -238,7 +241,7 @@ def look_up_by_gather(images: Array, levels: Array) -> list[Array]:
     """Looks up each pixel in its table; returns each channel, [batch, height, width]."""
     start = jnp.arange(len(images), dtype=jnp.int32)[:, None, None] * NUM_LEVELS
     tables = lax.optimization_barrier(levels.astype(jnp.uint8))
-    places = [start + images[:, channel] for channel in range(3)]
+    places = [start + images[:, channel] for channel in range(images.shape[1])]
     return [
         tables[:, channel].reshape(-1).at[place].get(mode="promise_in_bounds")
         for channel, place in enumerate(places)

@@ -1,6 +1,6 @@
 """Covering a rectangle of each image: Cutout (DeVries 2017) and Random Erasing (Zhong 2017).
 
-Images are planar: uint8 [batch, 3, height, width]. dm-pix has neither operation.
+Images are planar: uint8 [batch, channels, height, width]. dm-pix has neither operation.
 """
 
 import jax

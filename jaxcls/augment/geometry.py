@@ -1,7 +1,8 @@
 """Changes of geometry: crop and resize, flip, and affine warps.
 
-Canvases are uint8 [batch, height, width, 3]. Images are planar, uint8 [batch, 3, height, width], so
-that every platform works on long rows of one channel.
+Canvases are uint8 [batch, height, width, channels]. Images are planar, uint8 [batch, channels,
+height, width], so that every platform works on long rows of one channel. The inner functions work
+on three channels, so groups of three of any other number count as images of their own.
 
 Resizes and warps work along one axis after the other, in exact integer arithmetic: weights are
 whole numbers that sum to 256. So results do not depend on how the batch is split, and are the same
@@ -14,6 +15,7 @@ pixels a TPU does not have the memory, and a CPU takes 100 times as long.)
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +28,10 @@ from jaxcls.config.sizes import ImageSize, height_and_width
 
 _ONE = 256  # the sum of a pixel's weights
 _FRACTION_BITS = 16  # of the fixed-point positions in a warp
+_PACKED = 3  # channels that share a number
 
 
+PyTree = Any
 Taps = tuple[Array, Array]  # indices and weights, both int32 [batch, size, taps]
 
 
@@ -77,6 +81,39 @@ def _weigh(terms: Iterable[tuple[Array, Array]]) -> Array:
     return lax.optimization_barrier(((red_blue >> 8) & 0x00FF00FF) | ((green >> 8) & 0x0000FF00))
 
 
+def _in_groups(images: Array, *places: PyTree, axis: int) -> tuple[Array, *tuple[PyTree, ...]]:
+    """Splits images into images of three channels, and repeats what belongs to each image.
+
+    Args:
+      images: [batch, ...] with channels along `axis`; black ones make them a multiple of three.
+      places: arrays [batch, ...], or nested.
+      axis: 1 or 3.
+
+    Returns:
+      Images and places of [batch * groups, ...]; of three channels, as they are.
+    """
+    channels = images.shape[axis]
+    if channels == _PACKED:
+        return images, *places
+    groups = -(-channels // _PACKED)
+    missing = [(0, 0)] * images.ndim
+    missing[axis] = (0, groups * _PACKED - channels)
+    whole = jnp.pad(images, missing)
+    split = whole.reshape(*whole.shape[:axis], groups, _PACKED, *whole.shape[axis + 1 :])
+    folded = jnp.moveaxis(split, axis, 1).reshape(
+        -1, *split.shape[1:axis], *split.shape[axis + 1 :]
+    )
+    return folded, *jax.tree.map(lambda place: jnp.repeat(place, groups, axis=0), places)
+
+
+def _ungrouped(images: Array, channels: int) -> Array:
+    """Inverts `_in_groups` for planar images: [batch, channels, height, width]."""
+    if channels == _PACKED:
+        return images
+    groups = -(-channels // _PACKED)
+    return images.reshape(-1, groups * _PACKED, *images.shape[2:])[:, :channels]
+
+
 def row_major(images: Array) -> Array:
     """Fixes the layout, so that a TPU's compiler does not transpose float32 intermediates."""
     return with_layout_constraint(images, Layout(major_to_minor=tuple(range(images.ndim))))
@@ -101,15 +138,15 @@ def resize_windows(
     224 pixels on a TPU, a fifth of the whole augmentation.
 
     Args:
-      canvases: uint8 [batch, height, width, 3], each image at the top left; other pixels are not
-        used.
+      canvases: uint8 [batch, height, width, channels], each image at the top left; other pixels
+        are not used.
       sizes: int32 [batch, 2], height and width of each image on its canvas.
       windows: float32 [batch, 4]: top, left, height and width in pixels, inside the image.
       mirrored: bool [batch, 2]: whether to flip top-bottom and left-right.
       size: of the result.
 
     Returns:
-      uint8 [batch, 3, height, width].
+      uint8 [batch, channels, height, width].
     """
     rows, cols = (
         _resize_taps(
@@ -122,9 +159,9 @@ def resize_windows(
         )
         for axis, side in enumerate(height_and_width(size))
     )
-    return lax.platform_dependent(
-        canvases, rows, cols, tpu=resize_by_matmul, default=resize_by_gather
-    )
+    groups = _in_groups(canvases, rows, cols, axis=3)
+    resized = lax.platform_dependent(*groups, tpu=resize_by_matmul, default=resize_by_gather)
+    return _ungrouped(resized, canvases.shape[3])
 
 
 def _resize_taps(
@@ -252,7 +289,7 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
     A rectangle is warped inside a square, which its mirror images fill.
 
     Args:
-      images: uint8 [batch, 3, height, width].
+      images: uint8 [batch, channels, height, width].
       matrices: float32 [batch, 2, 3], map places in the result to places in the image: (x, y, 1) to
         (x, y), in pixels, with the middle of the first pixel at (0.5, 0.5).
       turns: whether maps may rotate by more than 45 degrees, which costs another pass. Two opposite
@@ -260,7 +297,7 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
         magnitude 1, none of 20,000 at 0.5.
 
     Returns:
-      uint8 [batch, 3, height, width].
+      uint8 [batch, channels, height, width].
     """
     height, width = images.shape[2:]
     if height != width:
@@ -276,7 +313,9 @@ def warp(images: Array, matrices: Array, *, turns: bool) -> Array:
     # (Row of the result, column of the image) -> row of the image; then the same for columns.
     rows = _positions(jnp.stack([yy - slope * xy, slope, y0 - slope * x0]), images.shape[2])
     cols = _positions(jnp.stack([xx, xy, x0]), images.shape[2])
-    return lax.platform_dependent(images, rows, cols, tpu=warp_by_matmul, default=warp_by_gather)
+    groups = _in_groups(images, rows, cols, axis=1)
+    warped = lax.platform_dependent(*groups, tpu=warp_by_matmul, default=warp_by_gather)
+    return _ungrouped(warped, images.shape[1])
 
 
 def _warp_in_square(images: Array, matrices: Array, *, turns: bool) -> Array:

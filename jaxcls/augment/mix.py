@@ -28,7 +28,7 @@ def mix_batch(
       entry: the probabilities and strengths.
       key: the random key of the batch.
       keys: a random key for each image.
-      images: uint8 [batch, 3, height, width].
+      images: uint8 [batch, channels, height, width].
       labels: float32 [batch, classes].
       progress: float32 [], the completed share of the training.
 
@@ -43,7 +43,7 @@ def mix_batch(
     ]
     kept = draws.beta(draws.fold_in(keys, 0), jnp.where(cutting, *alphas))
     kept = jnp.where(mixing, kept, 1.0)
-    cut = cutmix_weights(draws.fold_in(keys, 1), kept, *images.shape[2:])
+    cut = cutmix_weights(draws.fold_in(keys, 1), kept, images.shape[1:])
     pixel_weights, label_weights = (
         jnp.where(cutting, *both) for both in zip(cut, mixup_weights(kept), strict=True)
     )
@@ -53,7 +53,7 @@ def mix_batch(
     )
 
 
-def cutmix_weights(keys: Array, kept: Array, height: int, width: int) -> tuple[Array, Array]:
+def cutmix_weights(keys: Array, kept: Array, shape: tuple[int, ...]) -> tuple[Array, Array]:
     """Draws rectangles at uniform centres, with sides sqrt(1 - kept) of the image's.
 
     Rectangles are cut off at the image's border.
@@ -61,18 +61,18 @@ def cutmix_weights(keys: Array, kept: Array, height: int, width: int) -> tuple[A
     Args:
       keys: a random key for each image.
       kept: float32 [batch], the share of each image that stays if nothing is cut off.
-      height: height of the images in pixels.
-      width: width of the images in pixels.
+      shape: channels, height and width of the images in pixels.
 
     Returns:
-      The partner's weight for each pixel, float32 [batch, 3, height, width], and for the label,
-      [batch].
+      The partner's weight for each pixel, float32 [batch, channels, height, width], and for the
+      label, [batch].
     """
+    _, height, width = shape
     side = jnp.sqrt(1 - kept)[:, None] * jnp.ones(2)
     boxes = centred_boxes(draws.uniform(keys, 2), side, jnp.asarray([height, width]))
     top, left, bottom, right = boxes.T
     visible = (bottom - top) * (right - left) / (height * width)
-    return inside(boxes, (3, height, width)).astype(jnp.float32), visible
+    return inside(boxes, shape).astype(jnp.float32), visible
 
 
 def mixup_weights(kept: Array) -> tuple[Array, Array]:

@@ -47,7 +47,7 @@ WINDOWS: dict[type[Augmentation], Callable[..., Array]] = {
 }
 
 # What each other entry does after the resize: (entry, keys, images, progress) -> images, uint8
-# [batch, 3, height, width].
+# [batch, channels, height, width].
 CHANGES: dict[type[Augmentation], Callable[..., Array]] = {
     RandAugment: randaugment.rand_augment,
     TrivialAugment: randaugment.trivial_augment,
@@ -78,13 +78,14 @@ def make_augment(
       key: the random key of this training step.
       progress: float32 [], the completed share of the training
         (`jaxcls.config.progressive.progress`); strengths may depend on it.
-      canvases: uint8 [batch, canvas, canvas, 3], each image at the top left.
+      canvases: uint8 [batch, canvas, canvas, channels], each image at the top left.
       sizes: int32 [batch, 2], height and width of each image on its canvas.
       labels: float32 [batch, classes], one-hot or soft.
       positions: int32 [batch], each image's place in the global batch. Together with the key it
         decides everything that happens to the image, however the batch is split.
 
-    Returns of the result: images float32 [batch, height, width, 3] in [0, 1], and labels.
+    Returns of the result: images float32 [batch, height, width, channels] in [0, 1], and
+    labels.
     """
     mixer = mix_of(augment)
 

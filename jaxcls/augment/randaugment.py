@@ -29,7 +29,7 @@ white to black (as in timm before pytorch-image-models#178). AutoContrast, Equal
 no strength.
 
 A new operation of RandAugment is a line in `TABLES`, `KEPT` or `MAPS`, and its name in
-`config.augment.OpName`.
+`config.augment.OpName`; and in `config.augment.NEED_RGB` if it does not treat each channel alone.
 """
 
 import functools
@@ -177,12 +177,12 @@ def apply_layers(images: Array, ops: Sequence[str], layers: Layers) -> Array:
     """Applies the layers: the warp first, then tables and blends in order.
 
     Args:
-      images: uint8 [batch, 3, height, width].
+      images: uint8 [batch, channels, height, width].
       ops: the names of the operations.
       layers: indices into `ops`, and their draws.
 
     Returns:
-      uint8 [batch, 3, height, width].
+      uint8 [batch, channels, height, width].
     """
     if any(name in MAPS for name in ops):
         move = functools.partial(warp, turns="Rotate" in ops)
@@ -277,7 +277,7 @@ def _runs(ops: Sequence[str], layers: Layers) -> list[Layers]:
 
 
 def _compose_tables(images: Array, ops: Sequence[str], run: Layers) -> Array:
-    levels = color.identity_levels(len(images))
+    levels = color.identity_levels(*images.shape[:2])
     counts = levels
     if any(name in NEED_COUNTS for name in ops):
         counts = color.histograms(images, _drawn(ops, NEED_COUNTS, run))
@@ -328,7 +328,7 @@ def _select(
 
 
 def rand_augment(entry: RandAugment, keys: Array, images: Array, progress: Array) -> Array:
-    """RandAugment (Cubuk 2020) on uint8 [batch, 3, height, width], with `num_ops` layers."""
+    """RandAugment (Cubuk 2020) on uint8 [batch, channels, height, width], with `num_ops` layers."""
     layers = draw_layers(
         keys,
         len(entry.ops),

@@ -34,6 +34,8 @@ OpName = Literal[
     "Rotate",
     "Sharpness",
 ]
+# Operations that weigh red, green and blue; the others treat each channel alone.
+NEED_RGB: tuple[OpName, ...] = ("Color",)
 GUIDE_OPS: tuple[OpName, ...] = (
     "AutoContrast",
     "Equalize",
@@ -220,8 +222,12 @@ def staged_strengths(augment: Sequence[Augmentation]) -> dict[str, tuple[float, 
     }
 
 
-def check_augment(augment: Sequence[Augmentation]) -> None:
+def check_augment(augment: Sequence[Augmentation], *, channels: int = 3) -> None:
     """Checks the order of the list, and the rules between the fields of an entry.
+
+    Args:
+      augment: the list.
+      channels: of the images (`data.channels`).
 
     Raises:
       ConfigError: one is broken; the message names the entry as `augment.INDEX`.
@@ -249,6 +255,12 @@ def check_augment(augment: Sequence[Augmentation]) -> None:
             )
         ops = getattr(entry, "ops", ())
         for name in ops:
+            if name in NEED_RGB and channels != 3:
+                others = ", ".join(op for op in ops if op not in NEED_RGB)
+                raise ConfigError(
+                    f"{field}.ops: {name} needs red, green and blue, but data.channels is "
+                    f"{channels}; leave it out of ops: {others or 'name others'}"
+                )
             if ops.count(name) > 1:
                 raise ConfigError(
                     f"{field}.ops: {name} is listed twice; list it once, because all operations "

@@ -1,10 +1,11 @@
-"""Resizes images for training and evaluation: uint8, 0 to 255, [height, width, 3].
+"""Resizes images for training and evaluation: uint8, 0 to 255, [height, width, channels].
 
 Training images are only shrunk to their canvas (`fit`), because their random crop and resize run on
 the device. Evaluation images get here the preprocessing that the weights were evaluated with
-(`center_crop`). Both are antialiased.
+(`center_crop`). Both are antialiased, and treat each channel alone, also alpha.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import cv2
@@ -32,25 +33,29 @@ def fit(image: np.ndarray, canvas_size: int) -> np.ndarray:
     larger than the canvas the taps are left out (47 dB).
 
     Args:
-      image: uint8 [height, width, 3].
+      image: uint8 [height, width, channels].
       canvas_size: the largest height and width of the result, in pixels.
 
     Returns:
-      uint8 [h, w, 3] with 1 <= h, w <= canvas_size; the image itself if it already fits.
+      uint8 [h, w, channels] with 1 <= h, w <= canvas_size; the image itself if it already fits.
     """
     height, width = image.shape[:2]
     ratio = max(height, width) / canvas_size
     if ratio <= 1:
         return image
     size = (max(1, round(width / ratio)), max(1, round(height / ratio)))
-    if ratio > 2:
-        return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    if ratio > 1.15:
-        # Variances add: the triangle of width `ratio` has ratio² / 6, the bilinear resize 1 / 6.
-        side = (ratio**2 - 1) / 12
-        taps = np.array([side, 1 - 2 * side, side], np.float32)
-        image = cv2.sepFilter2D(image, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
-    return cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
+
+    def shrink(part: np.ndarray) -> np.ndarray:
+        if ratio > 2:
+            return cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+        if ratio > 1.15:
+            # Variances add: the triangle of width `ratio` has ratio² / 6, the bilinear one 1 / 6.
+            side = (ratio**2 - 1) / 12
+            taps = np.array([side, 1 - 2 * side, side], np.float32)
+            part = cv2.sepFilter2D(part, -1, taps, taps, borderType=cv2.BORDER_REPLICATE)
+        return cv2.resize(part, size, interpolation=cv2.INTER_LINEAR)
+
+    return _by_channels(image, shrink)
 
 
 def center_crop(
@@ -65,14 +70,14 @@ def center_crop(
     classifiers were measured with it.
 
     Args:
-      image: uint8 [height, width, 3].
+      image: uint8 [height, width, channels].
       image_size: of the result.
       crop_fraction: the share that the crop keeps of the side that decides the scale (of a square,
         the shorter side of the image), in (0, 1].
       interpolation: the kernel of the resize.
 
     Returns:
-      uint8 [height, width, 3].
+      uint8 [height, width, channels].
     """
     kept = height_and_width(image_size)
     # The scale at which the image just covers the crop and its margin.
@@ -84,17 +89,36 @@ def center_crop(
         _resize_window(image.shape[axis], round(image.shape[axis] * resized / side), kept[axis])
         for axis in (0, 1)
     )
-    # One call for each axis, because Pillow rounds to 8 bits between the axes, and their order
-    # depends on its version: the width is always first before Pillow 13.
-    narrowed = PIL.Image.fromarray(image).resize(
-        (width, image.shape[0]),
-        _FILTERS[interpolation],
-        box=(x_box[0], 0, x_box[1], image.shape[0]),
-    )
-    enlarged = narrowed.resize(
-        (width, height), _FILTERS[interpolation], box=(0, y_box[0], width, y_box[1])
-    )
-    return np.asarray(enlarged.crop((left, top, left + kept[1], top + kept[0])))
+
+    def resize(part: np.ndarray) -> np.ndarray:
+        # One call for each axis, because Pillow rounds to 8 bits between the axes, and their order
+        # depends on its version: the width is always first before Pillow 13.
+        narrowed = PIL.Image.fromarray(part).resize(
+            (width, part.shape[0]),
+            _FILTERS[interpolation],
+            box=(x_box[0], 0, x_box[1], part.shape[0]),
+        )
+        enlarged = narrowed.resize(
+            (width, height), _FILTERS[interpolation], box=(0, y_box[0], width, y_box[1])
+        )
+        return np.asarray(enlarged.crop((left, top, left + kept[1], top + kept[0])))
+
+    return _by_channels(image, resize)
+
+
+def _by_channels(image: np.ndarray, change: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Changes three channels at a time, and then single ones, [height, width].
+
+    Pillow and OpenCV have at most four channels, and Pillow would take the last of two or four for
+    alpha, by which it multiplies the others before it resizes them.
+    """
+    channels = image.shape[2]
+    if channels == 3:
+        return change(image)
+    edge = channels - channels % 3
+    parts = [change(image[:, :, first : first + 3]) for first in range(0, edge, 3)]
+    parts += [change(image[:, :, single])[:, :, None] for single in range(edge, channels)]
+    return np.concatenate(parts, axis=2)
 
 
 def uncropped(image_size: ImageSize, crop_fraction: float) -> tuple[int, int]:

@@ -28,13 +28,13 @@ def center_crop_jax(
     """Resizes images and crops the centre, as `center_crop` does.
 
     Args:
-      images: uint8 [batch, height, width, 3]; all sizes but the 3 may be symbolic.
+      images: uint8 [batch, height, width, channels]; all sizes but the channels may be symbolic.
       image_size: of the result.
       crop_fraction: as for `center_crop`.
       interpolation: the kernel of the resize.
 
     Returns:
-      uint8 [batch, height, width, 3].
+      uint8 [batch, height, width, channels].
     """
     height, width = images.shape[1:3]
     least_height, least_width = uncropped(image_size, crop_fraction)

@@ -9,8 +9,9 @@ from jaxcls.augment import mix
 
 COUNT = 20_000
 HEIGHT, WIDTH = 12, 16
+SHAPE = (4, HEIGHT, WIDTH)  # of channels, too
 
-cutmix_weights = jax.jit(mix.cutmix_weights, static_argnums=(2, 3))
+cutmix_weights = jax.jit(mix.cutmix_weights, static_argnums=2)
 blend = jax.jit(mix.blend, static_argnums=2)
 
 
@@ -21,7 +22,7 @@ def random_kept(seed: int, count: int) -> Array:
 
 def test_the_labels_share_is_the_visible_area() -> None:
     """Exact in pixels; the division by the image's area rounds to the last bit or its neighbour."""
-    pixels, visible = cutmix_weights(keys_of(0, COUNT), random_kept(0, COUNT), HEIGHT, WIDTH)
+    pixels, visible = cutmix_weights(keys_of(0, COUNT), random_kept(0, COUNT), SHAPE)
     pixels = np.asarray(pixels)
     assert set(np.unique(pixels)) == {0.0, 1.0}
     assert (pixels == pixels[:, :1]).all()
@@ -36,7 +37,7 @@ def test_boxes_have_the_area_they_should_and_are_cut_off_at_the_border() -> None
     """Against every centre that a box of this size may have."""
     for kept in (0.25, 0.5, 0.9):
         shares = jnp.full(COUNT, kept, jnp.float32)
-        _, visible = cutmix_weights(keys_of(1, COUNT), shares, HEIGHT, WIDTH)
+        _, visible = cutmix_weights(keys_of(1, COUNT), shares, SHAPE)
         expected = 1.0
         largest = 1.0
         for length in (HEIGHT, WIDTH):
@@ -54,7 +55,7 @@ def test_boxes_have_the_area_they_should_and_are_cut_off_at_the_border() -> None
 
 @pytest.mark.parametrize("kept", [0.0, 1.0])
 def test_boxes_of_everything_and_of_nothing(kept: float) -> None:
-    _, visible = cutmix_weights(keys_of(2, 200), jnp.full(200, kept), HEIGHT, WIDTH)
+    _, visible = cutmix_weights(keys_of(2, 200), jnp.full(200, kept), SHAPE)
     if kept:
         assert not np.asarray(visible).any()
     else:

@@ -14,6 +14,7 @@ from photos import varied
 
 from jaxcls.augment.pipeline import make_augment
 from jaxcls.config.augment import (
+    NEED_RGB,
     Augmentation,
     AugMix,
     CenterCrop,
@@ -27,6 +28,7 @@ from jaxcls.config.augment import (
     RandomFlip,
     TrivialAugment,
 )
+from jaxcls.config.sizes import ImageSize
 from jaxcls.distributed.mesh import make_mesh, replicated, split_by_example
 
 SIZE, CANVAS, BATCH, CLASSES = 14, 18, 16, 5
@@ -176,6 +178,61 @@ def test_the_forms_of_other_platforms_change_no_bit(
     assert len(taken) > 4
     np.testing.assert_array_equal(images, expected[0])
     np.testing.assert_array_equal(labels, expected[1])
+
+
+# --- Other numbers of channels -------------------------------------------------------------------
+
+ANY_CHANNELS = (
+    RandomFlip(vertical=0.5),
+    RandomCropAndResize(area=(0.2, 1.0)),
+    AugMix(ops=tuple(op for op in OPS if op not in NEED_RGB), width=1, depth=2),
+    Cutout(),
+    RandomErasing(probability=0.5, fill="constant", value=0.5),
+    Mix(group_size=2),
+)
+
+
+@pytest.mark.parametrize(
+    ("channels", "size"),
+    [
+        (1, SIZE),
+        (6, (SIZE, SIZE + 4)),
+        *(pytest.param(n, SIZE, marks=pytest.mark.long) for n in (2, 4)),
+    ],
+)
+def test_each_channel_is_treated_as_in_an_image_of_three(channels: int, size: ImageSize) -> None:
+    """Red, green and blue again and again, or a part of them: every channel as in the RGB image."""
+    augment = jax.jit(make_augment(ANY_CHANNELS, image_size=size, crop_fraction=0.75))
+    canvases, *others = inputs()
+    expected, labels = augment(KEY, jnp.float32(0), canvases, *others)
+    among = np.arange(channels) % 3
+    images, same = augment(KEY, jnp.float32(0), canvases[..., among], *others)
+    np.testing.assert_array_equal(images, np.asarray(expected)[..., among])
+    np.testing.assert_array_equal(same, labels)
+    assert not np.array_equal(images[0], images[1])
+
+
+@pytest.mark.parametrize("platform", ["tpu", "default"])
+def test_the_forms_of_other_platforms_change_no_bit_of_five_channels(
+    platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def choose(*arguments: Any, default: Callable | None = None, **forms: Callable) -> Any:
+        return (forms.get(platform) or default or forms["cpu"])(*arguments)
+
+    canvases, *others = inputs()
+    batch = canvases[..., np.arange(5) % 3], *others
+    expected = run(ANY_CHANNELS, batch=batch)
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    augment = make_augment(ANY_CHANNELS, image_size=SIZE, crop_fraction=0.75)
+    images, _ = jax.jit(augment)(KEY, jnp.float32(0), *batch)
+    np.testing.assert_array_equal(images, expected[0])
+
+
+def test_noise_is_another_in_each_of_six_channels() -> None:
+    canvases, *others = inputs()
+    whole = (CenterCrop(), RandomErasing(probability=1.0, area=(1.0, 1.0), aspect=(1.0, 1.0)))
+    images, _ = run(whole, batch=(canvases[..., np.arange(6) % 3], *others))
+    assert abs(np.corrcoef(images.reshape(-1, 6).T) - np.eye(6)).max() < 0.1
 
 
 # --- Ragged input --------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from jaxcls.augment.randaugment import (
 )
 from jaxcls.config.augment import (
     GUIDE_OPS,
+    NEED_RGB,
     TRIVIAL_OPS,
     AugMix,
     OpName,
@@ -269,6 +270,19 @@ def test_without_strength_an_operation_changes_nothing(number: int) -> None:
     actual = interleaved(apply(planar(images), OPS, without_strength(NO_STRENGTH)))
     for name, result in zip(NO_STRENGTH, actual[:: len(EXTREMES)], strict=False):
         assert apart(result, recolor(name, images[0], dict.fromkeys(DRAWS, 0.0))).max() <= 1
+
+
+def test_the_operations_that_need_rgb_are_those_that_mix_channels() -> None:
+    """The others give the same if red and blue change places before or after them."""
+    full, none = jnp.ones((len(OPS), 1)), jnp.zeros((len(OPS), 1))
+    draw = Draw(magnitude=0.7 * full, std=none, first=none, second=none, uniform=full, sign=full)
+    layers = Layers(choice=jnp.arange(len(OPS))[:, None], draws=draw)
+    images = planar(np.stack([photo(SIZE, SIZE)] * len(OPS)))
+    changed = apply(images, OPS, layers)
+    swapped = apply(images[:, ::-1], OPS, layers)[:, ::-1]
+    mixing = {op for op, one, two in zip(OPS, changed, swapped, strict=True) if (one != two).any()}
+    assert mixing == set(NEED_RGB)
+    assert (np.asarray(changed) != np.asarray(images)).any(axis=(1, 2, 3)).all()
 
 
 def test_without_strength_tables_are_the_identity() -> None:

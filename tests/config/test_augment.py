@@ -264,6 +264,18 @@ def test_an_order_that_makes_no_sense_is_refused(
         check_augment(augment)
 
 
+@pytest.mark.parametrize("channels", [1, 4, 6])
+@pytest.mark.parametrize("entry", [RandAugment(), TrivialAugment(), AugMix(ops=("Color",))])
+def test_operations_on_rgb_are_refused_for_other_channels(
+    channels: int, entry: Augmentation
+) -> None:
+    message = f"^augment.1.ops: Color needs red, green and blue, but data.channels is {channels}; "
+    with pytest.raises(ConfigError, match=message):
+        check_augment((CenterCrop(), entry), channels=channels)
+    check_augment((CenterCrop(), AugMix(), Cutout(), Mix()), channels=channels)
+    check_augment((CenterCrop(), entry), channels=3)
+
+
 @pytest.mark.parametrize(
     "augment",
     [

@@ -95,3 +95,25 @@ def test_equal_sides_are_a_square():
     image = photo(50, 70)
     square = center_crop(image, 32, 0.875)
     np.testing.assert_array_equal(center_crop(image, (32, 32), 0.875), square)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5, 6, 13])
+@pytest.mark.parametrize("size", [90, 70, 33])
+def test_any_number_of_channels_shrinks_each_as_in_an_image_of_three(channels, size):
+    image = photo(100, 80)[..., np.arange(channels) % 3]
+    image[..., -1] = 255 - image[..., -1]  # Pillow would take it for alpha
+    cropped = center_crop(image, (size, 40), 0.9, "bicubic")
+    assert cropped.shape == (size, 40, channels)
+    fitting = fit(image, size)
+    assert fitting.dtype == cropped.dtype == np.uint8
+    for channel in range(channels):
+        grey = np.repeat(image[..., channel, None], 3, axis=2)
+        np.testing.assert_array_equal(fitting[..., channel], fit(grey, size)[..., 0])
+        expected = center_crop(grey, (size, 40), 0.9, "bicubic")[..., 0]
+        np.testing.assert_array_equal(cropped[..., channel], expected)
+
+
+def test_grey_is_cropped_as_by_pillow():
+    image = photo(60, 60)[..., :1]
+    resized = PIL.Image.fromarray(image[..., 0]).resize((32, 32), PIL.Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(center_crop(image, 32, 1.0)[..., 0], np.asarray(resized))

@@ -49,6 +49,13 @@ def test_a_program_for_any_shape_is_equal_to_pillow(
         np.testing.assert_array_equal(program.call(images), np.stack(expected))
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_any_number_of_channels_is_cropped_as_on_the_host(channels: int) -> None:
+    images = np.random.default_rng(0).integers(256, size=(2, 50, 41, channels), dtype=np.uint8)
+    expected = [center_crop(image, (24, 20), 0.9, "bicubic") for image in images]
+    np.testing.assert_array_equal(center_crop_jax(images, (24, 20), 0.9, "bicubic"), expected)
+
+
 def test_no_float64_is_left_behind() -> None:
     crop = jax.jit(center_crop_jax, static_argnums=(1, 2))
     images = crop(jnp.zeros((1, 20, 30, 3), jnp.uint8), 16, 0.875)

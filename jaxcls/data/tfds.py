@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf.message import DecodeError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 # TFDS, for content that is not what the set's description says.
 _READING_ERRORS = (OSError, RuntimeError, ValueError, TypeError, LookupError, DecodeError)
 _DAMAGED = re.compile(r"(Corrupted|Truncated|Invalid) (Riegeli|chunk)|ArrayRecord file")
+_LABEL = tfds.features.ClassLabel
 _UNREACHABLE = "check the disk or the network, and your rights there"
 
 
@@ -70,13 +72,14 @@ class TfdsSource(Source):
         image, label = example[self.image_key], example[self.label_key]
         if image is None or label is None:
             raise self._unreadable(index, "the file is cut off between two blocks", damaged=True)
-        image, label = bytes(image), int(label)
-        if not 0 <= label < self.num_classes:
-            raise DataError(
-                f"{self.describe(index)}: label {label} is not one of the {self.num_classes} "
-                f"classes; choose a labelled split"
-            )
-        return Record(image, label)
+        numbers = sorted({int(number) for number in np.ravel(label)})
+        for number in numbers:
+            if not 0 <= number < self.num_classes:
+                raise DataError(
+                    f"{self.describe(index)}: label {number} is not one of the {self.num_classes} "
+                    f"classes; choose a labelled split"
+                )
+        return Record(bytes(image), tuple(numbers) if self.multi_label else numbers[0])
 
     def _unreadable(self, index: int, reason: str, *, damaged: bool) -> DataError:
         remedy = _UNREACHABLE
@@ -105,8 +108,14 @@ def open_split(name: str, data: "DataConfig", split: str, *, field: str) -> Sour
         folder = prepare_set(name, data.data_dir)
     else:
         folder = find_prepared(name, data.data_dir)
-    keys = (data.image_key, data.label_key)
-    return open_prepared(folder, name=name.partition(":")[0], split=split, keys=keys, field=field)
+    return open_prepared(
+        folder,
+        name=name.partition(":")[0],
+        split=split,
+        keys=(data.image_key, data.label_key),
+        several=data.labels == "multiple",
+        field=field,
+    )
 
 
 def prepare(name: str, data_dir: str | None) -> str:
@@ -122,6 +131,7 @@ def open_prepared(
     name: str,
     split: str,
     keys: tuple[str | None, str | None] = (None, None),
+    several: bool = False,
     field: str = "split",
 ) -> Source:
     """Opens a split of the TFDS set in `folder`, without the code that made the set.
@@ -132,6 +142,7 @@ def open_prepared(
       split: in TFDS syntax.
       keys: the names of the features with the image and the label (None: found in the set's
         description).
+      several: whether an image may have any number of labels.
       field: the name of the field that gave the split, for error messages.
 
     Raises:
@@ -142,7 +153,7 @@ def open_prepared(
         builder = _read_builder(folder, name=name)
         features = dict(builder.info.features.items())
         supervised, splits = builder.info.supervised_keys, builder.info.splits
-    image_key, label_key = _find_keys(features, supervised, keys, name=name)
+    image_key, label_key = _find_keys(features, supervised, keys, name=name, several=several)
     parse_split(split, splits, name=name, field=field)
     with _reading(folder, name=name):
         paths = splits[split].filepaths
@@ -159,7 +170,8 @@ def open_prepared(
     return TfdsSource(
         name=name,
         split=split,
-        class_names=tuple(map(printable, features[label_key].names)),
+        class_names=tuple(map(printable, _class_label(features[label_key]).names)),
+        multi_label=several,
         folder=os.fspath(folder),
         shards=tuple(path.name for path in paths),
         records=records,
@@ -220,20 +232,30 @@ def _find_keys(
     keys: tuple[str | None, str | None],
     *,
     name: str,
+    several: bool,
 ) -> tuple[str, str]:
     """Returns the features with the image and the label: as given, supervised, or the only ones."""
+    lists = sorted(key for key, feature in features.items() if _is_list_of_labels(feature))
+    labels = [key for key, feature in features.items() if isinstance(feature, _LABEL)]
+    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
+    listed = keys[1] or (lists[0] if lists and not labels else None)
+    if listed in lists and not several:
+        raise DataError(
+            f"data.labels: the images of {name} have several labels ({listed}: "
+            f"{_describe_feature(features[listed])}); set the field to multiple"
+        )
     found = []
-    for field, key, kind, default in zip(
+    for field, key, kind, candidates, default in zip(
         ("data.image_key", "data.label_key"),
         keys,
-        (tfds.features.Image, tfds.features.ClassLabel),
+        ("Image", "ClassLabel"),
+        (sorted(images), (several and lists) or sorted(labels)),
         supervised if supervised and len(supervised) == 2 else (None, None),
         strict=True,
     ):
-        candidates = sorted(k for k, feature in features.items() if isinstance(feature, kind))
-        if key is not None and key not in candidates:
+        if key is not None and key not in candidates + labels * several:
             raise DataError(
-                f"{field}: {key!r} is not of type {kind.__name__} in {name}"
+                f"{field}: {key!r} is not of type {kind} in {name}"
                 f"{nearest(key, candidates)} (features: {_describe(features)})"
             )
         chosen = key or (default if default in candidates else None)
@@ -249,8 +271,24 @@ def _find_keys(
     return image_key, label_key
 
 
+def _is_list_of_labels(feature: Any) -> bool:
+    return isinstance(feature, tfds.features.Sequence) and isinstance(feature.feature, _LABEL)
+
+
+def _class_label(feature: Any) -> Any:
+    """The ClassLabel of a feature that is one, or a list of them."""
+    return feature.feature if _is_list_of_labels(feature) else feature
+
+
 def _describe(features: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}: {type(value).__name__}" for key, value in sorted(features.items()))
+    return ", ".join(
+        f"{key}: {_describe_feature(value)}" for key, value in sorted(features.items())
+    )
+
+
+def _describe_feature(feature: Any) -> str:
+    inner = "(ClassLabel)" if _is_list_of_labels(feature) else ""
+    return f"{type(feature).__name__}{inner}"
 
 
 def _missing_files(paths: Iterable[epath.Path]) -> list[str]:

@@ -308,3 +308,51 @@ def cut(size):
 def folder_of(source):
     assert isinstance(source, TfdsSource)
     return Path(source.folder).name
+
+
+# Several labels
+
+SEVERAL = {
+    "list": tfds.features.Sequence(LABEL),
+    "fixed": tfds.features.Sequence(LABEL, length=2),
+}
+
+
+@pytest.mark.parametrize("kind", SEVERAL)
+def test_lists_of_labels(make_set, kind):
+    labels = [[1, 0], [1, 1], [0, 0]] + ([[], [0]] if kind == "list" else [])
+    features = {"image": IMAGE, "objects": SEVERAL[kind]}
+    splits = {"train": [{"image": cut(3), "objects": numbers} for numbers in labels]}
+    folder = make_set(features=features, splits=splits, supervised_keys=("image", "objects"))
+    data = dataclasses.replace(config(folder), labels="multiple")
+    source = open_source(data, "train")
+    assert (source.multi_label, source.class_names) == (True, ("cat", "dog"))
+    expected = [tuple(sorted(set(numbers))) for numbers in labels]
+    assert sorted(source[index].label for index in range(len(labels))) == sorted(expected)
+    message = r"data.labels: .* several labels \(objects: Sequence\(ClassLabel\)\); .* multiple"
+    fails(message, config(folder))
+    fails(message, dataclasses.replace(config(folder), label_key="objects"))
+
+
+def test_one_label_of_each_image_may_be_read_as_several(make_set):
+    folder = make_set()
+    source = open_source(dataclasses.replace(config(folder), labels="multiple"), "train")
+    assert {source[index].label for index in range(10)} == {(0,), (1,)}
+
+
+def test_a_list_is_preferred_for_several_and_a_single_label_for_one(make_set):
+    features = {"image": IMAGE, "objects": SEVERAL["list"], "scene": LABEL}
+    splits = {"train": [{"image": cut(3), "objects": [0, 1], "scene": 1}]}
+    data = config(make_set(features=features, splits=splits))
+    assert open_source(data, "train")[0].label == 1
+    several = dataclasses.replace(data, labels="multiple")
+    assert open_source(several, "train")[0].label == (0, 1)
+    assert open_source(dataclasses.replace(several, label_key="scene"), "train")[0].label == (1,)
+
+
+def test_a_number_that_is_no_class_in_a_list(make_set):
+    features = {"image": IMAGE, "objects": tfds.features.Sequence(LABEL)}
+    folder = make_set(features=features, splits={"train": [{"image": cut(3), "objects": [0, -1]}]})
+    source = open_source(dataclasses.replace(config(folder), labels="multiple"), "train")
+    with pytest.raises(DataError, match="label -1 is not one of the 2"):
+        source[0]

@@ -60,6 +60,8 @@ def test_a_bound_on_pixels_is_positive(message: Message) -> None:
 class FakeClassifier:
     """Gives every image the same two classes, and cannot read those that are called broken."""
 
+    multi_label = False
+
     def with_max_pixels(self, max_pixels: int) -> "FakeClassifier":
         print(f"at most {max_pixels} pixels")
         return self
@@ -68,7 +70,8 @@ class FakeClassifier:
         broken |= {i: f"{path!r} is bad" for i, path in enumerate(paths) if "broken" in path}
         return np.zeros((len(paths), 2))
 
-    def rank(self, images: np.ndarray, *, top: int) -> list[list[Guess]]:
+    def rank(self, images: np.ndarray, *, top: int, threshold: float) -> list[list[Guess]]:
+        assert threshold == 0
         return [[Guess(7, "cat, tabby", 0.75), Guess(2, "dog", 0.25)][:top] for _ in images]
 
 

@@ -370,8 +370,8 @@ def test_stages_may_set_sizes_rates_and_strengths() -> None:
         ),
         (
             {"data.stage_image_sizes": [16, 24, 28]},
-            "data.stage_image_sizes: the last of [16, 24, 28] must be data.image_size 32, the size "
-            "of evaluation",
+            "data.stage_image_sizes: the last of [16, 24, 28] must be 32, the shorter side of "
+            "data.image_size, which is the size of evaluation",
         ),
         (
             {"data.stage_image_sizes": [16, 32]},

@@ -139,7 +139,9 @@ NAN = float("nan")
 def make_metrics(**columns: list[float]) -> dict[str, np.ndarray]:
     names = ["step", "epoch", "learning_rate"]
     names += [
-        prefix + name for prefix in ("", "eval_", "eval_raw_") for name in ("loss", "top1", "top5")
+        prefix + name
+        for prefix in ("", "eval_", "eval_raw_")
+        for name in ("loss", "top1", "top5", "map")
     ]
     rows = len(columns["step"])
     return {name: np.array(columns.get(name, [NAN] * rows), float) for name in names}

@@ -37,7 +37,7 @@ POISON = 10  # a label that is no class, of which `poisoned` makes something tha
 def poisoned(kind: str) -> Callable[..., Array]:
     """The softmax loss, but of examples with the label POISON the loss, or its gradient, is NaN."""
 
-    def loss(logits: Array, labels: Array, negative: Array, *, focal: float) -> Array:
+    def loss(logits: Array, labels: Array, negative: Array, *, focal: float = 0.0) -> Array:
         del negative, focal
         bad = labels.sum(axis=-1) < 0.5  # no class
         losses = optax.softmax_cross_entropy(logits, labels)

@@ -38,9 +38,9 @@ class ModelConfig:
     """The network."""
 
     name: str = "efficientnetv2_b0"
-    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl,rw_t}, efficientnet_{b0..b7}, efficientnet_lite{0..4},
-    resnet{18,34,50,101,152}; auto: the network of the weights; package.module:factory: a Flax
-    module of your own"""
+    """efficientnetv2_{b0,b1,b2,b3,s,m,l,xl,rw_t,rw_s,rw_m}, efficientnet_{b0..b8,l2,es,em,el},
+    efficientnet_lite{0..4}, resnet{18,34,50,101,152}; auto: the network of the weights;
+    package.module:factory: a Flax module of your own"""
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     """Keyword arguments of the factory, if name is package.module:factory."""
     weights: str | None = None

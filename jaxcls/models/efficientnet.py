@@ -21,7 +21,7 @@ class BlockSpec:
       fused: Fused-MBConv blocks (one 3x3 convolution) instead of MBConv (1x1, then depthwise).
       repeats: the number of blocks.
       filters: the output channels.
-      expansion: the channels inside a block, as a multiple of its input channels; blocks with 1 have
+      expansion: the channels inside a block, as a multiple of its input channels; with 1, there is
         no expansion convolution.
       stride: the stride of the first block; the others have 1.
       se_ratio: the squeeze-and-excite bottleneck as a share of the input channels; 0 for none.

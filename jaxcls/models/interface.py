@@ -17,8 +17,6 @@ from jaxcls.models.padding import Padding
 PyTree = Any
 Variables = dict[str, PyTree]  # {"params", "batch_stats"}; no batch_stats without batch norm
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 CLASSIFIER = "classifier"  # the module of the params that makes logits of features
 
 

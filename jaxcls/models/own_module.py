@@ -29,12 +29,11 @@ from jaxcls.config.sizes import ImageSize, height_and_width
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import (
     CLASSIFIER,
-    IMAGENET_MEAN,
-    IMAGENET_STD,
     NetworkSpec,
     PyTree,
     Variables,
 )
+from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from jaxcls.models.own_code import FLOAT32, make_module, parameters, running
 
 COLLECTIONS = {"params", "batch_stats"}

@@ -10,7 +10,8 @@ from jax import Array, lax
 
 from jaxcls.models import layers
 from jaxcls.models.image_network import BlockNetworkSpec, ImageNetwork, MakeNorm, block_name
-from jaxcls.models.interface import CLASSIFIER, IMAGENET_MEAN, IMAGENET_STD
+from jaxcls.models.interface import CLASSIFIER
+from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from jaxcls.models.padding import Padding, explicit_padding
 
 _STEM_FILTERS = 64

@@ -10,10 +10,10 @@ import dataclasses
 import math
 
 from jaxcls.models.efficientnet import BlockSpec, ModelSpec
-from jaxcls.models.interface import IMAGENET_MEAN, IMAGENET_STD, NetworkSpec
+from jaxcls.models.interface import NetworkSpec
+from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from jaxcls.models.resnet import RESNETS
 
-ONE_HALF = (0.5, 0.5, 0.5)  # as mean and std, maps [0, 1] to [-1, 1]
 # For (x - 128) / 128 and (x - 127) / 128 on 0..255 images, but for images in [0, 1].
 _128 = (128 / 255, 128 / 255, 128 / 255)
 _127 = (127 / 255, 127 / 255, 127 / 255)

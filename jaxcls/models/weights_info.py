@@ -1,11 +1,13 @@
 """What must be known to use weights: the network and its preprocessing."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxcls.config.schema import Size
-from jaxcls.models.interface import NetworkSpec
 from jaxcls.system.errors import UserError
+
+if TYPE_CHECKING:  # `jaxcls presets` does without JAX, which takes seconds to import
+    from jaxcls.models.interface import NetworkSpec
 
 Triple = tuple[float, float, float]
 
@@ -32,6 +34,8 @@ class WeightsInfo:
       crop_fraction: the share of the resized image's height and width that the crop keeps.
       interpolation: the kernel of the resize.
       class_names: in the order of the logits; None if unknown.
+      revision: the commit of a repository on the Hugging Face Hub that they are from; None for
+        other weights.
     """
 
     model: str
@@ -47,9 +51,10 @@ class WeightsInfo:
     class_names: tuple[str, ...] | None = None
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     code: str | None = None
+    revision: str | None = None
 
 
-def info_of_spec(spec: NetworkSpec, **changes: Any) -> WeightsInfo:
+def info_of_spec(spec: "NetworkSpec", **changes: Any) -> WeightsInfo:
     """Returns the info of a network with the values of its spec, with some fields changed."""
     fields = {
         "model": spec.name,

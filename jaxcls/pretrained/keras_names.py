@@ -8,20 +8,21 @@ is follows from the order of the network.
 """
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
 from jaxcls.config.sizes import longer_side
-from jaxcls.models.efficientnet import ModelSpec, block_names
-from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD
+from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
+from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from jaxcls.models.weights_info import Triple, WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import layer_of, variable_shapes
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
-# Every file of a family has a tensor that matches the family's expression. KerasCV's blocks are
-# layers that contain layers; keras.applications and KerasHub's V1 have all layers side by side.
+# Every file of a family has a tensor that matches the family's expression. KerasCV's blocks, and
+# KerasHub's of V2 and EdgeTPU, are layers that contain layers; keras.applications and KerasHub's V1
+# have all layers side by side.
 KERAS = (
     r"(?!.*(?:efficient_net(?:_v1)?_backbone(?:_\d+)?|block1a_)/)(?:.+/)?"
     r"(?:block1a_(?:project_conv|dwconv)/(?:depthwise_)?kernel(?::0)?|layers/conv2d_\d\d+/vars/0)"
@@ -30,7 +31,10 @@ KERAS_CV = (
     r"(?:.+/)?"
     r"(?:block1a_/(?:.+/)?block1a_project_conv/kernel(?::0)?|fused_mb_conv_block/bn3/vars/0)"
 )
-KERAS_HUB = r"(?:.*/)?efficient_net_backbone(?:_\d+)?/layers/conv2d_\d\d+/vars/0"
+_KERAS_HUB_BLOCK = r"(?:.+/)?fused_mb_conv_block/bn2/vars/0"
+KERAS_HUB = (
+    rf"(?:.*/)?efficient_net_backbone(?:_\d+)?/layers/conv2d_\d\d+/vars/0|{_KERAS_HUB_BLOCK}"
+)
 
 # The state of optimizers, metrics, random draws, and layers that preprocess images.
 IGNORED = (
@@ -64,6 +68,13 @@ def keras_cv_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
     return _given_names(spec, tensors)
 
 
+def keras_hub_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
+    """Names of KerasHub's EfficientNetBackbone, alone or in its EfficientNetImageClassifier."""
+    if any(re.fullmatch(_KERAS_HUB_BLOCK, name) for name in tensors):
+        return _counted_names(spec, tensors, _keras_hub_layers(spec))
+    return keras_names(spec, tensors)
+
+
 def keras_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
     """Info of Google's weights; the networks normalise images themselves.
 
@@ -88,7 +99,11 @@ def keras_cv_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Weights
 
 
 def keras_hub_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> WeightsInfo:
-    """Info of KerasHub's weights, converted from timm's, which were trained in PyTorch."""
+    """Info of KerasHub's weights, converted from timm's, which were trained in PyTorch.
+
+    KerasHub itself pads the depthwise convolutions of V2 and EdgeTPU as TensorFlow does, so its
+    predictions are not quite timm's. Here they are.
+    """
     del tensors
     return info_of_spec(
         spec,
@@ -96,6 +111,7 @@ def keras_hub_info(spec: ModelSpec, tensors: Mapping[str, np.ndarray]) -> Weight
         std=IMAGENET_STD,
         padding="symmetric",
         batch_norm_epsilon=1e-5,
+        crop_fraction=1.0 if spec.name.startswith("efficientnetv2") else 0.875,
         interpolation="bicubic",
     )
 
@@ -218,6 +234,7 @@ def _class_of(layer: str) -> str:
     return "depthwise_conv2d" if layer.endswith("/depthwise_conv") else "conv2d"
 
 
+# What a block's layers are called inside it.
 _KERAS_CV_LAYERS = {
     "expand_conv": "conv1",
     "expand_bn": "bn1",
@@ -230,15 +247,48 @@ _KERAS_CV_LAYERS = {
 }
 
 
+_KERAS_HUB_FUSED_LAYERS = _KERAS_CV_LAYERS | {"project_bn": "bn2"}
+_KERAS_HUB_SINGLE_LAYERS = {"project_conv": "conv1", "project_bn": "bn1"}
+
+
 def _keras_cv_layers(spec: ModelSpec) -> Layers:
-    """Yields the layers of networks whose blocks are layers."""
+    """Yields the layers of KerasCV's networks."""
+    return _layers_in_blocks(
+        spec,
+        lambda row: ("fused_mb_conv_block" if row.fused else "mb_conv_block", _KERAS_CV_LAYERS),
+    )
+
+
+def _keras_hub_layers(spec: ModelSpec) -> Layers:
+    """Yields the layers of KerasHub's V2 and EdgeTPU."""
+
+    def block(row: BlockSpec) -> tuple[str, dict[str, str]]:
+        if not row.fused:
+            return "mb_conv_block", _KERAS_CV_LAYERS
+        if not row.expands:
+            return "cba_block", _KERAS_HUB_SINGLE_LAYERS
+        return "fused_mb_conv_block", _KERAS_HUB_FUSED_LAYERS
+
+    return _layers_in_blocks(spec, block)
+
+
+def _layers_in_blocks(
+    spec: ModelSpec, block: Callable[[BlockSpec], tuple[str, dict[str, str]]]
+) -> Layers:
+    """Yields the layers of networks whose blocks are layers.
+
+    Args:
+      spec: the network.
+      block: the row of a block -> its class, and its layers in jaxcls and in the block.
+    """
     count = _Counter()
     yield "stem_conv", count("conv2d")
     yield "stem_bn", count("batch_normalization")
-    for block, row, _ in block_names(spec):
-        theirs = count("fused_mb_conv_block" if row.fused else "mb_conv_block")
-        for ours, inside in _KERAS_CV_LAYERS.items():
-            yield f"{block}/{ours}", f"{theirs}/{inside}"
+    for name, row, _ in block_names(spec):
+        kind, layers = block(row)
+        theirs = count(kind)
+        for ours, inside in layers.items():
+            yield f"{name}/{ours}", f"{theirs}/{inside}"
     yield "head_conv", count("conv2d")
     yield "head_bn", count("batch_normalization")
 

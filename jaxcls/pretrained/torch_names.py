@@ -16,7 +16,7 @@ import numpy as np
 from jaxcls.config.sizes import longer_side
 from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
 from jaxcls.models.interface import NetworkSpec
-from jaxcls.models.specs import IMAGENET_MEAN, IMAGENET_STD, ONE_HALF
+from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, ONE_HALF
 from jaxcls.models.weights_info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.variables import layer_of, variable_shapes
 

@@ -220,7 +220,8 @@ def test_a_damaged_file_in_the_cache_is_refused(hub: Hub, published: bool) -> No
         (404, "EntryNotFound", "has no model.safetensors of timm/tf_efficientnetv2_b0.in1k"),
         (401, "RepoNotFound", "HF_TOKEN .* hf auth login"),  # what a missing one answers, too
         (401, None, "HF_TOKEN .* hf auth login"),
-        (403, "GatedRepo", "HF_TOKEN .* hf auth login"),
+        (403, "GatedRepo", "accepted its terms .*_b0.in1k, then .* hf auth login, or set HF_TOKEN"),
+        (404, "RevisionNotFound", "has no revision main of timm/tf_efficientnetv2_b0.in1k"),
         (503, None, "answered 503 .* try again later"),
     ],
 )
@@ -248,9 +249,8 @@ def test_offline(hub: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None
         fetch_weights(PRESET)
     assert str(cache) in str(raised.value)
     assert BY_HAND in str(raised.value)
-    assert "give the file instead of the preset (in training, --model.weights FILE)" in str(
-        raised.value
-    )
+    instead = "give the weights file instead of efficientnetv2_b0_imagenet (in training, --model."
+    assert instead in str(raised.value)
     assert hub.requests == []
 
 

@@ -1,6 +1,7 @@
 """Weights that Keras saves come back; KerasCV's and KerasHub's files have the names we know."""
 
 import hashlib
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -446,6 +447,12 @@ COUNTED = {
         "efficientnet_b4": (610, "acab868b7e36c4e2"),
         "efficientnet_b5": (738, "6af97825dbd06a80"),
         "efficientnet_lite0": (247, "a3b269e49303e713"),
+        "efficientnet_es": (247, "555d22a31ea73cf4"),
+        "efficientnet_em": (322, "357831f6bedb49d0"),
+        "efficientnet_el": (362, "9bd1c3ca24a617c6"),
+        "efficientnetv2_rw_t": (653, "b5621ab93c648f99"),
+        "efficientnetv2_rw_s": (682, "5c5a8b6f392ac06c"),
+        "efficientnetv2_rw_m": (1035, "321d02d8b0f92d25"),
     },
 }
 # Of the same by name, of KerasCV 0.8.2 and Keras 2.15.
@@ -477,6 +484,23 @@ KERAS_CV_LAYERS = {
     "head_conv": "conv2d_1",
     "head_bn": "batch_normalization_1",
 }
+# The same of KerasHub, whose blocks have layers of other names.
+KERAS_HUB_LAYERS = {
+    "efficientnetv2_rw_t": {
+        "block1b/project_conv": "cba_block_1/conv1",
+        "block1b/project_bn": "cba_block_1/bn1",
+        "block2b/expand_conv": "fused_mb_conv_block_1/conv1",
+        "block2b/expand_bn": "fused_mb_conv_block_1/bn1",
+        "block2b/project_conv": "fused_mb_conv_block_1/output_conv",
+        "block2b/project_bn": "fused_mb_conv_block_1/bn2",
+        "block4b/depthwise_bn": "mb_conv_block_1/bn2",
+        "block4b/project_bn": "mb_conv_block_1/bn3",
+    },
+    "efficientnetv2_rw_s": {
+        "block1b/expand_conv": "fused_mb_conv_block_1/conv1",
+        "block1b/project_conv": "fused_mb_conv_block_1/output_conv",
+    },
+}
 
 
 def names_in(family: str, model: str, *present: str) -> dict[str, str]:
@@ -493,8 +517,16 @@ def stored_shapes(names: Mapping[str, str], model: str) -> dict[str, tuple[int, 
     }
 
 
+BLOCKS_OF_KERAS_HUB = [
+    ("keras_hub", model) for model in COUNTED["keras_hub"] if re.search(r"v2|_e[sml]$", model)
+]
+
+
 def counted_names(family: str, model: str) -> dict[str, str]:
-    return names_in(family, model, f"{GROUP[family]}layers/conv2d/vars/0", "layers/dense/vars/0")
+    present = [f"{GROUP[family]}layers/conv2d/vars/0", "layers/dense/vars/0"]
+    if (family, model) in BLOCKS_OF_KERAS_HUB:
+        present.append(f"{GROUP[family]}layers/fused_mb_conv_block/bn2/vars/0")
+    return names_in(family, model, *present)
 
 
 @pytest.mark.parametrize(
@@ -520,6 +552,24 @@ def test_the_blocks_of_keras_cv_are_the_right_ones() -> None:
     assert names["params/block4b/se/reduce/bias"].endswith("mb_conv_block_1/se_conv1/vars/1")
     assert names["params/classifier/kernel"] == "layers/dense/vars/0"
     assert names["params/classifier/bias"] == "layers/dense/vars/1"
+
+
+@pytest.mark.parametrize("model", KERAS_HUB_LAYERS)
+def test_the_blocks_of_keras_hub_are_the_right_ones(model: str) -> None:
+    names = counted_names("keras_hub", model)
+    for ours, theirs in KERAS_HUB_LAYERS[model].items():
+        leaf = "scale" if ours.endswith("_bn") else "kernel"
+        assert names[f"params/{ours}/{leaf}"] == f"{GROUP['keras_hub']}layers/{theirs}/vars/0"
+
+
+@pytest.mark.parametrize(
+    ("model", "crop"), [("efficientnetv2_rw_t", 1.0), ("efficientnet_es", 0.875)]
+)
+def test_the_blocks_of_keras_hub_are_padded_as_they_were_trained(model: str, crop: float) -> None:
+    tensors = {name: np.zeros(1) for name in counted_names("keras_hub", model).values()}
+    info = info_of(tensors, model)
+    assert (info.padding, info.batch_norm_epsilon, info.crop_fraction) == ("symmetric", 1e-5, crop)
+    assert (info.mean, info.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 @pytest.mark.parametrize("form", ["by name", "by count"])
@@ -557,7 +607,6 @@ def keras_cv_name(name: str) -> str:
     "name",
     [
         "layers/efficient_net_v1_backbone/layers/conv2d_10/vars/0",  # KerasCV's V1
-        "layers/fused_mb_conv_block/bn2/vars/0",  # KerasHub's V2, which pads in two ways
         "layers/conv2d_1/vars/0",
     ],
 )

@@ -95,7 +95,7 @@ class DataConfig:
 
     source: str = "digits"
     """digits | tfds:NAME[:VERSION] | folder:PATH (PATH/train/CLASS/* or PATH/CLASS/*) | csv:FILE (a
-    list of files and labels)"""
+    list of files and labels) | webdataset:SHARDS (a folder or pattern of tar files)"""
     data_dir: Annotated[str | None, OPERATIONAL] = None
     """Folder of the prepared data sets (None: TFDS' default folder)."""
     prepare: Annotated[bool, OPERATIONAL] = False

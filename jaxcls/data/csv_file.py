@@ -233,7 +233,7 @@ def _json_entries(file: Path, text: str, *, lines: bool) -> Iterator[tuple[str, 
 
 def _row(where: str, values: dict[str, Any], *, several: bool) -> Row:
     file, split = values.get("file"), values.get("split")
-    if not isinstance(file, str) or not file or "\0" in file:
+    if not isinstance(file, str) or not _is_path(file):
         raise DataError(f"data.source: {where}: 'file' must be a path, got {_short(file)}")
     if split is not None and (not isinstance(split, str) or not split.strip()):
         raise DataError(f"data.source: {where}: 'split' must be a name, got {_short(split)}")
@@ -258,6 +258,13 @@ def _row(where: str, values: dict[str, Any], *, several: bool) -> Row:
     return Row(where, file, tuple(names), None if split is None else composed(split.strip()))
 
 
+def _is_path(text: str) -> bool:
+    try:
+        return bool(text) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half of a pair of surrogates, in JSON
+        return False
+
+
 def _short(value: Any) -> str:
     text = printable(repr(value) if not isinstance(value, dict | list) else json.dumps(value))
     return text if len(text) <= 80 else f"{text[:77]}..."
@@ -279,11 +286,13 @@ def _require_once(rows: Sequence[Row]) -> None:
 def _require_file(file: Path, row: Row) -> None:
     """Checks that the first image exists, in case all paths are relative to another folder."""
     path = file.parent / row.file
-    if not path.exists():
+    try:
+        path.stat()
+    except OSError as error:
         raise DataError(
-            f"data.source: {row.where}: there is no file {printable(path)!r}; paths are relative "
-            f"to the folder of the list"
-        )
+            f"data.source: {row.where}: {printable(path)!r} cannot be read ({error.strerror}); "
+            f"paths are relative to the folder of the list"
+        ) from error
 
 
 # Splits and classes

@@ -1,4 +1,4 @@
-"""Opens and prepares the data set that a config names: digits, tfds:NAME, folder:PATH, csv:FILE.
+"""Opens and prepares the data set that a config names, such as folder:PATH.
 
 A new kind of source is a module with a subclass of `Source` and two functions, and a line in
 `KINDS`. The functions are
@@ -22,6 +22,7 @@ KINDS = {
     "digits": ("jaxcls.data.digits", ("digits",)),
     "tfds": ("jaxcls.data.tfds", ("tfds:NAME", "tfds:NAME:VERSION")),
     "folder": ("jaxcls.data.folder", ("folder:PATH",)),
+    "webdataset": ("jaxcls.data.webdataset", ("webdataset:SHARDS",)),
     "csv": ("jaxcls.data.csv_file", ("csv:FILE",)),
 }
 

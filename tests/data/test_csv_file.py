@@ -10,6 +10,7 @@ import pytest
 
 from jaxcls.config import DataConfig
 from jaxcls.data.batches import eval_batches
+from jaxcls.data.decode import decode_image
 from jaxcls.data.source import Source
 from jaxcls.data.sources import open_source, prepare_source
 from jaxcls.system.errors import DataError
@@ -141,8 +142,8 @@ def test_paths_may_lead_anywhere(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "lists").mkdir()
     rows = [(f"../{ROWS[0][0]}", "a"), (str(folder / ROWS[1][0]), "b")]
     source = from_text(tmp_path / "lists", as_csv(rows), test_share=0.01)
-    assert sorted(int(cv2.imdecode(np.frombuffer(source[i].image, np.uint8), 1)[0, 0, 0])
-                  for i in range(2)) == [0, 1]  # fmt: skip
+    found = [decode_image(source[index].image, where="")[0, 0, 0] for index in range(2)]
+    assert sorted(found) == [0, 1]
 
 
 def test_a_name_that_is_not_utf8(folder: Path) -> None:
@@ -173,7 +174,7 @@ def test_a_name_that_is_not_utf8(folder: Path) -> None:
         ("a.csv", "file,label\n0.png,a\n./0.png,a\n", r"line 3: './0.png' .* already \(line 2\)"),
         ("a.csv", "file,label\n0.png,a\n1.png,a\n", "'train' of .* has 1 class; .* two or more"),
         ("a.csv", 'file,label\n0.png,"a\n', "line 2: unexpected end of data"),
-        ("a.csv", "file,label\nx.png,a\ny.png,b\n", "there is no file .*relative to the folder"),
+        ("a.csv", "file,label\nx.png,a\ny.png,b\n", "cannot be read .*relative to the folder"),
         ("a.csv", "file,label,split\n0.png,a,test\n", "no line with the split 'train'"),
         (
             "a.csv",
@@ -193,6 +194,7 @@ def test_a_name_that_is_not_utf8(folder: Path) -> None:
             '[{"file": "0.png", "label": "a", "split": "train"}, {"file": "1.png", "label": "b"}]',
             "entry 2: 'split' is missing",
         ),
+        ("a.json", r'[{"file": "\ud800.png", "label": "a"}]', "entry 1: 'file' must be a path"),
         ("a.jsonl", '{"file": "0.png", "label": "a"}\n{', "line 2 is not JSON"),
         ("a.json", "[" * 1000 + "]" * 1000, "not JSON .nested more than 100"),
     ],

@@ -2,10 +2,13 @@
 
 import contextlib
 import functools
+import io
+import json
 import multiprocessing
 import os
 import shutil
 import struct
+import tarfile
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -87,6 +90,67 @@ def folder_index() -> Reader:
         damage={"index.json": damage_json},
         read=read,
     )
+
+
+def csv_file() -> Reader:
+    """A list of image files, as CSV, JSON and JSON lines."""
+    from jaxcls.config import DataConfig
+    from jaxcls.data.source import classes_of
+    from jaxcls.data.sources import open_source
+
+    rows = [(f"{number}.png", ("cat", "dog", "cat;dog")[number % 3]) for number in range(6)]
+    entries = [{"file": file, "label": label, "split": "train"} for file, label in rows]
+    lists = {
+        "list.csv": "file,label\n" + "".join(f'"{file}",{label}\n' for file, label in rows),
+        "list.tsv": "file\tlabel\tsplit\n" + "0.png\tcat\ttrain\n1.png\tdog\ttest\n",
+        "list.jsonl": "\n".join(map(json.dumps, entries)),
+    }
+    files = {name: text.encode() for name, text in lists.items()}
+    files["list.json"] = json_bytes(entries)
+    images = {f"{number}.png": b"" for number in range(6)}
+
+    def read(folder: Path) -> None:
+        (path,) = folder.glob("list.*")
+        data = DataConfig(source=f"csv:{path}", labels="multiple")
+        source = open_source(data, "train")
+        assert_printable(source.name, *source.class_names)
+        for label in source.all_labels():
+            assert set(classes_of(label)) <= set(range(source.num_classes))
+
+    damages = {"list.json": damage_json}
+    return Reader(
+        samples=[{**images, name: content} for name, content in files.items()],
+        damage={name: damages.get(name, damage_bytes) for name in files},
+        read=read,
+    )
+
+
+def shards() -> Reader:
+    """A tar file of images and labels."""
+    from jaxcls.config import DataConfig
+    from jaxcls.data.source import classes_of
+    from jaxcls.data.sources import open_source
+
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for number in range(3):
+            name = f"{'long' * 30}/{number}" if number == 1 else str(number)
+            for kind, content in (("png", b"image"), ("json", b'{"label": ["a", "b"]}')):
+                member = tarfile.TarInfo(f"{name}.{kind}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+
+    def read(folder: Path) -> None:
+        data = DataConfig(source=f"webdataset:{folder}", labels="multiple")
+        source = open_source(data, "train")
+        assert_printable(source.name, *source.class_names)
+        for index in range(len(source)):
+            assert_printable(source.describe(index))
+            assert set(classes_of(source[index].label)) <= set(range(source.num_classes))
+
+    size = len(buffer.getvalue().rstrip(b"\0"))
+    good = buffer.getvalue()[: -(-size // 512) * 512 + 1024]
+    return Reader(samples=[{"train-0.tar": good}], damage={"train-0.tar": damage_bytes}, read=read)
 
 
 def tfds() -> Reader:
@@ -180,8 +244,10 @@ def _prepare_set() -> dict[str, bytes]:
 
 
 READERS: dict[str, Callable[[], Reader]] = {
+    "csv": csv_file,
     "folder": folder,
     "folder-index": folder_index,
+    "shards-of-images": shards,
     "tfds": tfds,
     "tfrecord": tfrecord,
 }

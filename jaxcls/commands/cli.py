@@ -37,6 +37,7 @@ usage: jaxcls COMMAND ...
   jaxcls evaluate MODEL --per-class --predictions FILE.csv      per class, and per example
   jaxcls predict MODEL IMAGE ... [--top 5] [--format table]     classes of image files
   jaxcls export RUN -o DIR [--step latest|best|N]               a program and weights for serving
+  jaxcls presets [PART] [--json]                                table of published weights by name
   jaxcls convert WEIGHTS -o FILE.safetensors [--model NAME]     other weights to jaxcls' format
   jaxcls prepare SOURCE [--data-dir DIR]                        download and prepare a data set
   jaxcls data CONFIG [--json]                                   content of the data, reading speed
@@ -59,6 +60,7 @@ COMMANDS = (
     "evaluate",
     "predict",
     "export",
+    "presets",
     "convert",
     "prepare",
     "data",

@@ -143,6 +143,7 @@ def test_help_of_a_command_explains_every_field_with_its_default(
                 "--step",
             ],
         ),
+        ("presets", ["PART", "--json"]),
         ("benchmark", ["--synthetic", "--seconds", "--json"]),
         ("prepare", ["SOURCE", "--data-dir"]),
         ("data", ["--split", "--limit", "--json"]),

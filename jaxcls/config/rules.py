@@ -23,7 +23,13 @@ from jaxcls.config.schema import (
 from jaxcls.config.sizes import height_and_width
 
 # The pixels of an image can be counted in int32, and a machine can run that many threads.
-MAX_DATA = {"image_size": 2**14, "canvas_size": 2**15, "num_threads": 4096, "num_workers": 4096}
+MAX_DATA = {
+    "image_size": 2**14,
+    "canvas_size": 2**15,
+    "channels": 1024,
+    "num_threads": 4096,
+    "num_workers": 4096,
+}
 
 # The fields of LossConfig that only some losses use, and the names of these.
 LOSSES_OF_FIELD = {
@@ -68,7 +74,8 @@ def check_rules(config: Config) -> None:
     for field in ("freeze", "rates"):
         for pattern in getattr(config.optimizer, field):
             check_regex(pattern, field=f"optimizer.{field}")
-    check_augment(config.augment)
+    check_augment(config.augment, channels=config.data.channels)
+    _check_channels(config)
     check_stages(config)
     mix = mix_of(config.augment)
     if mix and mix.group_size > batch_size // config.data.repeats:
@@ -79,6 +86,23 @@ def check_rules(config: Config) -> None:
         )
     check_batch(config)
     _check_loss(config)
+
+
+def _check_channels(config: Config) -> None:
+    """Checks the fields that depend on the channels of the images."""
+    channels, value_range = config.data.channels, config.data.value_range
+    for field in ("mean", "std"):
+        numbers = getattr(config.model, field)
+        if numbers is not None and len(numbers) != channels:
+            raise ConfigError(
+                f"model.{field}: {list(numbers)} has {len(numbers)} numbers, but data.channels is "
+                f"{channels}; give one for each channel"
+            )
+    if value_range is not None and value_range[0] == value_range[1]:
+        raise ConfigError(
+            f"data.value_range: both ends are {value_range[0]:g}; the low end becomes 0 and the "
+            f"high end 255, so they must differ"
+        )
 
 
 def _check_loss(config: Config) -> None:

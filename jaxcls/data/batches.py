@@ -52,7 +52,8 @@ def train_batches(
       start: the number of the first batch.
 
     Yields:
-      images: uint8 [len(rows), canvas_size, canvas_size, 3]; each at the top left, the rest zero.
+      images: uint8 [len(rows), canvas_size, canvas_size, channels]; each at the top left, the rest
+        zero.
       sizes: int32 [len(rows), 2]; height and width of each image on its canvas.
       labels: int32 [len(rows)]; or if the source has `multi_label`, uint8 [len(rows), num_classes],
         1 for each class that the image has.
@@ -85,7 +86,7 @@ def eval_batches(source: Source, data: "DataConfig", *, batch_size: int, rows: R
       rows: the rows of the global batch that this process makes.
 
     Yields:
-      images: uint8 [len(rows), height, width, 3] of image_size; resized and centre-cropped.
+      images: uint8 [len(rows), height, width, channels] of image_size; resized and centre-cropped.
       labels: as `train_batches`.
       mask: bool [len(rows)]; False for the padding of the last batch (zeros) and for broken images.
       index: int32 [len(rows)]; the number of each row's record in the source, -1 for padding.
@@ -109,8 +110,9 @@ class _LoadTraining:
 
     def __call__(self, step: int) -> HostBatch:
         index = self.order.records(step, self.rows)
-        canvas_size = self.images.data.canvas_size
-        images = np.zeros((len(index), canvas_size, canvas_size, 3), np.uint8)
+        data = self.images.data
+        canvas = (data.canvas_size, data.canvas_size, data.channels)
+        images = np.zeros((len(index), *canvas), np.uint8)
         sizes = np.empty((len(index), 2), np.int32)
         labels = _no_labels(self.images.source, len(index))
         broken = np.empty(len(index), bool)
@@ -141,8 +143,8 @@ class _LoadEvaluation:
     def __call__(self, step: int) -> HostBatch:
         index = step * self.batch_size + self.rows
         index = np.where(index < len(self.images.source), index, -1).astype(np.int32)
-        height, width = height_and_width(self.images.data.image_size)
-        images = np.zeros((len(index), height, width, 3), np.uint8)
+        data = self.images.data
+        images = np.zeros((len(index), *height_and_width(data.image_size), data.channels), np.uint8)
         labels = _no_labels(self.images.source, len(index))
         mask = np.zeros(len(index), bool)
         for i in np.flatnonzero(index >= 0):

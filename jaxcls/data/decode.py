@@ -1,17 +1,20 @@
-"""Encoded bytes to pixels: RGB, uint8, 0 to 255, [height, width, 3]."""
+"""Encoded bytes to pixels: uint8, 0 to 255, [height, width, channels]; RGB if there are three."""
 
 import io
 import logging
 import struct
 import warnings
-from typing import cast
+import zlib
+from typing import NamedTuple, cast
 
+import cv2
 import numpy as np
 import PIL.AvifImagePlugin
 import PIL.GifImagePlugin
 import PIL.Image
 import PIL.ImageColor
 import PIL.ImageFile
+import PIL.ImageOps
 import PIL.JpegImagePlugin
 import PIL.PngImagePlugin
 import PIL.TiffImagePlugin
@@ -19,6 +22,14 @@ import PIL.WebPImagePlugin
 import simplejpeg
 
 from jaxcls.data import bmp, png
+from jaxcls.data.arrays import (
+    TiffPage,
+    ValueRange,
+    npy_size,
+    read_npy,
+    require_channels,
+    to_levels,
+)
 from jaxcls.data.formats import format_of
 from jaxcls.data.orientation import jpeg_orientation, orientation, upright
 from jaxcls.system.errors import BrokenImageError, DataError
@@ -44,6 +55,8 @@ _PLUGINS: dict[str, type[PIL.ImageFile.ImageFile]] = {
     "WEBP": PIL.WebPImagePlugin.WebPImageFile,
 }
 
+COLORS = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's modes, by their number of channels
+
 _JPEG = b"\xff\xd8"
 _BOMB = (
     "as in a decompression bomb; if it is a real picture, raise data.max_pixels (predict: "
@@ -65,14 +78,38 @@ _UNREADABLE = (
     TypeError,
     AssertionError,  # Pillow's, of a palette that is missing
     struct.error,
+    ArithmeticError,  # as the next one, of tifffile
+    zlib.error,
     PIL.Image.DecompressionBombError,
 )
+
+
+class _Wanted(NamedTuple):
+    """What the caller wants: `channels`, `background` and `value_range` of `decode_image`.
+
+    Attributes:
+      limit: the largest number of pixels.
+    """
+
+    channels: int
+    background: str
+    value_range: ValueRange
+    limit: int
+
+    def behind(self) -> np.ndarray:
+        """Returns the background, uint8 [channels]; with an alpha of 0."""
+        mode = COLORS[self.channels]
+        if mode == "RGBA":
+            return np.array([*PIL.ImageColor.getrgb(self.background), 0], np.uint8)
+        return np.array(PIL.ImageColor.getcolor(self.background, mode), np.uint8)
 
 
 def decode_image(
     data: bytes,
     *,
     where: str,
+    channels: int = 3,
+    value_range: ValueRange = None,
     background: str = "#ffffff",
     longest: int | None = None,
     scale_above: int | None = None,
@@ -84,9 +121,17 @@ def decode_image(
     colour, and images are turned upright by their EXIF or XMP orientation. If there are several
     frames or pages, only the first is decoded.
 
+    For one channel, the same becomes grey (ITU-R 601, as Pillow's "L"). For four, alpha is kept,
+    255 where a file has none. A .npy file, and a TIFF for any other number, must have so many
+    channels (a .npy file may be grey for RGB), and each is taken as it is; so must a TIFF of more
+    than 8 bits with a range.
+
     Args:
-      data: a whole file: JPEG, PNG, WebP, AVIF, GIF, TIFF or BMP.
+      data: a whole file: JPEG, PNG, WebP, AVIF, GIF, TIFF, BMP or .npy.
       where: the name of the image in errors, for example "record 7 of digits train".
+      channels: of the result.
+      value_range: the numbers that become 0 and 255, of images of more than 8 bits
+        (`arrays.to_levels`).
       background: the colour behind transparent pixels, "#rrggbb".
       longest: the length in pixels to which the caller will shrink the longer side. A JPEG may be
         decoded at 1/2, 1/4 or 1/8 of its size if that leaves nine tenths of this length; it is
@@ -97,23 +142,35 @@ def decode_image(
         allocated (None: MAX_PIXELS for a JPEG, MAX_WHOLE_PIXELS for others).
 
     Returns:
-      uint8 [height, width, 3], RGB.
+      uint8 [height, width, channels].
 
     Raises:
-      BrokenImageError: the data is not an image of a supported format, is damaged or incomplete, or
-        has too many pixels.
-      DataError: the pixels do not fit into memory.
+      BrokenImageError: the data is not an image of a supported format, is damaged or incomplete,
+        has too many pixels or other channels, or needs a range.
+      DataError: the pixels do not fit into memory, or a library is not installed.
     """
     limit = max_pixels or (MAX_PIXELS if data[:2] == _JPEG else MAX_WHOLE_PIXELS)
+    wanted = _Wanted(channels, background, value_range, limit)
     try:
-        if data[:2] == _JPEG:
-            return _decode_jpeg(data, background, limit, longest, scale_above)
-        kind = format_of(data)
+        kind = "JPEG" if data[:2] == _JPEG else format_of(data)
+        if kind == "NPY":
+            return _decode_npy(data, wanted)
+        if kind == "TIFF" and (pixels := _decode_deep_tiff(data, wanted)) is not None:
+            return pixels
+        if channels not in COLORS:
+            raise ValueError(
+                f"a {kind} has 1, 3 or 4 channels, but data.channels is {channels}; set "
+                f"data.channels, or convert it to TIFF or .npy"
+            )
+        if kind == "JPEG":
+            return _decode_jpeg(data, wanted, longest, scale_above)
         if kind == "BMP":
-            return _decode_bmp(data, background, limit)
+            return _decode_bmp(data, wanted)
         if kind == "PNG":
-            return _decode_png(data, background, limit)
-        return _decode_other(data, kind, background, limit)
+            return _decode_png(data, wanted)
+        return _decode_other(data, kind, wanted)
+    except DataError:
+        raise
     except _UNREADABLE as error:
         raise BrokenImageError(
             f"{where}: the image cannot be decoded ({str(error) or repr(error)}; {len(data)} bytes)"
@@ -125,9 +182,19 @@ def decode_image(
         ) from error
 
 
-def image_header(data: bytes) -> tuple[str, int, int]:
-    """Returns format, height and width (as stored, in pixels) of an image that can be decoded."""
+def image_header(data: bytes, *, channels: int = 3) -> tuple[str, int, int]:
+    """Returns format, height and width (as stored, in pixels) of an image that can be decoded.
+
+    Args:
+      data: a whole file.
+      channels: with which it can be decoded.
+    """
     kind = format_of(data)
+    if kind == "NPY":
+        return kind, *npy_size(data, channels)
+    if kind == "TIFF" and channels not in COLORS:
+        page = TiffPage(data)
+        return kind, page.height, page.width
     if kind == "BMP":
         header = bmp.read_header(data)
         return kind, header.height, header.width
@@ -135,8 +202,29 @@ def image_header(data: bytes) -> tuple[str, int, int]:
         return kind, image.height, image.width
 
 
+def _decode_npy(data: bytes, wanted: _Wanted) -> np.ndarray:
+    _check_size(*npy_size(data, wanted.channels), wanted.limit)
+    levels = to_levels(read_npy(data, wanted.channels), wanted.value_range)
+    return np.ascontiguousarray(np.broadcast_to(levels, (*levels.shape[:2], wanted.channels)))
+
+
+def _decode_deep_tiff(data: bytes, wanted: _Wanted) -> np.ndarray | None:
+    """Decodes a TIFF whose samples are taken as they are; None if it is one of colours."""
+    if wanted.channels in COLORS and wanted.value_range is None:
+        return None
+    page = TiffPage(data)
+    if wanted.channels in COLORS and page.bits <= 8:
+        return None
+    _check_size(page.height, page.width, wanted.limit)
+    if not (page.channels == 1 and wanted.channels == 3):
+        require_channels(page.channels, wanted.channels)
+    levels = page.levels(wanted.value_range)
+    whole = np.broadcast_to(levels, (*levels.shape[:2], wanted.channels))
+    return np.ascontiguousarray(upright(whole, page.orientation))
+
+
 def _decode_jpeg(
-    data: bytes, background: str, limit: int, longest: int | None, scale_above: int | None
+    data: bytes, wanted: _Wanted, longest: int | None, scale_above: int | None
 ) -> np.ndarray:
     try:
         height, width, colorspace = cast(
@@ -145,7 +233,7 @@ def _decode_jpeg(
         common = colorspace not in ("CMYK", "YCCK")
     except ValueError:
         common, height, width = False, 1, 1
-    _check_size(height, width, limit)
+    _check_size(height, width, wanted.limit)
     if common:
         scale = _decoding_scale(height, width, longest, scale_above)
         try:
@@ -156,14 +244,14 @@ def _decode_jpeg(
                 min_width=-(-width // scale),
                 min_factor=scale,
             )
-            return upright(image, jpeg_orientation(data))
+            return upright(_from_rgb(image, wanted), jpeg_orientation(data))
         except ValueError:
             pass  # Pillow accepts more files and has better messages
     with PIL.JpegImagePlugin.JpegImageFile(io.BytesIO(data)) as image:
-        _check_size(image.height, image.width, limit)
+        _check_size(image.height, image.width, wanted.limit)
         scale = _decoding_scale(image.height, image.width, longest, scale_above)
         image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
-        return upright(_to_rgb(image, background), jpeg_orientation(data))
+        return upright(_to_pixels(image, wanted), jpeg_orientation(data))
 
 
 def _decoding_scale(height: int, width: int, longest: int | None, scale_above: int | None) -> int:
@@ -178,27 +266,43 @@ def _decoding_scale(height: int, width: int, longest: int | None, scale_above: i
     return 1
 
 
-def _decode_bmp(data: bytes, background: str, limit: int) -> np.ndarray:
+def _decode_bmp(data: bytes, wanted: _Wanted) -> np.ndarray:
     header = bmp.read_header(data)
-    _check_size(header.height, header.width, limit)
+    _check_size(header.height, header.width, wanted.limit)
     pixels = bmp.read_pixels(data, header)
-    return _to_rgb(PIL.Image.fromarray(pixels), background)
+    return _to_pixels(PIL.Image.fromarray(pixels), wanted)
 
 
-def _decode_png(data: bytes, background: str, limit: int) -> np.ndarray:
+def _decode_png(data: bytes, wanted: _Wanted) -> np.ndarray:
     file = png.read_png(data)
     with PIL.PngImagePlugin.PngImageFile(io.BytesIO(file.pixels)) as image:
-        _check_size(image.height, image.width, limit)
-        pixels = _to_rgb(image, background)
+        _check_size(image.height, image.width, wanted.limit)
+        if wanted.value_range is not None and file.bits == 16:
+            pixels = _to_pixels(_levels_of_png(file.pixels, wanted.value_range), wanted)
+        else:
+            pixels = _to_pixels(image, wanted)
         if file.key:
-            color = np.array(PIL.ImageColor.getrgb(background), np.uint8)
-            pixels = np.where(png.is_key(image, file)[:, :, None], color, pixels)
+            key = png.is_key(image, file)[:, :, None]
+            pixels = np.where(key, wanted.behind(), pixels)
     return upright(pixels, file.orientation)
 
 
-def _decode_other(data: bytes, kind: str, background: str, limit: int) -> np.ndarray:
+def _levels_of_png(data: bytes, value_range: ValueRange) -> PIL.Image.Image:
+    """Maps the colours of a PNG of 16 bits, of which Pillow keeps 8, and keeps 8 bits of alpha."""
+    samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if samples is None:
+        raise ValueError("a damaged PNG of 16 bits")
+    levels = to_levels(samples, value_range)
+    if levels.ndim == 2:
+        return PIL.Image.fromarray(levels)
+    colors = [levels[:, :, 2::-1]]  # OpenCV's are blue, green and red
+    alpha = [to_levels(samples[:, :, 3:], None)] if samples.shape[2] == 4 else []
+    return PIL.Image.fromarray(np.concatenate(colors + alpha, axis=2))
+
+
+def _decode_other(data: bytes, kind: str, wanted: _Wanted) -> np.ndarray:
     """Decodes AVIF, GIF, TIFF and WebP with Pillow."""
-    own = PIL.Image.MAX_IMAGE_PIXELS
+    own, limit = PIL.Image.MAX_IMAGE_PIXELS, wanted.limit
     if own is not None and limit > 2 * own:  # Pillow raises an error above twice its limit
         PIL.Image.MAX_IMAGE_PIXELS = -(-limit // 2)
     try:
@@ -213,26 +317,26 @@ def _decode_other(data: bytes, kind: str, background: str, limit: int) -> np.nda
     with image:
         _check_size(image.height, image.width, limit)
         if isinstance(image, PIL.TiffImagePlugin.TiffImageFile):
-            return _decode_tiff(image, background)  # Pillow turns it upright
+            return _decode_tiff(image, wanted)  # Pillow turns it upright
         frame = image.tile[0].extents if kind == "GIF" else None
-        pixels = _to_rgb(image, background)
+        pixels = _to_pixels(image, wanted)
         if frame not in (None, (0, 0, image.width, image.height)):
-            pixels = _on_canvas(pixels, frame, background)
+            pixels = _on_canvas(pixels, frame, wanted)
         # Pillow has already adapted an AVIF's EXIF to its own rotation; XMP does not count there.
         blocks = ("exif",) if kind == "AVIF" else ("exif", "xmp")
         return upright(pixels, orientation(image.info.get(name, b"") for name in blocks))
 
 
-def _on_canvas(pixels: np.ndarray, frame: tuple[int, int, int, int], background: str) -> np.ndarray:
+def _on_canvas(pixels: np.ndarray, frame: tuple[int, int, int, int], wanted: _Wanted) -> np.ndarray:
     """Fills the part of a GIF's canvas that its first frame does not cover with the background."""
     left, top, right, bottom = frame
     canvas = np.empty_like(pixels)
-    canvas[:] = PIL.ImageColor.getrgb(background)
+    canvas[:] = wanted.behind()
     canvas[top:bottom, left:right] = pixels[top:bottom, left:right]
     return canvas
 
 
-def _decode_tiff(image: PIL.TiffImagePlugin.TiffImageFile, background: str) -> np.ndarray:
+def _decode_tiff(image: PIL.TiffImagePlugin.TiffImageFile, wanted: _Wanted) -> np.ndarray:
     """Decodes the first page."""
     tags = image.tag_v2
     if _DNG in tags or tags.get(_SUBFILE, 0) & _REDUCED:
@@ -245,30 +349,41 @@ def _decode_tiff(image: PIL.TiffImagePlugin.TiffImageFile, background: str) -> n
         )
     inverted = tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow ignores it for 16 bits
     if image.mode.startswith("I;16"):
-        return _grey_of_words(image, bits) ^ (255 if inverted else 0)
-    return _to_rgb(image, background)
+        grey = _highest_bits(image, bits)
+        return _to_pixels(PIL.ImageOps.invert(grey) if inverted else grey, wanted)
+    return _to_pixels(image, wanted)
 
 
-def _grey_of_words(image: PIL.Image.Image, bits: int) -> np.ndarray:
-    """Returns the highest 8 bits of each sample, in three equal channels."""
-    grey = (np.asarray(image) >> (bits - 8)).astype(np.uint8)
-    return np.repeat(grey[:, :, None], 3, axis=2)
+def _highest_bits(image: PIL.Image.Image, bits: int) -> PIL.Image.Image:
+    """Returns the highest 8 bits of each sample of a grey image."""
+    return PIL.Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
 
 
-def _to_rgb(image: PIL.Image.Image, background: str) -> np.ndarray:
+def _to_pixels(image: PIL.Image.Image, wanted: _Wanted) -> np.ndarray:
     if image.mode.startswith("I;16"):
-        return _grey_of_words(image, 16)
+        image = _highest_bits(image, 16)
     if image.mode in ("I", "F"):
         raise ValueError(
             "grey of 32 bits, signed or floating point, has no defined white; convert it to 8 or "
-            "16 bits"
+            "16 bits, or set data.value_range to the numbers that shall become 0 and 255"
         )
     if image.has_transparency_data:
         if image.mode == "La":
             image = image.convert("LA")
-        behind = PIL.Image.new("RGBA", image.size, PIL.ImageColor.getrgb(background))
-        image = PIL.Image.alpha_composite(behind, image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
+        image = image.convert("RGBA")
+        if wanted.channels == 4:
+            return np.asarray(image)
+        color = PIL.ImageColor.getrgb(wanted.background)
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, color), image)
+    return _from_rgb(np.asarray(image.convert("RGB")), wanted)
+
+
+def _from_rgb(pixels: np.ndarray, wanted: _Wanted) -> np.ndarray:
+    """Makes the channels that are wanted of opaque RGB."""
+    if wanted.channels == 3:
+        return pixels
+    mode = COLORS[wanted.channels]
+    return np.asarray(PIL.Image.fromarray(pixels).convert(mode)).reshape(*pixels.shape[:2], -1)
 
 
 def _check_size(height: int, width: int, limit: int) -> None:

@@ -44,7 +44,8 @@ def device_batches(
       on_wait: as for `to_device`.
 
     Yields:
-      An endless iterator of {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2],
+      An endless iterator of {"images": uint8 [batch, canvas, canvas, channels], "sizes": int32
+      [batch, 2],
       "labels": int32 [batch], or uint8 [batch, classes] if the source has `multi_label`}. Leaving
       the `with` closes it.
     """

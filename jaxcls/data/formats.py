@@ -5,7 +5,7 @@ import os
 import PIL.TiffImagePlugin
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-DECODED = frozenset({"AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP"})
+DECODED = frozenset({"AVIF", "BMP", "GIF", "JPEG", "NPY", "PNG", "TIFF", "WEBP"})
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -17,6 +17,7 @@ IMAGE_SUFFIXES = frozenset(
         ".jpe",
         ".jpeg",
         ".jpg",
+        ".npy",
         ".png",
         ".tif",
         ".tiff",
@@ -63,6 +64,7 @@ _SIGNATURES = {
     b"GIF87a": "GIF",
     b"GIF89a": "GIF",
     b"BM": "BMP",
+    b"\x93NUMPY": "NPY",
     b"II*\0\x10\0\0\0CR": "camera raw",
     **dict.fromkeys(PIL.TiffImagePlugin.PREFIXES, "TIFF"),
     b"\xff\x0a": "JPEG XL",

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 LARGE_PIXELS = 89_478_485  # 256 MiB when decoded
 
-type Example = tuple[np.ndarray, Label]  # uint8 [height, width, 3], label
+type Example = tuple[np.ndarray, Label]  # uint8 [height, width, channels], label
 
 
 class Images(abc.ABC):
@@ -56,7 +56,7 @@ class TrainingImages(Images):
 
     def __init__(self, source: Source, data: "DataConfig"):
         super().__init__(source, data)
-        needed = len(source) * data.canvas_size**2 * 3
+        needed = len(source) * data.canvas_size**2 * data.channels
         self._kept: dict[int, Example] | None = {} if needed <= data.cache_gib * 2**30 else None
 
     def __getitem__(self, record: int) -> Example:
@@ -112,11 +112,11 @@ def training_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndar
 
     Args:
       encoded: the content of an image file.
-      data: `canvas_size`, `background` and `max_pixels` are used.
+      data: `canvas_size`, `channels`, `value_range`, `background` and `max_pixels` are used.
       where: the name of the image in errors.
 
     Returns:
-      uint8 [height, width, 3], both at most canvas_size.
+      uint8 [height, width, channels], both at most canvas_size.
 
     Raises:
       BrokenImageError: it cannot be decoded.
@@ -124,6 +124,8 @@ def training_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndar
     image = decode_image(
         encoded,
         where=where,
+        channels=data.channels,
+        value_range=data.value_range,
         background=data.background,
         longest=data.canvas_size,
         max_pixels=data.max_pixels,
@@ -136,12 +138,12 @@ def whole_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndarray
 
     Args:
       encoded: the content of an image file.
-      data: `background` and `max_pixels` are used.
+      data: `channels`, `value_range`, `background` and `max_pixels` are used.
       where: the name of the image in errors.
 
     Returns:
-      uint8 [height, width, 3] of the stored size. Only JPEGs of more than LARGE_PIXELS are decoded
-      at a fraction of it, still many times what a network sees.
+      uint8 [height, width, channels] of the stored size. Only JPEGs of more than LARGE_PIXELS are
+      decoded at a fraction of it, still many times what a network sees.
 
     Raises:
       BrokenImageError: it cannot be decoded.
@@ -149,6 +151,8 @@ def whole_image(encoded: bytes, data: "DataConfig", *, where: str) -> np.ndarray
     return decode_image(
         encoded,
         where=where,
+        channels=data.channels,
+        value_range=data.value_range,
         background=data.background,
         scale_above=LARGE_PIXELS,
         max_pixels=data.max_pixels,
@@ -159,11 +163,11 @@ def evaluation_image(image: np.ndarray, data: "DataConfig") -> np.ndarray:
     """Preprocesses a decoded image for evaluation and prediction.
 
     Args:
-      image: uint8 [height, width, 3].
+      image: uint8 [height, width, channels].
       data: `image_size`, `crop_fraction` and `interpolation` are used.
 
     Returns:
-      uint8 [height, width, 3] of `image_size`.
+      uint8 [height, width, channels] of `image_size`.
     """
     assert data.interpolation != "auto", "resolve() has replaced it"
     return center_crop(image, data.image_size, data.crop_fraction, data.interpolation)

@@ -68,7 +68,7 @@ def survey(source: Source, data: "DataConfig", *, limit: int | None = None) -> S
 
     Args:
       source: the split.
-      data: canvas_size, background, max_pixels and num_threads are used.
+      data: num_threads and the fields of `training_image` are used.
       limit: the largest number of images to read, evenly spread (None: all).
 
     Raises:
@@ -105,7 +105,8 @@ def _look(source: Source, record: int, data: "DataConfig") -> _Seen:
         training_image(stored.image, data, where=source.describe(record))
     except BrokenImageError as error:
         return _Seen(stored.label, len(stored.image), problem=str(error))
-    kind, height, width = image_header(stored.image)  # does not decode the pixels again
+    # Does not decode the pixels again.
+    kind, height, width = image_header(stored.image, channels=data.channels)
     return _Seen(stored.label, len(stored.image), kind, (height, width))
 
 

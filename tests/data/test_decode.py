@@ -74,7 +74,7 @@ def test_an_image_beyond_memory_is_named_but_is_not_broken(monkeypatch):
     def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr("jaxcls.data.decode._to_rgb", no_memory)
+    monkeypatch.setattr("jaxcls.data.decode._to_pixels", no_memory)
     with pytest.raises(DataError, match=r"it: the pixels .* do not fit into memory") as caught:
         decode_image(data, where="it")
     assert not isinstance(caught.value, BrokenImageError)
@@ -528,3 +528,110 @@ def test_suffixes_of_what_is_read_and_of_what_is_not():
 def test_the_header_of_every_format():
     for kind in ("PNG", "BMP", "WEBP", "GIF", "JPEG", "AVIF", "TIFF"):
         assert image_header(encode(photo(5, 7), kind)) == (kind, 5, 7)
+
+
+# --- One channel and four -------------------------------------------------------------------------
+
+EXACT = ["PNG", "BMP", "GIF", "TIFF", "AVIF", "WEBP"]
+
+
+@pytest.mark.parametrize("kind", [*EXACT, "JPEG"])
+def test_one_channel_is_pillows_luma_of_the_colours(kind):
+    for data in (encode(photo(31, 40), kind), encode(photo(31, 40)[..., 0], kind)):
+        image = decode_image(data, where="it", channels=1)
+        rgb = PIL.Image.fromarray(decode_image(data, where="it"))
+        np.testing.assert_array_equal(image[..., 0], rgb.convert("L"))
+        theirs = PIL.Image.open(io.BytesIO(data)).convert("L")
+        assert np.abs(image[..., 0] - np.asarray(theirs, int)).max() <= (2 if kind == "JPEG" else 0)
+
+
+@pytest.mark.parametrize("kind", [*EXACT, "JPEG"])
+def test_a_fourth_channel_of_opaque_images_is_255(kind):
+    for data in (encode(photo(9, 7), kind), encode(photo(9, 7)[..., 0], kind)):
+        image = decode_image(data, where="it", channels=4)
+        np.testing.assert_array_equal(image[..., :3], decode_image(data, where="it"))
+        assert (image[..., 3] == 255).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"),
+    [("PNG", "RGBA"), ("PNG", "LA"), ("PNG", "P"), ("WEBP", "RGBA"), ("GIF", "RGBA")],
+)
+def test_alpha_is_kept_in_four_channels_and_blended_in_one(kind, mode):
+    data = transparent(kind, mode)
+    image = decode_image(data, where="it", channels=4)
+    np.testing.assert_array_equal(image, PIL.Image.open(io.BytesIO(data)).convert("RGBA"))
+    assert (image[:, :4, 3] == 255).all()
+    assert (image[:, 4:, 3] == 0).all()
+    grey = decode_image(data, where="it", channels=1, background="#0a64ff")
+    luma = PIL.Image.new("RGB", (1, 1), "#0a64ff").convert("L").getpixel((0, 0))
+    assert np.unique(grey[:, 4:]).tolist() == [luma]
+    assert not grey[:, :4].any()
+
+
+def test_half_transparent_pixels_stay_as_they_are():
+    pixels = np.random.default_rng(0).integers(256, size=(5, 4, 4), dtype=np.uint8)
+    np.testing.assert_array_equal(decode_image(encode(pixels, "PNG"), where="", channels=4), pixels)
+    data = tiff(pixels, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(decode_image(data, where="it", channels=4), pixels)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_transparent_colour_and_what_a_frame_leaves_out(channels):
+    image = PIL.Image.fromarray(np.full((4, 6, 3), (10, 20, 30), np.uint8))
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=(10, 20, 30))
+    for data in (file.getvalue(), on_canvas(encode(photo(1, 1), "GIF"), size=(8, 8), at=(7, 7))):
+        pixels = decode_image(data, where="it", channels=channels, background="#ffffff")
+        if channels == 4:
+            assert (pixels[:4, :6, 3] == 0).all()
+        else:
+            assert (pixels[:4, :6] == 255).all()
+
+
+def test_cmyk_has_one_channel_or_four_like_rgb():
+    data = encode_cmyk(PIL.Image.fromarray(photo(16, 16)), "JPEG", quality=100)
+    rgb = decode_image(data, where="it")
+    np.testing.assert_array_equal(decode_image(data, where="it", channels=4)[..., :3], rgb)
+    grey = decode_image(data, where="it", channels=1)[..., 0]
+    np.testing.assert_array_equal(grey, PIL.Image.fromarray(rgb).convert("L"))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("stored", [1, 3, 4])
+def test_a_png_of_16_bits_has_a_range(stored, channels):
+    samples = np.random.default_rng(0).integers(2**16, size=(9, 7, stored), dtype=np.uint16)
+    order = {1: [0], 3: [2, 1, 0], 4: [2, 1, 0, 3]}[stored]
+    data = cv2.imencode(".png", samples[..., order])[1].tobytes()
+    levels = np.clip(np.round((samples - 1000.0) * 255 / 49_000), 0, 255).astype(np.uint8)
+    if stored == 4:
+        levels[..., 3] = samples[..., 3] >> 8
+    shallow = encode(levels[..., 0] if stored == 1 else levels, "PNG")
+    actual = decode_image(data, where="it", channels=channels, value_range=(1000.0, 50_000.0))
+    np.testing.assert_array_equal(actual, decode_image(shallow, where="it", channels=channels))
+
+
+@pytest.mark.parametrize("kind", [*EXACT, "JPEG"])
+@pytest.mark.parametrize("channels", [2, 6])
+def test_formats_of_colours_are_refused_for_other_channels(kind, channels):
+    reason = (
+        f"{kind} has .* data.channels is {channels}|3 channels, but data.channels is {channels}"
+    )
+    with pytest.raises(BrokenImageError, match=f"^it: .*({reason})"):
+        decode_image(encode(photo(9, 7), kind), where="it", channels=channels)
+
+
+def test_grey_without_a_white_names_the_range():
+    for dtype in (np.float32, np.int32):
+        data = tiff(np.zeros((8, 8), dtype), photometric="minisblack")
+        with pytest.raises(BrokenImageError, match=r"set data\.value_range"):
+            decode_image(data, where="it")
+
+
+def test_the_fields_of_the_data_reach_the_decoder():
+    data = DataConfig(channels=1, value_range=(0.0, 100.0), canvas_size=8)
+    image = np.random.default_rng(0).uniform(0, 100, (8, 8)).astype(np.float32)
+    encoded = tiff(image, photometric="minisblack")
+    expected = np.round(image.astype(float) * 255 / 100)[..., None]
+    for read in (training_image, whole_image):
+        np.testing.assert_array_equal(read(encoded, data, where="it"), expected)

@@ -1,6 +1,7 @@
 """Readers of images, and good images."""
 
 import io
+import random
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import cv2
 import mutations
 import numpy as np
 import PIL.Image
+import tifffile
 from mutations import Damage, damage_bytes, mostly
 
 from readers.reader import Reader
@@ -17,18 +19,20 @@ from readers.reader import Reader
 cv2.setNumThreads(0)  # a child would wait for OpenCV's threads, which a fork does not copy
 
 
-def _images(samples: Sequence[bytes], damage: Damage = damage_bytes) -> Reader:
+def _images(
+    samples: Sequence[bytes], damage: Damage = damage_bytes, *, channels: Sequence[int] = (3, 1, 4)
+) -> Reader:
     from jaxcls.data.decode import decode_image, image_header
 
     def read(folder: Path) -> None:
         data = (folder / "image").read_bytes()
-        for longest in (None, 8):
-            image = decode_image(data, where="it", longest=longest)
+        for number, longest in zip(channels, (None, 8, None), strict=False):
+            image = decode_image(data, where="it", channels=number, longest=longest)
             assert image.dtype == np.uint8
             assert image.ndim == 3
-            assert image.shape[2] == 3
+            assert image.shape[2] == number
             assert image.size
-        image_header(data)
+        image_header(data, channels=channels[0])
 
     return Reader(
         samples=[{"image": sample} for sample in samples], damage={"image": damage}, read=read
@@ -95,6 +99,43 @@ def tiff() -> Reader:
             *encoded("TIFF", "1", compression="group4"),
         ]
     )
+
+
+def multispectral_tiff() -> Reader:
+    planes = np.moveaxis(_spectrum(), 2, 0)
+    files = []
+    kinds: tuple[dict[str, Any], ...] = (
+        {"planarconfig": "contig"},
+        {"planarconfig": "contig", "compression": "zlib"},
+        {"planarconfig": "contig", "bigtiff": True, "rowsperstrip": 3, "byteorder": ">"},
+        {"planarconfig": "separate", "tile": (16, 16), "compression": "zlib", "predictor": True},
+    )
+    for options in kinds:
+        image = planes if options["planarconfig"] == "separate" else _spectrum()
+        file = io.BytesIO()
+        tifffile.imwrite(file, image, photometric="minisblack", **options)
+        files.append(file.getvalue())
+    return _images(files, channels=(5,))
+
+
+def npy() -> Reader:
+    files = []
+    for array in (_spectrum(), np.moveaxis(_spectrum(), 2, 0), np.asfortranarray(_spectrum())):
+        for version in ((1, 0), (2, 0)):
+            file = io.BytesIO()
+            np.lib.format.write_array(file, array, version)
+            files.append(file.getvalue())
+    return _images(files, _damage_header, channels=(5,))
+
+
+def _spectrum() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2**16, (12, 10, 5), dtype=np.uint16)
+
+
+def _damage_header(rng: random.Random, data: bytes) -> bytes:
+    """Damages the header of a .npy file or all of it."""
+    end = rng.choice((64, 128, len(data)))
+    return damage_bytes(rng, data[:end]) + data[end:]
 
 
 def avif() -> Reader:
@@ -171,5 +212,7 @@ READERS: dict[str, Callable[[], Reader]] = {
     "webp": webp,
     "gif": gif,
     "tiff": tiff,
+    "multispectral": multispectral_tiff,
+    "npy": npy,
     "avif": avif,
 }

@@ -44,8 +44,8 @@ class ModelConfig:
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     """Keyword arguments of the factory, if name is package.module:factory."""
     weights: str | None = None
-    """Weights that training starts from: a preset, a weights file, or a run (None: random
-    values)."""
+    """Weights that training starts from: a preset, a weights file, hf:OWNER/REPO[@REVISION] on the
+    Hugging Face Hub, or a run (None: random values)."""
     allow_missing: Annotated[tuple[Regex, ...], MAY_BE_EMPTY] = ()
     """Parameters that may be missing in the weights and then start at random: regular expressions
     of whole names such as block1a/project_conv/kernel. A new classifier need not be listed."""
@@ -95,15 +95,16 @@ class DataConfig:
 
     source: str = "digits"
     """digits | tfds:NAME[:VERSION] | folder:PATH (PATH/train/CLASS/* or PATH/CLASS/*) | csv:FILE (a
-    list of files and labels) | webdataset:SHARDS (a folder or pattern of tar files)"""
+    list of files and labels) | webdataset:SHARDS (a folder or pattern of tar files) |
+    hf:NAME[:CONFIG] (a set of Hugging Face, or a folder that begins with ., / or ~)"""
     data_dir: Annotated[str | None, OPERATIONAL] = None
     """Folder of the prepared data sets (None: TFDS' default folder)."""
     prepare: Annotated[bool, OPERATIONAL] = False
-    """Prepare a TFDS data set that is not prepared yet; this may download it."""
+    """Prepare a set of tfds or hf that is not prepared yet; this may download it."""
     image_key: str | None = None
-    """tfds: the feature with the image (None: found in the data set's description)."""
+    """tfds, hf: the feature with the image (None: found in the data set's description)."""
     label_key: str | None = None
-    """tfds: the feature with the label (None: found in the data set's description)."""
+    """tfds, hf: the feature with the label (None: found in the data set's description)."""
     labels: Literal["single", "multiple"] = "single"
     """Classes of an image: exactly one (single), or any number of them, also none (multiple; needs
     loss.name sigmoid or asymmetric)."""

@@ -22,6 +22,7 @@ KINDS = {
     "digits": ("jaxcls.data.digits", ("digits",)),
     "tfds": ("jaxcls.data.tfds", ("tfds:NAME", "tfds:NAME:VERSION")),
     "folder": ("jaxcls.data.folder", ("folder:PATH",)),
+    "hf": ("jaxcls.data.hf", ("hf:NAME", "hf:NAME:CONFIG")),
     "webdataset": ("jaxcls.data.webdataset", ("webdataset:SHARDS",)),
     "csv": ("jaxcls.data.csv_file", ("csv:FILE",)),
 }

@@ -6,9 +6,10 @@ code, which may download files and needs TensorFlow for some sets (the extra `pr
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf.message import DecodeError
 
-from jaxcls.config.decoding import nearest
+from jaxcls.data.feature_keys import Features, choose_keys
 from jaxcls.data.source import Record, Source
 from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.data.tfds_folders import find_prepared, open_builder
@@ -153,7 +154,10 @@ def open_prepared(
         builder = _read_builder(folder, name=name)
         features = dict(builder.info.features.items())
         supervised, splits = builder.info.supervised_keys, builder.info.splits
-    image_key, label_key = _find_keys(features, supervised, keys, name=name, several=several)
+    usual = supervised if supervised and len(supervised) == 2 else (None, None)
+    image_key, label_key = choose_keys(
+        _kinds(features), keys, name=name, several=several, usual=usual
+    )
     parse_split(split, splits, name=name, field=field)
     with _reading(folder, name=name):
         paths = splits[split].filepaths
@@ -226,49 +230,18 @@ def _read_builder(folder: "os.PathLike[str]", *, name: str) -> Any:
     return builder
 
 
-def _find_keys(
-    features: Mapping[str, Any],
-    supervised: tuple[Any, ...] | None,
-    keys: tuple[str | None, str | None],
-    *,
-    name: str,
-    several: bool,
-) -> tuple[str, str]:
-    """Returns the features with the image and the label: as given, supervised, or the only ones."""
-    lists = sorted(key for key, feature in features.items() if _is_list_of_labels(feature))
-    labels = [key for key, feature in features.items() if isinstance(feature, _LABEL)]
-    images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    listed = keys[1] or (lists[0] if lists and not labels else None)
-    if listed in lists and not several:
-        raise DataError(
-            f"data.labels: the images of {name} have several labels ({listed}: "
-            f"{_describe_feature(features[listed])}); set the field to multiple"
-        )
-    found = []
-    for field, key, kind, candidates, default in zip(
-        ("data.image_key", "data.label_key"),
-        keys,
-        ("Image", "ClassLabel"),
-        (sorted(images), (several and lists) or sorted(labels)),
-        supervised if supervised and len(supervised) == 2 else (None, None),
-        strict=True,
-    ):
-        if key is not None and key not in candidates + labels * several:
-            raise DataError(
-                f"{field}: {key!r} is not of type {kind} in {name}"
-                f"{nearest(key, candidates)} (features: {_describe(features)})"
-            )
-        chosen = key or (default if default in candidates else None)
-        if chosen is None and len(candidates) > 1:
-            raise DataError(f"{field}: {name} has several ({', '.join(candidates)}); choose one")
-        if chosen is None and not candidates:
-            raise DataError(
-                f"data.source: {name} is not an image classification set: it needs an Image and a "
-                f"ClassLabel, but has {_describe(features)}"
-            )
-        found.append(chosen or candidates[0])
-    image_key, label_key = found
-    return image_key, label_key
+def _kinds(features: Mapping[str, Any]) -> Features:
+    of_kind = functools.partial(_keys_of, features)
+    return Features(
+        images=of_kind(lambda feature: isinstance(feature, tfds.features.Image)),
+        labels=of_kind(lambda feature: isinstance(feature, _LABEL)),
+        lists=of_kind(_is_list_of_labels),
+        kinds={key: _kind(feature) for key, feature in features.items()},
+    )
+
+
+def _keys_of(features: Mapping[str, Any], serves: Callable[[Any], bool]) -> list[str]:
+    return sorted(key for key, feature in features.items() if serves(feature))
 
 
 def _is_list_of_labels(feature: Any) -> bool:
@@ -280,15 +253,8 @@ def _class_label(feature: Any) -> Any:
     return feature.feature if _is_list_of_labels(feature) else feature
 
 
-def _describe(features: Mapping[str, Any]) -> str:
-    return ", ".join(
-        f"{key}: {_describe_feature(value)}" for key, value in sorted(features.items())
-    )
-
-
-def _describe_feature(feature: Any) -> str:
-    inner = "(ClassLabel)" if _is_list_of_labels(feature) else ""
-    return f"{type(feature).__name__}{inner}"
+def _kind(feature: Any) -> str:
+    return f"{type(feature).__name__}{'(ClassLabel)' if _is_list_of_labels(feature) else ''}"
 
 
 def _missing_files(paths: Iterable[epath.Path]) -> list[str]:

@@ -296,7 +296,7 @@ def test_a_bug_is_not_taken_for_damage(make_set, bug, monkeypatch):
     def fail(*_, **__):
         raise bug
 
-    monkeypatch.setattr(tfds_source, "_find_keys", fail)
+    monkeypatch.setattr(tfds_source, "choose_keys", fail)
     with pytest.raises(type(bug)):
         open_source(config(make_set("more"), "more"), "train")
 

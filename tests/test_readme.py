@@ -48,7 +48,12 @@ PYTHON = [
     if document != GUIDE
     for number in range(len(blocks(document, "python")))
 ]
-OF_OTHERS = {"model.compile", "model.fit", "model.stablehlo"}  # Keras' methods, and a file
+OF_OTHERS = {
+    "model.compile",
+    "model.fit",
+    "model.safetensors",
+    "model.stablehlo",
+}  # Keras' methods, and a file
 SMALL = """
 import dataclasses
 from jaxcls.config import ModelConfig

@@ -49,7 +49,8 @@ usage: jaxcls COMMAND ...
   jaxcls compile CONFIG [--topology v5e:4x4|h200:8] [--search]  whether a training fits into memory
 
 CONFIG is a Python file that defines get_config(), or the directory of a run. MODEL and WEIGHTS are
-the directory of a run, a preset such as efficientnet_lite0_imagenet, or a weights file.
+the directory of a run, a preset such as efficientnet_lite0_imagenet, a weights file, or
+hf:OWNER/REPO on the Hugging Face Hub.
 `jaxcls COMMAND --help` explains every option and every field of the config with its default.
 """
 

@@ -19,7 +19,8 @@ class Convert:
     """Writes weights as safetensors with jaxcls' names, and with the information to use them."""
 
     weights: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="WEIGHTS")]
-    """A preset, a weights file (safetensors, HDF5 or PyTorch), or the directory of a run."""
+    """A preset, a weights file (safetensors, HDF5 or PyTorch), hf:OWNER/REPO[@REVISION], or the
+    directory of a run."""
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"], metavar="FILE.safetensors")]
     """File to write."""
     model: str | None = None

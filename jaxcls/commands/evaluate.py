@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
     """Runs `jaxcls evaluate MODEL …`; returns the exit status."""
     prog = "jaxcls evaluate MODEL"
     name, rest = take_first(
-        arguments, prog, "a run, a preset or a weights file", example="runs/digits"
+        arguments, prog, "a run, a preset, hf:OWNER/REPO or a weights file", example="runs/digits"
     )
     own_data = DataConfig()
     if name is not None:

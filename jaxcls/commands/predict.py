@@ -30,7 +30,7 @@ class Predict:
     """Predicts the classes of image files."""
 
     model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
-    """Directory of a run, name of a preset, or a weights file."""
+    """Directory of a run, name of a preset, a weights file, or hf:OWNER/REPO[@REVISION]."""
     images: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE ...")]
     """Image files, folders of images, or patterns such as 'photos/*.jpg'. Folders are listed as for
     training; a file that is given by name may have any extension."""

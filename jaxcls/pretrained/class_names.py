@@ -28,7 +28,8 @@ def read_class_names(path: str | Path) -> tuple[str, ...]:
         names by number ({"0": "cat"}), or a table of numbers by name ({"cat": 0}). A name may be a
         pair of an id and a name, as in the files of ImageNet's classes by Keras and PyTorch
         ({"0": ["n01440764", "tench"]}): the names are used, or the ids if two names are the same. A
-        config.json of Hugging Face has the names under "id2label".
+        config.json of Hugging Face has the names under "id2label", and one of timm under
+        "label_names".
 
     Returns:
       Different names, in Unicode form NFC.
@@ -103,8 +104,12 @@ def _json(path: Path, text: str) -> Any:
         if path.suffix.lower() != ".json":  # names that begin with a bracket
             return None
         raise UserError(f"{path}: is not valid JSON ({error})") from None
-    if isinstance(content, dict) and isinstance(content.get("id2label"), dict):
-        return content["id2label"]
+    if isinstance(content, dict):
+        inner = content.get("pretrained_cfg")
+        for table in (content, inner if isinstance(inner, dict) else {}):
+            for field in ("id2label", "label_names"):
+                if isinstance(table.get(field), (dict, list)):
+                    return table[field]
     return content
 
 

@@ -68,8 +68,15 @@ def fetch_weights(preset: Preset) -> Path:
 
 def is_present(preset: Preset) -> bool:
     """Returns whether the preset's file is on this machine; uses no network."""
-    path = _in_package(preset) if preset.repository is None else _cached(_of_preset(preset))
+    if preset.repository is not None:
+        return is_cached(_of_preset(preset))
+    path = _in_package(preset)
     return path is not None and path.is_file()
+
+
+def is_cached(file: HubFile) -> bool:
+    """Returns whether a file of the Hub is in the cache; uses no network."""
+    return _cached(file) is not None
 
 
 def _of_preset(preset: Preset) -> HubFile:

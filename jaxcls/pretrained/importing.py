@@ -100,7 +100,7 @@ def import_variables(
         type or values that are not finite, a variable is missing, or a tensor is unused; the
         message lists all of them. Or a pattern matches nothing.
     """
-    family = family_of(file)
+    family = family_for(file, spec)
     left_over = _left_over(allow_unused, file)
     match = _match(file, family, spec, num_classes=num_classes, left_over=left_over)
     allowed = _fitting(allow_missing, spec)
@@ -176,13 +176,28 @@ def family_of(file: WeightsFile) -> Family:
         raise WeightsError(f"{file.path}: {excerpt(error, 1000)}") from None
 
 
+def family_for(file: WeightsFile, spec: NetworkSpec) -> Family:
+    """Returns the family of a file that is to be read for a network.
+
+    Raises:
+      WeightsError: the file's names follow no known convention, or one for other kinds of networks.
+    """
+    family = family_of(file)
+    if not isinstance(spec, family.spec_type):
+        raise WeightsError(
+            f"{file.path} does not fit {spec.name}: its tensors have the names of another kind of "
+            f"network ({family.name}); leave the name of the network out, or name that one"
+        )
+    return family
+
+
 def count_classes(file: WeightsFile, spec: NetworkSpec) -> int:
     """Returns the number of classes of a file's classifier; 0 without one.
 
     Raises:
-      WeightsError: the file's names follow no known convention.
+      WeightsError: as `family_for`.
     """
-    family = family_of(file)
+    family = family_for(file, spec)
     return _num_classes(file, family, family.names(spec, file.tensors))
 
 

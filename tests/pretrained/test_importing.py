@@ -312,6 +312,15 @@ def test_other_precisions_become_float32() -> None:
     np.testing.assert_array_equal(kernel[0, 0], half[:, :, 0, 0].T.astype(np.float32))
 
 
+@pytest.mark.parametrize("model", ["tiny_resnet", "resnet50"])
+def test_another_kind_of_network_than_the_files(model: str) -> None:
+    file = WeightsFile(Path("x"), {"conv_stem.weight": np.zeros((8, 3, 3, 3), np.float32)}, {})
+    with pytest.raises(WeightsError, match=rf"x does not fit {model}: .* another kind .*\(timm\)"):
+        import_variables(file, model_spec(model), num_classes=None)
+    with pytest.raises(WeightsError, match=f"x does not fit {model}"):
+        file_info(file, model=model)
+
+
 def test_another_network_is_recognised() -> None:
     right: Any = model_spec("efficientnetv2_b1")
     wrong: Any = model_spec("efficientnetv2_b0")

@@ -77,7 +77,9 @@ def run(arguments: list[str]) -> int:
         file, info = load_weights(options.weights, model=options.model, ema=options.ema)
         variables, report = import_variables(
             file,
-            model_spec(info.model, info.options, image_size=info.image_size),
+            model_spec(
+                info.model, info.options, image_size=info.image_size, channels=info.channels
+            ),
             num_classes=None,
             allow_missing=options.allow_missing,
             allow_unused=options.allow_unused,

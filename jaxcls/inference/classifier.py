@@ -203,9 +203,10 @@ class ImageClassifier:
         """Computes the probability of every class for each image.
 
         Args:
-          images: uint8 [N, height, width, 3]; or a sequence of uint8 [height, width, 3] of any
-            sizes, or of paths of image files. Grey images may be [height, width] or
-            [height, width, 1].
+          images: uint8 [N, height, width, channels]; or a sequence of uint8 [height, width,
+            channels] of any sizes, or of paths of image files. `config.data.channels` says how many
+            there are; grey images may be [height, width], and [height, width, 1] for three
+            channels. Other numbers than uint8 are mapped by `config.data.value_range`.
           batch_size: the largest number of images on the device at once.
           broken: a dict that gets the index and the error message of each file that cannot be read
             or decoded; its row is then NaN. None: such a file is an error.
@@ -379,6 +380,11 @@ class ImageClassifier:
             raise UserError(
                 f"data.source: name the data to evaluate {self.config.model.weights!r} on, for "
                 f"example --data.source folder:photos"
+            )
+        if data.channels != self.model.spec.channels:
+            raise UserError(
+                f"data.channels: {data.channels}, but the network takes images of "
+                f"{self.model.spec.channels}; set the field to that"
             )
         source = open_source(data, split or data.eval_split, field="--split" if split else None)
         if source.class_names == self.class_names:

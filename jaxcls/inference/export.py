@@ -84,7 +84,7 @@ def make_program(restored: RestoredRun, *, platforms: Sequence[str]) -> jax.expo
       platforms: some of `PLATFORMS`.
 
     Returns:
-      A program from uint8 [batch, height, width, 3] of any batch and size to float32
+      A program from uint8 [batch, height, width, channels] of any batch and size to float32
       [batch, classes]; the caller compiles it.
     """
     data, loss = restored.info.config.data, restored.info.config.loss.name
@@ -95,7 +95,7 @@ def make_program(restored: RestoredRun, *, platforms: Sequence[str]) -> jax.expo
         images = center_crop_jax(images, data.image_size, data.crop_fraction, interpolation)
         return probabilities_of(predict_logits(restored.model, variables, images), loss=loss)
 
-    shape = jax.export.symbolic_shape("batch, height, width, 3")
+    shape = jax.export.symbolic_shape(f"batch, height, width, {data.channels}")
     return jax.export.export(jax.jit(predict), platforms=list(dict.fromkeys(platforms)))(
         jax.ShapeDtypeStruct(shape, jnp.uint8)
     )
@@ -136,6 +136,15 @@ def model_card(
         meaning = f"; a class of {THRESHOLD} or more counts as found"
         found = f"[classes[i] for i in np.flatnonzero(probabilities[0] >= {THRESHOLD})]"
         use = f"print({found})"
+    channels = data.channels
+    pixels = {1: "grey", 3: "RGB", 4: "RGB and alpha"}.get(channels, f"{channels} channels")
+    mapped = ""
+    if data.value_range is not None:
+        low, high = data.value_range
+        mapped = (
+            f"\n\nImages of more than 8 bits must be mapped to uint8 first, as in the training: "
+            f"{low:g} to 0 and {high:g} to 255, rounded and clipped."
+        )
     return f"""\
 # {plain(info.model)}: {len(names)} classes
 
@@ -151,22 +160,22 @@ pip install jax flatbuffers
 import json, pathlib, jax, jax.export, numpy as np
 
 program = jax.export.deserialize(bytearray(pathlib.Path("model.stablehlo").read_bytes()))
-images = np.zeros((1, 300, 400, 3), np.uint8)  # decoded photos of one size: RGB, upright
+images = np.zeros((1, 300, 400, {channels}), np.uint8)  # decoded, of one size: {pixels}, upright
 probabilities = np.asarray(jax.jit(program.call)(images))  # float32 [1, {len(names)}]
 classes = json.loads(pathlib.Path("classes.json").read_text())
 {use}
 ```
 
 `model.stablehlo` runs on {", ".join(dict.fromkeys(platforms))}, with the weights inside. It takes \
-uint8 [batch, height, width, 3] of any batch and size, and compiles once for each. Exported by JAX \
-{jax.__version__}; JAX promises that versions of the next six months read it.
+uint8 [batch, height, width, {channels}] of any batch and size, and compiles once for each. \
+Exported by JAX {jax.__version__}; JAX promises that versions of the next six months read it.
 
 It resizes an image, without stretching it, to the smallest size that covers \
 {describe_size(uncropped(info.image_size, info.crop_fraction))} pixels ({info.interpolation}, \
 antialiased), cuts {describe_size(height_and_width(info.image_size))} (height x width) out of the \
 centre, divides by 255, \
-subtracts {_triple(info.mean)} and divides by {_triple(info.std)}. The probabilities are the \
-{info.activation} of the logits{meaning}.
+subtracts {_numbers(info.mean)} and divides by {_numbers(info.std)}. The probabilities are the \
+{info.activation} of the logits{meaning}.{mapped}
 
 | file | what it holds |
 |---|---|
@@ -184,6 +193,7 @@ subtracts {_triple(info.mean)} and divides by {_triple(info.std)}. The probabili
 | | |
 |---|---|
 | data | {code(data.source)}, split {code(data.train_split)} |
+| images | {pixels} |
 | started from | {started} |
 | length | {length} of {data.batch_size} images; this is step {restored.step} |
 | optimizer | {plain(optimizer.name)}, learning rate {optimizer.learning_rate}{averaged} |
@@ -203,7 +213,7 @@ def _named_scores(evaluation: Mapping[str, float]) -> str:
     )
 
 
-def _triple(values: Sequence[float]) -> str:
+def _numbers(values: Sequence[float]) -> str:
     return "(" + ", ".join(f"{value:.6g}" for value in values) + ")"
 
 

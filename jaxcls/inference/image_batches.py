@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcls.config import DataConfig
+from jaxcls.data.arrays import to_levels
 from jaxcls.data.images import evaluation_image, whole_image
 from jaxcls.system.errors import UserError
 from jaxcls.system.paths import local_path
@@ -29,7 +30,7 @@ def map_images(
 
     Args:
       images: as for `ImageClassifier.predict`.
-      function: from uint8 [batch, height, width, 3] to [batch, width].
+      function: from uint8 [batch, height, width, channels] to [batch, width].
       data: the preprocessing.
       width: numbers that the function returns for each image.
       batch_size: the largest number of images in a batch.
@@ -45,8 +46,8 @@ def map_images(
         raise UserError(f"batch_size: must be at least 1, got {batch_size}")
     if isinstance(images, str | Path) or (isinstance(images, np.ndarray) and images.ndim != 4):
         raise UserError(
-            "images: expected uint8 [N, height, width, 3] or a list of images; put a single "
-            "image in a list"
+            f"images: expected uint8 [N, height, width, {data.channels}] or a list of images; put "
+            f"a single image in a list"
         )
     size = min(batch_size, len(images))
     rows = np.full((len(images), width), np.nan, np.float32)
@@ -55,7 +56,7 @@ def map_images(
         for index in range(start, min(start + batch_size, len(images))):
             image = _pixels(images[index], index, data, broken)
             if image is not None:
-                chunk[index] = evaluation_image(_as_rgb(image), data)
+                chunk[index] = evaluation_image(_with_channels(image, data), data)
         if not chunk:
             continue
         prepared = list(chunk.values())
@@ -70,10 +71,10 @@ def read_image(path: Path, data: DataConfig | None = None) -> np.ndarray:
 
     Args:
       path: the file.
-      data: `background` and `max_pixels` are used (None: their defaults).
+      data: the fields of `jaxcls.data.images.whole_image` are used (None: their defaults).
 
     Returns:
-      uint8 [height, width, 3], as `jaxcls.data.images.whole_image` returns it.
+      uint8 [height, width, channels], as `jaxcls.data.images.whole_image` returns it.
 
     Raises:
       UserError: there is no such file, or it cannot be decoded.
@@ -104,14 +105,24 @@ def _pixels(
         return None
 
 
-def _as_rgb(image: np.ndarray) -> np.ndarray:
-    """Checks an image, and repeats the channel of a grey one: uint8 [height, width, 3]."""
-    shape = list(image.shape)
+def _with_channels(image: np.ndarray, data: DataConfig) -> np.ndarray:
+    """Checks an image, and repeats the channel of a grey one for three.
+
+    Returns:
+      uint8 [height, width, channels].
+    """
+    shape, channels = list(image.shape), data.channels
     if image.ndim == 2:
         image = image[:, :, None]
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
+    grey = channels == 3 and image.ndim == 3 and image.shape[2] == 1
+    if image.ndim != 3 or not (grey or image.shape[2] == channels):
+        grey_too = ", or grey [height, width]" if channels in (1, 3) else ""
         raise UserError(
-            f"images: expected uint8 [height, width, 3], or grey [height, width], got "
-            f"{image.dtype} {shape}"
+            f"images: expected uint8 [height, width, {channels}]{grey_too}, got {image.dtype} "
+            f"{shape}"
         )
-    return np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image
+    try:
+        levels = to_levels(image, data.value_range)
+    except ValueError as error:
+        raise UserError(f"images: {error}") from error
+    return np.repeat(levels, 3, axis=2) if grey else levels

@@ -55,7 +55,7 @@ def open_weights(
         info = with_class_names(info, class_names, count, name=name)
     model = model_from_config(config, num_classes=count)
     warn_of_changed_code(info.model, info.code)
-    images = jnp.zeros((1, *height_and_width(spec.image_size), 3))
+    images = jnp.zeros((1, *height_and_width(spec.image_size), spec.channels))
     # Variables that the file does not have keep their random initial values.
     fill = jax.jit(lambda values: overlay(model.init(random_key(0), images), values))
     return config, class_names_for(info.class_names, count), model, fill(values)
@@ -81,7 +81,13 @@ def _config_of(name: str, info: WeightsInfo) -> Config:
         Config(
             model=ModelConfig(name=info.model, options=info.options, weights=name),
             data=DataConfig(
-                source="", image_size=0, canvas_size=0, crop_fraction=0, interpolation="auto"
+                source="",
+                image_size=0,
+                canvas_size=0,
+                channels=info.channels,
+                value_range=info.value_range,
+                crop_fraction=0,
+                interpolation="auto",
             ),
             loss=LossConfig(name=info.activation),
             num_steps=1,

@@ -27,18 +27,23 @@ class NetworkSpec:
     Attributes:
       name: the name for `create_model`.
       image_size: the native size of its images.
-      mean: red, green, blue; subtracted from images in [0, 1].
-      std: red, green, blue; the difference is divided by it.
+      mean: a number for each channel (red, green, blue); subtracted from images in [0, 1].
+      std: a number for each channel; the difference is divided by it.
       padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
       batch_norm_epsilon: added to the variances.
     """
 
     name: str
     image_size: ImageSize
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     padding: Padding = "same"
     batch_norm_epsilon: float = 1e-3
+
+    @property
+    def channels(self) -> int:
+        """The channels of its images."""
+        return len(self.mean)
 
     @property
     def num_features(self) -> int:
@@ -77,7 +82,7 @@ class Network(Protocol):
         ...
 
     def init(self, rngs: Any, images: Any, /) -> Variables:
-        """Returns the initial variables for images [batch, height, width, 3]."""
+        """Returns the initial variables for images [batch, height, width, channels]."""
         ...
 
     def apply(
@@ -97,7 +102,7 @@ class Network(Protocol):
 
         Args:
           variables: the variables.
-          images: [batch, height, width, 3], normalised with the mean and std of `spec`.
+          images: [batch, height, width, channels], normalised with the mean and std of `spec`.
           train: whether to use batch statistics and dropout.
           positions: int32 [batch], each example's place in the global batch.
           progress: the completed share of the training, for rates that change by stage.

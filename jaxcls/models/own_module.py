@@ -3,12 +3,13 @@
 The factory is called with `num_classes`, the options of the config, and `dtype` (of the
 activations) if it takes that. It returns a Linen module that
 
-- maps images [batch, height, width, 3], normalised with mean and std, to logits
+- maps images [batch, height, width, channels], normalised with mean and std, to logits
   [batch, num_classes], when it is called with `images` and `train`;
 - may take `positions` and `progress` too, which mean the same as in `interface.Network.apply`;
 - has a last layer named "classifier", with a kernel and perhaps a bias;
-- may have the attributes `image_size`, `mean` and `std` (default: 224, ImageNet's), and `layers`:
-  the modules of its params by layer, first to last, for the layer-wise decay of learning rates.
+- may have the attributes `image_size`, `mean` and `std` (default: 224, ImageNet's; numbers for red,
+  green and blue, or for each channel), and `layers`: the modules of its params by layer, first to
+  last, for the layer-wise decay of learning rates.
 """
 
 import contextlib
@@ -33,7 +34,7 @@ from jaxcls.models.interface import (
     PyTree,
     Variables,
 )
-from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, for_channels
 from jaxcls.models.own_code import FLOAT32, make_module, parameters, running
 
 COLLECTIONS = {"params", "batch_stats"}
@@ -153,13 +154,14 @@ class OwnNetwork:
 
 
 @functools.lru_cache(maxsize=16)
-def own_spec(name: str, options: str, image_size: ImageSize) -> OwnSpec:
+def own_spec(name: str, options: str, image_size: ImageSize, channels: int) -> OwnSpec:
     """Returns the spec of a user's module.
 
     Args:
       name: "package.module:factory".
       options: the keyword arguments of the factory as JSON.
       image_size: the size of its images; 0 for the module's own.
+      channels: of its images.
 
     Raises:
       ConfigError: the factory cannot be imported or called, or what it returns is no network; the
@@ -176,28 +178,29 @@ def own_spec(name: str, options: str, image_size: ImageSize) -> OwnSpec:
         name=name,
         options=options,
         image_size=image_size or native,
-        mean=_triple(name, module, "mean", IMAGENET_MEAN),
-        std=_triple(name, module, "std", IMAGENET_STD),
+        mean=_numbers(name, module, "mean", IMAGENET_MEAN, channels),
+        std=_numbers(name, module, "std", IMAGENET_STD, channels),
     )
     _check(spec)
     return spec
 
 
-def _triple(
-    name: str, module: nn.Module, attribute: str, default: tuple[float, float, float]
-) -> tuple[float, float, float]:
+def _numbers(
+    name: str, module: nn.Module, attribute: str, default: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
     try:
-        red, green, blue = map(float, getattr(module, attribute, default))
-        if not all(map(math.isfinite, (red, green, blue))) or (
-            attribute == "std" and not red * green * blue
-        ):
+        numbers = tuple(map(float, getattr(module, attribute, default)))
+        if len(numbers) not in (3, channels) or not all(map(math.isfinite, numbers)):
+            raise ValueError
+        if attribute == "std" and 0 in numbers:
             raise ValueError
     except (TypeError, ValueError) as error:
+        more = "" if channels == 3 else f", or {channels} for data.channels"
         raise ConfigError(
             f"model.name: the attribute `{attribute}` of {name} must be three numbers, for red, "
-            f"green and blue, and those of std not 0"
+            f"green and blue{more}, and those of std not 0"
         ) from error
-    return red, green, blue
+    return for_channels(numbers, channels)
 
 
 def _check(spec: OwnSpec) -> None:
@@ -231,7 +234,7 @@ def _check(spec: OwnSpec) -> None:
             f"[features, classes] and perhaps a bias"
         )
     network = spec.build(num_classes=3)
-    images = jax.ShapeDtypeStruct((2, *height_and_width(spec.image_size), 3), jnp.float32)
+    images = _images(spec)
     train = functools.partial(
         network.apply,
         train=True,
@@ -286,8 +289,11 @@ def _path(path: jax.tree_util.KeyPath) -> str:
 @functools.lru_cache(maxsize=16)
 def _shapes(spec: OwnSpec) -> dict[str, Any]:
     """Shapes and dtypes of the variables for one class."""
-    images = jax.ShapeDtypeStruct((2, *height_and_width(spec.image_size), 3), jnp.float32)
-    return dict(jax.eval_shape(spec.build(num_classes=1).init, random_key(0), images))
+    return dict(jax.eval_shape(spec.build(num_classes=1).init, random_key(0), _images(spec)))
+
+
+def _images(spec: OwnSpec) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((2, *height_and_width(spec.image_size), spec.channels), jnp.float32)
 
 
 def _intercepting(*, classify: bool) -> AbstractContextManager[None]:

@@ -14,6 +14,7 @@ from jaxcls.config.schema import OF_ANY_NETWORK
 from jaxcls.config.sizes import ImageSize, height_and_width
 from jaxcls.distributed.random_keys import random_key
 from jaxcls.models.interface import Network, NetworkSpec, PyTree
+from jaxcls.models.normalisation import for_channels
 from jaxcls.models.own_module import own_spec
 from jaxcls.models.specs import SPECS
 from jaxcls.system.errors import UserError
@@ -28,7 +29,11 @@ def model_names() -> tuple[str, ...]:
 
 
 def model_spec(
-    name: str, options: Mapping[str, Any] | None = None, *, image_size: ImageSize = 0
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    image_size: ImageSize = 0,
+    channels: int = 3,
 ) -> NetworkSpec:
     """Returns the layers and preprocessing of the model `name`.
 
@@ -37,15 +42,19 @@ def model_spec(
       options: the keyword arguments of that factory.
       image_size: the size of the images of that module in pixels, on which the shapes of its
         variables may depend; 0 for its own.
+      channels: of the images; for another number than the network's own, mean and std are
+        `for_channels`.
 
     Raises:
       UserError: there is no such model; the message names the nearest one.
       ConfigError: the user's module cannot be used (`own_module.own_spec`).
     """
     if is_own_network(name):
-        return own_spec(name, json.dumps(options or {}, sort_keys=True), image_size)
+        return own_spec(name, json.dumps(options or {}, sort_keys=True), image_size, channels)
     if name in SPECS:
-        return SPECS[name]
+        spec = SPECS[name]
+        numbers = {field: for_channels(getattr(spec, field), channels) for field in PREPROCESSING}
+        return dataclasses.replace(spec, **numbers)
     module, dot, factory = name.rpartition(".")
     own = f"{module}:{factory}" if dot and module else "package.module:factory"
     raise UserError(
@@ -62,6 +71,7 @@ def create_model(
     compute_dtype: str = "float32",
     options: Mapping[str, Any] | None = None,
     image_size: ImageSize = 0,
+    channels: int = 3,
     **settings: Any,
 ) -> Network:
     """Makes the model `name` as a Linen module.
@@ -72,6 +82,7 @@ def create_model(
       compute_dtype: the dtype of activations.
       options: as for `model_spec`.
       image_size: as for `model_spec`.
+      channels: as for `model_spec`.
       settings: attributes of `ImageNetwork`; and `batch_norm_epsilon`, `padding`, `mean` and `std`,
         which replace those of the model's spec if they are not None, so the `spec` of the result
         always has the values in use.
@@ -86,7 +97,8 @@ def create_model(
     """
     given = {field: settings.pop(field, None) for field in SPEC_FIELDS}
     changes = {field: value for field, value in given.items() if value is not None}
-    spec = dataclasses.replace(model_spec(name, options, image_size=image_size), **changes)
+    own = model_spec(name, options, image_size=image_size, channels=channels)
+    spec = dataclasses.replace(own, **changes)
     return spec.build(num_classes=num_classes, compute_dtype=jnp.dtype(compute_dtype), **settings)
 
 
@@ -113,6 +125,7 @@ def model_from_config(config: Config, *, num_classes: int) -> Network:
         compute_dtype=config.compute_dtype,
         options=model.options,
         image_size=config.data.image_size,
+        channels=config.data.channels,
         **{field: value for field, value in given.items() if value is not None},
     )
 
@@ -140,5 +153,5 @@ def eval_variables_template(model: Network, *, image_size: ImageSize, use_ema: b
 
 def variables_template(model: Network, *, image_size: ImageSize) -> PyTree:
     """Returns shapes and dtypes of a model's variables."""
-    images = jax.ShapeDtypeStruct((1, *height_and_width(image_size), 3), jnp.float32)
-    return jax.eval_shape(model.init, random_key(0), images)
+    shape = (1, *height_and_width(image_size), model.spec.channels)
+    return jax.eval_shape(model.init, random_key(0), jax.ShapeDtypeStruct(shape, jnp.float32))

@@ -28,8 +28,8 @@ class ResNetSpec(BlockNetworkSpec):
     """
 
     image_size: int = 224
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     padding: Padding = "symmetric"
     batch_norm_epsilon: float = 1e-5
     repeats: tuple[int, ...]

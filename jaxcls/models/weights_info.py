@@ -24,8 +24,8 @@ class WeightsInfo:
       model: the network's name for `create_model`.
       options: the keyword arguments of the factory, for a module of the user's.
       code: identifies the code of that module (`own_code.source_code`); None if unknown.
-      mean: red, green, blue; subtracted from images in [0, 1].
-      std: red, green, blue; the difference is divided by it.
+      mean: a number for each channel (red, green, blue); subtracted from images in [0, 1].
+      std: a number for each channel; the difference is divided by it.
       padding: the padding of convolutions: "same" as in TensorFlow, or "symmetric" as in PyTorch.
       batch_norm_epsilon: added to the variances.
       pooling: how the last features are pooled.
@@ -33,14 +33,15 @@ class WeightsInfo:
       image_size: of images in pixels.
       crop_fraction: the share of the resized image's height and width that the crop keeps.
       interpolation: the kernel of the resize.
+      value_range: the numbers of images of more than 8 bits that become 0 and 255; None for none.
       class_names: in the order of the logits; None if unknown.
       revision: the commit of a repository on the Hugging Face Hub that they are from; None for
         other weights.
     """
 
     model: str
-    mean: Triple
-    std: Triple
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     padding: Literal["same", "symmetric"] = "same"
     batch_norm_epsilon: float = 1e-3
     pooling: Literal["average", "max"] = "average"
@@ -52,6 +53,12 @@ class WeightsInfo:
     options: dict[str, bool | int | float | str] = dataclasses.field(default_factory=dict)
     code: str | None = None
     revision: str | None = None
+    value_range: tuple[float, float] | None = None
+
+    @property
+    def channels(self) -> int:
+        """The channels of the images."""
+        return len(self.mean)
 
 
 def info_of_spec(spec: "NetworkSpec", **changes: Any) -> WeightsInfo:

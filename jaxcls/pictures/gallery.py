@@ -11,6 +11,7 @@ import numpy as np
 from jaxcls.augment.randaugment import Draw, Layers, apply_layers
 from jaxcls.config import Config
 from jaxcls.config.augment import (
+    NEED_RGB,
     RESIZES,
     Augmentation,
     CenterCrop,
@@ -32,7 +33,7 @@ class Row:
 
     Attributes:
       title: what was done to the images.
-      images: uint8 [height, width, 3] each, of any sizes.
+      images: uint8 [height, width, channels] each, of any sizes.
       captions: a caption for each image.
     """
 
@@ -52,7 +53,7 @@ def training_images(
       count: the number of images; fewer if the batch or the data set has fewer.
 
     Returns:
-      Images, uint8 [height, width, 3] each, and the names of their classes.
+      Images, uint8 [height, width, channels] each, and the names of their classes.
     """
     data = dataclasses.replace(config.data, last_batch="straddle")  # for small data sets
     count = min(count, config.data.batch_size, len(source))
@@ -116,8 +117,16 @@ def magnitude_rows(
     """Applies one operation at magnitudes from 0 to 1; returns a row for each image.
 
     If the operation draws its strength uniformly up to the magnitude, the highest strength is used.
+
+    Raises:
+      UserError: the batch has fewer images, or the operation needs RGB and the images are not.
     """
     _check_count(count, config)
+    if op in NEED_RGB and config.data.channels != 3:
+        raise UserError(
+            f"--op: {op} needs red, green and blue, but data.channels is {config.data.channels}; "
+            f"name another operation"
+        )
     batch = _first_images(config, source, step=step, count=count)
     images, _ = augmented(
         config,

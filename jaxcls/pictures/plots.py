@@ -15,6 +15,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from jaxcls.data.viewable import viewable
 from jaxcls.pictures.gallery import Row
 from jaxcls.system.errors import UserError
 from jaxcls.training.schedules import Plan
@@ -305,7 +306,7 @@ def plot_gallery(rows: Sequence[Row]) -> Figure:
         line[0].set_ylabel(row.title, fontsize=9, parse_math=False)
         for axes, image, caption in zip(line, row.images, row.captions, strict=False):
             small = max(image.shape[:2]) < 64
-            axes.imshow(image, interpolation="nearest" if small else "antialiased")
+            axes.imshow(viewable(image), interpolation="nearest" if small else "antialiased")
             caption = textwrap.shorten(caption, 40, placeholder=" …")
             axes.set_xlabel(caption, fontsize=7, parse_math=False)
     return figure
@@ -315,7 +316,7 @@ def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """Plots images, each with a title and its size.
 
     Args:
-      images: uint8 [height, width, 3] each, of any sizes; at least one.
+      images: uint8 [height, width, channels] each, of any sizes; at least one.
       titles: a title for each image; long ones are shortened.
     """
     columns = min(6, len(images))
@@ -326,7 +327,8 @@ def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
         axes.set_axis_off()
     for axes, image, title in zip(figure.axes, images, titles, strict=False):
         height, width = image.shape[:2]
-        axes.imshow(image, interpolation="nearest" if max(height, width) < 64 else "antialiased")
+        small = max(height, width) < 64
+        axes.imshow(viewable(image), interpolation="nearest" if small else "antialiased")
         title = f"{textwrap.shorten(title, 24)}\n{width} × {height}"
         axes.set_title(title, fontsize=8, parse_math=False)
     return figure

@@ -78,8 +78,8 @@ def import_variables(
 ) -> tuple[Variables, ImportReport]:
     """Returns a network's variables with the values in a file.
 
-    A stem kernel with one input channel is repeated for three, so that grey images give the same
-    result.
+    A stem kernel for another number of channels than the network's images have is adapted
+    (`for_input_channels`).
 
     Args:
       file: what `read_weights` returned.
@@ -201,6 +201,19 @@ def count_classes(file: WeightsFile, spec: NetworkSpec) -> int:
     return _num_classes(file, family, family.names(spec, file.tensors))
 
 
+def count_channels(file: WeightsFile, spec: NetworkSpec) -> int:
+    """Returns the channels of the images that a file's network takes; `spec`'s if unknown.
+
+    Raises:
+      WeightsError: as `family_for`.
+    """
+    family = family_for(file, spec)
+    kernel = file.tensors.get(family.names(spec, file.tensors).get(_STEM, ""))
+    if kernel is None or kernel.ndim != 4:
+        return spec.channels
+    return family.convert(_STEM, kernel).shape[2] or spec.channels
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Match:
     """The comparison of a file with a network.
@@ -255,9 +268,9 @@ def _match(
             continue
         tensor = file.tensors[name]
         view = family.convert(path, tensor)
-        if path == _STEM and view.shape == (*shape[:2], 1, shape[3]):
-            reshaped.append(f"stem_conv/kernel: {_text(view.shape)} spread over 3 channels")
-            view = np.repeat(view, 3, axis=2) / np.float32(3)
+        if path == _STEM and _of_other_channels(view.shape, shape):
+            reshaped.append(_adapted(view.shape[2], shape[2]))
+            view = for_input_channels(view, shape[2])
         if not np.issubdtype(tensor.dtype, np.floating):
             quantised = "; save the model before it is quantised"
             wrong.append(
@@ -283,6 +296,66 @@ def _match(
         wrong=tuple(wrong),
         reshaped=tuple(reshaped),
         ignored=len(rest) - len(unused),
+    )
+
+
+def for_input_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Adapts the kernel of a network's first convolution to images of other channels.
+
+    For one channel, its inputs are summed, so that grey images give what they gave as RGB. For
+    others, they are taken in turn, again and again, and scaled so that the outputs keep their size.
+    (timm's `adapt_input_conv` does the same with kernels of three.)
+
+    Args:
+      kernel: [height, width, in, out], of any floating-point type.
+      channels: the channels of the images.
+
+    Returns:
+      float32 [height, width, channels, out].
+    """
+    found = kernel.shape[2]
+    with np.errstate(over="ignore"):  # what is not finite is an error elsewhere
+        kernel = kernel.astype(np.float32)
+        if channels == 1:
+            return kernel.sum(axis=2, keepdims=True)
+        repeated = kernel[:, :, np.arange(channels) % found]
+        return repeated * np.float32(found) / np.float32(channels)
+
+
+def adapt_stem(variables: Variables, channels: int) -> tuple[Variables, str]:
+    """Adapts the variables of a run to images of other channels.
+
+    Args:
+      variables: {"params": …, …}.
+      channels: the channels of the images.
+
+    Returns:
+      The variables with `for_input_channels` of the stem's kernel, and a sentence about it; as they
+      are and an empty text, if they fit or have no such kernel.
+    """
+    params = variables["params"]
+    stem = params.get("stem_conv", {})
+    kernel = stem.get("kernel")
+    if kernel is None or kernel.ndim != 4 or kernel.shape[2] == channels:
+        return variables, ""
+    adapted = for_input_channels(np.asarray(kernel), channels)
+    params = {**params, "stem_conv": {**stem, "kernel": adapted}}
+    return {**variables, "params": params}, _adapted(kernel.shape[2], channels)
+
+
+def _of_other_channels(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Whether two kernels of a convolution differ in their input channels alone."""
+    same = (*found[:2], *found[3:]) == (*wanted[:2], *wanted[3:])
+    return len(found) == len(wanted) == 4 and same and found[2] not in (0, wanted[2])
+
+
+def _adapted(found: int, channels: int) -> str:
+    if channels == 1:
+        return f"stem_conv/kernel: the sum of its {found} input channels, for images of one"
+    plural = "s" * (found != 1)
+    return (
+        f"stem_conv/kernel: its {found} input channel{plural} in turn for {channels}, times "
+        f"{found}/{channels}"
     )
 
 

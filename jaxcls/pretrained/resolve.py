@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxcls.config import Config, ConfigError, check_data, check_stages, is_own_network
 from jaxcls.config.sizes import longer_side
+from jaxcls.models.normalisation import for_channels
 from jaxcls.models.registry import model_spec
 from jaxcls.models.weights_info import WeightsInfo, info_of_spec
 from jaxcls.pretrained.imagenet import other_imagenet_names
@@ -55,7 +56,9 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
     model, data = config.model, config.data
     info = info or info_for(config)
     if info is None:
-        spec = model_spec(model.name, model.options, image_size=data.image_size)
+        spec = model_spec(
+            model.name, model.options, image_size=data.image_size, channels=data.channels
+        )
         info = info_of_spec(spec, options=model.options)
     else:
         if model.name not in ("auto", info.model):
@@ -63,10 +66,13 @@ def resolve(config: Config, info: WeightsInfo | None = None) -> Config:
                 f"model.name: {model.name}, but the weights {model.weights!r} are of {info.model}; "
                 f'"auto" takes the network of the weights'
             )
-        taken = ("mean", "std")
+        filled = {
+            field: getattr(model, field) or for_channels(getattr(info, field), data.channels)
+            for field in ("mean", "std")
+        }
         if not is_own_network(info.model):
-            taken += ("padding", "pooling", "batch_norm_epsilon")
-        filled = {field: getattr(model, field) or getattr(info, field) for field in taken}
+            for field in ("padding", "pooling", "batch_norm_epsilon"):
+                filled[field] = getattr(model, field) or getattr(info, field)
         options = {**info.options, **model.options}  # those of the config go first
         model = dataclasses.replace(model, name=info.model, options=options, **filled)
     image_size = data.image_size or info.image_size
@@ -97,7 +103,7 @@ def run_weights_info(run: RunInfo) -> WeightsInfo:
     """Returns the info of a run's weights."""
     model, data = run.config.model, run.config.data
     assert data.interpolation != "auto", "a run records a resolved config"
-    spec = model_spec(model.name, model.options, image_size=data.image_size)
+    spec = model_spec(model.name, model.options, image_size=data.image_size, channels=data.channels)
     return WeightsInfo(
         model=model.name,
         mean=model.mean or spec.mean,
@@ -109,6 +115,7 @@ def run_weights_info(run: RunInfo) -> WeightsInfo:
         image_size=data.image_size,
         crop_fraction=data.crop_fraction,
         interpolation=data.interpolation,
+        value_range=data.value_range,
         class_names=run.class_names,
         options=model.options,
         code=run.code,

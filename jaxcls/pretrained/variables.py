@@ -44,7 +44,7 @@ def without_collection(path: str) -> str:
 def _with_one_class(spec: NetworkSpec) -> Shapes:
     """Traces the network's initialisation, which takes about a second."""
     network: Any = spec.build(num_classes=1)
-    images = jnp.zeros((1, *height_and_width(spec.image_size), 3))
+    images = jnp.zeros((1, *height_and_width(spec.image_size), spec.channels))
     # JAX sorts what a traced function returns; Flax has the variables in the order of the layers.
     init = functools.partial(nn.Module.init, network) if isinstance(network, nn.Module) else None
     found: Shapes = {}

@@ -73,7 +73,7 @@ class Training:
     def abstract_batch(self) -> Any:
         """Shapes, dtypes and shardings of a training batch, without reading one."""
         data, sharding = self.config.data, split_by_example(self.mesh)
-        canvases = (data.batch_size, data.canvas_size, data.canvas_size, 3)
+        canvases = (data.batch_size, data.canvas_size, data.canvas_size, data.channels)
         labels, dtype = (data.batch_size,), jnp.int32
         if data.labels == "multiple":
             labels, dtype = (data.batch_size, self.model.num_classes), jnp.uint8

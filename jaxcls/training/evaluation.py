@@ -31,9 +31,9 @@ EvalStep = Callable[[Variables, Mapping[str, Array]], dict[str, Array]]
 def make_eval_step(model: Network, *, loss: str, mesh: Mesh) -> EvalStep:
     """Makes the jitted `(variables, batch) -> results`, of which `Tally` makes metrics.
 
-    The batch is {"images": uint8 [batch, size, size, 3], "labels": int32 [batch], or with several
-    labels an image uint8 [batch, classes], "mask": bool [batch]}; examples whose mask is False are
-    left out. The variables may be replicated or sharded.
+    The batch is {"images": uint8 [batch, height, width, channels], "labels": int32 [batch], or with
+    several labels an image uint8 [batch, classes], "mask": bool [batch]}; examples whose mask is
+    False are left out. The variables may be replicated or sharded.
     """
 
     everywhere, split = replicated(mesh), split_by_example(mesh)

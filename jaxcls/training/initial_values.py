@@ -11,7 +11,7 @@ from jaxcls.models.interface import CLASSIFIER, Network, Variables
 from jaxcls.models.own_code import warn_of_changed_code
 from jaxcls.models.registry import variables_template
 from jaxcls.models.weights_info import WeightsError
-from jaxcls.pretrained.importing import ImportReport, import_variables
+from jaxcls.pretrained.importing import ImportReport, adapt_stem, import_variables
 from jaxcls.pretrained.resolve import same_classes
 from jaxcls.pretrained.weights import kind_of_weights, load_weights
 from jaxcls.runs.restore import restore_run
@@ -64,7 +64,9 @@ def _load(
     assert weights is not None
     if kind_of_weights(weights) == "run":
         restored = restore_run(weights)
-        return restored.variables, restored.info.class_names, f"step {restored.step} of the run"
+        values, change = adapt_stem(restored.variables, model.spec.channels)
+        report = f"step {restored.step} of the run" + f"\n{change}" * bool(change)
+        return values, restored.info.class_names, report
     file, info = load_weights(
         weights,
         model=model.spec.name,

@@ -12,6 +12,7 @@ from jaxcls.augment.pipeline import make_augment
 from jaxcls.config import Config
 from jaxcls.config.augment import Augmentation, mix_of
 from jaxcls.config.progressive import image_size_at, progress
+from jaxcls.data.viewable import viewable
 from jaxcls.training.build import Training
 from jaxcls.training.losses import soft_labels
 from jaxcls.training.step import step_keys
@@ -46,7 +47,7 @@ def augmented(
       first: the place of the first row in the global batch.
 
     Returns:
-      images: uint8 [rows, size, size, 3], in the image size of the step's stage.
+      images: uint8 [rows, height, width, channels], in the image size of the step's stage.
       labels: soft labels, float32 [rows, num_classes].
     """
     key, _ = step_keys(config.seed, step)
@@ -70,8 +71,8 @@ def first_augmented(training: Training, batch: Mapping[str, Array]) -> np.ndarra
       batch: the first batch, on the devices of all processes.
 
     Returns:
-      uint8 [rows, size, size, 3]; fewer rows than `log_images`, if the first device of this process
-      holds fewer.
+      uint8 [rows, height, width, 3], as people can look at it; fewer rows than `log_images`, if the
+      first device of this process holds fewer.
     """
     config = training.config
     rows = whole_groups(config.log_images, config.augment)
@@ -85,4 +86,4 @@ def first_augmented(training: Training, batch: Mapping[str, Array]) -> np.ndarra
         stage_ends=training.plan.stage_ends,
         first=shards["labels"].index[0].start or 0,
     )
-    return np.asarray(images[: config.log_images])
+    return viewable(np.asarray(images[: config.log_images]))

@@ -71,7 +71,7 @@ def init_state(
       use_ema: whether to keep moving averages.
       use_skipping: whether to skip steps that are not finite, and count them.
     """
-    images = jnp.zeros((1, *height_and_width(image_size), 3))
+    images = jnp.zeros((1, *height_and_width(image_size), model.spec.channels))
     variables = overlay(model.init(random_key(seed), images), given)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(

@@ -60,9 +60,9 @@ def make_train_step(
 ) -> Any:
     """Makes the jitted step `(state, batch) -> (state, metrics)`, which donates the state.
 
-    The batch is {"images": uint8 [batch, canvas, canvas, 3], "sizes": int32 [batch, 2], "labels":
-    int32 [batch]}, split over the mesh by example; with several labels an image the labels are
-    multi-hot, uint8 [batch, classes]. Metrics are float32 scalars: loss (of `losses`), top1, top5
+    The batch is {"images": uint8 [batch, canvas, canvas, channels], "sizes": int32 [batch, 2],
+    "labels": int32 [batch]}, split over the mesh by example; with several labels an image the
+    labels are multi-hot, uint8 [batch, classes]. Metrics are float32 scalars: loss (of `losses`), top1, top5
     (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
     and ema; top1 and top5 compare with the argmax of the mixed labels, or with several labels with
     the classes that make up half of the mixed image. If the state counts skipped

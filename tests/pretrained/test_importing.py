@@ -148,7 +148,46 @@ def test_stem_of_one_channel_sees_grey_images_alike() -> None:
     assert kernel.dtype == np.float32
     np.testing.assert_array_equal(kernel[:, :, 0], kernel[:, :, 2])
     np.testing.assert_allclose(kernel.sum(axis=2), grey[:, 0].transpose(1, 2, 0), rtol=1e-6)
-    assert report.reshaped == ("stem_conv/kernel: [3, 3, 1, 32] spread over 3 channels",)
+    assert report.reshaped == ("stem_conv/kernel: its 1 input channel in turn for 3, times 1/3",)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 6, 13])
+@pytest.mark.parametrize("found", [3, 4])
+def test_a_stem_of_other_channels_is_summed_or_taken_in_turn(found: int, channels: int) -> None:
+    """As timm's adapt_input_conv does with three."""
+    numbers = {"mean": (0.5,) * found, "std": (0.5,) * found}
+    file = timm_file(dataclasses.replace(SPEC, **numbers))
+    kernel = file.tensors["conv_stem.weight"].transpose(2, 3, 1, 0)
+    expected = np.zeros((*kernel.shape[:2], channels, kernel.shape[3]))
+    for channel in range(channels):
+        expected[:, :, channel] = kernel[:, :, channel % found] * (found / channels)
+    if channels == 1:
+        expected = kernel.astype(float).sum(axis=2, keepdims=True)
+    spec = dataclasses.replace(SPEC, mean=(0.5,) * channels, std=(0.5,) * channels)
+    variables, report = import_variables(file, spec, num_classes=None)
+    adapted = variables["params"]["stem_conv"]["kernel"]
+    assert adapted.dtype == np.float32
+    np.testing.assert_allclose(adapted, expected, rtol=1e-6, atol=1e-6)
+    told = f"its {found} input channels in turn for {channels}, times {found}/{channels}"
+    if channels == 1:
+        told = f"the sum of its {found} input channels, for images of one"
+    assert report.reshaped == (() if found == channels else (f"stem_conv/kernel: {told}",))
+    if found == channels:
+        np.testing.assert_array_equal(adapted, kernel)
+
+
+def test_grey_images_give_the_same_in_one_channel_as_in_three() -> None:
+    file = timm_file()
+    grey_spec = dataclasses.replace(SPEC, mean=(0.5,), std=(0.5,))
+    images = np.random.default_rng(0).normal(size=(2, 32, 32, 1)).astype(np.float32)
+    logits = []
+    for spec in (SPEC, grey_spec):
+        variables, _ = import_variables(file, spec, num_classes=None)
+        for path, leaf in flat(variables["batch_stats"]).items():
+            np.abs(leaf, out=leaf) if path.endswith("var") else None
+        network: Any = spec.build(num_classes=CLASSES)
+        logits.append(network.apply(variables, np.repeat(images, spec.channels, axis=3)))
+    np.testing.assert_allclose(logits[0], logits[1], rtol=1e-4, atol=1e-4)
 
 
 def test_missing_variables_are_listed_with_both_names() -> None:
@@ -262,15 +301,15 @@ def test_one_layer_of_a_foreign_head_is_no_classifier(asked: int | None) -> None
 
 def test_every_wrong_shape_is_named_with_both_shapes() -> None:
     file = timm_file()
-    file.tensors["conv_stem.weight"] = np.zeros((8, 4, 3, 3), np.float32)
+    file.tensors["conv_stem.weight"] = np.zeros((8, 4, 5, 5), np.float32)
     file.tensors["bn1.bias"] = np.zeros(9, np.float32)
     file.tensors["blocks.2.0.conv_dw.weight"] = np.zeros((36, 1, 5, 5), np.float32)
     file.tensors["conv_head.weight"] = np.zeros((24, 16), np.float32)
     message = refusal(file)
     assert "tensors of another shape or type (4):" in message
     assert (
-        "stem_conv/kernel [3, 3, 3, 8]: conv_stem.weight is [8, 4, 3, 3], "
-        "in jaxcls's layout [3, 3, 4, 8]"
+        "stem_conv/kernel [3, 3, 3, 8]: conv_stem.weight is [8, 4, 5, 5], "
+        "in jaxcls's layout [5, 5, 4, 8]"
     ) in message
     assert "stem_bn/bias [8]: bn1.bias is [9]\n" in message
     assert "block3a/depthwise_conv/kernel [3, 3, 1, 36]: blocks.2.0.conv_dw.weight" in message

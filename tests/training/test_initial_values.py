@@ -15,6 +15,7 @@ from jaxcls.distributed.mesh import make_mesh
 from jaxcls.models.registry import create_model, model_from_config, model_spec
 from jaxcls.models.weights_info import info_of_spec
 from jaxcls.pretrained.imagenet import imagenet_class_names, imagenet_wordnet_ids
+from jaxcls.pretrained.importing import for_input_channels
 from jaxcls.pretrained.jaxcls_file import write_weights
 from jaxcls.pretrained.presets import preset_names
 from jaxcls.pretrained.resolve import resolve, same_classes
@@ -125,6 +126,30 @@ def test_the_classifier_stays_where_the_classes_are_the_same(tmp_path: Path) -> 
     values, said = make_initial_values(config, model_from_config(config, num_classes=10), source)
     assert values["params"]["classifier"]["kernel"].shape == (32, 10)
     assert "new classifier" not in said
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_file_and_a_run_are_adapted_to_other_channels(
+    channels: int, weights: Path, tiny_run: tuple[Path, Outcome]
+) -> None:
+    """Mean and std too: the mean of three numbers for each channel. And it is said."""
+    of_file, of_run = random_variables(num_classes=3), restore_run(tiny_run[0]).variables
+    for name, variables, mean in ((weights, of_file, 0.2), (tiny_run[0], of_run, 0.5)):
+        config = config_of(name)
+        data = dataclasses.replace(config.data, channels=channels)
+        config = resolve(dataclasses.replace(config, data=data))
+        np.testing.assert_allclose(config.model.mean or (), [mean] * channels, rtol=1e-6)
+        assert config.model.std == (0.5,) * channels
+        model = model_from_config(config, num_classes=10)
+        values, said = make_initial_values(config, model, open_source(config.data, "train"))
+        kernel = values["params"]["stem_conv"]["kernel"]
+        expected = for_input_channels(variables["params"]["stem_conv"]["kernel"], channels)
+        np.testing.assert_array_equal(kernel, expected)
+        assert kernel.shape == (3, 3, channels, 8)
+        assert "\nstem_conv/kernel: " in said
+        np.testing.assert_array_equal(
+            values["params"]["stem_bn"]["scale"], variables["params"]["stem_bn"]["scale"]
+        )
 
 
 def test_imagenet_classes_go_by_names_or_by_wordnet_ids() -> None:

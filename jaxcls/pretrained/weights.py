@@ -8,12 +8,19 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxcls.config.decoding import nearest
+from jaxcls.models.normalisation import for_channels
 from jaxcls.models.registry import model_spec
 from jaxcls.models.weights_info import WeightsError, WeightsInfo
 from jaxcls.pretrained.files import WeightsFile, read_weights
 from jaxcls.pretrained.hub import fetch_weights
 from jaxcls.pretrained.imagenet import imagenet_class_names
-from jaxcls.pretrained.importing import count_classes, family_for, fitting_models, nearest_model
+from jaxcls.pretrained.importing import (
+    count_channels,
+    count_classes,
+    family_for,
+    fitting_models,
+    nearest_model,
+)
 from jaxcls.pretrained.jaxcls_file import stored_info
 from jaxcls.pretrained.presets import find_preset, preset_names
 from jaxcls.pretrained.repository import (
@@ -153,5 +160,12 @@ def file_info(
     if family.name == "torchvision":
         info, note = torchvision_release(info, file.path)
     known = names if count_classes(file, spec) == len(names) else None
-    info = dataclasses.replace(info, class_names=known, options=dict(options or {}))
+    channels = count_channels(file, spec)
+    info = dataclasses.replace(
+        info,
+        mean=for_channels(info.mean, channels),
+        std=for_channels(info.std, channels),
+        class_names=known,
+        options=dict(options or {}),
+    )
     return info, (note,) if note else ()

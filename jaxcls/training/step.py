@@ -62,12 +62,12 @@ def make_train_step(
 
     The batch is {"images": uint8 [batch, canvas, canvas, channels], "sizes": int32 [batch, 2],
     "labels": int32 [batch]}, split over the mesh by example; with several labels an image the
-    labels are multi-hot, uint8 [batch, classes]. Metrics are float32 scalars: loss (of `losses`), top1, top5
-    (shares of the batch), grad_norm, learning_rate, and the norms of the new params, batch_stats
-    and ema; top1 and top5 compare with the argmax of the mixed labels, or with several labels with
-    the classes that make up half of the mixed image. If the state counts skipped
-    steps, a step whose loss or grad_norm is not finite is skipped, and there is an int32 metric,
-    skipped: the number of steps in a row that were skipped, up to this one (0: it was taken).
+    labels are multi-hot, uint8 [batch, classes]. Metrics are float32 scalars: loss (of `losses`),
+    top1, top5 (shares of the batch), grad_norm, learning_rate, and the norms of the new params,
+    batch_stats and ema; top1 and top5 compare with the argmax of the mixed labels, or with several
+    labels with the classes that make up half of the mixed image. If the state counts skipped steps,
+    a step whose loss or grad_norm is not finite is skipped, and there is an int32 metric, skipped:
+    the number of steps in a row that were skipped, up to this one (0: it was taken).
 
     The network sees images of `image_size` pixels, the size of one or more stages of the plan; the
     strength of the augmentation and the drop rates follow from the stage that the step is in. Each

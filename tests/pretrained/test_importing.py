@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -174,6 +174,15 @@ def test_a_stem_of_other_channels_is_summed_or_taken_in_turn(found: int, channel
     assert report.reshaped == (() if found == channels else (f"stem_conv/kernel: {told}",))
     if found == channels:
         np.testing.assert_array_equal(adapted, kernel)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_the_info_of_a_file_has_the_channels_of_its_stem(channels: int) -> None:
+    spec: Any = model_spec("efficientnet_lite0", channels=channels)
+    info, _ = file_info(timm_file(spec), model=spec.name)
+    assert (info.channels, len(info.std)) == (channels, channels)
+    usual = file_info(timm_file(cast(ModelSpec, model_spec(spec.name))), model=spec.name)[0]
+    assert info.mean == pytest.approx((sum(usual.mean) / 3,) * channels)
 
 
 def test_grey_images_give_the_same_in_one_channel_as_in_three() -> None:

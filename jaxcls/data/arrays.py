@@ -48,6 +48,8 @@ def to_levels(samples: np.ndarray, value_range: ValueRange, *, bits: int = 16) -
                 f"data.value_range to the two numbers that shall become 0 and 255"
             )
         return (samples >> max(bits - 8, 0)).astype(np.uint8)
+    if samples.dtype.kind not in _KINDS:
+        raise ValueError(f"{samples.dtype} is no type of real numbers")
     low, high = value_range
     levels = samples.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):  # infinity is clipped

@@ -115,14 +115,14 @@ def _with_channels(image: np.ndarray, data: DataConfig) -> np.ndarray:
     if image.ndim == 2:
         image = image[:, :, None]
     grey = channels == 3 and image.ndim == 3 and image.shape[2] == 1
+    grey_too = ", or grey [height, width]" if channels in (1, 3) else ""
+    refusal = (
+        f"images: expected uint8 [height, width, {channels}]{grey_too}, got {image.dtype} {shape}"
+    )
     if image.ndim != 3 or not (grey or image.shape[2] == channels):
-        grey_too = ", or grey [height, width]" if channels in (1, 3) else ""
-        raise UserError(
-            f"images: expected uint8 [height, width, {channels}]{grey_too}, got {image.dtype} "
-            f"{shape}"
-        )
+        raise UserError(refusal)
     try:
         levels = to_levels(image, data.value_range)
     except ValueError as error:
-        raise UserError(f"images: {error}") from error
+        raise UserError(f"{refusal}; {error}") from error
     return np.repeat(levels, 3, axis=2) if grey else levels

@@ -72,6 +72,11 @@ def stored_info(file: WeightsFile) -> WeightsInfo | None:
         raise WeightsError(f"{where}: {error}; convert the weights again") from error
     except TypeError as error:  # a field without a default is missing
         raise WeightsError(f"{where} is damaged ({error}); convert the weights again") from error
+    if len(info.mean) != len(info.std):
+        raise WeightsError(
+            f"{where}: mean has {len(info.mean)} numbers and std {len(info.std)}; convert the "
+            f"weights again"
+        )
     if info.class_names is None:
         return info
     return dataclasses.replace(info, class_names=tuple(map(printable, info.class_names)))

@@ -75,6 +75,12 @@ def test_a_type_without_a_white_needs_a_range(dtype):
     assert decode_image(data, where="it", value_range=(0.0, 1.0)).shape == (4, 5, 3)
 
 
+def test_what_is_no_real_number_is_refused():
+    for samples in (np.zeros((2, 2), complex), np.zeros((2, 2), "U1"), np.zeros((2, 2), object)):
+        with pytest.raises(ValueError, match="is no type of real numbers"):
+            to_levels(samples, (0.0, 1.0))
+
+
 # --- .npy ----------------------------------------------------------------------------------------
 
 

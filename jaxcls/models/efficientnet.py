@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from flax import linen as nn
 from jax import Array
@@ -64,8 +64,13 @@ class ModelSpec(BlockNetworkSpec):
     activation: layers.ActivationName = "silu"
 
     @property
-    def num_blocks(self) -> int:
-        return sum(row.repeats for row in self.blocks)
+    def repeats_by_stage(self) -> tuple[int, ...]:
+        return tuple(row.repeats for row in self.blocks)
+
+    def with_repeats(self, repeats: tuple[int, ...]) -> Self:
+        rows = zip(self.blocks, repeats, strict=True)
+        blocks = tuple(dataclasses.replace(row, repeats=count) for row, count in rows)
+        return dataclasses.replace(self, blocks=blocks)
 
     @property
     def num_features(self) -> int:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,21 @@ Rate = float | tuple[float, ...]
 
 
 class BlockNetworkSpec(NetworkSpec):
-    """The spec of a network of residual blocks."""
+    """The spec of a network of residual blocks, in stages whose blocks but the first are equal."""
+
+    @property
+    def repeats_by_stage(self) -> tuple[int, ...]:
+        """The number of residual blocks in each stage."""
+        raise NotImplementedError
+
+    def with_repeats(self, repeats: tuple[int, ...]) -> Self:
+        """Returns the network with another number of blocks in each stage."""
+        raise NotImplementedError
 
     @property
     def num_blocks(self) -> int:
         """The number of residual blocks."""
-        raise NotImplementedError
+        return sum(self.repeats_by_stage)
 
 
 def block_name(stage: int, index: int) -> str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -36,8 +36,11 @@ class ResNetSpec(BlockNetworkSpec):
     bottleneck: bool
 
     @property
-    def num_blocks(self) -> int:
-        return sum(self.repeats)
+    def repeats_by_stage(self) -> tuple[int, ...]:
+        return self.repeats
+
+    def with_repeats(self, repeats: tuple[int, ...]) -> Self:
+        return dataclasses.replace(self, repeats=repeats)
 
     @property
     def num_features(self) -> int:

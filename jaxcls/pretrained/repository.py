@@ -12,9 +12,9 @@ from typing import Any, Literal, NoReturn
 
 from jaxcls.config.decoding import nearest
 from jaxcls.config.sizes import ImageSize
-from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
+from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, for_channels
 from jaxcls.models.registry import model_names
-from jaxcls.models.weights_info import Triple, WeightsError, WeightsInfo
+from jaxcls.models.weights_info import WeightsError, WeightsInfo
 from jaxcls.pretrained.class_names import MAX_BYTES, read_class_names
 from jaxcls.pretrained.hub import HubFile, MissingFileError, fetch_from_hub, is_cached
 from jaxcls.pretrained.imagenet import imagenet_class_names
@@ -146,8 +146,8 @@ class _Config:
         num_classes, names = self._classes()
         info = WeightsInfo(
             model=network.model,
-            mean=self._triple("mean", IMAGENET_MEAN),
-            std=self._triple("std", IMAGENET_STD),
+            mean=self._per_channel("mean", IMAGENET_MEAN, channels),
+            std=self._per_channel("std", IMAGENET_STD, channels),
             padding=network.padding,
             batch_norm_epsilon=network.batch_norm_epsilon,
             pooling=self._pooling(),
@@ -239,8 +239,6 @@ class _Config:
         if not _is_list(shape, of=int, length=3) or min(shape) < 1:
             self._fail(f"{field}: expected channels, height and width, got {excerpt(shape)}")
         channels, height, width = shape
-        if channels != 3:
-            self._fail(f"{field}: jaxcls reads hf: weights for 3 channels, not for {channels}")
         return channels, height if height == width else (height, width)
 
     def _crop_fraction(self) -> float:
@@ -257,17 +255,18 @@ class _Config:
             self._notes.append(f"timm resizes images by {excerpt(kind)!r}, jaxcls by bicubic")
         return "bicubic"
 
-    def _triple(self, field: str, otherwise: Triple) -> Triple:
+    def _per_channel(
+        self, field: str, otherwise: Sequence[float], channels: int
+    ) -> tuple[float, ...]:
         values = self._get(field) or otherwise
-        if _is_list(values, of=int | float, length=1):
-            values = [*values] * 3
-        numbers = _is_list(values, of=int | float, length=3)
+        numbers = [
+            length for length in (1, 3, channels) if _is_list(values, of=int | float, length=length)
+        ]
         if not numbers or not all(abs(value) < 1e6 for value in values):
-            self._fail(f"{field}: expected 3 numbers, got {excerpt(values)}")
+            self._fail(f"{field}: expected {channels} numbers, got {excerpt(values)}")
         if field == "std" and min(values) <= 0:
             self._fail(f"std: must be above 0, got {excerpt(values)}")
-        red, green, blue = map(float, values)
-        return red, green, blue
+        return for_channels(tuple(map(float, values)), channels)
 
 
 def _is_list(value: Any, *, of: Any, length: int) -> bool:

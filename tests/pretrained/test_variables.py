@@ -10,7 +10,12 @@ from jaxcls.pretrained.variables import layer_of, variable_shapes, without_colle
 
 @pytest.mark.parametrize(
     ("name", "num_classes"),
-    [("efficientnetv2_b3", 7), ("efficientnet_b0", 0), ("efficientnet_lite0", 1000)],
+    [
+        ("efficientnetv2_b3", 7),
+        ("efficientnet_b0", 0),
+        ("efficientnet_lite0", 1000),
+        ("resnet50", 3),
+    ],
 )
 def test_variables_are_those_of_the_network(name: str, num_classes: int) -> None:
     model = create_model(name, num_classes=num_classes)

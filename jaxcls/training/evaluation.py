@@ -106,7 +106,9 @@ class Tally:
         if "class_examples" in self._sums:
             hits, examples = self._sums["class_top1"], np.asarray(self._sums["class_examples"])
             present = examples > 0
-            metrics["balanced_top1"] = float(np.mean(np.asarray(hits)[present] / examples[present]))
+            shares = np.asarray(hits)[present] / examples[present]
+            # Data may have no class that the network knows.
+            metrics["balanced_top1"] = float(np.sum(shares) / max(np.sum(present), 1))
         else:
             metrics |= multi_label_metrics(**self.rows())
         return metrics | {"num_examples": int(count)}

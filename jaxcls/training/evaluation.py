@@ -223,13 +223,13 @@ def make_evaluator(
         metrics = evaluate_split(
             results_of, state.eval_variables, source, config.data, mesh=mesh, on_wait=on_wait
         )
+        require_finite(step, "evaluation loss", metrics["loss"])
         if state.ema is not None:
             metrics |= {
                 f"raw_{name}": value
                 for name, value in raw.metrics().items()
                 if name in ("loss", "top1", "top5", "map")
             }
-        require_finite(step, "evaluation loss", metrics["loss"])
         return metrics
 
     return evaluate

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,13 @@ class HfSource(Source):
     """One split of a data set.
 
     Attributes:
+      root: the folder of the library's files; images may lie elsewhere.
       parts: the library's tables that the split consists of; their images are not decoded.
       image_key: the name of the feature with the image.
       label_key: the name of the feature with the label.
     """
 
+    root: str
     parts: tuple[Any, ...]
     image_key: str
     label_key: str
@@ -54,11 +56,15 @@ class HfSource(Source):
         return [self._label(label) for part in self.parts for label in part[self.label_key][:]]
 
     def stored_files(self) -> dict[str, Path]:
-        return {
-            os.path.basename(file["filename"]): Path(file["filename"])
-            for part in self.parts
-            for file in part.cache_files
-        }
+        tables = [file for part in self.parts for file in _table_files(part)]
+        images = [image for part in self.parts for image in self._image_files(part)]
+        return {os.path.relpath(file, self.root): Path(file) for file in (*tables, *images)}
+
+    def _image_files(self, part: Any) -> list[str]:
+        """The files of the images that are not in the tables."""
+        images = part.with_format("arrow")[:][self.image_key]
+        fields = dict(zip((field.name for field in images.type), images.flatten(), strict=True))
+        return fields["path"].filter(fields["bytes"].is_null()).drop_null().to_pylist()
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
@@ -129,6 +135,7 @@ def open_split(name: str, data: "DataConfig", split: str, *, field: str = "split
     return HfSource(
         name=printable(name),
         split=split,
+        root=_common_folder(tables.values()),
         class_names=tuple(map(printable, names)),
         multi_label=several,
         parts=tuple(parts),
@@ -154,6 +161,16 @@ class _Split:
     @property
     def shard_lengths(self) -> list[int]:
         return [self.num_examples]
+
+
+def _table_files(table: Any) -> list[str]:
+    return [file["filename"] for file in table.cache_files]
+
+
+def _common_folder(tables: Iterable[Any]) -> str:
+    """The folder of all files of a set's tables."""
+    folders = [os.path.dirname(file) for table in tables for file in _table_files(table)]
+    return os.path.commonpath(folders) if folders else "."
 
 
 def _kinds(library: Any, features: Mapping[str, Any]) -> Features:

@@ -210,3 +210,20 @@ def test_without_the_library_it_says_what_to_install(
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(DataError, match=r"needs the library datasets; pip install 'jaxcls\[hf\]'"):
         hf.open_split(str(folder), DataConfig(), "train")
+
+
+def test_files_of_one_name_in_two_folders_are_told_apart(tmp_path: Path) -> None:
+    datasets.DatasetDict({"train": make(range(6)), "val": make([6])}).save_to_disk(tmp_path)
+    files = {**opened(tmp_path).stored_files(), **opened(tmp_path, "val").stored_files()}
+    name = "data-00000-of-00001.arrow"
+    assert files == {f"{split}/{name}": tmp_path / split / name for split in ("train", "val")}
+
+
+def test_images_in_files_of_their_own_are_among_the_stored_files(tmp_path: Path) -> None:
+    for number in range(4):
+        path = tmp_path / f"photos/train/{'cat' if number % 2 == 0 else 'dog'}/{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(number)["bytes"])
+    source = opened(tmp_path / "photos", "train[:3]")
+    images = [path for path in source.stored_files().values() if path.suffix == ".png"]
+    assert sorted(path.read_bytes() for path in images) == sorted(source[i].image for i in range(3))

@@ -8,7 +8,15 @@ from typing import Annotated, Literal
 import tyro
 
 from jaxcls.commands.options import parse
-from jaxcls.config import Config, DataConfig, check_data, decode, encode, load_config
+from jaxcls.config import (
+    Config,
+    DataConfig,
+    LossConfig,
+    check_data,
+    decode,
+    encode,
+    load_config,
+)
 from jaxcls.distributed.compile_cache import keep_compiled
 from jaxcls.distributed.job import JobOptions, join
 from jaxcls.system.errors import UserError
@@ -148,7 +156,9 @@ def validate(config: Config) -> Config:
 
 def validate_data(data: DataConfig) -> DataConfig:
     """Checks the fields of data that the command line may have changed."""
-    data = validate(Config(data=data, num_steps=1)).data
+    # The loss is that of the network; this one only has to fit the labels.
+    loss = LossConfig(name="sigmoid" if data.labels == "multiple" else "softmax")
+    data = validate(Config(data=data, loss=loss, num_steps=1)).data
     check_data(data)
     return data
 

@@ -121,7 +121,7 @@ def model_card(
     listed = ", ".join(map(plain, names[:_NAMED_CLASSES]))
     classes = listed + (", …" if len(names) > _NAMED_CLASSES else "")
     averaged = f", averaged with a decay of {optimizer.ema_decay}" if optimizer.ema_decay else ""
-    length = f"{config.num_steps} steps" if config.num_steps else f"{config.num_epochs} epochs"
+    length = f"{config.num_steps} steps" if config.num_steps else f"{config.num_epochs:g} epochs"
     started = code(config.model.weights) if config.model.weights else "random values"
     outcome = "Not evaluated at this step; run `jaxcls evaluate`."
     if evaluation:
@@ -195,7 +195,7 @@ subtracts {_numbers(info.mean)} and divides by {_numbers(info.std)}. The probabi
 | data | {code(data.source)}, split {code(data.train_split)} |
 | images | {pixels} |
 | started from | {started} |
-| length | {length} of {data.batch_size} images; this is step {restored.step} |
+| length | {length}, {data.batch_size} images a step; this is step {restored.step} |
 | optimizer | {plain(optimizer.name)}, learning rate {optimizer.learning_rate}{averaged} |
 | augmentation | {", ".join(type(entry).__name__ for entry in config.augment)} |
 | seed | {config.seed} |

@@ -86,6 +86,7 @@ def _config_of(name: str, info: WeightsInfo) -> Config:
                 canvas_size=0,
                 channels=info.channels,
                 value_range=info.value_range,
+                labels=info.labels,
                 crop_fraction=0,
                 interpolation="auto",
             ),

@@ -34,6 +34,7 @@ class WeightsInfo:
       crop_fraction: the share of the resized image's height and width that the crop keeps.
       interpolation: the kernel of the resize.
       value_range: the numbers of images of more than 8 bits that become 0 and 255; None for none.
+      labels: whether an image has one class, or any number of them.
       class_names: in the order of the logits; None if unknown.
       revision: the commit of a repository on the Hugging Face Hub that they are from; None for
         other weights.
@@ -54,6 +55,7 @@ class WeightsInfo:
     code: str | None = None
     revision: str | None = None
     value_range: tuple[float, float] | None = None
+    labels: Literal["single", "multiple"] = "single"
 
     @property
     def channels(self) -> int:

@@ -25,6 +25,9 @@ NAMED = 40  # the most classes for which it shows names
 LISTED = 20  # the most pairs of confused classes that are listed
 MARKED = 50  # the most points of a curve that get a marker each
 
+# Of the metrics that are not drawn as a whole line.
+_LINE_STYLES = {"top5": "--", "raw_top1": ":", "map": "-."}
+
 
 def plot_schedule(plan: Plan) -> Figure:
     """Plots the learning rate over steps and epochs; dashed lines separate the stages."""
@@ -193,7 +196,7 @@ def _draw_curves(figure: FigureBase, metrics: Mapping[str, np.ndarray]) -> None:
                 steps[there],
                 metrics[column][there],
                 color="tab:orange" if evaluation else "tab:blue",
-                linestyle=":" if "_raw_" in column else "--" if column.endswith("top5") else "-",
+                linestyle=_LINE_STYLES.get(column.removeprefix("eval_"), "-"),
                 marker="o" if there.sum() <= MARKED else None,
                 markersize=3,
                 label=name,

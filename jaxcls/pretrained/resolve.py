@@ -116,6 +116,7 @@ def run_weights_info(run: RunInfo) -> WeightsInfo:
         crop_fraction=data.crop_fraction,
         interpolation=data.interpolation,
         value_range=data.value_range,
+        labels=data.labels,
         class_names=run.class_names,
         options=model.options,
         code=run.code,

@@ -157,6 +157,17 @@ def test_predict_lists_the_classes_above_a_threshold(
     assert cli.main(["predict", str(run[0]), str(tmp_path), "--threshold", "1.5"]) == 2
 
 
+def test_the_command_evaluates_a_run(
+    run: tuple[Path, Outcome], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", str(run[0]), "--per-class", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    for name in ("loss", "map", "micro_f1", "macro_f1", "top1", "num_examples"):
+        assert report[name] == pytest.approx(run[1].metrics[name])
+    precisions = [result["average_precision"] for result in report["classes"]]
+    assert np.mean(precisions) == pytest.approx(report["map"])
+
+
 def test_the_export_says_what_its_probabilities_mean(
     run: tuple[Path, Outcome], tmp_path: Path
 ) -> None:
@@ -170,6 +181,7 @@ def test_the_export_says_what_its_probabilities_mean(
     np.testing.assert_allclose(
         classifier.predict(images), ImageClassifier.from_run(run[0]).predict(images), rtol=1e-5
     )
+    assert classifier.multi_label
 
 
 def test_labels_and_loss_must_fit(config: Config) -> None:

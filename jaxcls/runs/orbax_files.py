@@ -29,7 +29,12 @@ def start_saving(folder: str, arrays: Mapping[str, jax.Array], metadata: Mapping
       An object whose method `result` waits for the end. Orbax and TensorStore raise many types of
       errors, here and there.
     """
-    return ocp.save_async(folder, dict(arrays), custom_metadata=dict(metadata))
+    context = ocp.Context()
+    # Otherwise Orbax cuts each array into a slice for each device that has a copy of it, and every
+    # slice of every shape is a program to compile while the training waits for its first save.
+    context.array.saving.use_replica_parallel = False
+    with context:
+        return ocp.save_async(folder, dict(arrays), custom_metadata=dict(metadata))
 
 
 def load_arrays[T](folder: epath.Path, template: Mapping[str, Any], kind: type[T]) -> dict[str, T]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.sharding import NamedSharding, PartitionSpec
 from saved_states import (
     DTYPES,
@@ -28,7 +29,7 @@ from saved_states import (
     truncate,
 )
 
-from jaxcls.runs import checkpoint
+from jaxcls.runs import checkpoint, orbax_files
 from jaxcls.runs.checkpoint import CheckpointError, Checkpoints
 
 pytestmark = READS_DAMAGED
@@ -70,6 +71,21 @@ def test_arrays_may_be_donated_right_after_save(tmp_path: Path) -> None:
         replaced = jax.block_until_ready(overwrite(state))  # in place, where that is safe
         checkpoints.wait()
         assert_equal(checkpoints.restore(replaced).state, true)
+
+
+@needs_8_devices
+def test_copies_on_several_devices_are_saved_without_compiling(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slice of each shape for each device would hold up the training at its first save."""
+    copies = NamedSharding(mesh(8), PartitionSpec())
+    arrays = {f"{size}": jax.device_put(np.ones((size, 8)), copies) for size in (16, 24, 32)}
+    with jax.log_compiles(), caplog.at_level("WARNING", "jax"):
+        orbax_files.start_saving(str(tmp_path / "0"), arrays, {}).result()
+    assert not [text for text in caplog.messages if "ompil" in text]
+    kinds = dict.fromkeys(arrays, np.ndarray)
+    loaded = orbax_files.load_arrays(epath.Path(tmp_path / "0"), kinds, np.ndarray)
+    assert_equal(loaded, arrays)
 
 
 @needs_8_devices

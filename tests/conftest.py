@@ -2,15 +2,15 @@
 
 import os
 
-# Before jax is imported anywhere: jax reads these once. Without LLVM's optimizer, programs compile
-# in half the time; tests that start a process of their own leave it on.
+from xla_flags import xla_flags
+
+# Before jax is imported anywhere: jax reads these once.
 os.environ["JAX_PLATFORMS"] = os.environ.get("JAXCLS_TEST_PLATFORMS", "cpu")  # for tests/gpu
-os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+os.environ["XLA_FLAGS"] = xla_flags(devices=8)
 # JAX keeps what takes a second or more, and most programs here take less.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
+import gc
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +38,10 @@ from jaxcls.training.loop import Outcome, train
 # programs that the tests start.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Traces of networks are millions of objects that stay. Looking through them at the interpreter's
+# own rate takes a tenth of the time of the tests.
+gc.set_threshold(50_000, 20, 50)
 
 TESTS = Path(__file__).parent
 

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from ports import free_address
+from xla_flags import xla_flags
 
 from jaxcls.config import DataConfig
 from jaxcls.data import device
@@ -297,7 +298,7 @@ def test_two_processes_on_an_interleaved_mesh():
     address = free_address()
     environment = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        "XLA_FLAGS": xla_flags(devices=2),
         "JAX_PLATFORMS": "cpu",
     }
     processes = [

@@ -22,6 +22,7 @@ from ends import STEPS, require_close_end, require_same_end
 from expect import TrialFailed
 from ports import free_address
 from process import Disturbance, Process, require_done
+from xla_flags import QUICK, xla_flags
 
 HERE = Path(__file__).resolve().parent
 CONFIG = HERE / "training" / "storm_config.py"
@@ -185,7 +186,7 @@ class Trial:
         for process in range(shape.processes):
             place = ["--coordinator", address, "--num-processes", str(shape.processes)]
             mine = [*arguments, *place, "--process-id", str(process)] if address else arguments
-            flags = f"--xla_force_host_platform_device_count={shape.devices}"
+            flags = xla_flags(devices=shape.devices)
             disturbed = disturbance if process == victim else None
             started.append(self.command(*mine, disturbance=disturbed, XLA_FLAGS=flags))
         return started
@@ -229,6 +230,7 @@ class Trial:
             "PYTHONPATH": str(CONFIG.parent),
             "XDG_CACHE_HOME": str(self.storm.folder / "cache"),
             "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": QUICK,
             **self.variables,
             **variables,
         }

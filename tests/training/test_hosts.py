@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 from ports import free_address
+from xla_flags import xla_flags
 
 from jaxcls.config import Config, encode
 from jaxcls.config.augment import Mix, RandAugment, RandomCropAndResize, RandomFlip
@@ -72,8 +73,7 @@ def run_job(alone: Alone, out: Path, *, processes: int, devices: list[int]) -> N
         "image": str(alone.image),
     }
     (out / "job.json").write_text(json.dumps(job))
-    count = len(devices) // processes
-    flags = f"--xla_force_host_platform_device_count={count} --xla_backend_optimization_level=0"
+    flags = xla_flags(devices=len(devices) // processes)
     command = [sys.executable, hosts_job.__file__, str(out / "job.json"), str(out)]
     started = [
         subprocess.Popen(

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import pytest
 from gcsfs.retry import HttpError
+from xla_flags import QUICK
 
 from jaxcls.commands.cli import main
 from jaxcls.commands.runs import summarize
@@ -199,7 +200,7 @@ def compiling(command: list[str], tmp_path: Path) -> Iterator[list[subprocess.Po
             with (tmp_path / number).open("w") as err:
                 process = subprocess.Popen(
                     [sys.executable, "-c", COMPILES_FOR_EVER, spec, *command],
-                    env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+                    env={**os.environ, "XLA_FLAGS": QUICK},
                     stdout=subprocess.PIPE,
                     stderr=err,
                     text=True,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from ports import free_address
+from xla_flags import QUICK, xla_flags
 
 from jaxcls.config import Config, encode
 from jaxcls.models import registry
@@ -89,8 +90,6 @@ def get_config():
     return decode(json.loads({text!r}))
 """
 
-FLAGS = "--xla_backend_optimization_level=0"
-DEVICES = "xla_force_host_platform_device_count"
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 
 type Start = Callable[..., list[subprocess.Popen[str]]]
@@ -115,7 +114,7 @@ def start(tiny_config: Config, tmp_path: Path) -> Iterator[Start]:
         for process in map(str, range(2)):
             place = ["--coordinator", address, "--num-processes", "2", "--process-id", process]
             command = [*train_command(config, tmp_path, trouble, process), *place]
-            environment = {**os.environ, "XLA_FLAGS": f"{FLAGS} --{DEVICES}=1"}
+            environment = {**os.environ, "XLA_FLAGS": xla_flags(devices=1)}
             with (tmp_path / process).open("w") as err:
                 job.append(subprocess.Popen(command, env=environment, stderr=err, text=True))
         running.extend(job)
@@ -268,7 +267,7 @@ def test_the_launcher_starts_a_job_again_that_lost_a_process(
     config = dataclasses.replace(tiny_config, num_steps=20, stuck_after_seconds=10)
     command = train_command(config, tmp_path, "dies once", "")
     launch = [sys.executable, str(LAUNCHER), "-n", "2", "--restart", "1", "--"]
-    environment = {**os.environ, "XLA_FLAGS": FLAGS}
+    environment = {**os.environ, "XLA_FLAGS": QUICK}
     job = subprocess.run(
         [*launch, *command], env=environment, cwd=tmp_path, capture_output=True, text=True
     )
@@ -284,7 +283,7 @@ def test_the_launcher_hands_a_stop_on(tiny_config: Config, tmp_path: Path) -> No
     with (tmp_path / "err").open("w") as err:
         job = subprocess.Popen(
             [sys.executable, str(LAUNCHER), "-n", "2", "--", *command],
-            env={**os.environ, "XLA_FLAGS": FLAGS},
+            env={**os.environ, "XLA_FLAGS": QUICK},
             stderr=err,
         )
     await_text(tmp_path / "err", "add", count=3)

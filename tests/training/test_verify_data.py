@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 from ports import free_address
+from xla_flags import xla_flags
 
 from jaxcls.config import Config, encode
 from jaxcls.distributed import agree, watchdog
@@ -265,7 +266,6 @@ def test_processes_whose_data_differ_are_told(
         )
 
 
-FLAGS = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
 PROCESS = """
 import sys
 from jaxcls.commands import cli
@@ -293,7 +293,7 @@ def test_two_processes_with_disks_of_their_own(tiny_config: Config, tmp_path: Pa
             subprocess.Popen(
                 [*command, *options, "--num-processes", "2", "--process-id", number],
                 cwd=tmp_path / number,
-                env={**os.environ, "XLA_FLAGS": FLAGS},
+                env={**os.environ, "XLA_FLAGS": xla_flags(devices=1)},
                 stderr=subprocess.PIPE,
                 text=True,
             )

@@ -222,6 +222,9 @@ def _decode_union(hint: Any, value: Any, extras: tuple[Any, ...], *, field: str)
                 return _decode_value(bounded, value, field=field)
             except ConfigError as error:
                 errors.append(str(error).removeprefix(f"{field}: "))
+    within = next((error for error in errors if error.startswith(f"{field}.")), None)
+    if within:  # the value is of this option's kind, and a part of it is wrong
+        raise ConfigError(within)
     raise ConfigError(f"{field}: {'; or '.join(errors)}")
 
 

@@ -135,7 +135,7 @@ def _download(file: HubFile) -> Path:
     except Exception as error:  # OSError, errors of the HTTP client, RuntimeError of native code
         absent = isinstance(error, errors.EntryNotFoundError) and _status(error) == 404
         kind = MissingFileError if absent else WeightsError
-        raise kind(f"{file.name}: {_why(file, error)}. {_by_hand(file)}") from error
+        raise kind(f"{file.name}: {_why(file, error)}; {_by_hand(file)}") from error
 
 
 def _check_served(file: HubFile, etag: str | None) -> None:

@@ -31,6 +31,7 @@ class Outer:
     limit: Annotated[float | None, Range(0), "note"] = None
     choice: Literal["auto"] | Annotated[int, Range(2)] = "auto"
     extras: dict[str, float | bool] = dataclasses.field(default_factory=dict)
+    weights: str | tuple[Annotated[float, Range(0)], ...] | None = None
 
 
 def decode(values: Any) -> Outer:
@@ -70,6 +71,7 @@ def test_groups_unions_and_names_with_values_are_built() -> None:
         ({"limit": False}, "limit: expected a number, got False (bool)"),
         ({"limit": float("-inf")}, "limit: must be finite, got -inf"),
         ({"choice": 1}, "choice: 1 is not one of auto; or must be at least 2, got 1"),
+        ({"weights": [1, -2]}, "weights.1: must be at least 0, got -2.0"),
         ({"extras": {"x": None}}, None),
         ({"extras": {"x": "1"}}, None),
         ({7: 1}, "unknown field 7"),
@@ -112,6 +114,7 @@ def test_leaves_are_the_dotted_fields_with_their_hints() -> None:
         "limit",
         "choice",
         "extras",
+        "weights",
     ]
     assert metadata(hints["limit"]) == (Range(0), "note")
     assert metadata(hints["extras"]) == ()

@@ -403,7 +403,10 @@ def test_stages_may_set_sizes_rates_and_strengths() -> None:
             "augment.1.mixup_alpha: [0.0, 1.0] has 2 entries, one per stage, but stage_epochs "
             "[1.0, 2.0, 3.0] has 3",
         ),
-        ({"model.dropout": [0.1, 0.2, 1]}, "model.dropout: expected a number, got [0.1, 0.2, 1] "),
+        (
+            {"model.dropout": [0.1, 0.2, 1]},
+            "model.dropout.2: must be at least 0 and below 1, got 1.0",
+        ),
         ({"model.dropout": []}, "model.dropout: expected a number, got [] (list); or expected at "),
     ],
 )

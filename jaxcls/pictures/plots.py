@@ -299,8 +299,10 @@ def plot_gallery(rows: Sequence[Row]) -> Figure:
     columns = max(len(row.images) for row in rows)
     longest = max(len(caption) for row in rows for caption in row.captions)
     width = max(1.5, 0.075 * min(longest, 26) + 0.1)
-    figure = Figure(figsize=(width * columns + 0.4, 1.85 * len(rows)), layout="constrained")
-    grid = figure.subplots(len(rows), columns, squeeze=False)
+    # A long title needs 1.4 inches.
+    heights = [max(_height(row.images, width=width) + 0.35, 1.4) for row in rows]
+    figure = Figure(figsize=(width * columns + 0.4, sum(heights)), layout="constrained")
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for line, row in zip(grid, rows, strict=True):
         for axes in line:
             axes.set_xticks([])
@@ -324,7 +326,8 @@ def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(2 * columns, 2.3 * rows), layout="constrained")
+    height = _height(images, width=2) + 0.3
+    figure = Figure(figsize=(2 * columns, height * rows), layout="constrained")
     cells = figure.subplots(rows, columns, squeeze=False).flat
     for axes in cells:
         axes.set_axis_off()
@@ -335,6 +338,12 @@ def plot_images(images: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
         title = f"{textwrap.shorten(title, 24)}\n{width} × {height}"
         axes.set_title(title, fontsize=8, parse_math=False)
     return figure
+
+
+def _height(images: Sequence[np.ndarray], *, width: float) -> float:
+    """The height of a row whose images are drawn in that width; the narrowest are drawn smaller."""
+    tallest = max(image.shape[0] / image.shape[1] for image in images)
+    return width * min(tallest, 2)
 
 
 def require_picture(path: Path) -> None:

@@ -301,3 +301,14 @@ def test_a_run_is_curves_beside_confusion() -> None:
     assert figure.axes[-1].get_title() == "step 30"
     assert len(plot_run(METRICS, None, names).axes) == 3
     assert len(plot_run(None, make_confusion(3), names).axes) == 1
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 12), (8, 8), (16, 8)])
+def test_rows_are_as_high_as_their_images_need(height: int, width: int) -> None:
+    images = [np.zeros((height, width, 3), np.uint8)] * 6
+    row = Row(title="raw", images=images, captions=["a"] * 6)
+    for figure in (plot_gallery([row] * 3), plot_images(images * 3, ["a"] * 18)):
+        figure.draw_without_rendering()
+        drawn = [axes.get_window_extent() for axes in figure.axes]
+        assert sum(box.height for box in drawn) / 6 > 0.6 * figure.bbox.height
+        assert sum(box.width for box in drawn) / 3 > 0.7 * figure.bbox.width

@@ -49,7 +49,18 @@ def _size(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name", COUNTS)
+# The others follow from these by their factors of width and depth, or differ in repeats and filters.
+IN_CI = (
+    *("efficientnetv2_b0", "efficientnetv2_b3", "efficientnetv2_s", "efficientnetv2_rw_t"),
+    *("efficientnet_b0", "efficientnet_b7", "efficientnet_es"),
+    *("efficientnet_lite0", "efficientnet_lite4"),
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in IN_CI else pytest.mark.long) for name in COUNTS],
+)
 def test_parameter_counts(name):
     model = create_model(name, num_classes=1000)
     images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)

@@ -53,7 +53,7 @@ def write_images(root: Path, channels: int) -> list[str]:
     return files
 
 
-@pytest.fixture(scope="module", params=[1, 4, 6])
+@pytest.fixture(scope="module", params=[1, pytest.param(4, marks=pytest.mark.long), 6])
 def trained(
     request: pytest.FixtureRequest, tiny_config: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> Trained:

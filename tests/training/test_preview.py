@@ -14,7 +14,7 @@ from jaxcls.training.build import build_training
 from jaxcls.training.preview import first_augmented
 
 
-@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_it_shows_the_first_rows_of_the_step(tiny_config: Config, devices: int) -> None:
     config = dataclasses.replace(
         tiny_config,

@@ -49,7 +49,7 @@ def _size(tree) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
-# The others follow from these by their factors of width and depth, or differ in repeats and filters.
+# The others differ from these in width, depth, repeats and filters only.
 IN_CI = (
     *("efficientnetv2_b0", "efficientnetv2_b3", "efficientnetv2_s", "efficientnetv2_rw_t"),
     *("efficientnet_b0", "efficientnet_b7", "efficientnet_es"),

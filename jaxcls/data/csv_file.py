@@ -6,7 +6,8 @@ to the folder of FILE. With data.labels "multiple" a label cell has any number o
 by semicolons, or in JSON is a list. A number in JSON is a class name, too.
 
 Without the column `split`, the files are split into `train` and `test` as those of folder:PATH
-are; files with several labels without regard to them.
+are; files with several labels without regard to them, but the first file of each class is in
+`train`.
 """
 
 import collections
@@ -318,9 +319,11 @@ def _splits(
             for name, found in sorted(by_split.items())
         }
     placed = spread(by_split[""], seed)
-    parts = zip(("train", "test"), train_and_test(placed, test_share=test_share), strict=True)
+    classes = {row.file: row.classes for row in rows}
+    parts = train_and_test(placed, test_share=test_share, classes=classes)
     return {
-        name: FileSplit(tuple((file, by_file[file]) for file, _ in part)) for name, part in parts
+        name: FileSplit(tuple((file, by_file[file]) for file, _ in part))
+        for name, part in zip(("train", "test"), parts, strict=True)
     }
 
 

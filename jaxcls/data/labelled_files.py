@@ -82,16 +82,26 @@ def spread(by_class: Mapping[str, Iterable[str]], seed: int) -> list[tuple[float
 
 
 def train_and_test(
-    placed: Iterable[tuple[float, str, str]], *, test_share: float
+    placed: Iterable[tuple[float, str, str]],
+    *,
+    test_share: float,
+    classes: Mapping[str, Iterable[str | int]] | None = None,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """Splits the result of `spread` into (file, class) of `train` and of `test`.
 
     The same share of each class is in `test`; the first file of a class is always in `train`.
+
+    Args:
+      placed: the files and classes. Files of several classes may be spread as one class.
+      test_share: the share of `test`.
+      classes: all classes of each file; None if they are those of `placed`.
     """
-    train, test, seen = [], [], set()
+    train, test = [], []
+    seen: set[str | int] = set()
     for place, file, name in placed:
-        (test if place >= 1 - test_share and name in seen else train).append((file, name))
-        seen.add(name)
+        names = {name} if classes is None else {name, *classes[file]}
+        (test if place >= 1 - test_share and names <= seen else train).append((file, name))
+        seen |= names
     return train, test
 
 

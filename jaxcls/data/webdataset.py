@@ -231,7 +231,8 @@ def _splits(
     by_class: dict[str, list[str]] = collections.defaultdict(list)
     for key, (_, entry) in examples.items():
         by_class[entry.labels[0] if len(entry.labels) == 1 else ""].append(key)
-    parts = train_and_test(spread(by_class, seed), test_share=test_share)
+    classes = {key: entry.labels for key, (_, entry) in examples.items()}
+    parts = train_and_test(spread(by_class, seed), test_share=test_share, classes=classes)
     return {
         split: FileSplit(tuple(examples[key] for key, _ in part))
         for split, part in zip(("train", "test"), parts, strict=True)

@@ -132,6 +132,17 @@ def test_several_classes(folder: Path) -> None:
     np.testing.assert_array_equal(source.class_counts(), expected.sum(axis=0))
 
 
+def test_each_of_several_classes_is_in_train(folder: Path) -> None:
+    # Rare classes: those of one image each, some of which the split would put into `test`.
+    rows = [(f"{i}.png", f"common;rare{i}" if i % 2 else "common") for i in range(30)]
+    fields = {"labels": "multiple", "test_share": 0.5}
+    train = from_text(folder, as_csv(rows), **fields)
+    test = opened(folder / "list.csv", "test", **fields)
+    assert train.class_names == tuple(sorted(["common", *(f"rare{i}" for i in range(1, 30, 2))]))
+    assert len(test) > 0
+    assert {names for _, names in content(test)} == {("common",)}
+
+
 def test_the_labels_identify_the_data(folder: Path) -> None:
     one = from_text(folder, as_csv(ROWS))
     changed = [(ROWS[0][0], "dog"), *ROWS[1:]]

@@ -132,6 +132,15 @@ def test_several_labels(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_each_of_several_labels_is_in_train(tmp_path: Path) -> None:
+    labels = [["common", f"rare{i}"] if i % 2 else ["common", "other"] for i in range(12)]
+    write_tar(tmp_path / "all.tar", [m for i in range(12) for m in example(i, labels[i])])
+    fields = {"labels": "multiple", "test_share": 0.5}
+    train, test = (opened(tmp_path / "all.tar", split, **fields) for split in ("train", "test"))
+    assert train.class_names == ("common", "other", *sorted(f"rare{i}" for i in range(1, 12, 2)))
+    assert {test[index].label for index in range(len(test))} == {(0, 1)}
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_those_of_seed_and_step_with_any_workers(shards: Path, workers: int) -> None:
     source = opened(shards)

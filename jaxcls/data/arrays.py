@@ -44,8 +44,8 @@ def to_levels(samples: np.ndarray, value_range: ValueRange, *, bits: int = 16) -
     if value_range is None:
         if samples.dtype.newbyteorder("=") != np.uint16:
             raise ValueError(
-                f"numbers of type {samples.dtype.name} have no defined black and white; set "
-                f"data.value_range to the two numbers that shall become 0 and 255"
+                f"numbers of type {samples.dtype.name} have no defined black and white; train with "
+                f"data.value_range, the two numbers that shall become 0 and 255"
             )
         return (samples >> max(bits - 8, 0)).astype(np.uint8)
     if samples.dtype.kind not in _KINDS:
@@ -69,8 +69,8 @@ def require_channels(found: int, channels: int) -> None:
     """
     if found != channels:
         raise ValueError(
-            f"it has {found} channel{'s' * (found != 1)}, but data.channels is {channels}; set "
-            f"data.channels, or convert the file"
+            f"it has {found} channel{'s' * (found != 1)}, but data.channels is {channels}; convert "
+            f"the file, or train with data.channels {found}"
         )
 
 

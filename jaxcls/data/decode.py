@@ -159,8 +159,8 @@ def decode_image(
             return pixels
         if channels not in COLORS:
             raise ValueError(
-                f"a {kind} has 1, 3 or 4 channels, but data.channels is {channels}; set "
-                f"data.channels, or convert it to TIFF or .npy"
+                f"a {kind} has 1, 3 or 4 channels, but data.channels is {channels}; convert it to "
+                f"TIFF or .npy, or train with data.channels 1, 3 or 4"
             )
         if kind == "JPEG":
             return _decode_jpeg(data, wanted, longest, scale_above)
@@ -365,7 +365,7 @@ def _to_pixels(image: PIL.Image.Image, wanted: _Wanted) -> np.ndarray:
     if image.mode in ("I", "F"):
         raise ValueError(
             "grey of 32 bits, signed or floating point, has no defined white; convert it to 8 or "
-            "16 bits, or set data.value_range to the numbers that shall become 0 and 255"
+            "16 bits, or train with data.value_range, the numbers that shall become 0 and 255"
         )
     if image.has_transparency_data:
         if image.mode == "La":

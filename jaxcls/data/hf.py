@@ -225,10 +225,19 @@ def _load(name: str, *, download: bool) -> Mapping[str, Any]:
     where = expand_home(path) if local else path
     if local and not os.path.isdir(where):
         raise DataError(f"data.source: {printable(where)!r} is not a folder; name a data set")
+    is_saved = {
+        kind: local and os.path.isfile(os.path.join(where, f"{kind}.json"))
+        for kind in ("dataset_dict", "state")
+    }
+    if config and any(is_saved.values()):
+        raise DataError(
+            f"data.source: {printable(where)!r} was written by save_to_disk and has no "
+            f"configurations; leave out {printable(config)!r}"
+        )
     try:
-        if local and os.path.isfile(os.path.join(where, "dataset_dict.json")):
+        if is_saved["dataset_dict"]:
             return library.load_from_disk(where)
-        if local and os.path.isfile(os.path.join(where, "state.json")):
+        if is_saved["state"]:
             return {"train": library.load_from_disk(where)}
         with contextlib.nullcontext() if download or local else _offline(library):
             return library.load_dataset(where, config or None)

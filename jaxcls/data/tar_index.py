@@ -195,10 +195,19 @@ def _labels(
         raise DataError(
             f"data.source: {where}: the member .{kind} is damaged ({one_line(error)})"
         ) from error
+    if value is None:
+        raise DataError(
+            f'data.source: {where} has no label; its member .json needs one under "label"'
+        )
     values = value if isinstance(value, list) else [value]
-    if any(isinstance(one, bool) or not isinstance(one, str | int) or one == "" for one in values):
+    if not all(map(_is_label, values)):
         raise DataError(
             f"data.source: {where}: the label must be a class name or number, or with several a "
             f"list of them, got {printable(repr(value))[:80]}"
         )
     return tuple(dict.fromkeys(str(one).strip() for one in values))
+
+
+def _is_label(value: Any) -> bool:
+    number_or_text = isinstance(value, str | int) and not isinstance(value, bool)
+    return number_or_text and str(value).strip() != ""

@@ -24,6 +24,7 @@ class HubFile:
       file: the path in the repository.
       revision: a commit, branch or tag; None for the main branch.
       sha256: the file's digest, as its publisher states it; None if unknown.
+      needed_too: another file of the repository that the user must fetch, too, by hand.
     """
 
     name: str
@@ -31,6 +32,7 @@ class HubFile:
     file: str
     revision: str | None = None
     sha256: str | None = None
+    needed_too: str | None = None
 
 
 class MissingFileError(WeightsError):
@@ -194,8 +196,9 @@ def _why(file: HubFile, error: Exception) -> str:
 
 def _by_hand(file: HubFile) -> str:
     revision = f" --revision {file.revision}" if file.revision else ""
+    files = f"{file.file} {file.needed_too}" if file.needed_too else file.file
     return (
-        f"on a machine with a connection, run `hf download {file.repository} {file.file}"
+        f"on a machine with a connection, run `hf download {file.repository} {files}"
         f"{revision}`; then copy its cache, or give the weights file instead of {file.name} (in "
         f"training, --model.weights FILE)"
     )

@@ -82,7 +82,13 @@ def open_repository(name: str) -> Repository:
             f"hf:timm/resnet50.a1_in1k"
         )
     repository, revision = match["repository"], match["revision"]
-    file = HubFile(name=name, repository=repository, file=_CONFIG, revision=revision)
+    file = HubFile(
+        name=name,
+        repository=repository,
+        file=_CONFIG,
+        revision=revision,
+        needed_too=_WEIGHTS[0],
+    )
     try:
         path = fetch_from_hub(file)
     except MissingFileError as error:

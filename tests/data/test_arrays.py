@@ -70,7 +70,9 @@ def test_eight_bits_stay_and_sixteen_keep_their_highest_eight():
 @pytest.mark.parametrize("dtype", ["bool", "int8", "int16", "uint32", "float32", "float64"])
 def test_a_type_without_a_white_needs_a_range(dtype):
     data = npy(np.zeros((4, 5), dtype))
-    with pytest.raises(BrokenImageError, match=rf"^it: .*{dtype} .*set data\.value_range to the"):
+    with pytest.raises(
+        BrokenImageError, match=rf"^it: .*{dtype} .*train with data\.value_range, the"
+    ):
         decode_image(data, where="it")
     assert decode_image(data, where="it", value_range=(0.0, 1.0)).shape == (4, 5, 3)
 
@@ -121,7 +123,8 @@ def test_a_grey_npy_is_repeated_for_three_channels(shape):
 )
 def test_another_number_of_channels_is_named_beside_the_field(shape, channels, found):
     data = npy(np.zeros(shape, np.uint8))
-    with pytest.raises(BrokenImageError, match=f"it has {found}, but data.channels is {channels};"):
+    message = f"it has {found}, but data.channels is {channels}; .* data.channels {found[0]};"
+    with pytest.raises(BrokenImageError, match=message):
         decode_image(data, where="it", channels=channels)
 
 
@@ -203,7 +206,7 @@ def test_without_a_range_a_tiff_keeps_its_highest_bits():
     image = numbers(9, 7, 5)
     pixels = decode_image(tiff(image, planarconfig="contig"), where="it", channels=5)
     np.testing.assert_array_equal(pixels, image >> 8)
-    with pytest.raises(BrokenImageError, match=r"float32 .*set data\.value_range"):
+    with pytest.raises(BrokenImageError, match=r"float32 .*train with data\.value_range"):
         decode_image(tiff(image.astype(np.float32), planarconfig="contig"), where="it", channels=5)
 
 

@@ -624,7 +624,7 @@ def test_formats_of_colours_are_refused_for_other_channels(kind, channels):
 def test_grey_without_a_white_names_the_range():
     for dtype in (np.float32, np.int32):
         data = tiff(np.zeros((8, 8), dtype), photometric="minisblack")
-        with pytest.raises(BrokenImageError, match=r"set data\.value_range"):
+        with pytest.raises(BrokenImageError, match=r"train with data\.value_range"):
             decode_image(data, where="it")
 
 

@@ -89,6 +89,9 @@ def test_a_folder_that_save_to_disk_wrote(tmp_path: Path) -> None:
     assert numbers(opened(tmp_path / "a", "val")) == [6]
     make(range(3)).save_to_disk(tmp_path / "b")
     assert numbers(opened(tmp_path / "b")) == [0, 1, 2]
+    for saved in ("a", "b"):
+        with pytest.raises(DataError, match="no configurations; leave out 'small'"):
+            opened(f"{tmp_path / saved}:small")
 
 
 def test_a_set_of_the_hub_is_read_from_the_cache(

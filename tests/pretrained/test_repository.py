@@ -366,7 +366,7 @@ def test_weights_of_another_network_than_the_config_names(keep: Keep, message: M
 def test_offline_without_the_repository(cache: Path, message: Message) -> None:
     text = message("convert", NAME, "-o", "x.safetensors")
     assert f"{NAME}: config.json of someone/flowers is not in {cache}" in text
-    assert "`hf download someone/flowers config.json`" in text
+    assert "`hf download someone/flowers config.json model.safetensors`" in text
 
 
 def test_offline_without_the_weights(keep: Keep) -> None:

@@ -61,15 +61,15 @@ def to_levels(samples: np.ndarray, value_range: ValueRange, *, bits: int = 16) -
     return levels.astype(np.uint8)
 
 
-def require_channels(found: int, channels: int) -> None:
-    """Checks that a file has the channels that the config says.
+def require_channels(found: int, channels: int, *, of: str = "it") -> None:
+    """Checks that a file, or the part `of` it, has the channels that the config says.
 
     Raises:
       ValueError: it has another number.
     """
     if found != channels:
         raise ValueError(
-            f"it has {found} channel{'s' * (found != 1)}, but data.channels is {channels}; convert "
+            f"{of} has {found} channel{'s' * (found != 1)}, but data.channels is {channels}; convert "
             f"the file, or train with data.channels {found}"
         )
 

@@ -217,7 +217,7 @@ def _decode_deep_tiff(data: bytes, wanted: _Wanted) -> np.ndarray | None:
         return None
     _check_size(page.height, page.width, wanted.limit)
     if not (page.channels == 1 and wanted.channels == 3):
-        require_channels(page.channels, wanted.channels)
+        require_channels(page.channels, wanted.channels, of="its first page")
     levels = page.levels(wanted.value_range)
     whole = np.broadcast_to(levels, (*levels.shape[:2], wanted.channels))
     return np.ascontiguousarray(upright(whole, page.orientation))

@@ -246,12 +246,16 @@ def test_a_multispectral_tiff_is_turned_upright():
 
 def test_tiffs_of_other_channels_and_sizes_are_refused():
     data = tiff(np.zeros((9, 7, 5), np.uint8), planarconfig="contig")
-    with pytest.raises(BrokenImageError, match=r"it has 5 channels, but data\.channels is 6;"):
+    with pytest.raises(
+        BrokenImageError, match=r"its first page has 5 channels, but data\.channels is 6;"
+    ):
         decode_image(data, where="it", channels=6)
     with pytest.raises(BrokenImageError, match="7 x 9 pixels are more than 60,"):
         decode_image(data, where="it", channels=5, max_pixels=60)
     pages = tiff(np.zeros((5, 9, 7), np.uint8))
-    with pytest.raises(BrokenImageError, match=r"it has 1 channel, but data\.channels is 5;"):
+    with pytest.raises(
+        BrokenImageError, match=r"its first page has 1 channel, but data\.channels is 5;"
+    ):
         decode_image(pages, where="it", channels=5)
 
 

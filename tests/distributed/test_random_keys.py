@@ -2,7 +2,10 @@
 
 import ast
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,9 +28,11 @@ from jaxcls.config.augment import (
 )
 from jaxcls.distributed.mesh import make_mesh
 from jaxcls.distributed.random_keys import random_key
+from jaxcls.models.efficientnet import BlockSpec
 from jaxcls.models.registry import SPECS
 from jaxcls.training.build import Training, build_training
 
+HERE = Path(__file__).parent
 PACKAGE = Path(jaxcls.__file__).parent
 OTHER_DRAWS: dict[str, Any] = {
     "jax_default_prng_impl": "rbg",
@@ -69,8 +74,11 @@ EVERYTHING = (
 
 def make(augment: tuple[AnyAugmentation, ...] = EVERYTHING) -> Training:
     """A network of one block, by default with all that draws."""
-    tiny: Any = SPECS["tiny"]
-    spec = dataclasses.replace(tiny, name="one_block", blocks=tiny.blocks[:1])
+    block = BlockSpec(fused=True, repeats=1, filters=8, expansion=1, stride=1, se_ratio=0.0)
+    b0: Any = SPECS["efficientnetv2_b0"]
+    spec = dataclasses.replace(
+        b0, name="one_block", stem_filters=8, blocks=(block,), head_filters=32, image_size=32
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SPECS, spec.name, spec)
         config = Config(
@@ -124,6 +132,14 @@ def test_nothing_is_computed_in_64_bits_with_x64() -> None:
 
 @pytest.mark.slow
 def test_a_step_with_x64_is_the_same_to_the_bit() -> None:
+    """With the compiler's own settings, as a user has them."""
+    code = f"import sys; sys.path.insert(0, {str(HERE)!r}); import test_random_keys as tests"
+    environment = {name: text for name, text in os.environ.items() if name != "XLA_FLAGS"}
+    compare = [sys.executable, "-c", f"{code}; tests.compare_steps_with_and_without_x64()"]
+    subprocess.run(compare, env=environment, check=True)
+
+
+def compare_steps_with_and_without_x64() -> None:
     generator = np.random.default_rng(0)
     batch = {
         "images": generator.integers(256, size=(8, 16, 16, 3), dtype=np.uint8),

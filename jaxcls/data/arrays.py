@@ -69,8 +69,8 @@ def require_channels(found: int, channels: int, *, of: str = "it") -> None:
     """
     if found != channels:
         raise ValueError(
-            f"{of} has {found} channel{'s' * (found != 1)}, but data.channels is {channels}; convert "
-            f"the file, or train with data.channels {found}"
+            f"{of} has {found} channel{'s' * (found != 1)}, but data.channels is {channels}; "
+            f"convert the file, or train with data.channels {found}"
         )
 
 

@@ -195,9 +195,8 @@ ANY_CHANNELS = (
 @pytest.mark.parametrize(
     ("channels", "size"),
     [
-        (1, SIZE),
         (6, (SIZE, SIZE + 4)),
-        *(pytest.param(n, SIZE, marks=pytest.mark.long) for n in (2, 4)),
+        *(pytest.param(n, SIZE, marks=pytest.mark.long) for n in (1, 2, 4)),
     ],
 )
 def test_each_channel_is_treated_as_in_an_image_of_three(channels: int, size: ImageSize) -> None:
@@ -212,7 +211,7 @@ def test_each_channel_is_treated_as_in_an_image_of_three(channels: int, size: Im
     assert not np.array_equal(images[0], images[1])
 
 
-@pytest.mark.parametrize("platform", ["tpu", "default"])
+@pytest.mark.parametrize("platform", ["tpu", pytest.param("default", marks=pytest.mark.long)])
 def test_the_forms_of_other_platforms_change_no_bit_of_five_channels(
     platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

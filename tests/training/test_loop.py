@@ -413,7 +413,9 @@ def diverging(config: Config, **changes: Any) -> Config:
     )
 
 
-@pytest.mark.parametrize(("num_steps", "ema_decay"), [(1, 0.0), (12, 0.9)])
+@pytest.mark.parametrize(
+    ("num_steps", "ema_decay"), [pytest.param(1, 0.0, marks=pytest.mark.long), (12, 0.9)]
+)
 def test_a_state_that_is_not_finite_stops_the_run_and_is_not_saved(
     tiny_config: Config, tmp_path: Path, num_steps: int, ema_decay: float
 ) -> None:

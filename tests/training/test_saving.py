@@ -110,6 +110,7 @@ def test_the_last_save_is_tried_twice(
     assert failures.tried == [12]
 
 
+@pytest.mark.long
 def test_the_message_at_the_last_step_does_not_promise_more_steps(
     saved_often: Config, tmp_path: Path, failures: Failures, caplog: pytest.LogCaptureFixture
 ) -> None:

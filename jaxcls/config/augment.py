@@ -79,27 +79,29 @@ class RandomFlip(Augmentation):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CenterCrop(Augmentation):
-    """Resizes the shorter side and crops the centre, as evaluation does."""
+    """Crops the centre of the image and resizes it, as evaluation does."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomCrop(Augmentation):
-    """Resizes the shorter side and crops a square at a random position.
+    """Crops a random part of the image, in the shape of the image size, and resizes it.
 
-    The side of the square is the share `data.crop_fraction` of the shorter side.
+    Its sides are the share `data.crop_fraction` of those of the largest such part of the image.
     """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomCropAndResize(Augmentation):
-    """Crops a random rectangle of the image and resizes it to the square image size."""
+    """Crops a random rectangle of the image and resizes it to the image size."""
 
     area: Annotated[tuple[float, float], Range(0.001, 1)] = (0.8, 1.0)
     """Smallest and largest area of the rectangle, as shares of the image's area."""
     aspect: Aspect = (3 / 4, 4 / 3)
     """Smallest and largest aspect ratio, width / height, of the rectangle."""
     aspect_of: Literal["image", "pixels"] = "image"
-    """Aspect ratio 1 is the shape of the image (KerasCV), or a square of pixels (torchvision)."""
+    """Aspect ratio 1 is the shape of the image, which is stretched into the image size (KerasCV),
+    or that of the image size (torchvision, where it is a square). Sides that do not fit into the
+    image are cut off to its own."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

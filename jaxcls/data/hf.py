@@ -36,7 +36,7 @@ class HfSource(Source):
     """One split of a data set.
 
     Attributes:
-      root: the folder of the library's files; images may lie elsewhere.
+      root: the folder of the library's tables; images may lie elsewhere.
       parts: the library's tables that the split consists of; their images are not decoded.
       image_key: the name of the feature with the image.
       label_key: the name of the feature with the label.
@@ -58,7 +58,10 @@ class HfSource(Source):
     def stored_files(self) -> dict[str, Path]:
         tables = [file for part in self.parts for file in _table_files(part)]
         images = [image for part in self.parts for image in self._image_files(part)]
-        return {os.path.relpath(file, self.root): Path(file) for file in (*tables, *images)}
+        # Images have whole paths. Where they are from the tables depends on the library's cache.
+        return {os.path.relpath(file, self.root): Path(file) for file in tables} | {
+            image: Path(image) for image in images
+        }
 
     def _image_files(self, part: Any) -> list[str]:
         """The files of the images that are not in the tables."""

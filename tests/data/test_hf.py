@@ -230,3 +230,4 @@ def test_images_in_files_of_their_own_are_among_the_stored_files(tmp_path: Path)
     source = opened(tmp_path / "photos", "train[:3]")
     images = [path for path in source.stored_files().values() if path.suffix == ".png"]
     assert sorted(path.read_bytes() for path in images) == sorted(source[i].image for i in range(3))
+    assert {str(path) for path in images} <= source.stored_files().keys()

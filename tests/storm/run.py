@@ -7,8 +7,8 @@ Each trial injects one fault into a training of a tiny network, resumes it with 
 and compares the end with an undisturbed twin, bit for bit. Some faults can miss, for example a
 signal that comes after the end; such a trial is counted as "not hit" and not as passed. At the end
 a table counts the trials of each kind of fault. For each that failed it prints what happened and
-the command that repeats it. With --results, a storm that was cut short goes on later: what did not
-fail is not tried again, also if jaxcls has changed; the end says how many trials were of which
+the command that repeats it. With --results, a storm that was cut short continues later: what did
+not fail is not tried again, also if jaxcls has changed; the end says how many trials were of which
 sources.
 
 The status is 0 if no trial has failed. It is also 0 if not all were tried, because the minutes ran

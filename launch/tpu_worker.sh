@@ -45,16 +45,21 @@ start() {
     return
   fi
   [[ ! -e worker/log.txt ]] || mv worker/log.txt "worker/log-$(date +%Y%m%d-%H%M%S).txt"
-  rm -f worker/status
+  rm -f worker/status worker/pid
   : >worker/log.txt
   setsid nohup bash launch/tpu_worker.sh supervise "$@" >>worker/log.txt 2>&1 </dev/null &
-  echo $! >worker/pid
+  # From then on `stop` reaches the training.
+  until [[ -s worker/pid ]]; do
+    kill -0 $! 2>/dev/null || [[ -s worker/pid ]] || { cat worker/log.txt >&2 && exit 1; }
+    sleep 0.05
+  done
   echo "tpu_worker: started the training on $(hostname)"
 }
 
 supervise() {
   local status=0
   trap : TERM INT HUP # the training gets the signal too; this shell stays to write its exit status
+  echo $$ >worker/pid
   .venv/bin/jaxcls train "$@" || status=$?
   echo "$status" >worker/status.new
   mv worker/status.new worker/status

@@ -5,6 +5,7 @@ A name is the path of a leaf, with its collection first: "params/block1a/expand_
 "block1a/expand_conv", "block4a/se/reduce".
 """
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -46,12 +47,17 @@ def without_collection(path: str) -> str:
 def _with_one_class(spec: NetworkSpec) -> Shapes:
     """Traces the network's initialisation, which takes half a second.
 
-    In a stage all blocks but the first are equal, so that two of them are enough.
+    In a stage all blocks but the first are equal, so that two of them are enough; and the images'
+    size changes nothing.
     """
     if not isinstance(spec, BlockNetworkSpec):
         return _traced(spec)
     repeats = spec.repeats_by_stage
-    shapes = _traced(spec.with_repeats(tuple(min(count, 2) for count in repeats)))
+    shapes = _traced(
+        dataclasses.replace(
+            spec.with_repeats(tuple(min(count, 2) for count in repeats)), image_size=1
+        )
+    )
     copies = {
         block_name(stage, 1): [block_name(stage, index) for index in range(1, count)]
         for stage, count in enumerate(repeats, start=1)

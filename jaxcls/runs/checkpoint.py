@@ -14,13 +14,11 @@ metadata and metric, and the shape, dtype and digest of each array, all under on
 import concurrent.futures
 import contextlib
 import dataclasses
-import glob
 import itertools
 import logging
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any, Literal, Self
 
 import jax
@@ -47,6 +45,7 @@ from jaxcls.runs.fingerprint import (
 )
 from jaxcls.runs.orbax_files import describe, load_arrays, load_whole, start_saving
 from jaxcls.runs.step_folders import CheckpointError, DamagedError, StepFolders, best_first
+from jaxcls.system.links import has_wildcards, link_without_wildcards
 from jaxcls.system.paths import is_url
 
 logger = logging.getLogger("jaxcls")
@@ -120,7 +119,7 @@ class Checkpoints:
         self._executor = concurrent.futures.ThreadPoolExecutor(1, "checkpoint")
         self._pending: _Save | None = None
         self._suspects: set[int] = set()  # steps that could not be restored
-        self._link: epath.Path | None = None  # to the directory
+        self._link: Path | None = None  # to the directory
 
     def __enter__(self) -> Self:
         return self
@@ -135,7 +134,6 @@ class Checkpoints:
             # The other processes may not take part in checking the last save; the next start does.
             self._pending = None
             self._executor.shutdown(wait=False)
-            self._delete_link()
             return
         try:
             self.close()
@@ -269,7 +267,8 @@ class Checkpoints:
             self.wait()
         finally:
             self._executor.shutdown()
-            self._delete_link()
+            if self._link is not None:
+                self._link.unlink(missing_ok=True)  # another process may have the same one
 
     def steps(self) -> list[int]:
         """The steps that are complete, ascending. If there is none, warns of half-written ones."""
@@ -353,16 +352,10 @@ class Checkpoints:
         would find none under a name such as run[1].
         """
         name = str(self.directory)
-        if is_url(name) or glob.escape(name) == name:
+        if is_url(name) or not has_wildcards(name):
             return self.directory
-        if self._link is None:
-            self._link = epath.Path(tempfile.mkdtemp(prefix="jaxcls-")) / "checkpoints"
-            os.symlink(self.directory, self._link)
-        return self._link
-
-    def _delete_link(self) -> None:
-        if self._link is not None:
-            shutil.rmtree(self._link.parent)
+        self._link = link_without_wildcards(name)
+        return epath.Path(self._link)
 
     def _first_good[T](self, which: int | str, read: Callable[[int], T]) -> T:
         if isinstance(which, int):

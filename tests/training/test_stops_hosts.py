@@ -90,6 +90,7 @@ def get_config():
     return decode(json.loads({text!r}))
 """
 
+RUN = "run[1]"  # also a pattern of other names
 LAUNCHER = Path(__file__).parents[2] / "launch" / "local.py"
 
 type Start = Callable[..., list[subprocess.Popen[str]]]
@@ -98,7 +99,7 @@ type Start = Callable[..., list[subprocess.Popen[str]]]
 def train_command(config: Config, tmp_path: Path, trouble: str, process: str) -> list[str]:
     (tmp_path / "config.py").write_text(CONFIG.format(text=json.dumps(encode(config))))
     spec = repr(registry.model_spec("tiny"))
-    arguments = [str(tmp_path / "config.py"), "--workdir", str(tmp_path / "run")]
+    arguments = [str(tmp_path / "config.py"), "--workdir", str(tmp_path / RUN)]
     return [sys.executable, "-c", PROCESS, spec, trouble, process, *arguments]
 
 
@@ -142,7 +143,7 @@ def stopped_step(tmp_path: Path) -> int:
     found = [re.findall(r"after step (\d+) of", (tmp_path / name).read_text()) for name in "01"]
     assert found[0] == found[1]
     (step,) = map(int, found[0])
-    with Checkpoints(checkpoint_dir(tmp_path / "run")) as checkpoints:
+    with Checkpoints(checkpoint_dir(tmp_path / RUN)) as checkpoints:
         assert checkpoints.steps()[-1] == step
     return step
 
@@ -159,7 +160,7 @@ def test_a_signal_in_one_process_stops_both_and_the_run_goes_on(
     step = stopped_step(tmp_path)
     assert statuses(start("")) == [0, 0]
     assert f"resuming after step {step}" in (tmp_path / "0").read_text()
-    with Checkpoints(checkpoint_dir(tmp_path / "run")) as checkpoints:
+    with Checkpoints(checkpoint_dir(tmp_path / RUN)) as checkpoints:
         assert checkpoints.steps()[-1] == 20
 
 
@@ -213,7 +214,7 @@ def test_a_save_that_fails_in_either_process_is_made_up_for(start: Start, tmp_pa
             assert f"no space for process {failed}); older ones are kept" in text
         assert text.count("the current state is saved instead") == 2
         assert "never awaited" not in text
-    with Checkpoints(checkpoint_dir(tmp_path / "run")) as checkpoints:
+    with Checkpoints(checkpoint_dir(tmp_path / RUN)) as checkpoints:
         assert checkpoints.steps()[-1] == 20
 
 

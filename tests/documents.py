@@ -1,7 +1,10 @@
 """The project's Markdown files: their blocks, their commands, and which test runs each of those."""
 
+import dataclasses
 import re
 from pathlib import Path
+
+from jaxcls.config.augment import Augmentation, RandAugment
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted(
@@ -71,3 +74,13 @@ def links(document: str) -> list[str]:
     """Where a document's links and pictures lead within the project."""
     found = re.findall(r"\]\(([^)\s]+)\)", prose(document))
     return [link for link in found if "://" not in link]
+
+
+def small(augment: tuple[Augmentation, ...]) -> tuple[Augmentation, ...]:
+    """The same without most operations of RandAugment, of which each takes a second to compile."""
+    return tuple(
+        dataclasses.replace(entry, ops=("Equalize", "ShearX"))
+        if isinstance(entry, RandAugment)
+        else entry
+        for entry in augment
+    )

@@ -18,6 +18,7 @@ TEXT = text_of(GUIDE)
 BLOCKS = re.findall(r"^```(python|sh)\n(.*?)^```$", TEXT, re.M | re.S)
 SMALL = """
 import dataclasses
+from documents import small
 _full = get_config
 def get_config():
     config = _full()
@@ -27,6 +28,7 @@ def get_config():
         model=dataclasses.replace(config.model, name="tiny", weights=weights),
         data=dataclasses.replace(config.data, batch_size=16, image_size=32, canvas_size=48,
                                  data_dir="tfds"),
+        augment=small(config.augment),
         num_epochs=None, num_steps=1)
 """
 

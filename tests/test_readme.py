@@ -56,13 +56,15 @@ OF_OTHERS = {
 }  # Keras' methods, and a file
 SMALL = """
 import dataclasses
+from documents import small
 from jaxcls.config import ModelConfig
 _full = get_config
 def get_config():
     config = _full()
     data = dataclasses.replace(config.data, image_size=16)
     return dataclasses.replace(
-        config, data=data, model=ModelConfig(name="tiny"), num_epochs=None, num_steps=2)
+        config, data=data, augment=small(config.augment), model=ModelConfig(name="tiny"),
+        num_epochs=None, num_steps=2)
 """
 
 
@@ -75,13 +77,15 @@ def sweep():
 
 SMALL_FINETUNE = """
 import dataclasses
+from documents import small
 _full = get_config
 def get_config():
     config = _full()
     data = dataclasses.replace(config.data, image_size=32, batch_size=8)
     optimizer = dataclasses.replace(config.optimizer, freeze={"(stem|block|head).*": 1.0})
     return dataclasses.replace(
-        config, data=data, optimizer=optimizer, num_epochs=None, num_steps=1)
+        config, data=data, augment=small(config.augment), optimizer=optimizer,
+        num_epochs=None, num_steps=1)
 """
 
 

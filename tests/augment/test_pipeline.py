@@ -139,7 +139,7 @@ def test_devices_change_no_bit_and_exchange_nothing(devices: int) -> None:
         assert collective not in text
 
 
-@pytest.mark.parametrize("rows", [2, 8])
+@pytest.mark.parametrize("rows", [pytest.param(2, marks=pytest.mark.long), 8])
 def test_a_part_of_the_batch_is_treated_as_in_the_whole(rows: int) -> None:
     """Micro-batches keep their examples' positions; not a bit changes."""
     images, labels = run(EVERYTHING)
@@ -211,7 +211,8 @@ def test_each_channel_is_treated_as_in_an_image_of_three(channels: int, size: Im
     assert not np.array_equal(images[0], images[1])
 
 
-@pytest.mark.parametrize("platform", ["tpu", pytest.param("default", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("platform", ["tpu", "default"])
 def test_the_forms_of_other_platforms_change_no_bit_of_five_channels(
     platform: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

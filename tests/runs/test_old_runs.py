@@ -31,11 +31,13 @@ STORED = Path(__file__).with_name("run_of_november_2026.zip")
 
 @pytest.fixture(autouse=True)
 def the_network_of_that_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = registry.SPECS["tiny"]
+    spec = registry.SPECS["all_blocks"]
     assert isinstance(spec, ModelSpec)
     first, second, third = spec.blocks
     blocks = (first, dataclasses.replace(second, repeats=2), third)
-    monkeypatch.setitem(registry.SPECS, "tiny", dataclasses.replace(spec, blocks=blocks))
+    monkeypatch.setitem(
+        registry.SPECS, "tiny", dataclasses.replace(spec, name="tiny", blocks=blocks)
+    )
 
 
 @pytest.fixture

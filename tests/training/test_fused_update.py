@@ -31,10 +31,15 @@ def optimizer_of(name: str, **fields: Any) -> optax.GradientTransformation:
 
 
 FIT = ("adam", "adamw", "lion", "nadam", "rmsprop", "sgd")  # these at least must fit
+IN_CI = ("adamw", "lion", "sgd")
+
+
+def marked(name: str, *others: Any) -> Any:
+    return pytest.param(name, *others, marks=() if name in IN_CI else pytest.mark.long)
 
 
 @pytest.mark.parametrize(
-    ("name", "decay"), [*((name, 0.9) for name in optimizer_names()), ("sgd", 0.0)]
+    ("name", "decay"), [*(marked(name, 0.9) for name in optimizer_names()), ("sgd", 0.0)]
 )
 def test_three_updates_equal_those_of_each_array(name: str, decay: float) -> None:
     optimizer = optimizer_of(name, options={"momentum": 0.9} if name == "sgd" else {})
@@ -56,7 +61,7 @@ def test_three_updates_equal_those_of_each_array(name: str, decay: float) -> Non
     )
 
 
-@pytest.mark.parametrize("name", FIT)
+@pytest.mark.parametrize("name", [marked(name) for name in FIT])
 def test_a_skipped_update_keeps_every_bit_but_the_counts_of_schedules(name: str) -> None:
     optimizer = optimizer_of(name)
     fused = FusedUpdate(optimizer, 0.9, make_mesh(jax.devices()[:1]), interpret=True)

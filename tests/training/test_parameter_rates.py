@@ -56,7 +56,8 @@ def test_what_is_frozen_keeps_every_bit_and_needs_no_memory_or_gradient(config: 
 
 def test_gradual_unfreezing_follows_the_share_of_the_training(config: Config) -> None:
     freeze = {"stem.*": 1.0, "block[12].*": 0.5, "block3.*|head.*": 0.25}  # of 12 steps
-    training = make_training(changed(config, "optimizer", freeze=freeze), devices=1)
+    config = changed(changed(config, "optimizer", freeze=freeze), "model", name="all_blocks")
+    training = make_training(config, devices=1)
     modules = [{name.split("/")[0][:6] for name in moved(training, range(n))[1]} for n in (3, 6, 7)]
     assert modules[0] == {"classi"}
     assert modules[1] == {"classi", "head_c", "head_b", "block3"}
@@ -113,7 +114,7 @@ def test_what_begins_late_begins_afresh_at_the_rate_of_its_step() -> None:
 
 
 def test_layer_decay_falls_from_the_classifier_to_the_stem(config: Config) -> None:
-    training = make_training(config, devices=1)
+    training = make_training(changed(config, "model", name="all_blocks"), devices=1)
     params, layers = training.abstract_state().params, training.model.layers()
     optimizer = OptimizerConfig(layer_decay=0.5, rates={"block2a.*": 10.0})
     factors = {

@@ -78,8 +78,8 @@ def test_a_device_holds_less_of_a_split_state(tiny_config: Config) -> None:
 @pytest.mark.parametrize(
     ("name", "parallel"),
     [
-        *(pytest.param("tiny", choice, marks=pytest.mark.long) for choice in CHOICES[:-1]),
-        ("tiny", CHOICES[-1]),
+        *(pytest.param("all_blocks", choice, marks=pytest.mark.long) for choice in CHOICES[:-1]),
+        ("all_blocks", CHOICES[-1]),
         pytest.param("tiny_resnet", CHOICES[-1], marks=pytest.mark.long),
     ],
     ids=[*NAMES, "fsdp of a ResNet"],

@@ -96,7 +96,7 @@ def augmented(config: Config) -> Config:
         "tiny",
         *(
             pytest.param(name, marks=pytest.mark.long)
-            for name in ("tiny_resnet", "efficientnetv2_b0")
+            for name in ("all_blocks", "tiny_resnet", "efficientnetv2_b0")
         ),
     ],
 )
@@ -148,7 +148,7 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(
 ) -> None:
     with jax.enable_x64(True):
         config = dataclasses.replace(tiny_config, compute_dtype="float64", num_steps=20)
-        config = changed(config, "model", batch_norm=batch_norm)
+        config = changed(config, "model", name="all_blocks", batch_norm=batch_norm)
         states = {}
         for devices in (1, 8):
             training = make_training(config, devices=devices)
@@ -163,9 +163,9 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(
 @pytest.mark.parametrize(
     ("name", "devices", "mixing"),
     [
-        ("tiny", 1, False),
+        ("all_blocks", 1, False),
         pytest.param("tiny_resnet", 1, False, marks=pytest.mark.long),
-        pytest.param("tiny", 2, True, marks=pytest.mark.long),
+        pytest.param("all_blocks", 2, True, marks=pytest.mark.long),
     ],
 )
 def test_micro_batches_equal_the_whole_batch_with_grouped_batch_norm(
@@ -219,7 +219,7 @@ def test_grouped_batch_norm_needs_one_collective_and_gathers_no_image(
         for batch_norm in (4, "global")
     }
     assert count_all_reduces(text[4]) == 1  # gradients, statistics and metrics together
-    assert count_all_reduces(text["global"]) > 10
+    assert count_all_reduces(text["global"]) >= 6  # two for each batch norm
     for kind in ("all-gather", "all-to-all", "collective-permute"):
         assert kind not in text[4]
 
@@ -250,7 +250,7 @@ def test_ema_warms_up_and_follows_the_parameters(tiny_config: Config) -> None:
 @pytest.mark.parametrize("name", ["softmax", pytest.param("sigmoid", marks=pytest.mark.long)])
 def test_a_network_learns_one_batch_by_heart(tiny_config: Config, name: str) -> None:
     config = changed(tiny_config, "loss", name=name, label_smoothing=0.0)
-    config = changed(config, "model", dropout=0.0, drop_path=0.0)
+    config = changed(config, "model", name="all_blocks", dropout=0.0, drop_path=0.0)
     config = changed(config, "schedule", name="constant", warmup=0.0)
     config = dataclasses.replace(config, augment=(CenterCrop(),), num_steps=60)
     training = make_training(config, devices=1)

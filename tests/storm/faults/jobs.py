@@ -15,8 +15,9 @@ from faults.fault import Fault
 # Seconds: a process that is silent for half of it is gone, while it starts or compiles for three
 # times as long; one that has not said anything yet is stuck after six times as long
 # (jaxcls/distributed/watchdog.py).
-_STUCK = ("--stuck-after-seconds", "10")
+_STUCK = ("--stuck-after-seconds", "10", "--join-timeout", "60")
 _WITHIN = 90.0  # seconds in which the others end
+_NOT_JOINED = "wait longer with --join-timeout"  # the advice where a job does not come together
 _JAX_ABORTS = -signal.SIGABRT  # what a process of JAX does that has lost the others
 
 
@@ -170,6 +171,8 @@ def _require_named(processes: list[Process], lost: int) -> None:
         return
     if lost == 0 and status == _JAX_ABORTS and other.says("leader task"):
         return  # JAX ends a process at once whose coordinator is killed, and says so
+    if status == STATUS_MISTAKE and other.says(_NOT_JOINED):
+        return  # it was lost before the two knew of each other
     require(status in (1, STATUS_STOPPED), f"{other.output}: status {status}")
     require(other.says(f"process {lost}"), f"{other.output} does not name process {lost}")
 

@@ -72,6 +72,15 @@ class ModelSpec(BlockNetworkSpec):
         blocks = tuple(dataclasses.replace(row, repeats=count) for row, count in rows)
         return dataclasses.replace(self, blocks=blocks)
 
+    def with_least_widths(self) -> Self:
+        blocks = tuple(
+            dataclasses.replace(
+                row, filters=1, expansion=2 if row.expands else 1, inner_filters=None
+            )
+            for row in self.blocks
+        )
+        return dataclasses.replace(self, stem_filters=1, blocks=blocks, head_filters=1)
+
     @property
     def num_features(self) -> int:
         return self.head_filters

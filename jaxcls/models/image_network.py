@@ -31,6 +31,10 @@ class BlockNetworkSpec(NetworkSpec):
         """Returns the network with another number of blocks in each stage."""
         raise NotImplementedError
 
+    def with_least_widths(self) -> Self:
+        """Returns a network with the same modules, of as few channels as possible."""
+        raise NotImplementedError
+
     @property
     def num_blocks(self) -> int:
         """The number of residual blocks."""

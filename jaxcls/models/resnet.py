@@ -42,6 +42,9 @@ class ResNetSpec(BlockNetworkSpec):
     def with_repeats(self, repeats: tuple[int, ...]) -> Self:
         return dataclasses.replace(self, repeats=repeats)
 
+    def with_least_widths(self) -> Self:
+        return self  # all have the same widths
+
     @property
     def num_features(self) -> int:
         filters = _STEM_FILTERS * 2 ** (len(self.repeats) - 1)

@@ -12,7 +12,7 @@ from jaxcls.models.interface import NetworkSpec
 from jaxcls.models.resnet import ResNetSpec
 from jaxcls.models.weights_info import WeightsError, WeightsInfo, info_of_spec
 from jaxcls.pretrained import keras_names, resnet_names, torch_names
-from jaxcls.pretrained.variables import variable_shapes
+from jaxcls.pretrained.variables import variable_names
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Family:
 
 def _own_names(spec: NetworkSpec, tensors: Collection[str]) -> dict[str, str]:
     del tensors
-    return {path: path for path in variable_shapes(spec, num_classes=1)}
+    return {path: path for path in variable_names(spec)}
 
 
 def _of_network(

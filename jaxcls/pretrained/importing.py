@@ -15,7 +15,7 @@ from jaxcls.models.weights_info import WeightsError
 from jaxcls.pretrained.families import Family, find_family
 from jaxcls.pretrained.files import WeightsFile
 from jaxcls.pretrained.limits import excerpt
-from jaxcls.pretrained.variables import variable_shapes, without_collection
+from jaxcls.pretrained.variables import variable_names, variable_shapes, without_collection
 
 type Variables = dict[str, Any]
 
@@ -397,7 +397,7 @@ def _replaced(found: int, wanted: int, layers_beside: Sequence[str]) -> str:
 
 def _fitting(patterns: Iterable[str], spec: NetworkSpec) -> set[str]:
     """Returns the variables that match one of the patterns."""
-    names = [without_collection(path) for path in variable_shapes(spec, num_classes=1)]
+    names = [without_collection(path) for path in variable_names(spec)]
     return _matching(
         patterns,
         names,

@@ -14,9 +14,10 @@ import numpy as np
 
 from jaxcls.config.sizes import longer_side
 from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
+from jaxcls.models.interface import CLASSIFIER
 from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD
 from jaxcls.models.weights_info import Triple, WeightsInfo, info_of_spec
-from jaxcls.pretrained.variables import layer_of, variable_shapes
+from jaxcls.pretrained.variables import layer_of, variable_names
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
@@ -175,7 +176,7 @@ def _given_names(spec: ModelSpec, tensors: Collection[str]) -> dict[str, str]:
         default="predictions",
     )
     names = {}
-    for path in variable_shapes(spec, num_classes=1):
+    for path in variable_names(spec):
         layer, (leaf, _) = layers[layer_of(path)], _leaf(path)
         names[path] = found.get((layer, leaf), f"{layer}/{layer}/{leaf}:0")
     return names
@@ -215,17 +216,16 @@ def _counted_names(spec: ModelSpec, tensors: Collection[str], layers: Layers) ->
         default=f"{group}layers/dense",
     )
     return {
-        path: f"{theirs[layer_of(path)]}/vars/{_leaf(path)[1]}"
-        for path in variable_shapes(spec, num_classes=1)
+        path: f"{theirs[layer_of(path)]}/vars/{_leaf(path)[1]}" for path in variable_names(spec)
     }
 
 
 def _counted_layers(spec: ModelSpec) -> Layers:
     """Yields the layers of networks with all layers side by side."""
     count = _Counter()
-    layers = dict.fromkeys(layer_of(path) for path in variable_shapes(spec, num_classes=0))
-    for layer in layers:
-        yield layer, count(_class_of(layer))
+    for layer in dict.fromkeys(layer_of(path) for path in variable_names(spec)):
+        if layer != CLASSIFIER:
+            yield layer, count(_class_of(layer))
 
 
 def _class_of(layer: str) -> str:

@@ -18,7 +18,7 @@ from jaxcls.models.efficientnet import BlockSpec, ModelSpec, block_names
 from jaxcls.models.interface import NetworkSpec
 from jaxcls.models.normalisation import IMAGENET_MEAN, IMAGENET_STD, ONE_HALF
 from jaxcls.models.weights_info import WeightsInfo, info_of_spec
-from jaxcls.pretrained.variables import layer_of, variable_shapes
+from jaxcls.pretrained.variables import layer_of, variable_names
 
 type Layers = Iterator[tuple[str, str]]  # ours, theirs
 
@@ -263,7 +263,7 @@ def names_by_layer(spec: NetworkSpec, layers: Layers) -> dict[str, str]:
     theirs = dict(layers)
     return {
         path: f"{theirs[layer_of(path)]}.{_LEAVES[path.rpartition('/')[2]]}"
-        for path in variable_shapes(spec, num_classes=1)
+        for path in variable_names(spec)
     }
 
 

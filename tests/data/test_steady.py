@@ -53,7 +53,7 @@ print(*before, *after)
 @pytest.mark.parametrize(
     ("num_batches", "num_passes"),
     [
-        pytest.param(2_000, 10, marks=pytest.mark.slow),
+        pytest.param(1_000, 5, marks=pytest.mark.slow),
         pytest.param(10_000, 50, marks=pytest.mark.long),
     ],
 )

@@ -5,7 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from jaxcls.models.registry import create_model, model_spec
-from jaxcls.pretrained.variables import layer_of, variable_shapes, without_collection
+from jaxcls.pretrained.variables import (
+    layer_of,
+    variable_names,
+    variable_shapes,
+    without_collection,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +30,23 @@ def test_variables_are_those_of_the_network(name: str, num_classes: int) -> None
         "/".join(key.key for key in path): leaf.shape
         for path, leaf in jax.tree.leaves_with_path(made)
     }
-    assert variable_shapes(model_spec(name), num_classes=num_classes) == expected
+    spec = model_spec(name)
+    assert variable_shapes(spec, num_classes=num_classes) == expected
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "efficientnetv2_s",
+        "efficientnetv2_rw_s",
+        "efficientnet_lite2",
+        "efficientnet_b1",
+        "resnet34",
+    ],
+)
+def test_names_come_in_the_order_of_the_shapes(name: str) -> None:
+    spec = model_spec(name)
+    assert variable_names(spec) == tuple(variable_shapes(spec, num_classes=1))
 
 
 def test_parts_of_a_name() -> None:

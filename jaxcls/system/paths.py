@@ -5,6 +5,7 @@ import logging
 import os
 from pathlib import Path
 
+import fsspec
 import fsspec.config
 from etils import epath
 
@@ -81,6 +82,9 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
     # Otherwise gcsfs looks for a special kind of bucket and logs missing credentials at each start.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").addFilter(_passes)
+    for protocol in ("gs", "gcs"):
+        name = "jaxcls.system.bucket.BucketFileSystem"
+        fsspec.register_implementation(protocol, name, clobber=True)
     # TensorStore and other processes write there too, so a cached listing is soon out of date.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)

@@ -65,21 +65,21 @@ TINY_RESNET = ResNetSpec(name="tiny_resnet", repeats=(1, 1), bottleneck=True, im
 
 # They take longest, and `.ci/run` shares the files between two processes in this order.
 LONGEST = (
-    "training/test_hosts.py",
-    "training/test_step.py",
-    "training/test_loop.py",
-    "models/test_keras_parity.py",
-    "training/test_sharding.py",
-    "config/test_recipes.py",
-    "test_readme.py",
     "training/test_stops_hosts.py",
-    "storm/test_storm.py",
-    "models/test_own_module.py",
-    "training/test_skipping.py",
+    "test_readme.py",
     "augment/test_pipeline.py",
-    "runs/test_checkpoint.py",
+    "storm/test_storm.py",
+    "training/test_hosts.py",
+    "pretrained/test_keras_names.py",
+    "models/test_own_module.py",
+    "training/test_loop.py",
+    "training/test_step.py",
+    "data/test_batches.py",
     "test_guide.py",
+    "augment/test_randaugment.py",
     "runs/test_buckets.py",
+    "training/test_skipping.py",
+    "fuzz/test_fuzz.py",
 )
 
 

@@ -61,7 +61,8 @@ from jaxcls.config import ModelConfig
 _full = get_config
 def get_config():
     config = _full()
-    data = dataclasses.replace(config.data, image_size=16)
+    canvas = min(config.data.canvas_size, 48)
+    data = dataclasses.replace(config.data, image_size=16, canvas_size=canvas)
     return dataclasses.replace(
         config, data=data, augment=small(config.augment), model=ModelConfig(name="tiny"),
         num_epochs=None, num_steps=2)
@@ -81,7 +82,7 @@ from documents import small
 _full = get_config
 def get_config():
     config = _full()
-    data = dataclasses.replace(config.data, image_size=32, batch_size=8)
+    data = dataclasses.replace(config.data, image_size=32, canvas_size=48, batch_size=8)
     optimizer = dataclasses.replace(config.optimizer, freeze={"(stem|block|head).*": 1.0})
     return dataclasses.replace(
         config, data=data, augment=small(config.augment), optimizer=optimizer,
@@ -173,7 +174,8 @@ def test_command(
             main(arguments)
         assert stop.value.code == 0
     else:
-        small = ["--seconds", "0.1"] if arguments[0] == "benchmark" else []
+        small = ["--seconds", "0.1", "--data.image-size", "16"]
+        small = small if arguments[0] == "benchmark" else []
         assert main([*arguments, *small]) == 0
 
 

@@ -185,7 +185,7 @@ def test_the_forms_of_other_platforms_change_no_bit(
 ANY_CHANNELS = (
     RandomFlip(vertical=0.5),
     RandomCropAndResize(area=(0.2, 1.0)),
-    AugMix(ops=tuple(op for op in OPS if op not in NEED_RGB), width=1, depth=2),
+    AugMix(ops=tuple(op for op in OPS if op not in NEED_RGB), width=1, depth=1),
     Cutout(),
     RandomErasing(probability=0.5, fill="constant", value=0.5),
     Mix(group_size=2),
@@ -425,7 +425,13 @@ LISTS: dict[str, tuple[Augmentation, ...]] = {
 }
 
 
-@pytest.mark.parametrize("augment", LISTS.values(), ids=LISTS)
+@pytest.mark.parametrize(
+    "augment",
+    [
+        pytest.param(augment, marks=pytest.mark.long if name == "augmix" else (), id=name)
+        for name, augment in LISTS.items()
+    ],
+)
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),

@@ -126,6 +126,7 @@ class DeadlySource(Source):
         os._exit(9)
 
 
+@pytest.mark.long
 def test_workers_that_are_killed_again_and_again_are_an_error(caplog):
     data = config(num_workers=1, num_threads=1)
     with pytest.raises(DataError, match=r"data.num_workers: .* ended 4 times in a row with exit"):

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
+SIGNALS = [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)]
+
 # Takes batches, as a training does that notes signals and goes on to its next stop.
 PROCESS = """
 import signal, sys
@@ -105,7 +107,7 @@ def answer(job: subprocess.Popen[str]) -> str:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_to_the_whole_group_does_not_take_the_data_away(
     job: subprocess.Popen[str], number: signal.Signals
 ) -> None:
@@ -121,7 +123,7 @@ def test_a_signal_to_the_whole_group_does_not_take_the_data_away(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_while_the_workers_start_does_not_take_the_data_away(
     starting: subprocess.Popen[str], number: signal.Signals
 ) -> None:

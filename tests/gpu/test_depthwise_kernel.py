@@ -15,8 +15,9 @@ from jaxcls.models.padding import Padding
     ("size", "stride", "padding", "shape"),
     [
         (3, 1, "symmetric", (2, 5, 7, 70)),  # two tiles of channels
-        (3, 2, "same", (3, 6, 9, 5)),
-        (5, 1, "same", (1, 1, 2, 12)),  # an image smaller than the kernel
+        pytest.param(3, 2, "same", (3, 6, 9, 5), marks=pytest.mark.long),
+        # An image smaller than the kernel.
+        pytest.param(5, 1, "same", (1, 1, 2, 12), marks=pytest.mark.long),
         (5, 2, "symmetric", (2, 7, 6, 12)),
     ],
 )

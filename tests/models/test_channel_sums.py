@@ -22,9 +22,11 @@ def terms(x: Array, grad: Array, mean: Array, scale: Array) -> tuple[Array, ...]
         (1, (4, 5, 3, 24), 1, 1),  # fewer channels than a tile
         (1, (2, 40, 40, 130), 2, 2),  # an example in pieces, and two tiles of channels
         (1, (64, 3, 3, 8), 4, 4),  # units of one example, in groups
-        (1, (128, 2, 1, 1152), 4, None),  # units of two examples, in groups
+        # Units of two examples, in groups.
+        pytest.param(1, (128, 2, 1, 1152), 4, None, marks=pytest.mark.long),
         (1, (6, 2, 2, 16), 6, 3),  # a sum of each example, vectors of two
-        (8, (16, 3, 3, 16), 1, 1),  # a group on all devices
+        # A group on all devices.
+        pytest.param(8, (16, 3, 3, 16), 1, 1, marks=pytest.mark.long),
         (8, (16, 3, 3, 16), 4, 4),  # groups on two devices each
         (8, (32, 3, 3, 16), 32, 16),  # groups within a device
     ],

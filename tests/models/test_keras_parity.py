@@ -19,7 +19,7 @@ from jaxcls.models.registry import SPECS, create_model, model_spec
 # (model, image size): None is the native one; the others are small, and one is odd.
 CASES = [
     ("efficientnetv2_b0", None),
-    ("efficientnet_b0", 65),
+    pytest.param("efficientnet_b0", 65, marks=pytest.mark.long),
     pytest.param("efficientnet_b3", 64, marks=pytest.mark.long),
     *(
         pytest.param(f"efficientnetv2_{variant}", size, marks=pytest.mark.long)

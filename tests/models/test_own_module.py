@@ -337,7 +337,7 @@ def test_every_command_works_on_it(run: Run, caplog: pytest.LogCaptureFixture) -
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("name", ["plain", "Listed"])
+@pytest.mark.parametrize("name", [pytest.param("plain", marks=pytest.mark.long), "Listed"])
 def test_a_network_without_batch_norm_is_exported_and_opened_again(run: Run, name: str) -> None:
     config = CONFIG.replace("Small", name).replace(', options={"width": 3}', "")
     Path("config.py").write_text(config.replace("layer_decay=0.9, ", ""))

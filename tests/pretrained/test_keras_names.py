@@ -57,12 +57,11 @@ SAVE = {"by_name.h5": save_by_name, "whole.h5": save_whole, "count.weights.h5": 
     scope="module",
     params=[
         "efficientnetv2_b0",
-        "efficientnetv2_s",
         "efficientnet_b0",
         *(
             pytest.param(name, marks=pytest.mark.long)
             for name in kw.KERAS_NAMES
-            if name not in ("efficientnetv2_b0", "efficientnetv2_s", "efficientnet_b0")
+            if name not in ("efficientnetv2_b0", "efficientnet_b0")
         ),
     ],
 )

@@ -163,7 +163,8 @@ def test_twenty_float64_steps_on_eight_devices_equal_one_device(
 @pytest.mark.parametrize(
     ("name", "devices", "mixing"),
     [
-        ("all_blocks", 1, False),
+        ("tiny", 1, False),
+        pytest.param("all_blocks", 1, False, marks=pytest.mark.long),
         pytest.param("tiny_resnet", 1, False, marks=pytest.mark.long),
         pytest.param("all_blocks", 2, True, marks=pytest.mark.long),
     ],

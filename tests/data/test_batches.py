@@ -98,14 +98,14 @@ def test_worker_processes_change_nothing(digits, digits_config):
 
 
 def test_a_worker_that_is_killed_is_replaced_and_changes_nothing(digits, digits_config, caplog):
-    expected = take(6, train_batches(digits, digits_config, seed=1, rows=range(32)))
+    expected = take(20, train_batches(digits, digits_config, seed=1, rows=range(32)))
     data = dataclasses.replace(digits_config, num_workers=2, num_threads=1, prefetch=1)
     batches = train_batches(digits, data, seed=1, rows=range(32))
     found = [next(batches)]
     for worker in multiprocessing.active_children():
         worker.kill()
         worker.join()
-    assert_same([*found, *take(5, batches)], expected)
+    assert_same([*found, *take(19, batches)], expected)  # more than may have been made before
     assert "ended with exit code -9" in caplog.text
     assert not multiprocessing.active_children()
 

@@ -142,6 +142,17 @@ def tiny_run(tiny_config: Config, tmp_path_factory: pytest.TempPathFactory) -> t
     return folder, train(tiny_config, folder, mesh=make_mesh(jax.devices()[:1]))
 
 
+@pytest.fixture(scope="session")
+def run_of_all_blocks(
+    tiny_config: Config, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Outcome]:
+    """As `tiny_run`, of the network with all blocks of EfficientNet."""
+    folder = tmp_path_factory.mktemp("runs") / "all_blocks"
+    model = dataclasses.replace(tiny_config.model, name="all_blocks")
+    config = dataclasses.replace(tiny_config, model=model)
+    return folder, train(config, folder, mesh=make_mesh(jax.devices()[:1]))
+
+
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a command line in an empty folder that has a config, tiny.py."""

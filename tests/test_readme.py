@@ -174,9 +174,9 @@ def test_command(
             main(arguments)
         assert stop.value.code == 0
     else:
-        small = ["--seconds", "0.1", "--data.image-size", "16"]
-        small = small if arguments[0] == "benchmark" else []
-        assert main([*arguments, *small]) == 0
+        if arguments[0] == "benchmark":
+            arguments += ["--seconds", "0.1", "--data.image-size", "16"]
+        assert main(arguments) == 0
 
 
 @pytest.mark.parametrize(("document", "number"), PYTHON)

@@ -223,7 +223,7 @@ def _stop(ready: queue.Queue, stop: threading.Event, thread: threading.Thread) -
             return
     warn_once(
         f"the data hang: a batch that is no longer needed is still being made after "
-        f"{CLOSE_SECONDS:g} s; going on without waiting for it"
+        f"{CLOSE_SECONDS:g} s; continuing without waiting for it"
     )
 
 

@@ -114,6 +114,8 @@ def _records(
 
 def _shuffled(place: int, count: int, *, seed: int) -> int:
     """The number at a place of a permutation of `count` numbers that the seed decides."""
+    if count == 1:
+        return 0
     if count < _FEW:
         return int(_permutation(count, seed % 2**32)[place])
     return index_shuffle(place, max_index=count - 1, seed=seed % 2**32, rounds=4)

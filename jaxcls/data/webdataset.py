@@ -27,6 +27,7 @@ from jaxcls.data.splits import describe_splits, parse_split
 from jaxcls.data.tar_index import Entry, shard_entries
 from jaxcls.system.errors import DataError
 from jaxcls.system.file_names import composed, printable
+from jaxcls.system.links import has_wildcards
 from jaxcls.system.paths import expand_home
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ def find_shards(name: str) -> list[Path]:
         found = [Path(path) for path in sorted(glob.glob(pattern)) if os.path.isfile(path)]
         if os.path.isfile(pattern):
             found = [Path(pattern)]
-        problem = "does not exist" if glob.escape(pattern) == pattern else "matches no files"
+        problem = "matches no files" if has_wildcards(pattern) else "does not exist"
     if not found:
         raise DataError(
             f"data.source: {printable(name)!r} {problem}; name a folder of .tar files, or a "

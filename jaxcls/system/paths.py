@@ -83,8 +83,9 @@ def run_path(path: str | os.PathLike[str]) -> RunPath:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").addFilter(_passes)
     for protocol in ("gs", "gcs"):
-        name = "jaxcls.system.bucket.BucketFileSystem"
-        fsspec.register_implementation(protocol, name, clobber=True)
+        fsspec.register_implementation(
+            protocol, "jaxcls.system.bucket.BucketFileSystem", clobber=True
+        )
     # TensorStore and other processes write there too, so a cached listing is soon out of date.
     fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
     return epath.Path(text)

@@ -207,8 +207,8 @@ def test_leaving_does_not_wait_for_data_that_hang(place, monkeypatch, caplog):
         assert time.monotonic() - begin < 10
         assert list(arrays) == []
     assert [record.getMessage() for record in caplog.records if record.name == "jaxcls"] == [
-        "the data hang: a batch that is no longer needed is still being made after 0.3 s; going on "
-        "without waiting for it"
+        "the data hang: a batch that is no longer needed is still being made after 0.3 s; "
+        "continuing without waiting for it"
     ]
     free.set()  # then the threads end
     deadline = time.monotonic() + 10

@@ -221,7 +221,6 @@ def test_prepare_makes_the_indexes(shards: Path, monkeypatch: pytest.MonkeyPatch
         ([("1.png", b"i"), ("1.json", b"[]")], r"member \.json is damaged"),
         ([("1.png", b"i"), ("1.json", b"{}")], 'example .1. has no label; .* under "label"'),
         ([("1.png", b"i"), ("1.json", b'{"label": 0.5}')], "must be a class name or number.*0.5"),
-
         ([("1.png", b"i"), ("1.json", b'{"label": [1, " "]}')], "must be a class name or number"),
         ([("1.png", b"i"), ("1.json", b'{"class": 1}')], 'has no label; .* under "label"'),
         ([("1.png", b"i"), ("1.cls", b"\n")], "must be a class name or number"),

@@ -33,15 +33,17 @@ assert not loaded & {"jaxcls", "flax", "safetensors", "PIL", "orbax"}, loaded
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_run: tuple[Path, Outcome], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    run_of_all_blocks: tuple[Path, Outcome], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     folder = tmp_path_factory.mktemp("export") / "digits"
-    assert main(["export", str(tiny_run[0]), "-o", str(folder)]) == 0
+    assert main(["export", str(run_of_all_blocks[0]), "-o", str(folder)]) == 0
     return folder
 
 
 @pytest.fixture(scope="module")
-def classifier(tiny_run: tuple[Path, Outcome]) -> ImageClassifier:
-    return ImageClassifier.from_run(tiny_run[0])
+def classifier(run_of_all_blocks: tuple[Path, Outcome]) -> ImageClassifier:
+    return ImageClassifier.from_run(run_of_all_blocks[0])
 
 
 KILLED = """
@@ -100,19 +102,19 @@ def test_the_weights_are_the_runs_to_the_bit(folder: Path, classifier: ImageClas
 
 
 def test_what_lies_beside(
-    folder: Path, tiny_run: tuple[Path, Outcome], classifier: ImageClassifier
+    folder: Path, run_of_all_blocks: tuple[Path, Outcome], classifier: ImageClassifier
 ) -> None:
     names = ["README.md", "classes.json", "config.json", "model.stablehlo", "weights.safetensors"]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert [path.name for path in folder.parent.iterdir()] == ["digits"]
     assert json.loads((folder / "classes.json").read_text()) == list(classifier.class_names)
-    recorded = json.loads((tiny_run[0] / "config.json").read_text())
+    recorded = json.loads((run_of_all_blocks[0] / "config.json").read_text())
     assert json.loads((folder / "config.json").read_text()) == recorded
 
 
-def test_the_card(folder: Path, tiny_run: tuple[Path, Outcome]) -> None:
+def test_the_card(folder: Path, run_of_all_blocks: tuple[Path, Outcome]) -> None:
     card = (folder / "README.md").read_text()
-    metrics = tiny_run[1].metrics
+    metrics = run_of_all_blocks[1].metrics
     assert f"top-1 {metrics['top1']:.2%}, top-5 {metrics['top5']:.2%}" in card
     assert "`digits`" in card
     assert "this is step 12" in card
@@ -123,9 +125,9 @@ def test_the_card(folder: Path, tiny_run: tuple[Path, Outcome]) -> None:
 
 
 def test_another_step_and_platform_into_an_empty_folder(
-    tiny_run: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of_all_blocks: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = shutil.copytree(tiny_run[0], tmp_path / "run")
+    run = shutil.copytree(run_of_all_blocks[0], tmp_path / "run")
     (run / "metrics.csv").unlink()
     (tmp_path / "out").mkdir()
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "out")], check=False)
@@ -141,9 +143,9 @@ def test_another_step_and_platform_into_an_empty_folder(
 
 
 def test_mistakes_are_one_message(
-    tiny_run: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_of_all_blocks: tuple[Path, Outcome], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = str(tiny_run[0])
+    run = str(run_of_all_blocks[0])
     (tmp_path / "no_checkpoint").mkdir()
     (tmp_path / "used").mkdir()
     (tmp_path / "used/file").write_text("")
@@ -167,11 +169,11 @@ def test_mistakes_are_one_message(
 
 
 def test_a_failure_leaves_nothing(
-    tiny_run: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run_of_all_blocks: tuple[Path, Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(export, "write_weights", fail)
-    assert main(["export", str(tiny_run[0]), "-o", str(tmp_path / "out")]) == 2
+    assert main(["export", str(run_of_all_blocks[0]), "-o", str(tmp_path / "out")]) == 2
     assert list(tmp_path.iterdir()) == []

@@ -35,8 +35,8 @@ class Damaged(Source):
 
 
 @pytest.fixture(scope="module")
-def classifier(tiny_run: tuple[Path, Outcome]) -> ImageClassifier:
-    return ImageClassifier.from_run(tiny_run[0])
+def classifier(run_of_all_blocks: tuple[Path, Outcome]) -> ImageClassifier:
+    return ImageClassifier.from_run(run_of_all_blocks[0])
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +124,7 @@ def test_the_metrics_of_the_same_pass_are_those_of_the_evaluation(
     hits = found.classes == found.labels[:, None]
     assert metrics["top1"] == hits[:, 0].mean()
     assert metrics["top5"] == hits.any(axis=1).mean()
-    assert 0 < metrics["top1"] < metrics["top5"] < 1
+    assert 0.1 < metrics["top1"] < metrics["top5"] < 1
 
 
 def test_broken_images_are_left_out(

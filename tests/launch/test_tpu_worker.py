@@ -104,23 +104,24 @@ def test_stop_kills_what_does_not_end(worker: Path) -> None:
     wait_for(worker, "exited 137")
 
 
+def start_with_setsid(worker: Path, folder: Path, script: str) -> subprocess.CompletedProcess[str]:
+    """Starts a training where the script stands for the program `setsid`."""
+    setsid = folder / "bin/setsid"
+    setsid.parent.mkdir()
+    setsid.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    setsid.chmod(0o755)
+    return call(worker, "start", "config.py", PATH=f"{setsid.parent}:{os.environ['PATH']}")
+
+
 def test_a_killed_supervisor_is_no_running_training(worker: Path, tmp_path: Path) -> None:
     # A busy machine: the process group is there late, but when `start` returns it is there.
-    late = tmp_path / "late/setsid"
-    late.parent.mkdir()
-    late.write_text(f'#!/usr/bin/env bash\nsleep 0.5\nexec {shutil.which("setsid")} "$@"\n')
-    late.chmod(0o755)
-    call(worker, "start", "config.py", PATH=f"{late.parent}:{os.environ['PATH']}")
+    start_with_setsid(worker, tmp_path, f'sleep 0.5\nexec {shutil.which("setsid")} "$@"')
     os.killpg(int((worker / "worker/pid").read_text()), signal.SIGKILL)
     wait_for(worker, "exited 137")
 
 
 def test_a_start_that_fails_says_why(worker: Path, tmp_path: Path) -> None:
-    broken = tmp_path / "broken/setsid"
-    broken.parent.mkdir()
-    broken.write_text("#!/usr/bin/env bash\necho no more processes\nexit 1\n")
-    broken.chmod(0o755)
-    result = call(worker, "start", "config.py", PATH=f"{broken.parent}:{os.environ['PATH']}")
+    result = start_with_setsid(worker, tmp_path, "echo no more processes\nexit 1")
     assert result.returncode == 1
     assert "no more processes" in result.stderr
     assert state(worker) == "absent"

@@ -213,14 +213,15 @@ def count_all_reduces(text: str) -> int:
 def test_grouped_batch_norm_needs_one_collective_and_gathers_no_image(
     tiny_config: Config,
 ) -> None:
+    config = changed(tiny_config, "model", name="all_blocks")
     text = {
-        batch_norm: make_training(changed(tiny_config, "model", batch_norm=batch_norm), devices=8)
+        batch_norm: make_training(changed(config, "model", batch_norm=batch_norm), devices=8)
         .compile_step()
         .program.as_text()
         for batch_norm in (4, "global")
     }
     assert count_all_reduces(text[4]) == 1  # gradients, statistics and metrics together
-    assert count_all_reduces(text["global"]) >= 6  # two for each batch norm
+    assert count_all_reduces(text["global"]) > 10
     for kind in ("all-gather", "all-to-all", "collective-permute"):
         assert kind not in text[4]
 
